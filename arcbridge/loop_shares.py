@@ -14,6 +14,7 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Generator, Hashable
+from dataclasses import dataclass, field
 from typing import Any, Final, Generic, TypeVar, cast
 
 from arcbridge.limiters import TokenBucket
@@ -98,6 +99,7 @@ class LoopShares:
         return count if now - self._light_at <= RECENT else max(count * share, 1.0)
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class LoopTime:
     """The loop's time that one payer takes: a user, an address.
 
@@ -105,58 +107,40 @@ class LoopTime:
     long. It may be called again before they have passed.
     """
 
-    __slots__ = (
-        "_bucket",
-        "_cpu",
-        "_late_until",
-        "_looking",
-        "_mean",
-        "_others",
-        "_others_at",
-        "_over_since",
-        "_over_spent",
-        "_settle_at",
-        "_settled",
-        "_settled_at",
-        "held_until",
-        "inner",
-        "on_over",
-        "refused_until",
-        "shares",
-        "spent",
-    )
+    shares: LoopShares
+    on_over: Callable[[float], None]
+    spent: float = 0.0
+    """Seconds of the loop since the payer is known."""
+    inner: float = 0.0
+    """Seconds of these for what another payer began."""
+    held_until: float = 0.0
+    """Until when nothing is to be worked on, monotonic seconds."""
+    refused_until: float = 0.0
+    """Until when new work is refused, monotonic seconds."""
+    _bucket: TokenBucket | None = None
+    """Seconds of the loop that it may take; None: any number."""
+    _mean: float = 0.0
+    _cpu: float = 0.0
+    """Seconds of the loop, and of its thread's CPU, in the last second: older ones fade."""
+    _late_until: float = 0.0
+    """Until when it counts as one that made the loop late, monotonic seconds."""
+    _looking: bool = False
+    _settled: float = 0.0
+    """What was spent when the bucket was charged last."""
+    _settled_at: float = float("-inf")
+    """When that was, monotonic seconds."""
+    _settle_at: float = QUANTUM
+    """At what it is charged next."""
+    _over_since: float = 0.0
+    """Since when it is slowed down again and again, monotonic seconds."""
+    _over_spent: float = 0.0
+    """What was spent before that."""
+    _others: float = field(init=False)
+    """Seconds that others had spent when they were found to spend last."""
+    _others_at: float = float("-inf")
 
-    def __init__(self, shares: LoopShares, on_over: Callable[[float], None]) -> None:
-        self.shares = shares
-        self.spent = 0.0
-        """Seconds of the loop since the payer is known."""
-        self.inner = 0.0
-        """Seconds of these for what another payer began."""
-        self.held_until = 0.0
-        """Until when nothing is to be worked on, monotonic seconds."""
-        self.refused_until = 0.0
-        """Until when new work is refused, monotonic seconds."""
-        self.on_over = on_over
-        self._bucket: TokenBucket | None = None
-        """Seconds of the loop that it may take; None: any number."""
-        self._mean = self._cpu = 0.0
-        """Seconds of the loop, and of its thread's CPU, in the last second: older ones fade."""
-        self._late_until = 0.0
-        """Until when it counts as one that made the loop late, monotonic seconds."""
-        self._looking = False
-        self._settled = 0.0
-        """What was spent when the bucket was charged last."""
-        self._settled_at = float("-inf")
-        """When that was, monotonic seconds."""
-        self._settle_at = QUANTUM
-        """At what it is charged next."""
-        self._over_since = 0.0
-        """Since when it is slowed down again and again, monotonic seconds."""
-        self._over_spent = 0.0
-        """What was spent before that."""
-        self._others = shares.total - shares.inner
-        """Seconds that others had spent when they were found to spend last."""
-        self._others_at = float("-inf")
+    def __post_init__(self) -> None:
+        self._others = self.shares.total - self.shares.inner
 
     def set_share(self, now: float, share: float) -> None:
         """Let the payer take `share` of the loop (0 to 1) while others wait, from now on; 0: as much as it wants."""

@@ -1,12 +1,25 @@
-"""Ends asyncio tasks of parts that close, and unpacks the errors of task groups.
+"""Holds the asyncio tasks of parts, ends them, and unpacks the errors of task groups.
 
-It starts none and keeps none. Invariant: what was cancelled here runs no more when the caller goes on.
+Invariants: what was cancelled here runs no more when the caller goes on, and a task of a `TaskSet` is held until it
+ends, because the event loop does not hold it.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from typing import Any
+
+
+class TaskSet(set[asyncio.Task[Any]]):
+    """Tasks that run beside the part that started them, and have not ended."""
+
+    def start(self, work: Coroutine[Any, Any, Any], name: str | None = None) -> asyncio.Task[Any]:
+        """Run `work` in a task of its own."""
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self.add(task)
+        task.add_done_callback(self.discard)
+        return task
 
 
 async def cancel_and_wait(*tasks: asyncio.Task[Any]) -> None:

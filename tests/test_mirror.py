@@ -26,6 +26,7 @@ WITHOUT_TEST: dict[str, str] = {
     "relay/parts": "declarations",
     "relay/recovery_words": "with `recovery`",
     "relay/pending_dials": "with `rendezvous`, in whose tests both ends meet",
+    "protobuf": "with `agent/kube/pod_body` and `identity/cel/syntax`, which read by it",
     "errors": "declarations; each is tested where it is raised",
     "wire/context": "declarations; the parts that share it are tested with it",
     "wire/events": "declarations; the tests of the session read them",

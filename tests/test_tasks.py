@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from arcbridge.tasks import cancel_and_wait, first_error
+from arcbridge.tasks import TaskSet, cancel_and_wait, first_error
 
 
 async def test_they_have_ended_also_where_they_take_their_time() -> None:
@@ -42,3 +42,15 @@ async def test_one_that_fails_and_none_at_all() -> None:
 def test_the_first_error_of_a_group_is_found_at_any_depth() -> None:
     error = ValueError("the one")
     assert first_error(ExceptionGroup("", [ExceptionGroup("", [error]), TypeError()])) is error
+
+
+async def test_a_set_has_the_tasks_that_run() -> None:
+    tasks, may_end = TaskSet(), asyncio.Event()
+    task = tasks.start(may_end.wait(), "waits")
+    await asyncio.sleep(0)
+    assert tasks == {task}
+    assert task.get_name() == "waits"
+    may_end.set()
+    await asyncio.wait(tasks)
+    await asyncio.sleep(0)
+    assert tasks == set()

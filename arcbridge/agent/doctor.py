@@ -8,7 +8,6 @@ the running agent says of itself.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import ssl
 import time
@@ -27,7 +26,7 @@ from arcbridge.checks.running import look_at_process, look_at_refusals, read_pag
 from arcbridge.checks.self_checks import SelfCheck, SelfChecks
 from arcbridge.errors import ArcbridgeError, ConfigError, EnrolmentRefused, PinMismatch
 from arcbridge.net.address import Address
-from arcbridge.net.dialer import connect
+from arcbridge.net.dialer import try_tls
 from arcbridge.net.tls import ALPN_HTTP, RelayTrust, fetch_relay_ca, outer_client_context
 from arcbridge.pki.credentials import CLUSTER_CA_CERTIFICATE, AgentCredential
 from arcbridge.pki.pins import pin_of, same_pin
@@ -142,15 +141,7 @@ async def _relay(
         async with asyncio.timeout(CONNECT_DEADLINE):
             if trust is None:
                 trust = RelayTrust(await fetch_relay_ca(relay, config.relay_ca_pin, deadline=CONNECT_DEADLINE))
-            sock = await connect(relay, deadline=CONNECT_DEADLINE)
-            try:
-                context = outer_client_context(trust, ALPN_HTTP)
-                _, writer = await asyncio.open_connection(sock=sock, ssl=context, server_hostname=relay.host)
-            except BaseException:
-                sock.close()
-                raise
-            with contextlib.suppress(OSError):
-                writer.transport.abort()
+            await try_tls(relay, outer_client_context(trust, ALPN_HTTP), deadline=CONNECT_DEADLINE)
     except PinMismatch as error:
         return [failed(hop, error.message, _PIN, "relay_pin")]
     except ssl.SSLError as error:

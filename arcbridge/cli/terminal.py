@@ -19,13 +19,15 @@ if TYPE_CHECKING:
 
 
 def configure_logging(config: ClientConfig, default_level: str = "") -> None:
-    """Set logging up by the settings; `default_level` takes the place of `info`, which is their default."""
+    """Set logging up by the settings; `default_level` takes the place of `info`, which is their default, for a command
+    that ends: what it logs stands between lines for people, so that it is one of them on a pipe, too."""
     from arcbridge.observe import logging
 
-    level = config.observe.log_level
-    logging.configure(
-        "client", default_level if default_level and level == "info" else level, config.observe.log_format
-    )
+    level, form = config.observe.log_level, config.observe.log_format
+    if default_level:
+        level = default_level if level == "info" else level
+        form = "console" if form == "auto" else form
+    logging.configure("client", level, form)
 
 
 def terminal(lines: TextIO) -> Terminal:

@@ -10,7 +10,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from arcbridge.client.credentials.tokens import is_azure_pipelines, refuse_contradictions, with_defaults
+from arcbridge.client.credentials.tokens import (
+    CLUSTER_AUDIENCE,
+    is_azure_pipelines,
+    refuse_contradictions,
+    with_defaults,
+)
 from arcbridge.errors import ConfigError, NotInThisJob, StateError
 from arcbridge.net.address import issuer_origin, parse_address
 from arcbridge.pki.names import check_cluster_name
@@ -162,6 +167,13 @@ def _issuer(login: LoginConfig, problems: Problems, environment: Mapping[str, st
             from arcbridge.client.credentials.client_credentials import ClientCredentials
 
             ClientCredentials(login, environment=environment)
+            if not (login.cluster_audience or login.id_token_file or login.one_token):
+                problems.warn(
+                    "login.cluster_audience",
+                    "login.cluster_audience: missing: unless the issuer adds an ID token, which few do for a program, "
+                    "relay and cluster would get the same token, and the client refuses that; set it, such as "
+                    f"{CLUSTER_AUDIENCE}",
+                )
         else:
             check_login(login)
             from arcbridge.client.credentials.client_authentication import ClientAuthentication

@@ -331,23 +331,6 @@ class PolicyFile:
     guard judges changes (`judged`), one is `pending` until it is taken over or held back (`relay.policy_guard`).
     """
 
-    __slots__ = (
-        "_accepted",
-        "_accepted_at",
-        "_checked_at",
-        "_clock",
-        "_held_since",
-        "_policy",
-        "_stamp",
-        "error",
-        "held",
-        "hold",
-        "judged",
-        "path",
-        "pending",
-        "share",
-    )  # fmt: skip
-
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
         """Read the file at once; raises ConfigError when this first reading fails."""
         self.path = path

@@ -35,6 +35,7 @@ from arcbridge.identity.proof import place_of
 from arcbridge.identity.refusal import TokenRefused
 from arcbridge.identity.strict_json import parse_object
 from arcbridge.refusals import RefusalRule
+from arcbridge.tasks import TaskSet
 from arcbridge.units import duration
 
 MAX_TOKEN = 64 * 1024
@@ -121,7 +122,7 @@ class TokenVerifier:
         self._accept.check(config)
         self._config = config
         self._fetch = fetch
-        self._left: set[asyncio.Task[None]] = set()
+        self._left = TaskSet()
         """The ends of key sets that are not used any more."""
         self._clock = clock
         self._monotonic = monotonic
@@ -234,9 +235,7 @@ class TokenVerifier:
             keys[issuer.url] = self._keys[issuer.url] if same else KeySet(issuer, self._fetch, self._monotonic)
         for url, unused in self._keys.items():
             if keys.get(url) is not unused:
-                task = asyncio.get_running_loop().create_task(unused.close())
-                self._left.add(task)
-                task.add_done_callback(self._left.discard)
+                self._left.start(unused.close())
         self._config, self._accept, self._keys = config, accept, keys
         self._results.clear()
         self._groups_claimed.clear()

@@ -44,29 +44,6 @@ class SocketSplice(asyncio.Protocol):
     `on_done` is called once, when the socket is closed and the stream is over.
     """
 
-    __slots__ = (
-        "_closed",
-        "_descriptor",
-        "_error",
-        "_error_poll",
-        "_from_stream",
-        "_loop",
-        "_on_done",
-        "_pending",
-        "_polled",
-        "_read_over",
-        "_reading",
-        "_recv_into",
-        "_reset",
-        "_send",
-        "_shut_when_sent",
-        "_sock",
-        "_stream",
-        "_stream_lost",
-        "_to_stream",
-        "_write_over",
-    )
-
     def __init__(self, sock: socket.socket, on_done: Callable[[SpliceResult], None] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         self._sock = sock

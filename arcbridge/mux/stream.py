@@ -38,30 +38,6 @@ class StreamTransport(asyncio.Transport):
     protocol paused during it: then it had no room for what it got.
     """
 
-    __slots__ = (
-        "_closing",
-        "_cut_due",
-        "_data_received",
-        "_draining",
-        "_eof_due",
-        "_held",
-        "_high",
-        "_lost",
-        "_low",
-        "_paused",
-        "_protocol",
-        "_reader_scheduled",
-        "_receiver",
-        "_sender",
-        "_session",
-        "_stream",
-        "_table",
-        "_view_received",
-        "_writer_paused",
-        "backlog",
-        "error",
-    )
-
     def __init__(self, session: MuxSession, machine: Session, stream: Stream) -> None:
         super().__init__()
         self._session = session

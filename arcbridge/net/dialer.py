@@ -10,9 +10,11 @@ asked for; an IP address needs neither thread nor race.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import socket
+import ssl
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import zip_longest
@@ -73,6 +75,23 @@ async def connect(address: Address, *, deadline: float, proxy: Proxy | str | Non
         raise _unreachable(what, f"no answer within {deadline:.0f} s") from error
     except OSError as error:
         raise _unreachable(what, _words(error)) from error
+
+
+async def try_tls(
+    address: Address, context: ssl.SSLContext, *, deadline: float, proxy: Proxy | str | None = None
+) -> None:
+    """Make TLS with a server and end the connection at once, to see whether it is the one that `context` trusts.
+
+    Raises what `connect` raises, and OSError, of which ssl.SSLError is one.
+    """
+    sock = await connect(address, deadline=deadline, proxy=proxy)
+    try:
+        _, writer = await asyncio.open_connection(sock=sock, ssl=context, server_hostname=address.host)
+    except BaseException:
+        sock.close()
+        raise
+    with contextlib.suppress(OSError):
+        writer.transport.abort()
 
 
 def begin(address: Address) -> tuple[socket.socket, bool] | None:

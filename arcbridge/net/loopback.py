@@ -7,6 +7,7 @@ with another process, and `listen_local` has both loopback addresses wherever th
 from __future__ import annotations
 
 import errno
+import os
 import socket
 from pathlib import Path
 
@@ -60,26 +61,17 @@ class _NoAddress(Exception):
 
 def _listen(family: int, host: str, port: int, option: str) -> socket.socket:
     try:
-        sock = socket.socket(family, socket.SOCK_STREAM)
+        # Takes over a port in TIME_WAIT, never one that is listened on. SO_REUSEPORT stays off: with it a second
+        # process could share, that is steal, connections.
+        sock = socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
-        raise _NoAddress from error
-    try:
-        # Takes over a port in TIME_WAIT, never one that is listened on (Linux, BSD). SO_REUSEPORT stays off: with
-        # it a second process could share, that is steal, connections.
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.bind((host, port))
-        sock.listen(BACKLOG)
-    except OSError as error:
-        sock.close()
         if error.errno == errno.EADDRINUSE:
             raise PortInUse(port, option) from error
         if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
             raise _NoAddress from error
         if error.errno == errno.EACCES:
             raise ConfigError(f"cannot listen on port {port}: permission denied; choose one above 1023") from error
-        raise ConfigError(f"cannot listen on {host}, port {port}: {error.strerror}") from error
+        raise ConfigError(f"cannot listen on {host}, port {port}: {os.strerror(error.errno or 0)}") from error
     sock.setblocking(False)
     return sock
 

@@ -214,13 +214,13 @@ def _encode(fields: EventDict, **_: object) -> str:
 
 
 def _console(colour: bool) -> tuple[Processor, Processor]:
-    """Return the processors that render a line for people: time, level, role and event, then the fields, then the
-    trace."""
+    """Return the processors that render a line for people: date and time in UTC, level, role and event, then the
+    fields, then the trace."""
     from structlog.dev import Column, ConsoleRenderer
 
     colours, reset = (_COLOURS, _RESET) if colour else ({}, "")
     columns = [
-        Column("timestamp", lambda _, moment: str(moment)[11:23]),
+        Column("timestamp", lambda _, moment: f"{str(moment)[:10]} {str(moment)[11:23]}Z"),
         Column("level", lambda _, name: f"{colours.get(str(name), '')}{name:<7}{reset}"),
         Column("role", lambda _, role: f"{role}:"),
         Column("event", lambda _, event: str(event)),

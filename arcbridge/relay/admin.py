@@ -180,9 +180,7 @@ async def list_clusters(relay: Administered, patterns: Sequence[str] = (EVERY_CL
 async def list_sessions(relay: Administered) -> list[Row]:
     """Return the sessions that run through this relay, its workers, or its fleet, oldest first; times in unix seconds.
     Raises `StateError` where no relay runs here."""
-    rows = await relay.ask({"ask": "sessions"})
-    if rows is None:
-        raise _not_running(relay)
+    rows = await _ask(relay, {"ask": "sessions"})
     return sorted(rows, key=lambda row: float(row.get("since", 0.0)))
 
 
@@ -190,9 +188,7 @@ async def end_session(relay: Administered, session: str, reason: str = "") -> li
     """End the session with this id, its present or its first one; return what was ended. Raises `StateError`."""
     if JOIN_ID.fullmatch(session) is None:
         raise ConfigError("which session? give its id: 'session list' shows those that run")
-    rows = await relay.ask({"ask": "end", "session": session, "reason": reason})
-    if rows is None:
-        raise _not_running(relay)
+    rows = await _ask(relay, {"ask": "end", "session": session, "reason": reason})
     if not rows:
         raise StateError(f"there is no session {session} here: 'session list' shows those that run")
     return rows
@@ -201,17 +197,13 @@ async def end_session(relay: Administered, session: str, reason: str = "") -> li
 async def list_policies(relay: Administered) -> list[Row]:
     """Return the policy that each process of this relay, or its fleet, has in force, and the version that it holds
     back. Raises `StateError` where no relay runs here."""
-    rows = await relay.ask({"ask": "policy"})
-    if rows is None:
-        raise _not_running(relay)
+    rows = await _ask(relay, {"ask": "policy"})
     return rows
 
 
 async def accept_policy(relay: Administered, hash: str) -> str:
     """Put the version of the policy in force that is held back under this hash; return it. Raises `StateError`."""
-    rows = await relay.ask({"ask": "accept_policy", "hash": hash})
-    if rows is None:
-        raise _not_running(relay)
+    rows = await _ask(relay, {"ask": "accept_policy", "hash": hash})
     if not rows:
         raise StateError(f"no version {hash} of the policy is held back: 'policy list' shows what is in force")
     return hash
@@ -261,13 +253,17 @@ async def delete_cluster(relay: Administered, name: str) -> str:
     return name
 
 
-def _not_running(relay: Administered) -> StateError:
+async def _ask(relay: Administered, question: Question) -> list[Row]:
+    """Ask the relay that runs; raise `StateError` where none does."""
+    rows = await relay.ask(question)
+    if rows is not None:
+        return rows
     if is_locked(relay.config.data_dir):
-        return StateError(
+        raise StateError(
             f"the relay that runs on {relay.config.data_dir} answers no commands: it is of an older version, or its "
             "log says `admin socket not opened`; restart it with this version"
         )
-    return StateError(
+    raise StateError(
         f"no relay runs on {relay.config.data_dir} that could be asked: give the relay's own --config, on its machine"
     )
 

@@ -39,7 +39,7 @@ from arcbridge.relay.counters import Counters
 from arcbridge.relay.proxy_protocol import Networks, ProxyIncomplete, ProxyRefusal, is_among
 from arcbridge.relay.tcp_state import has_ended
 from arcbridge.settings.surroundings import listeners, named
-from arcbridge.tasks import cancel_and_wait
+from arcbridge.tasks import TaskSet, cancel_and_wait
 
 PEEK_DEADLINE: Final = 5.0
 LOG_INTERVAL: Final = 10.0
@@ -93,7 +93,7 @@ class Listener:
         """Whether `_start_next` is scheduled."""
         self._passed_over = 0
         """Handlers that started since the last one for HTTP, while HTTP connections waited."""
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = TaskSet()
         self._told: Bursts[str] = Bursts(LOG_INTERVAL)
         """Connections for which there is no place, by the bound that refused them, and those closed to make room, by
         their purpose."""
@@ -293,11 +293,8 @@ class Listener:
     def _run(self, handler: ConnectionHandler, arrival: _Arrival) -> None:
         ticket = arrival.ticket
         # Handshake, what the peer then says, and its token: each step is charged to the address.
-        steps = ticket.loop_time.steps(self._enter(handler, arrival.sock, ticket))
-        task = self._loop.create_task(steps)
+        task = self._tasks.start(ticket.loop_time.steps(self._enter(handler, arrival.sock, ticket)))
         ticket.on_evicted = partial(self._evict_task, task, ticket.purpose or Purpose.ARRIVING, ticket)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
 
 class _Arrival:

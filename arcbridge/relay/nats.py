@@ -21,6 +21,7 @@ import re
 import secrets
 import ssl
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
@@ -29,6 +30,7 @@ from arcbridge.errors import ArcbridgeError, ConfigError
 from arcbridge.pki.chain import load_chain
 from arcbridge.relay.certificate import read_text
 from arcbridge.settings.config import RelayFleetConfig
+from arcbridge.tasks import TaskSet
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -64,18 +66,16 @@ class NoReply(ArcbridgeError):
     """A subscriber did not answer in time."""
 
 
+@dataclass(slots=True, eq=False)
 class Subscription:
     """A subject that is listened to through every connection; made by `NatsConnection.subscribe`."""
 
-    __slots__ = ("client", "handler", "live", "queue", "subject")
-
-    def __init__(self, subject: str, queue: str, handler: Callable[[Msg], None]) -> None:
-        self.subject = subject
-        self.queue = queue
-        self.handler = handler
-        self.client: Client | None = None
-        """The connection that `live` belongs to."""
-        self.live: Any = None
+    subject: str
+    queue: str
+    handler: Callable[[Msg], None]
+    client: Client | None = None
+    """The connection that `live` belongs to."""
+    live: Any = None
 
 
 class NatsConnection:
@@ -92,7 +92,7 @@ class NatsConnection:
         self._up = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._wanted: dict[int, Subscription] = {}
-        self._extra: set[asyncio.Task[None]] = set()
+        self._extra = TaskSet()
         self._silent = False
         self._asking = False
         self._told = ""
@@ -216,7 +216,7 @@ class NatsConnection:
         client = self._client
         if client is not None and not self._asking:
             self._asking = True
-            self._spawn(self._probe(client))
+            self._extra.start(self._probe(client))
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
@@ -331,7 +331,7 @@ class NatsConnection:
             self.slow_consumers += 1
             for subscription in self._wanted.values():
                 if subscription.live is error.sub:
-                    self._spawn(self._renew(subscription))
+                    self._extra.start(self._renew(subscription))
             return
         if not isinstance(error, OSError):
             # Permissions, mostly: the operator has to know which subject.
@@ -371,11 +371,6 @@ class NatsConnection:
             self._told = reason
             log.warning("NATS unavailable", reason=reason)
             self.on_change()
-
-    def _spawn(self, work: Any) -> None:
-        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
-        self._extra.add(task)
-        task.add_done_callback(self._extra.discard)
 
 
 def check(config: RelayFleetConfig) -> None:

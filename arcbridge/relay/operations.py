@@ -24,7 +24,7 @@ from arcbridge.pki.authority import Authority
 from arcbridge.relay.fleet.base import Fleet, Lost
 from arcbridge.relay.pump import Pump, Pumps
 from arcbridge.relay.recent_users import RecentUsers, token_row
-from arcbridge.tasks import cancel_and_wait
+from arcbridge.tasks import TaskSet, cancel_and_wait
 from arcbridge.untrusted_json import read_json
 
 Row = dict[str, Any]
@@ -69,7 +69,7 @@ class Operations:
         """What the self-checks found last; set once they are made."""
         self._origin: Row = {"relay": relay, "worker": worker}
         self._clock = clock
-        self._cuts: set[asyncio.Task[None]] = set()
+        self._cuts = TaskSet()
 
     def answer(self, question: Question) -> list[Row]:
         """Answer a question; one that is not known has no rows, because an older process may be asked."""
@@ -221,9 +221,7 @@ class Operations:
             )
             # By both ids: after a resumption the agent knows the session by its first one as well.
             self._tell(Lost(pump.cluster, *identity.names, 0, words or ENDED, pump.join_id))
-            cut = asyncio.get_running_loop().create_task(self._cut(pump), name=f"cut-{pump.join_id}")
-            self._cuts.add(cut)
-            cut.add_done_callback(self._cuts.discard)
+            self._cuts.start(self._cut(pump), f"cut-{pump.join_id}")
         return [self._session(pump) for pump in found]
 
     async def _cut(self, pump: Pump) -> None:

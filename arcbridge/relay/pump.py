@@ -28,6 +28,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Final
 
 from arcbridge.identity.claims import Identity
@@ -137,12 +138,12 @@ class Pump:
     @property
     def bytes_to_agent(self) -> int:
         """Bytes passed from client to agent."""
-        return self._to_agent.bytes
+        return self._to_agent.moved
 
     @property
     def bytes_to_client(self) -> int:
         """Bytes passed from agent to client."""
-        return self._to_client.bytes
+        return self._to_client.moved
 
     @property
     def held(self) -> int:
@@ -205,57 +206,40 @@ class Pump:
         self._on_done(self)
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class _Direction:
     """From `source` to `sink`. Reading, or waiting until `sink` takes what is held: never both."""
 
-    __slots__ = (
-        "_bulk",
-        "_left",
-        "_loop",
-        "_memory",
-        "_payer",
-        "_pipe",
-        "_piped",
-        "_pump",
-        "_reading",
-        "_recv_into",
-        "_send",
-        "_sink_fd",
-        "_source_fd",
-        "_unmeasured",
-        "_writing",
-        "bytes",
-        "ended",
-        "over",
-        "sink",
-        "source",
-    )  # fmt: skip
+    _pump: Pump
+    _loop: asyncio.AbstractEventLoop
+    source: socket.socket
+    sink: socket.socket
+    _source_fd: int = field(init=False)
+    _sink_fd: int = field(init=False)
+    _recv_into: Callable[[bytearray], int] = field(init=False)
+    _send: Callable[[bytes | memoryview], int] = field(init=False)
+    _payer: LoopTime = field(init=False)
+    _memory: bytes = b""
+    _pipe: Pipe | None = None
+    _piped: int = 0
+    _bulk: bool = False
+    _reading: bool = False
+    _writing: bool = False
+    _unmeasured: int = 0
+    """Small reads until one is measured; 0 during bulk, of which each move is."""
+    _left: int = 0
+    """The same before bulk began."""
+    ended: bool = False
+    """The source has sent FIN."""
+    over: bool = False
+    """... and it has been passed on."""
+    moved: int = 0
+    """Bytes that were passed on."""
 
-    def __init__(self, pump: Pump, loop: asyncio.AbstractEventLoop, source: socket.socket, sink: socket.socket) -> None:
-        self._pump = pump
-        self._loop = loop
-        self.source = source
-        self.sink = sink
-        self._source_fd = source.fileno()
-        self._sink_fd = sink.fileno()
-        self._recv_into = source.recv_into
-        self._send = sink.send
-        self._memory = b""
-        self._pipe: Pipe | None = None
-        self._piped = 0
-        self._bulk = False
-        self._reading = False
-        self._writing = False
-        self._payer = pump.payer
-        self._unmeasured = 0
-        """Small reads until one is measured; 0 during bulk, of which each move is."""
-        self._left = 0
-        """The same before bulk began."""
-        self.ended = False
-        """The source has sent FIN."""
-        self.over = False
-        """... and it has been passed on."""
-        self.bytes = 0
+    def __post_init__(self) -> None:
+        self._source_fd, self._sink_fd = self.source.fileno(), self.sink.fileno()
+        self._recv_into, self._send = self.source.recv_into, self.sink.send
+        self._payer = self._pump.payer
 
     @property
     def held(self) -> int:
@@ -299,7 +283,7 @@ class _Direction:
         except OSError as error:
             self._pump.fail(error)
             return
-        self.bytes += sent
+        self.moved += sent
         if count >= BULK:
             self._bulk, self._left, self._unmeasured = True, self._unmeasured, 0
         if sent < count:
@@ -318,7 +302,7 @@ class _Direction:
         try:
             if self._memory:
                 sent = self._send(self._memory)
-                self.bytes += sent
+                self.moved += sent
                 self._memory = self._memory[sent:]
                 if self._memory:
                     return
@@ -326,7 +310,7 @@ class _Direction:
             if pipe is not None:
                 while self._piped:
                     sent = os.splice(pipe.reader, self._sink_fd, self._piped, flags=_FLAGS)
-                    self.bytes += sent
+                    self.moved += sent
                     self._piped -= sent
                 self._pipe = None
                 self._pump.pipes.give(pipe)
@@ -366,7 +350,7 @@ class _Direction:
                 budget -= count
                 while piped:
                     sent = os.splice(reader, sink, piped, flags=_FLAGS)
-                    self.bytes += sent
+                    self.moved += sent
                     piped -= sent
                 if count < SMALL:
                     self._end_bulk()

@@ -10,12 +10,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
 
 from arcbridge.identity.policy import Policy
 from arcbridge.net.descriptors import raise_limit
 from arcbridge.observe import logging as logs
-from arcbridge.observe.reloads import Outcome, changed, digest, split
+from arcbridge.observe.reloads import Outcome, changed, digest, merged, split
 from arcbridge.relay.capacity import fitted
 from arcbridge.relay.certificate import Loaded
 from arcbridge.relay.parts import Basis, Entrances
@@ -58,7 +57,7 @@ class RelayReload:
         taken = [*outcome.taken, *(name for name in found if found[name] != self._contents.get(name))]
         if renewed:
             taken.append("tls")
-        self._config, self._contents = merged(self._config, config), found
+        self._config, self._contents = merged(self._config, config, RELOADABLE), found
         return Outcome(tuple(dict.fromkeys(taken)), outcome.needs_restart)
 
     def _put(self, checked: CheckedRelay, policy: Policy, certificate: Loaded) -> bool:
@@ -82,19 +81,3 @@ class RelayReload:
 def contents(config: RelayConfig) -> dict[str, str]:
     """Return the hashes of the files whose changes a reload tells of, by setting; "" for one that cannot be read."""
     return {"authentication": digest(config.authentication), "policy": digest(config.policy)}
-
-
-def merged(running: RelayConfig, config: RelayConfig) -> RelayConfig:
-    """Return what runs after a reload: the new settings where it takes them over, and the old ones elsewhere."""
-    return replace(
-        running,
-        authentication=config.authentication,
-        policy=config.policy,
-        policy_share=config.policy_share,
-        policy_hold=config.policy_hold,
-        proof=config.proof,
-        max_token_lifetime=config.max_token_lifetime,
-        tls=config.tls,
-        limits=config.limits,
-        observe=replace(running.observe, log_level=config.observe.log_level),
-    )

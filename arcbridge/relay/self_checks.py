@@ -8,7 +8,6 @@ is for a registry that does not answer, and for a relay that goes away (docs/dec
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ipaddress
 import os
 import socket
@@ -23,7 +22,7 @@ from arcbridge.errors import ArcbridgeError
 from arcbridge.identity.policy import Policy
 from arcbridge.net.address import Address
 from arcbridge.net.descriptors import UNLIMITED, advice, limit
-from arcbridge.net.dialer import DIRECT, SockAddr, connect, resolve
+from arcbridge.net.dialer import DIRECT, SockAddr, resolve, try_tls
 from arcbridge.net.tls import ALPN_HTTP, RelayTrust, outer_client_context
 from arcbridge.relay.capacity import needed
 from arcbridge.relay.parts import Basis
@@ -150,7 +149,7 @@ async def _known_by(public: Address, ca_pem: str | None, chain_pem: str) -> str:
     raises, and `ssl.SSLError` where another server answers."""
     context = outer_client_context(RelayTrust(ca_pem), ALPN_HTTP)
     try:
-        await _handshake(public, context)
+        await try_tls(public, context, deadline=CONNECT_DEADLINE, proxy=DIRECT)
     except ssl.SSLCertVerificationError:
         if ca_pem is not None or not chain_pem:
             raise
@@ -159,19 +158,8 @@ async def _known_by(public: Address, ca_pem: str | None, chain_pem: str) -> str:
     # What the relay shows is known, whichever of it that is: its own certificate is enough.
     context = outer_client_context(RelayTrust(chain_pem), ALPN_HTTP)
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    await _handshake(public, context)
+    await try_tls(public, context, deadline=CONNECT_DEADLINE, proxy=DIRECT)
     return "; this system does not trust its CA, so that agents and clients need relay_ca_file"
-
-
-async def _handshake(public: Address, context: ssl.SSLContext) -> None:
-    sock = await connect(public, deadline=CONNECT_DEADLINE, proxy=DIRECT)
-    try:
-        _, writer = await asyncio.open_connection(sock=sock, ssl=context, server_hostname=public.host)
-    except BaseException:
-        sock.close()
-        raise
-    with contextlib.suppress(OSError):
-        writer.transport.abort()
 
 
 async def _unreached(public: Address, words: str) -> Finding:

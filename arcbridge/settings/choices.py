@@ -9,7 +9,7 @@ from __future__ import annotations
 LOG_LEVELS = ("debug", "info", "warning", "error")
 """Values of `observe.log_level`, the most talkative one first."""
 LOG_FORMATS = ("auto", "json", "console")
-"""Values of `observe.log_format`; `auto` is console on a terminal and JSON elsewhere."""
+"""Values of `observe.log_format`; `auto`: console on a terminal and of a command that answers and ends, else JSON."""
 
 BROWSER, DEVICE, PROGRAM = "authcode", "device-code", "client-credentials"
 GRANTS = (BROWSER, DEVICE, PROGRAM)

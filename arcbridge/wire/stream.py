@@ -35,6 +35,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
@@ -86,85 +87,57 @@ class StreamOwner(Protocol):
         """The session is over, and the stream with it."""
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Stream:
     """State of one stream. Its session changes it; the shell reads it, and sets `sink`."""
 
-    __slots__ = (
-        "allowance",
-        "blocked",
-        "bulk",
-        "bytes_received",
-        "bytes_sent",
-        "credit",
-        "held",
-        "id",
-        "inbox",
-        "low_water",
-        "measured_at",
-        "measured_bytes",
-        "outbox",
-        "owed",
-        "owner",
-        "progress",
-        "queued",
-        "receiving",
-        "renewed_at",
-        "scheduled",
-        "sending",
-        "sink",
-        "stalled_since",
-        "target",
-        "window",
-    )
+    id: int
+    target: str
+    credit: int
+    """Bytes the peer still accepts; may be negative for a moment when its HELLO lowers the first window."""
+    window: ReceiveWindow
+    owner: StreamOwner | None = None
+    """The object that acts for the stream in the shell."""
+    owed: bool = False
+    """Whether the peer opened it and lacks an answer, or a part of one: the shell says when it has all of it. A
+    stream that ends before counts as churn, whichever end ended it (docs/threats.md#M7)."""
+    sending: SendState = SendState.OPEN
+    outbox: deque[bytes | memoryview] = field(default_factory=deque)
+    queued: int = 0
+    """Bytes in `outbox`."""
+    held: int = 0
+    """Bytes of memory that `outbox` holds: a piece of which a part was sent is held as a whole."""
+    stalled_since: float = 0.0
+    """Monotonic seconds since which less than `PROGRESS` bytes were taken of those that wait; of no meaning while
+    none does."""
+    progress: int = 0
+    """`bytes_sent` then."""
+    low_water: int = 0
+    """Bytes in `outbox` at which a writer that stopped may go on."""
+    blocked: bool = False
+    """Whether the writer was told to stop, and is to be told when `queued` is at most `low_water`."""
+    scheduled: bool = False
+    """Whether the stream is in the scheduler."""
+    allowance: int = 0
+    """Bytes that it may send before bulk."""
+    renewed_at: int = -(2**63)
+    """The scheduler's count of bulk when the allowance was renewed; that of a new stream always is."""
+    bulk: bool = False
+    """Whether it sent as much as a copy does when that was last measured (by the scheduler)."""
+    measured_at: float = 0.0
+    """When that was, monotonic seconds; and `bytes_sent` then."""
+    measured_bytes: int = 0
+    bytes_sent: int = 0
+    """Payload bytes handed to the connection."""
+    receiving: ReceiveState = ReceiveState.OPEN
+    sink: Callable[[memoryview], None] | None = None
+    """Takes payload as it arrives (a view valid during the call); None: payload waits in `inbox`.
 
-    def __init__(self, stream_id: int, target: str, credit: int, window: ReceiveWindow) -> None:
-        self.id = stream_id
-        self.target = target
-        self.owner: StreamOwner | None = None
-        """The object that acts for the stream in the shell."""
-        self.owed = False
-        """Whether the peer opened it and lacks an answer, or a part of one: the shell says when it has all of it. A
-        stream that ends before counts as churn, whichever end ended it (docs/threats.md#M7)."""
-        self.sending = SendState.OPEN
-        self.credit = credit
-        """Bytes the peer still accepts; may be negative for a moment when its HELLO lowers the first window."""
-        self.outbox: deque[bytes | memoryview] = deque()
-        self.queued = 0
-        """Bytes in `outbox`."""
-        self.held = 0
-        """Bytes of memory that `outbox` holds: a piece of which a part was sent is held as a whole."""
-        self.stalled_since = 0.0
-        """Monotonic seconds since which less than `PROGRESS` bytes were taken of those that wait; of no meaning while
-        none does."""
-        self.progress = 0
-        """`bytes_sent` then."""
-        self.low_water = 0
-        """Bytes in `outbox` at which a writer that stopped may go on."""
-        self.blocked = False
-        """Whether the writer was told to stop, and is to be told when `queued` is at most `low_water`."""
-        self.scheduled = False
-        """Whether the stream is in the scheduler."""
-        self.allowance = 0
-        """Bytes that it may send before bulk."""
-        self.renewed_at = -(2**63)
-        """The scheduler's count of bulk when the allowance was renewed; that of a new stream always is."""
-        self.bulk = False
-        """Whether it sent as much as a copy does when that was last measured (by the scheduler)."""
-        self.measured_at = 0.0
-        """When that was, monotonic seconds; and `bytes_sent` then."""
-        self.measured_bytes = 0
-        self.bytes_sent = 0
-        """Payload bytes handed to the connection."""
-        self.receiving = ReceiveState.OPEN
-        self.window = window
-        self.sink: Callable[[memoryview], None] | None = None
-        """Takes payload as it arrives (a view valid during the call); None: payload waits in `inbox`.
-
-        A frame goes to the sink that was there when it began; after a reset the decoder drops the rest of it."""
-        self.inbox: deque[bytes] = deque()
-        """Payload that waits, bounded by the window."""
-        self.bytes_received = 0
-        """Payload bytes, counted per frame where a sink takes them, else as they arrive."""
+    A frame goes to the sink that was there when it began; after a reset the decoder drops the rest of it."""
+    inbox: deque[bytes] = field(default_factory=deque)
+    """Payload that waits, bounded by the window."""
+    bytes_received: int = 0
+    """Payload bytes, counted per frame where a sink takes them, else as they arrive."""
 
     def __repr__(self) -> str:
         return f"<Stream {self.id} {self.target} sending={self.sending.value} receiving={self.receiving.value}>"

@@ -25,6 +25,8 @@ Policy of the receiving side, in order:
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 from arcbridge.wire.backlog import Backlog
 from arcbridge.wire.replay import Budget
 
@@ -81,54 +83,37 @@ class Growth:
         self.most = 0
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class ReceiveWindow:
     """The receiving side's account of one stream, or of a whole session (with `limit == size`: fixed)."""
 
-    __slots__ = (
-        "_bytes_before",
-        "_due_before",
-        "_grant",
-        "_received_before",
-        "_sample_bytes",
-        "_sample_start",
-        "_start_before",
-        "consumed",
-        "due_at",
-        "granted",
-        "grown",
-        "growth",
-        "limit",
-        "received",
-        "size",
-    )
+    size: int
+    limit: int
+    grant: int = GRANT
+    growth: Growth | None = None
+    """Asked before the window grows, which it then does no further than that lets it."""
+    grown: int = 0
+    """Bytes that `growth` gave."""
+    granted: int = field(init=False)
+    """Total bytes that the peer was ever allowed to send."""
+    received: int = 0
+    """Total bytes announced by DATA headers."""
+    consumed: int = 0
+    """Total bytes that the consumer has."""
+    due_at: int = 0
+    """`consumed` below this: no grant is due. The session compares it in place, for each delivery."""
+    _sample_start: float | None = None
+    _sample_bytes: int = 0
+    """`consumed` at the start of the younger of two measurements that overlap."""
+    _start_before: float = 0.0
+    _bytes_before: int = 0
+    """The same of the older one."""
+    _due_before: float = 0.0
+    """When the latest grant became due, monotonic seconds; and `received` then."""
+    _received_before: int = 0
 
-    def __init__(
-        self, size: int, limit: int, *, granted: int | None = None, grant: int = GRANT, growth: Growth | None = None
-    ) -> None:
-        """`growth` is asked before the window grows, which it then does no further than that lets it."""
-        self.growth = growth
-        self.grown = 0
-        """Bytes that `growth` gave."""
-        self._grant = grant
-        self.size = size
-        self.limit = limit
-        self.granted = size if granted is None else granted
-        """Total bytes that the peer was ever allowed to send."""
-        self.received = 0
-        """Total bytes announced by DATA headers."""
-        self.consumed = 0
-        """Total bytes that the consumer has."""
-        self.due_at = 0
-        """`consumed` below this: no grant is due. The session compares it in place, for each delivery."""
-        self._sample_start: float | None = None
-        self._sample_bytes = 0
-        """`consumed` at the start of the younger of two measurements that overlap."""
-        self._start_before = 0.0
-        self._bytes_before = 0
-        """The same of the older one."""
-        self._due_before = 0.0
-        """When the latest grant became due, monotonic seconds; and `received` then."""
-        self._received_before = 0
+    def __post_init__(self) -> None:
+        self.granted = self.size
         self._granted()
 
     @property
@@ -165,7 +150,7 @@ class ReceiveWindow:
 
     def _granted(self) -> None:
         """Set when the next grant is due: a quarter of the window further on."""
-        self.due_at = self.granted - self.size + min(self.size >> 2, self._grant)
+        self.due_at = self.granted - self.size + min(self.size >> 2, self.grant)
 
     def _grow(self, now: float, round_trip: float, usual: int) -> None:
         if self._sample_start is None:  # how long these took to come is not known

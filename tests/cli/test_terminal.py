@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from arcbridge.cli import terminal as module
-from arcbridge.settings.config import ClientConfig
+from arcbridge.settings.config import ClientConfig, ObserveConfig
 
 
 def test_without_a_terminal_no_question_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,12 +24,17 @@ def test_a_document_goes_to_standard_output(capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().out == "apiVersion: v1\n"
 
 
-@pytest.mark.parametrize(("default", "level"), [("", "info"), ("warning", "warning")])
-def test_commands_that_answer_log_less(monkeypatch: pytest.MonkeyPatch, default: str, level: str) -> None:
+@pytest.mark.parametrize(
+    ("default", "given", "level", "form"),
+    [("", "auto", "info", "auto"), ("warning", "auto", "warning", "console"), ("warning", "json", "warning", "json")],
+)
+def test_commands_that_answer_log_less_and_for_people(
+    monkeypatch: pytest.MonkeyPatch, default: str, given: str, level: str, form: str
+) -> None:
     asked: list[tuple[str, ...]] = []
     monkeypatch.setattr("arcbridge.observe.logging.configure", lambda *words: asked.append(words))
-    module.configure_logging(ClientConfig(), default)
-    assert asked == [("client", level, "auto")]
+    module.configure_logging(ClientConfig(observe=ObserveConfig(log_format=given)), default)
+    assert asked == [("client", level, form)]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")

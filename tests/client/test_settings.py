@@ -30,6 +30,15 @@ def good(tmp_path: Path) -> ClientConfig:
     )
 
 
+def program(at: Path, **changes: Any) -> LoginConfig:
+    return replace(LOGIN, grant_type="client-credentials", client_secret_file=at / "token", **changes)
+
+
+@pytest.mark.parametrize("changes", [{"cluster_audience": "arcbridge-{cluster}"}, {"one_token": True}])
+def test_a_program_with_a_token_for_each_end(good: ClientConfig, tmp_path: Path, changes: dict[str, Any]) -> None:
+    assert list(required(replace(good, login=program(tmp_path, **changes)), {}).problems) == []
+
+
 def test_good_settings_have_no_problem_and_nothing_is_made(good: ClientConfig, tmp_path: Path) -> None:
     assert list(required(good, {}).problems) == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["token"]
@@ -89,6 +98,7 @@ WARNINGS: list[tuple[Callable[[Path], dict[str, Any]], str]] = [
         lambda at: {"login": LoginConfig(workload="github-actions", audience="a", cluster_audience="b")},
         "login.workload: this is no job",
     ),
+    (lambda at: {"login": program(at)}, "login.cluster_audience: missing"),
 ]
 
 

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -56,7 +57,9 @@ def test_console_format_names_level_role_and_event() -> None:
     logs.configure("client", "info", "console", target)
     structlog.get_logger("arcbridge.client").warning("relay.lost", cluster="prod", note="two words", empty="")
     logs.shutdown()
-    assert target.getvalue()[13:] == 'warning client: relay.lost cluster=prod note="two words" empty=""\n'
+    moment, line = target.getvalue().split("Z ", 1)
+    assert datetime.fromisoformat(f"{moment}Z") - datetime.now(UTC) < timedelta(minutes=1), "a log is kept for weeks"
+    assert line == 'warning client: relay.lost cluster=prod note="two words" empty=""\n'
 
 
 def test_no_secret_comes_out(stream: io.StringIO) -> None:

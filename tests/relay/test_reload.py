@@ -18,11 +18,12 @@ from arcbridge.audit.verify import verify
 from arcbridge.errors import JoinRefused
 from arcbridge.net.join import JoinCode
 from arcbridge.observe import logging as logs
+from arcbridge.observe.reloads import merged
 from arcbridge.pki.authority import Authority
 from arcbridge.relay import service, settings
 from arcbridge.relay.admin_socket import ask
 from arcbridge.relay.operations import Row
-from arcbridge.relay.reload import RELOADABLE, RelayReload, merged
+from arcbridge.relay.reload import RELOADABLE, RelayReload
 from arcbridge.relay.service import RelayInfo, serve
 from arcbridge.settings.config import RelayConfig, RelayLimitsConfig, RelayTlsConfig, RelayUserLimitsConfig
 from tests.identity.issuer import CONFIG
@@ -290,7 +291,7 @@ def test_what_runs_after_a_reload_is_what_it_takes_over() -> None:
         limits=RelayLimitsConfig(sessions=1),
         observe=replace(old.observe, listen="x", log_level="debug"),
     )
-    found = merged(old, new)
+    found = merged(old, new, RELOADABLE)
     assert found == replace(
         old, policy=Path("p"), proof="off", limits=new.limits, observe=replace(old.observe, log_level="debug")
     )

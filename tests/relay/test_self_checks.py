@@ -139,7 +139,7 @@ async def test_an_address_that_this_machine_cannot_dial_is_not_judged(
     async def unreachable(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(looks, "connect", unreachable)
+    monkeypatch.setattr(looks, "try_tls", unreachable)
     # RFC 5737: an address for documentation, so that no machine has it.
     found = await looks.look_at_public_address(Address("192.0.2.7", 443), None)
     assert (found.state, found.code) == (FindingState.WARNING, "public_address_unknown")
@@ -160,6 +160,6 @@ async def test_a_name_that_does_not_exist_is_certain_and_a_resolver_that_is_sile
     async def connect(*_: object, **__: object) -> None:
         raise Unreachable("the name cannot be resolved")
 
-    monkeypatch.setattr(looks, "connect", connect)
+    monkeypatch.setattr(looks, "try_tls", connect)
     monkeypatch.setattr(looks, "resolve", resolve)
     assert (await looks.look_at_public_address(Address("relay.test", 443), None)).state is state

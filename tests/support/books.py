@@ -18,7 +18,7 @@ def check_window(window: ReceiveWindow) -> None:
     assert window.received <= window.granted, "received more than was granted"
     assert window.granted - window.consumed <= window.size, "granted more than the window can hold"
     assert window.size <= window.limit, "the window outgrew its limit"
-    due_at = window.granted - window.size + min(window.size >> 2, window._grant)
+    due_at = window.granted - window.size + min(window.size >> 2, window.grant)
     assert window.due_at == due_at, "the next grant is due at another moment"
 
 

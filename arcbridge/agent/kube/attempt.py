@@ -66,10 +66,10 @@ class ProxyStats:
 class ProxyContext:
     """What the attempts of one agent share."""
 
-    def __init__(self, api: ApiServer, audit: AuditLog, reviewer: Reviewer | None = None) -> None:
+    def __init__(self, api: ApiServer, audit: AuditLog) -> None:
         self.api = api
         self.audit = audit
-        self.reviewer = reviewer or Reviewer(api)
+        self.reviewer = Reviewer(api)
         self.stats = ProxyStats()
 
 

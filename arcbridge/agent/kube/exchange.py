@@ -44,30 +44,6 @@ class Exchange:
     without one when the answer is complete, broke off (`broken`), or switched protocols (`switched`).
     """
 
-    __slots__ = (
-        "_account",
-        "_attempt",
-        "_body",
-        "_close_line",
-        "_connection",
-        "_dialling",
-        "_ended",
-        "_held",
-        "_paused",
-        "_plan",
-        "_pool",
-        "_record",
-        "_request",
-        "_seated",
-        "_seats",
-        "_sending",
-        "_stream",
-        "begun",
-        "broken",
-        "over",
-        "switched",
-    )
-
     def __init__(
         self,
         pool: UpstreamPool,

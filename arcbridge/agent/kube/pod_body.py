@@ -19,6 +19,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from arcbridge import protobuf
 from arcbridge.agent.audit.record import FIELD_LIMIT, LIST_LIMIT, MAX_LISTED, Excerpt, Value, size_of
 from arcbridge.agent.kube.command_line import left_out, recorded_command
 from arcbridge.agent.kube.request_facts import RequestFacts
@@ -113,9 +114,9 @@ def pod_details(body: bytes, content_type: str, *, commands: bool) -> dict[str, 
                 return dict(_TOO_MANY)
             # kubectl writes JSON also where the type says YAML (server-side apply).
             document = json.loads(body, object_pairs_hook=_Object)
-    except _TooManyFieldsError:
+    except protobuf.TooManyFields:
         return dict(_TOO_MANY)
-    except (ValueError, RecursionError, IndexError):
+    except (ValueError, RecursionError):
         return {"unparsed": content_type.rpartition("/")[2] or "malformed"}
     found = _Found(commands)
     patch = content_type == _JSON_PATCH
@@ -301,14 +302,10 @@ _POD: _Table = {
 }
 
 
-class _TooManyFieldsError(ValueError):
-    """A body has more than MAX_FIELDS."""
-
-
 def _pod_of_protobuf(body: bytes) -> _Object:
-    """Return the wanted fields of a Pod as JSON has them. Raises ValueError or IndexError."""
+    """Return the wanted fields of a Pod as JSON has them. Raises ValueError."""
     raw, left = b"", iter(range(MAX_FIELDS))
-    for number, value in _message(body[len(_MAGIC) :], left):
+    for number, value in protobuf.fields(body[len(_MAGIC) :], left):
         if number == 2 and isinstance(value, bytes):
             raw = value
         elif number == 3 and value:
@@ -319,7 +316,7 @@ def _pod_of_protobuf(body: bytes) -> _Object:
 def _object(data: bytes, table: _Table, left: Iterator[int]) -> _Object:
     pairs = _Object()
     lists: dict[str, list[Any]] = {}
-    for number, value in _message(data, left):
+    for number, value in protobuf.fields(data, left):
         name, kind = table.get(number, ("", None))
         if kind is None:
             continue
@@ -340,49 +337,3 @@ def _object(data: bytes, table: _Table, left: Iterator[int]) -> _Object:
             pairs.append((name, item))
     pairs += lists.items()
     return pairs
-
-
-def _message(data: bytes, left: Iterator[int]) -> Iterator[tuple[int, int | bytes]]:
-    """Yield the fields of a protobuf message: number, and an integer or bytes. Raises ValueError or IndexError.
-
-    `left` yields once for each field that may still come, of the whole body.
-    """
-    position = 0
-    while position < len(data):
-        if next(left, None) is None:
-            raise _TooManyFieldsError
-        tag, position = _varint(data, position)
-        if tag >= 1 << 32:  # Go drops the bits above, and reads another field's number
-            raise ValueError("the number of a field has more than 32 bits")
-        kind = tag & 7
-        if kind == 0:
-            number, position = _varint(data, position)
-            yield tag >> 3, number
-            continue
-        if kind == 2:
-            size, position = _varint(data, position)
-        elif kind in (1, 5):
-            size = 8 if kind == 1 else 4
-        else:
-            raise ValueError("a kind of field that Kubernetes does not use")
-        if position + size > len(data):
-            raise ValueError("a field ends behind its message")
-        yield tag >> 3, data[position : position + size]
-        position += size
-
-
-def _varint(data: bytes, position: int) -> tuple[int, int]:
-    """Read a number as every encoder writes it. Raises ValueError for longer forms, of which readers make different
-    things."""
-    number = 0
-    for shift in range(0, 70, 7):
-        byte = data[position]
-        position += 1
-        number |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            if not byte and shift:
-                raise ValueError("a number that is longer than it must be")
-            if number >= 1 << 64:
-                break
-            return number, position
-    raise ValueError("a number of more than 64 bits")

@@ -34,7 +34,6 @@ from arcbridge.agent.kube.pod_body import Inspection, is_inspected
 from arcbridge.agent.kube.port_forward import forwarded_ports
 from arcbridge.agent.kube.request_facts import read_facts
 from arcbridge.agent.kube.response import ResponseHead
-from arcbridge.agent.kube.review import Reviewer
 from arcbridge.agent.kube.server import AnsweredResponse, KubeProtocol, KubeServer
 from arcbridge.agent.kube.status import RequestRefusal, bad_request
 from arcbridge.agent.kube.upstream_pool import SWITCHED_READ, UpstreamConnection
@@ -53,9 +52,9 @@ class _StreamOver(ConnectionError):
 class KubeProxy:
     """The proxy of one agent. Made in the event loop; `close()` must be awaited."""
 
-    def __init__(self, api: ApiServer, audit: AuditLog, *, reviewer: Reviewer | None = None) -> None:
+    def __init__(self, api: ApiServer, audit: AuditLog) -> None:
         self.api = api
-        self.context = ProxyContext(api, audit, reviewer)
+        self.context = ProxyContext(api, audit)
         self.stats = self.context.stats
         self._server = KubeServer(self._handle, self.context)
         self.fast_paths: set[FastPath] = set()

@@ -348,8 +348,8 @@ class Tokens:
         if token == other:
             self._refuse_or_warn(
                 f"relay and cluster would get the same token ({source}), with which the relay could act as you in the "
-                "cluster; give a token of its own for each (--access-token-file and --id-token-file, or both from "
-                "login.command)"
+                "cluster; give a token of its own for each (login.cluster_audience, where the issuer gives one for "
+                "each audience; --access-token-file and --id-token-file; or both from login.command)"
             )
 
     def _refuse_or_warn(self, what: str) -> None:

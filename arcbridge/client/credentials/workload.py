@@ -136,7 +136,7 @@ def _github(environment: Mapping[str, str], setting: str, _: Path) -> _Service:
         if status in (401, 403):
             raise Unauthenticated("GitHub Actions gives this job no token: it needs `permissions: id-token: write`")
         if status != 200 or not isinstance(token, str):
-            raise Unreachable(f"GitHub Actions gave no token (status {status}); try again")
+            raise _no_token("GitHub Actions", status, "is ACTIONS_ID_TOKEN_REQUEST_URL what the job was given?")
         return token
 
     return _Service("GitHub Actions", ask, one_audience=True)
@@ -174,7 +174,7 @@ def _kubernetes(environment: Mapping[str, str], setting: str, directory: Path) -
             )
         token = answer.get("status", {}).get("token") if isinstance(answer.get("status"), dict) else None
         if status != 201 or not isinstance(token, str):
-            raise Unreachable(f"the API server gave no token (status {status}); try again")
+            raise _no_token("the API server", status, "is KUBERNETES_SERVICE_HOST what the pod was given?")
         return token
 
     return _Service("the API server", ask)
@@ -218,7 +218,7 @@ def _azure_pipelines(workload: str, environment: Mapping[str, str]) -> Callable[
         if status == 404:
             raise Unauthenticated(f"Azure Pipelines knows no service connection {connection}; see login.workload")
         if status not in (200, 201) or not isinstance(token, str) or not token:
-            raise Unreachable(f"Azure Pipelines gave no token (status {status}); try again")
+            raise _no_token("Azure Pipelines", status, "is SYSTEM_OIDCREQUESTURI what the step was given?")
         return token
 
     return ask
@@ -230,6 +230,15 @@ def _of_job(environment: Mapping[str, str], names: tuple[str, str], setting: str
     if urlsplit(url).scheme != "https" or not secret:
         raise NotInThisJob(setting, f"{missing} ({', '.join(names)})")
     return f"{url}{'&' if urlsplit(url).query else '?'}", secret
+
+
+def _no_token(service: str, status: int, question: str) -> Unreachable:
+    """Return the refusal for an answer without a token; `question`: what to look at where asking again changes nothing.
+
+    An answer of 408, 429 or 5xx passes (RFC 9110 §15).
+    """
+    passes = status in (408, 429) or status >= 500
+    return Unreachable(f"{service} gave no token (status {status}){'; try again' if passes else f': {question}'}")
 
 
 async def _request(

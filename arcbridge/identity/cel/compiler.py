@@ -17,25 +17,9 @@ from typing import Any
 
 from cel_expr_python import cel
 
-from arcbridge.identity.cel import formatting, regex
+from arcbridge.identity.cel import formatting, regex, syntax
 from arcbridge.identity.cel.evaluation import COST_LIMIT, Evaluation, Run, TimeLimit, build
 from arcbridge.identity.cel.functions import ORDER, OVERLOADS
-from arcbridge.identity.cel.syntax import (
-    BOOL,
-    Call,
-    CheckedExpression,
-    Identifier,
-    ListLiteral,
-    Literal,
-    MapLiteral,
-    MessageLiteral,
-    Node,
-    Select,
-    Type,
-    children,
-    descendants,
-    read,
-)
 from arcbridge.identity.cel.values import Claims, EvaluationError, LimitExceeded, Memory, Value
 
 _NAMED_TYPES = ("net.IP", "net.CIDR")
@@ -74,7 +58,7 @@ class Expression:
 
     __slots__ = ("_read", "_run", "_selected", "_variable", "source")
 
-    def __init__(self, source: str, variable: str, checked: CheckedExpression, run: Run) -> None:
+    def __init__(self, source: str, variable: str, checked: syntax.CheckedExpression, run: Run) -> None:
         self.source = source
         self._variable = variable
         self._run = run
@@ -182,7 +166,7 @@ def _compile(source: str, variable: str, rule: bool) -> Expression:
     except UnicodeEncodeError as error:
         raise ExpressionError("not valid Unicode") from error
     try:
-        checked = read(serialized)
+        checked = syntax.read(serialized)
         _Checks(source, variable, checked).run(rule)
         run = _built(source, checked)
     except RecursionError:
@@ -216,42 +200,42 @@ def _presence_message(name: str) -> str:
     return f"has({name}) is not carried out here: every user has the field"
 
 
-def _built(source: str, checked: CheckedExpression) -> Run:
+def _built(source: str, checked: syntax.CheckedExpression) -> Run:
     try:
         return build(checked.root, checked.type_of)
     except (EvaluationError, LimitExceeded) as error:
         raise ExpressionError(str(error)) from error
 
 
-def _read_by(node: Node) -> tuple[Node, object, bool] | None:
+def _read_by(node: syntax.Node) -> tuple[syntax.Node, object, bool] | None:
     """Return the operand and the field that a node reads, and whether it selects it (`.field`, `.?field`); the field is
     no text where it is computed."""
-    if isinstance(node, Select):
+    if isinstance(node, syntax.Select):
         return node.operand, node.field, True
-    if not isinstance(node, Call) or node.target is not None or len(node.arguments) != 2:
+    if not isinstance(node, syntax.Call) or node.target is not None or len(node.arguments) != 2:
         return None
     if node.function not in ("_?._", "_[_]", "_[?_]", "@in"):
         return None
     operand, name = reversed(node.arguments) if node.function == "@in" else node.arguments
-    return operand, name.value if isinstance(name, Literal) else None, node.function == "_?._"
+    return operand, name.value if isinstance(name, syntax.Literal) else None, node.function == "_?._"
 
 
-def _fields_read(checked: CheckedExpression, variable: str) -> tuple[frozenset[str | None], frozenset[str]]:
+def _fields_read(checked: syntax.CheckedExpression, variable: str) -> tuple[frozenset[str | None], frozenset[str]]:
     """Return the fields of `variable` that are named, and those that are selected; None is among the first where
     another one may be read as well."""
     found: set[str | None] = set()
     selected: set[str] = set()
     by_name: set[int] = set()
-    nodes = list(descendants(checked.root))
+    nodes = list(syntax.descendants(checked.root))
     for read_by in map(_read_by, nodes):
         if read_by is not None:
             operand, field, selects = read_by
-            if isinstance(operand, Identifier) and operand.name == variable and isinstance(field, str):
+            if isinstance(operand, syntax.Identifier) and operand.name == variable and isinstance(field, str):
                 found.add(field)
                 by_name.add(id(operand))
                 if selects:
                     selected.add(field)
-    if any(isinstance(node, Identifier) and node.name == variable and id(node) not in by_name for node in nodes):
+    if any(isinstance(node, syntax.Identifier) and node.name == variable and id(node) not in by_name for node in nodes):
         found.add(None)
     return frozenset(found), frozenset(selected)
 
@@ -261,7 +245,7 @@ class _Checks:
 
     __slots__ = ("_checked", "_source", "_variable")
 
-    def __init__(self, source: str, variable: str, checked: CheckedExpression) -> None:
+    def __init__(self, source: str, variable: str, checked: syntax.CheckedExpression) -> None:
         self._source = source
         self._variable = variable
         self._checked = checked
@@ -270,35 +254,35 @@ class _Checks:
         """Carry out all of them; a `rule` must be a bool."""
         root = self._checked.root
         exempt = self._in_formats(root)
-        for node in descendants(root):
-            if isinstance(node, Call):
+        for node in syntax.descendants(root):
+            if isinstance(node, syntax.Call):
                 self._literals(node)
                 self._format(node)
                 self._flattened(node)
-            elif isinstance(node, Literal) and isinstance(node.value, float) and math.isinf(node.value):
+            elif isinstance(node, syntax.Literal) and isinstance(node.value, float) and math.isinf(node.value):
                 raise self._error(node, "invalid double literal")
-            elif isinstance(node, Identifier):
+            elif isinstance(node, syntax.Identifier):
                 self._presence(node)
                 self._whole_user(node)
-            elif isinstance(node, MessageLiteral):
+            elif isinstance(node, syntax.MessageLiteral):
                 raise self._error(node, f"messages such as {node.name} are not carried out here")
-            elif isinstance(node, ListLiteral) and node.id not in exempt:
+            elif isinstance(node, syntax.ListLiteral) and node.id not in exempt:
                 self._same_types([(item, index in node.optional) for index, item in enumerate(node.elements)])
-            elif isinstance(node, MapLiteral) and node.id not in exempt:
+            elif isinstance(node, syntax.MapLiteral) and node.id not in exempt:
                 self._same_types([(entry.key, False) for entry in node.entries])
                 self._same_types([(entry.value, entry.optional) for entry in node.entries])
-        if rule and self._checked.type_of(root).name != BOOL:
+        if rule and self._checked.type_of(root).name != syntax.BOOL:
             raise ExpressionError("must evaluate to bool")
 
-    def _error(self, node: Node, message: str) -> ExpressionError:
+    def _error(self, node: syntax.Node, message: str) -> ExpressionError:
         position = self._checked.positions.get(node.id, 0)
         before = self._source[:position]
         line = before.count("\n")
         return ExpressionError(message, line + 1, position - (before.rfind("\n") + 1) + 1)
 
-    def _literals(self, call: Call) -> None:
+    def _literals(self, call: syntax.Call) -> None:
         arguments = call.arguments
-        if not arguments or not isinstance(arguments[0], Literal):
+        if not arguments or not isinstance(arguments[0], syntax.Literal):
             return
         pattern = arguments[0].value
         try:
@@ -309,29 +293,29 @@ class _Checks:
         except EvaluationError:
             raise self._error(arguments[0], f"invalid {call.function} argument") from None
 
-    def _presence(self, node: Identifier) -> None:
+    def _presence(self, node: syntax.Identifier) -> None:
         # The checker reads `has(user.uid)` as `user.uid`; only the node's place, at the dot or not, tells them apart.
         position = self._checked.positions.get(node.id, 0)
         if "." in node.name and node.name.startswith("user.") and self._source[position : position + 1] != ".":
             raise self._error(node, _presence_message(node.name))
 
-    def _whole_user(self, node: Identifier) -> None:
+    def _whole_user(self, node: syntax.Identifier) -> None:
         # Only the fields are compared with kube-apiserver's results. A macro's variable may have the same name.
         if node.name == "user" and self._checked.type_of(node).name == USER_TYPE:
             raise self._error(node, "user is carried out here by its fields alone: username, uid, groups and extra")
 
-    def _in_formats(self, root: Node) -> set[int]:
+    def _in_formats(self, root: syntax.Node) -> set[int]:
         """Return the ids of all nodes inside calls of `format`, whose arguments may be of mixed types."""
         return {
             inner.id
-            for node in descendants(root)
-            if isinstance(node, Call) and node.function == "format"
-            for inner in descendants(node)
+            for node in syntax.descendants(root)
+            if isinstance(node, syntax.Call) and node.function == "format"
+            for inner in syntax.descendants(node)
             if inner is not node
         }
 
-    def _same_types(self, items: list[tuple[Node, bool]]) -> None:
-        expected: Type | None = None
+    def _same_types(self, items: list[tuple[syntax.Node, bool]]) -> None:
+        expected: syntax.Type | None = None
         for node, optional in items:
             found = self._checked.type_of(node)
             if optional and found.parameters:
@@ -341,10 +325,14 @@ class _Checks:
             elif not _equivalent(expected, found):
                 raise self._error(node, f"expected type '{expected}' but found '{found}'")
 
-    def _format(self, call: Call) -> None:
-        if call.function != "format" or not isinstance(call.target, Literal) or not isinstance(call.target.value, str):
+    def _format(self, call: syntax.Call) -> None:
+        if (
+            call.function != "format"
+            or not isinstance(call.target, syntax.Literal)
+            or not isinstance(call.target.value, str)
+        ):
             return
-        if len(call.arguments) != 1 or not isinstance(call.arguments[0], ListLiteral):
+        if len(call.arguments) != 1 or not isinstance(call.arguments[0], syntax.ListLiteral):
             return
         arguments = call.arguments[0].elements
         try:
@@ -361,27 +349,27 @@ class _Checks:
         if len(arguments) > len(clauses):
             raise self._error(call, f"too many arguments supplied to string.format (expected {len(clauses)})")
 
-    def _flattened(self, call: Call) -> None:
+    def _flattened(self, call: syntax.Call) -> None:
         # The library takes any list, Kubernetes one whose elements may be lists.
         if call.function == "flatten" and call.target is not None and not call.arguments:
             inner = self._checked.type_of(call.target).parameters
             if inner and inner[0].name not in ("list", "dyn", "any"):
                 raise self._error(call, f"flatten() takes no list of {inner[0]}: none of its elements is a list")
 
-    def _unformattable(self, node: Node, accepted: frozenset[str], *, deep: bool) -> Node | None:
+    def _unformattable(self, node: syntax.Node, accepted: frozenset[str], *, deep: bool) -> syntax.Node | None:
         """Return the node, of `node` and what is inside it, that a clause does not take."""
         if self._checked.type_of(node).name not in accepted:
             return node
-        if not deep or not isinstance(node, ListLiteral | MapLiteral):
+        if not deep or not isinstance(node, syntax.ListLiteral | syntax.MapLiteral):
             return None
-        for inner in children(node):
+        for inner in syntax.children(node):
             wrong = self._unformattable(inner, accepted, deep=True)
             if wrong is not None:
                 return wrong
         return None
 
 
-def _equivalent(left: Type, right: Type) -> bool:
+def _equivalent(left: syntax.Type, right: syntax.Type) -> bool:
     if left.name != right.name or len(left.parameters) != len(right.parameters):
         return False
     return all(map(_equivalent, left.parameters, right.parameters))

@@ -14,23 +14,11 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, ClassVar
 
+from arcbridge.identity.cel import syntax
 from arcbridge.identity.cel.costs import LIST_COST, MAP_COST
 from arcbridge.identity.cel.functions import CONVERSIONS, FUNCTIONS, TYPES, Calls, Function
 from arcbridge.identity.cel.lists import SUMMED, total
 from arcbridge.identity.cel.strings import MAX_SIZE
-from arcbridge.identity.cel.syntax import (
-    ANY,
-    DYN,
-    Call,
-    Comprehension,
-    Identifier,
-    ListLiteral,
-    Literal,
-    MapLiteral,
-    Node,
-    Select,
-    Type,
-)
 from arcbridge.identity.cel.values import (
     ENTRY,
     NONE,
@@ -132,7 +120,7 @@ class _AccumulatedMap(Map):
         return self
 
 
-def build(node: Node, types: Callable[[Node], Type]) -> Run:
+def build(node: syntax.Node, types: Callable[[syntax.Node], syntax.Type]) -> Run:
     """Make the closure of a tree. Raises EvaluationError for a constant that can never be computed."""
     return _Builder(types).build(node)
 
@@ -140,16 +128,18 @@ def build(node: Node, types: Callable[[Node], Type]) -> Run:
 class _Builder:
     __slots__ = ("_types",)
 
-    def __init__(self, types: Callable[[Node], Type]) -> None:
+    def __init__(self, types: Callable[[syntax.Node], syntax.Type]) -> None:
         self._types = types
 
-    def build(self, node: Node) -> Run:
+    def build(self, node: syntax.Node) -> Run:
         if _constant(node):
-            value = node.value if isinstance(node, Literal) else self._KINDS[type(node)](self, node)(Evaluation({}))
+            value = (
+                node.value if isinstance(node, syntax.Literal) else self._KINDS[type(node)](self, node)(Evaluation({}))
+            )
             return lambda state: value
         return self._KINDS[type(node)](self, node)
 
-    def _identifier(self, node: Identifier) -> Run:
+    def _identifier(self, node: syntax.Identifier) -> Run:
         name = node.name
         known = TYPES.get(name)
         path = name.split(".")
@@ -167,7 +157,7 @@ class _Builder:
 
         return run
 
-    def _select(self, node: Select) -> Run:
+    def _select(self, node: syntax.Select) -> Run:
         operand, field = self.build(node.operand), node.field
         if node.presence:
             return lambda state: _find_maybe(operand(state), field)[0]
@@ -179,13 +169,13 @@ class _Builder:
 
         return select
 
-    def _call(self, node: Call) -> Run:
+    def _call(self, node: syntax.Call) -> Run:
         special = _SPECIAL.get(node.function)
         arguments = ([node.target] if node.target is not None else []) + list(node.arguments)
         runs = [self.build(argument) for argument in arguments]
         if special is not None:
             return special(*runs)
-        if node.function == "@in" and isinstance(arguments[1], ListLiteral) and not arguments[1].elements:
+        if node.function == "@in" and isinstance(arguments[1], syntax.ListLiteral) and not arguments[1].elements:
             # kube-apiserver does not evaluate what is sought in an empty list, so that it cannot fail.
             return lambda state: False
         if self._tracked_by_size(node, arguments):
@@ -198,14 +188,14 @@ class _Builder:
             function.calls.overloads.append(((list,), lambda values: total(values, kind)))
         return _called(function, runs)
 
-    def _tracked_by_size(self, node: Call, arguments: list[Node]) -> bool:
+    def _tracked_by_size(self, node: syntax.Call, arguments: list[syntax.Node]) -> bool:
         """Return whether kube-apiserver's cost tracker asks the last argument for its size, which no error has."""
         if node.function not in ("distinct", "sort", "@sortByAssociatedKeys"):
             return False
         elements = self._types(arguments[-1]).parameters
-        return node.function == "distinct" or (bool(elements) and elements[0].name not in (DYN, ANY))
+        return node.function == "distinct" or (bool(elements) and elements[0].name not in (syntax.DYN, syntax.ANY))
 
-    def _list(self, node: ListLiteral) -> Run:
+    def _list(self, node: syntax.ListLiteral) -> Run:
         runs = [(self.build(element), index in node.optional) for index, element in enumerate(node.elements)]
 
         def make(state: Evaluation) -> Value:
@@ -219,7 +209,7 @@ class _Builder:
 
         return make
 
-    def _map(self, node: MapLiteral) -> Run:
+    def _map(self, node: syntax.MapLiteral) -> Run:
         runs = [(self.build(entry.key), self.build(entry.value), entry.optional) for entry in node.entries]
 
         def make(state: Evaluation) -> Value:
@@ -239,12 +229,12 @@ class _Builder:
 
         return make
 
-    def _comprehension(self, node: Comprehension) -> Run:
+    def _comprehension(self, node: syntax.Comprehension) -> Run:
         over, start = self.build(node.range), self.build(node.start)
         condition, step, result = self.build(node.condition), self.build(node.step), self.build(node.result)
         accumulator, first, second = node.accumulator, node.variable, node.variable2
-        grows_list = isinstance(node.start, ListLiteral) and not node.start.elements
-        grows_map = isinstance(node.start, MapLiteral) and not node.start.entries
+        grows_list = isinstance(node.start, syntax.ListLiteral) and not node.start.elements
+        grows_map = isinstance(node.start, syntax.MapLiteral) and not node.start.entries
 
         def run(state: Evaluation) -> Value:
             values = over(state)
@@ -278,12 +268,12 @@ class _Builder:
         return run
 
     _KINDS: ClassVar[dict[type, Callable[[_Builder, Any], Run]]] = {
-        Identifier: _identifier,
-        Select: _select,
-        Call: _call,
-        ListLiteral: _list,
-        MapLiteral: _map,
-        Comprehension: _comprehension,
+        syntax.Identifier: _identifier,
+        syntax.Select: _select,
+        syntax.Call: _call,
+        syntax.ListLiteral: _list,
+        syntax.MapLiteral: _map,
+        syntax.Comprehension: _comprehension,
     }
     """What makes the closure of each kind of node; of messages `compiler` has made sure that there are none."""
 
@@ -490,14 +480,19 @@ def _find(value: Value, key: Value) -> tuple[bool, Value]:
 _INF = float("inf")
 
 
-def _constant(node: Node) -> bool:
+def _constant(node: syntax.Node) -> bool:
     """Return whether a node is computed once: literals, aggregates of them, conversions of them."""
-    if isinstance(node, Literal):
+    if isinstance(node, syntax.Literal):
         return True
-    if isinstance(node, ListLiteral):
+    if isinstance(node, syntax.ListLiteral):
         return not node.optional and all(map(_constant, node.elements))
-    if isinstance(node, MapLiteral):
+    if isinstance(node, syntax.MapLiteral):
         return all(not entry.optional and _constant(entry.key) and _constant(entry.value) for entry in node.entries)
-    if isinstance(node, Call) and node.target is None and len(node.arguments) == 1 and node.function in CONVERSIONS:
+    if (
+        isinstance(node, syntax.Call)
+        and node.target is None
+        and len(node.arguments) == 1
+        and node.function in CONVERSIONS
+    ):
         return _constant(node.arguments[0])
     return False

@@ -11,6 +11,7 @@ import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+from arcbridge import protobuf
 from arcbridge.identity.cel.values import UInt
 
 NULL, BOOL, INT, UINT, DOUBLE, STRING, BYTES = "null", "bool", "int", "uint", "double", "string", "bytes"
@@ -178,46 +179,11 @@ def read(data: bytes) -> CheckedExpression:
 _Value = int | bytes
 
 
-def _fields(data: bytes) -> Iterator[tuple[int, _Value]]:
-    """Yield the fields of a message: their numbers, and an int (varint), or bytes (all else)."""
-    at = 0
-    while at < len(data):
-        tag, at = _varint(data, at)
-        kind = tag & 7
-        if kind == 0:
-            number, at = _varint(data, at)
-            yield tag >> 3, number
-            continue
-        if kind == 2:
-            size, at = _varint(data, at)
-        elif kind in (1, 5):
-            size = 8 if kind == 1 else 4
-        else:
-            raise ValueError(f"wire type {kind} is not known")
-        if at + size > len(data):
-            raise ValueError("the message is cut short")
-        yield tag >> 3, data[at : at + size]
-        at += size
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        if at >= len(data) or shift > 63:
-            raise ValueError("the message is cut short")
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7
-
-
 class _Message(dict[int, list[_Value]]):
     """The fields of a message by their numbers. What is absent is empty, as protobuf has it; the last value counts."""
 
     def __init__(self, data: bytes) -> None:
-        for number, value in _fields(data):
+        for number, value in protobuf.fields(data):
             self.setdefault(number, []).append(value)
 
     def data(self, number: int) -> bytes:
@@ -252,7 +218,7 @@ def _int(value: _Value) -> int:
 
 
 def _type(data: bytes) -> Type:
-    for number, value in _fields(data):
+    for number, value in protobuf.fields(data):
         if number in _ALONE:
             return Type(_ALONE[number])
         if number == 3:
@@ -262,11 +228,13 @@ def _type(data: bytes) -> Type:
         if number == 5:
             return Type(_WELL_KNOWN.get(_int(value), ANY))
         if number in (6, 7):
-            return Type(LIST if number == 6 else MAP, tuple(_type(_bytes(part)) for _, part in _fields(_bytes(value))))
+            return Type(
+                LIST if number == 6 else MAP, tuple(_type(_bytes(part)) for _, part in protobuf.fields(_bytes(value)))
+            )
         if number == 9:
             return Type(_bytes(value).decode())
         if number == 14:
-            inner = list(_fields(_bytes(value)))
+            inner = list(protobuf.fields(_bytes(value)))
             name = next((_bytes(part).decode() for field, part in inner if field == 1), "")
             return Type(name, tuple(_type(_bytes(part)) for field, part in inner if field == 2))
     return Type(ERROR)
@@ -274,7 +242,7 @@ def _type(data: bytes) -> Type:
 
 def _node(data: bytes) -> Node:
     node_id = 0
-    for number, value in _fields(data):
+    for number, value in protobuf.fields(data):
         if number == 2:
             node_id = _int(value)
         elif number == 3:
@@ -286,7 +254,7 @@ def _node(data: bytes) -> Node:
 
 
 def _literal(node_id: int, data: bytes) -> Node:
-    for number, value in _fields(data):
+    for number, value in protobuf.fields(data):
         if number == 2:
             return Literal(node_id, bool(value))
         if number == 3:
@@ -315,7 +283,7 @@ def _list(node_id: int, message: _Message) -> Node:
             continue
         at = 0  # packed
         while at < len(value):
-            index, at = _varint(value, at)
+            index, at = protobuf.varint(value, at)
             optional.add(index)
     return ListLiteral(node_id, message.nodes(1), frozenset(optional))
 

@@ -37,7 +37,7 @@ import hashlib
 import itertools
 import secrets
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -51,7 +51,7 @@ from arcbridge.observe.metrics import Metrics
 from arcbridge.relay.fleet.base import FIRST_SHARE, AgentLink, Fleet, Lost, RelayPeers, no_agent
 from arcbridge.relay.fleet.nats_questions import NatsQuestions
 from arcbridge.relay.nats import NatsConnection, NatsUnavailable, NoReply, NoResponder, Subscription, end, subject_token
-from arcbridge.tasks import cancel_and_wait
+from arcbridge.tasks import TaskSet, cancel_and_wait
 from arcbridge.wire.records import Dial, Record, Status
 
 if TYPE_CHECKING:
@@ -153,9 +153,9 @@ class NatsFleet(Fleet):
         self._dials: dict[str, asyncio.Task[None]] = {}
         self._addresses: dict[str, tuple[str, float]] = {}
         """Addresses of relay processes, each with the time of the loop until which it is not asked for again."""
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = TaskSet()
         self._questions = NatsQuestions(
-            connection, self.relay_id, lambda question: self.on_question(question), self._spawn
+            connection, self.relay_id, lambda question: self.on_question(question), self._tasks
         )
         self.on_failed: Callable[[bytes], None] = lambda key: None
         """Called with the SHA-256 of a dial token whose agent came to a relay that could not pass it on."""
@@ -367,7 +367,7 @@ class NatsFleet(Fleet):
                 retry_after=_RETRY_AFTER,
             ) from error
         except asyncio.CancelledError:
-            self._spawn(self._say(subject, Accept(cluster).encode()))
+            self._tasks.start(self._say(subject, Accept(cluster).encode()))
             raise
 
     def _cross(self, what: str, cluster: str) -> None:
@@ -484,7 +484,7 @@ class NatsFleet(Fleet):
 
     def tell_lost(self, lost: Lost) -> None:
         # It comes back to this relay, too, which has done it already: doing it twice changes nothing.
-        self._spawn(self._say(f"{self._prefix}.relay.lost", lost.encode()))
+        self._tasks.start(self._say(f"{self._prefix}.relay.lost", lost.encode()))
 
     def _heard_of_loss(self, message: Msg) -> None:
         try:
@@ -497,7 +497,7 @@ class NatsFleet(Fleet):
 
     def _reply(self, message: Msg, payload: bytes) -> None:
         if message.reply:
-            self._spawn(self._say(message.reply, payload))
+            self._tasks.start(self._say(message.reply, payload))
 
     async def _say(self, subject: str, payload: bytes) -> None:
         try:
@@ -505,11 +505,6 @@ class NatsFleet(Fleet):
         except NatsUnavailable:
             # The asking relay finds out by its own deadline.
             pass
-
-    def _spawn(self, work: Awaitable[None]) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
 
 def _hashed(instance: str) -> str:

@@ -11,11 +11,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
 
 from arcbridge.relay.nats import NatsConnection, NatsUnavailable, Subscription
 from arcbridge.relay.operations import Question, Row, parts, rows_of
+from arcbridge.tasks import TaskSet
 from arcbridge.untrusted_json import read_json
 
 if TYPE_CHECKING:
@@ -32,17 +33,13 @@ class NatsQuestions:
     """Asks and answers. The caller starts and closes `connection`."""
 
     def __init__(
-        self,
-        connection: NatsConnection,
-        relay_id: str,
-        answer: Callable[[Question], list[Row]],
-        spawn: Callable[[Coroutine[Any, Any, None]], None],
+        self, connection: NatsConnection, relay_id: str, answer: Callable[[Question], list[Row]], tasks: TaskSet
     ) -> None:
-        """`relay_id`: this process, which does not answer itself. `spawn`: run something in the background."""
+        """`relay_id`: this process, which does not answer itself. `tasks`: those of the fleet."""
         self._nats = connection
         self._id = relay_id
         self._answer = answer
-        self._spawn = spawn
+        self._tasks = tasks
         self._to_all = f"{connection.prefix}.relay.questions"
         self._inbox = f"{connection.prefix}.inbox.{connection.name}.ask{relay_id}"
         self._numbers = itertools.count()
@@ -91,7 +88,7 @@ class NatsQuestions:
                 return
         except (ValueError, TypeError, KeyError):
             return
-        self._spawn(self._tell(message.reply, self._answer(question)))
+        self._tasks.start(self._tell(message.reply, self._answer(question)))
 
     async def _tell(self, to: str, rows: list[Row]) -> None:
         for part, last in parts(rows):

@@ -23,7 +23,7 @@ import socket
 import sys
 import time
 from asyncio.subprocess import DEVNULL, Process
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack
 from dataclasses import asdict
 from enum import Enum
@@ -36,7 +36,7 @@ from arcbridge.net.address import Address, parse_listen
 from arcbridge.observe import logging as logs
 from arcbridge.observe.aggregated_metrics import AggregatedMetrics, Snapshot
 from arcbridge.observe.health import Checks
-from arcbridge.observe.reloads import Outcome
+from arcbridge.observe.reloads import Outcome, merged
 from arcbridge.observe.server import ObserveServer
 from arcbridge.relay.audit.log import RelayAudit
 from arcbridge.relay.data_dir import instance_lock
@@ -44,12 +44,12 @@ from arcbridge.relay.listener import bind
 from arcbridge.relay.membership import enter_audit, log_warnings, open_to_operator, record_start
 from arcbridge.relay.operations import Question, Row, rows_of
 from arcbridge.relay.processes.worker import Assignment, send_rows
-from arcbridge.relay.reload import merged
+from arcbridge.relay.reload import RELOADABLE
 from arcbridge.relay.service import RelayInfo
 from arcbridge.relay.settings import required, worker_count
 from arcbridge.relay.siblings.channel import Channel, Head, Received, in_parts, pair
 from arcbridge.settings.config import RelayConfig
-from arcbridge.tasks import cancel_and_wait
+from arcbridge.tasks import TaskSet, cancel_and_wait
 
 START_DEADLINE: Final = 60.0
 """Seconds for a worker to serve. It takes one; a busy machine, or a lock that an operator holds, makes it more."""
@@ -197,7 +197,7 @@ class Supervisor:
         self._started = False
         self._stopping = asyncio.Event()
         self._changed = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = TaskSet()
         self._attempts = [0] * count
         self._asked = 0
         self._answers: dict[int, _WorkerAnswer] = {}
@@ -238,7 +238,7 @@ class Supervisor:
         for index in range(self._count):
             await self._launch(index)
         self._introduce(range(self._count))
-        self._run(self._look())
+        self._tasks.start(self._look())
         try:
             async with asyncio.timeout(START_DEADLINE):
                 while len(self._serving()) < self._count:
@@ -313,7 +313,7 @@ class Supervisor:
         assignment = Assignment(self._config, index, self._count, self._listen.host, self._listen.port)
         worker.settings = self._config
         worker.send({"t": "assign"}, pickle.dumps(assignment))
-        self._run(self._watch(worker))
+        self._tasks.start(self._watch(worker))
 
     def _introduce(self, new: Iterable[int]) -> None:
         """Connect these workers with all others, then tell them to serve."""
@@ -420,7 +420,7 @@ class Supervisor:
             case "answered":
                 self._answered(head, rows_of(message.body), last=head["last"])
             case "question":
-                self._run(self._reply(worker, int(head["n"]), head["question"]))
+                self._tasks.start(self._reply(worker, int(head["n"]), head["question"]))
             case "reloaded":
                 if not self._answered(head) and "error" in head:
                     # No reload waits for this answer: the worker started during one, or answered too late.
@@ -440,7 +440,7 @@ class Supervisor:
         """Bury a worker whose channel has closed: it is dying, or cannot be told anything any more."""
         process = getattr(worker, "process", None)
         if process is not None and worker.lives and process.returncode is None:
-            self._run(self._bury(worker))
+            self._tasks.start(self._bury(worker))
 
     async def _bury(self, worker: _WorkerHandle) -> None:
         try:
@@ -466,7 +466,7 @@ class Supervisor:
         if other is None or not other.lives or worker.pairs.get(index) != number:
             return
         if other.process.returncode is None and not self._stopping.is_set():
-            self._run(self._reconnect_later(worker, other, number))
+            self._tasks.start(self._reconnect_later(worker, other, number))
 
     async def _reconnect_later(self, worker: _WorkerHandle, other: _WorkerHandle, number: int) -> None:
         """Wait a moment first: mostly the other one is dying, and that is just not known yet."""
@@ -500,7 +500,7 @@ class Supervisor:
         """
         config = reread()
         log_warnings(required(config).problems)
-        self._config = merged(self._config, config)
+        self._config = merged(self._config, config, RELOADABLE)
         for worker in self._serving():
             worker.settings = self._config
         logs.reconfigure_level(config.observe.log_level)
@@ -559,11 +559,6 @@ class Supervisor:
     async def _change(self) -> None:
         self._changed.clear()
         await self._changed.wait()
-
-    def _run(self, work: Coroutine[object, object, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
 
 def _hold(listen: Address) -> socket.socket:

@@ -61,6 +61,7 @@ from arcbridge.relay.siblings.channel import Channel, ChannelClosed, Head, Recei
 from arcbridge.relay.siblings.group import Siblings
 from arcbridge.relay.siblings.handover import Handovers
 from arcbridge.settings.config import RelayConfig, RelayLimitsConfig, RelayUserLimitsConfig
+from arcbridge.tasks import TaskSet
 
 BEAT: Final = 1.0
 """Seconds between two `beat`s."""
@@ -210,7 +211,7 @@ class _Worker:
         self._settings = bytearray()
         """What has come of settings whose last part has not."""
         self._answering = asyncio.Lock()
-        self._answers: set[asyncio.Task[None]] = set()
+        self._answers = TaskSet()
         self._asked: dict[int, tuple[list[Row], asyncio.Future[None]]] = {}
         """Questions to all workers, by number: the rows that have come, and whether that is all."""
         self._numbers = itertools.count()
@@ -282,9 +283,7 @@ class _Worker:
                 for part, last in in_parts(self.membership.snapshot()):
                     self.channel.tell({"t": "metrics", "n": head["n"], "last": last}, part)
             case "ask":
-                answer = asyncio.get_running_loop().create_task(self._answer(int(head["n"]), head["question"]))
-                self._answers.add(answer)
-                answer.add_done_callback(self._answers.discard)
+                self._answers.start(self._answer(int(head["n"]), head["question"]))
             case "reply" if (asked := self._asked.get(int(head["n"]))) is not None:
                 asked[0].extend(rows_of(message.body))
                 if head["last"] and not asked[1].done():

@@ -31,10 +31,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, Protocol
 
 from arcbridge.errors import ArcbridgeError, ConfigError, EnrolmentRefused, StateError
 from arcbridge.identity.claims import is_plain
@@ -197,7 +196,7 @@ class RegistrySnapshot(NamedTuple):
     data: bytes
 
 
-class Registry(ABC):
+class Registry(Protocol):
     """See the module's docstring. Every method may raise `RegistryUnavailable`.
 
     When a call is cancelled, its change may still happen: read to find out.
@@ -205,22 +204,18 @@ class Registry(ABC):
 
     # Join tokens.
 
-    @abstractmethod
     async def create_join_token(self, cluster: str, *, uses: int = 1, expires_at: float, rebind: bool = False) -> str:
         """Return a new join token for `cluster`, as text: shown once, never readable again. Raises `ConfigError`.
 
         `rebind` is the way back for a cluster that has lost its own CA: the next enrolment may bring another one.
         """
 
-    @abstractmethod
     async def list_join_tokens(self) -> list[JoinTokenRecord]:
         """Return all tokens, oldest first; used up and expired ones too, until `KEEP_EXPIRED` after their end."""
 
-    @abstractmethod
     async def delete_join_token(self, token_id: str) -> bool:
         """Void a token; False when there is none. Clusters that it enrolled stay."""
 
-    @abstractmethod
     async def redeem_join_token(self, text: str, key_hash: str, cluster_ca_pem: str) -> ClusterRecord:
         """Consume one use, or repeat the use of the same key, and bind the cluster; atomic.
 
@@ -231,16 +226,13 @@ class Registry(ABC):
 
     # Clusters.
 
-    @abstractmethod
     async def check_join_token(self, text: str) -> str:
         """Return the cluster of a join token that could be redeemed by another key now; changes nothing. Raises
         `EnrolmentRefused` as `redeem_join_token` does."""
 
-    @abstractmethod
     async def cluster(self, name: str) -> ClusterRecord | None:
         """Return the record of `name`, revoked or not; None when it never enrolled."""
 
-    @abstractmethod
     async def adopt(self, name: str, ca_pem: str, when: float) -> bool:
         """Bind `name` to this CA without a join token, as a record created at `when`; atomic.
 
@@ -249,7 +241,6 @@ class Registry(ABC):
         there is one, revoked or not, of this CA or another; that one stays as it is, so read it and judge it.
         """
 
-    @abstractmethod
     async def succeed(self, known: ClusterRecord, ca_pem: str, cas: str) -> bool:
         """Bind the name of `known` to this CA and these that followed each other; atomic.
 
@@ -257,15 +248,12 @@ class Registry(ABC):
         changed, where the cluster is bound in another way by now.
         """
 
-    @abstractmethod
     async def clusters(self) -> list[ClusterRecord]:
         """Return all records, by name."""
 
-    @abstractmethod
     async def certificate_issued(self, name: str, expires_at: float) -> None:
         """Note that an agent of `name` holds a certificate until then; a time earlier than the noted one is ignored."""
 
-    @abstractmethod
     async def renew(self, name: str, shown: ShownCertificate, request: str) -> int:
         """Count a renewal of the certificate that was shown; return the generation of the one to issue; atomic.
 
@@ -273,36 +261,30 @@ class Registry(ABC):
         cluster is revoked for it, and `EnrolmentRefused`.
         """
 
-    @abstractmethod
     async def seen(self, name: str, when: float, *, version: str | None = None) -> None:
         """Note that an agent of `name` was connected at `when`; what is None stays. An unknown name is ignored."""
 
-    @abstractmethod
     async def revoke_cluster(self, name: str) -> bool:
         """Refuse the cluster's agents from now on; its record stays.
 
         False when it is not known here: then its name is kept, so that it cannot come to be known.
         """
 
-    @abstractmethod
     async def unrevoke_cluster(self, name: str) -> bool:
         """Take `revoke_cluster` back; False when there is neither such a cluster nor such a name.
 
         Certificates issued before count again, until they lapse; those of a key that was renewed twice do not.
         """
 
-    @abstractmethod
     async def delete_cluster(self, name: str) -> bool:
         """Forget a cluster and that it was revoked; return whether it was known. An agent of it that is still there is
         adopted again by its certificate."""
 
-    @abstractmethod
     async def revocations(self) -> frozenset[str]:
         """Return the names of the clusters that are revoked, known or not; cheap enough to ask every few seconds."""
 
     # Users.
 
-    @abstractmethod
     async def revoke_user(self, user: str, before: int, reason: str = "") -> UserRevocation:
         """Refuse the tokens of `user` that were issued before that time, from now on; return what holds then.
 
@@ -310,37 +292,29 @@ class Registry(ABC):
         for what cannot be kept, and `StateError` when the list is full.
         """
 
-    @abstractmethod
     async def restore_user(self, user: str) -> bool:
         """Take `revoke_user` back; False when the user is not revoked."""
 
-    @abstractmethod
     async def user_revocations(self) -> Mapping[str, UserRevocation]:
         """Return all of them, by user; cheap enough to ask every few seconds."""
 
     # What outlives the registry.
 
-    @abstractmethod
     async def access_changes(self) -> list[AccessChange]:
         """Return what was said last of each user's and cluster's access, what was taken back included."""
 
-    @abstractmethod
     async def merge(self, changes: Iterable[AccessChange]) -> list[AccessChange]:
         """Take over what another copy of this registry knows, where `merged` says that it is news; return that."""
 
-    @abstractmethod
     async def recovery(self) -> Recovery | None:
         """Return the recovery that is under way; None: there is none."""
 
-    @abstractmethod
     async def change_recovery(self, change: Callable[[Recovery | None], Recovery | None]) -> Recovery | None:
         """Keep what `change` makes of the recovery that is under way, None for none; return it; atomic."""
 
-    @abstractmethod
     async def snapshot(self) -> RegistrySnapshot:
         """Return all of it, as it was at one moment, while others change it."""
 
-    @abstractmethod
     async def replace(self, data: bytes, recovery: Recovery, former: Iterable[AccessChange] = ()) -> list[AccessChange]:
         """Put the data of a snapshot in the place of all that is there, without its join tokens: one of them may have
         been used since. All clusters of the snapshot are awaited then. What the snapshot lacks of `former` is merged
@@ -348,7 +322,6 @@ class Registry(ABC):
         arcbridge; then nothing is changed.
         """
 
-    @abstractmethod
     async def close(self) -> None:
         """Finish what was asked and let go; a call after that raises `RegistryUnavailable`."""
 
@@ -402,6 +375,19 @@ def merged(known: AccessChange | None, new: AccessChange, now: float) -> AccessC
         latest = max(known, new, key=lambda one: one.at)
         return latest._replace(before=before) if (before, latest.at) != (known.before, known.at) else None
     return new if new.at > known.at else None
+
+
+def news_of(
+    known: dict[tuple[str, str], AccessChange], changes: Iterable[AccessChange], now: float
+) -> list[AccessChange]:
+    """Return what of the changes holds from now on besides what is known, by kind and name, and add it to that."""
+    news = []
+    for change in changes:
+        found = merged(known.get((change.kind, change.name)), change, now)
+        if found is not None:
+            known[found.kind, found.name] = found
+            news.append(found)
+    return news
 
 
 def later(now: float, former: float | None) -> float:

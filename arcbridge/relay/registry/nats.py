@@ -51,16 +51,8 @@ from arcbridge.pki.enrolment import JoinToken
 from arcbridge.pki.names import check_cluster_name
 from arcbridge.pki.pins import pin_of
 from arcbridge.relay.nats import NatsConnection, end, subject_token
-from arcbridge.relay.registry import generations
+from arcbridge.relay.registry import base, generations
 from arcbridge.relay.registry.base import (
-    KEEP_EXPIRED,
-    MAX_REVOKED_USERS,
-    MAX_TAKEN_BACK,
-    MAX_VERSION,
-    NOT_ENROLLED,
-    REDEEM_AGAIN,
-    REVOKED,
-    UNKNOWN_TOKEN,
     AccessChange,
     ClusterRecord,
     JoinTokenRecord,
@@ -69,18 +61,6 @@ from arcbridge.relay.registry.base import (
     RegistrySnapshot,
     RegistryUnavailable,
     UserRevocation,
-    added,
-    check_join_token,
-    check_revocation,
-    check_user,
-    foreign_ca,
-    full,
-    is_bound_to,
-    later,
-    may_go,
-    merged,
-    recovery_of,
-    spent,
 )
 from arcbridge.relay.registry.generations import RenewedTwice, ShownCertificate
 from arcbridge.relay.registry.nats_bucket import CALL, CHANGE, NOTHING, Bucket, Faster, Malformed, Value, is_entry
@@ -147,7 +127,7 @@ class NatsRegistry(Registry):
 
     async def create_join_token(self, cluster: str, *, uses: int = 1, expires_at: float, rebind: bool = False) -> str:
         now = self._clock()
-        check_join_token(cluster, uses, expires_at, now, rebind=rebind)
+        base.check_join_token(cluster, uses, expires_at, now, rebind=rebind)
         token = JoinToken.create()
         data = {
             "secret_hash": token.secret_hash, "cluster": cluster, "uses": uses, "used": 0, "created": now,
@@ -183,15 +163,11 @@ class NatsRegistry(Registry):
 
         async def redeem() -> str:
             now = self._clock()
-            key = f"token.{token.id}"
-            found, revision = await self._bucket.read(key)
-            # An unknown id costs the same comparison as a wrong secret, and gets the same answer.
-            if not token.matches("0" * 64 if found is None else found["secret_hash"]) or found is None:
-                raise EnrolmentRefused(UNKNOWN_TOKEN)
+            found, revision = await self._known_token(token)
             again = found["redemptions"].get(key_hash)
             # `abs`: after the wall clock was set back, "earlier" is no longer a reason to trust a redemption for ever.
-            repeated = again is not None and abs(now - again) <= REDEEM_AGAIN
-            if not repeated and (why := spent(found["used"], found["uses"], found["expires_at"], now)):
+            repeated = again is not None and abs(now - again) <= base.REDEEM_AGAIN
+            if not repeated and (why := base.spent(found["used"], found["uses"], found["expires_at"], now)):
                 raise EnrolmentRefused(why)
             cluster: str = found["cluster"]
             place = f"cluster.{subject_token(cluster)}"
@@ -199,16 +175,16 @@ class NatsRegistry(Registry):
                 self._revocation(subject_token(cluster)), self._bucket.read(f"{place}.binding")
             )
             if revoked:
-                raise EnrolmentRefused(REVOKED)
+                raise EnrolmentRefused(base.REVOKED)
             known = binding.data
             cas = "" if known is None else known.get("cas", "")
-            same = known is None or is_bound_to(known["ca_pin"], cas, pin)
+            same = known is None or base.is_bound_to(known["ca_pin"], cas, pin)
             if known is not None and not same and not found["rebind"]:
-                raise EnrolmentRefused(foreign_ca(known["ca_pin"], pin))
+                raise EnrolmentRefused(base.foreign_ca(known["ca_pin"], pin))
             if not repeated:
-                kept = {one: at for one, at in found["redemptions"].items() if abs(now - at) <= REDEEM_AGAIN}
+                kept = {one: at for one, at in found["redemptions"].items() if abs(now - at) <= base.REDEEM_AGAIN}
                 used = {"used": found["used"] + 1, "redemptions": {**kept, key_hash: now}}
-                await self._bucket.write(key, {**found, **used}, revision)
+                await self._bucket.write(f"token.{token.id}", {**found, **used}, revision)
             bound = {
                 "name": cluster,
                 "ca_pem": cluster_ca_pem,
@@ -229,12 +205,18 @@ class NatsRegistry(Registry):
 
     async def check_join_token(self, text: str) -> str:
         token = JoinToken.parse(text)
-        found = (await self._bucket.read(f"token.{token.id}")).data
-        if not token.matches("0" * 64 if found is None else found["secret_hash"]) or found is None:
-            raise EnrolmentRefused(UNKNOWN_TOKEN)
-        if why := spent(found["used"], found["uses"], found["expires_at"], self._clock()):
+        found, _ = await self._known_token(token)
+        if why := base.spent(found["used"], found["uses"], found["expires_at"], self._clock()):
             raise EnrolmentRefused(why)
         return str(found["cluster"])
+
+    async def _known_token(self, token: JoinToken) -> tuple[dict[str, Any], int]:
+        """Return what is stored of a token, and the revision. An unknown id costs the same comparison as a wrong
+        secret, and gets the same answer."""
+        found, revision = await self._bucket.read(f"token.{token.id}")
+        if not token.matches("0" * 64 if found is None else found["secret_hash"]) or found is None:
+            raise EnrolmentRefused(base.UNKNOWN_TOKEN)
+        return found, revision
 
     # Clusters.
 
@@ -289,7 +271,7 @@ class NatsRegistry(Registry):
     async def seen(self, name: str, when: float, *, version: str | None = None) -> None:
         changes: dict[str, Any] = {"last_seen": when}
         if version is not None:
-            changes["version"] = printable(version, MAX_VERSION)
+            changes["version"] = printable(version, base.MAX_VERSION)
         await self._note(name, changes)
 
     async def _note(self, name: str, changes: Mapping[str, Any]) -> None:
@@ -317,9 +299,9 @@ class NatsRegistry(Registry):
                 self._revocation(token), self._bucket.read(f"cluster.{token}.binding")
             )
             if binding.data is None:
-                raise EnrolmentRefused(NOT_ENROLLED)
+                raise EnrolmentRefused(base.NOT_ENROLLED)
             if revoked:
-                raise EnrolmentRefused(REVOKED)
+                raise EnrolmentRefused(base.REVOKED)
             known = _keys(binding.data)
             renewal = generations.renewed(known, shown, request, self._clock())
             if renewal.keys != known:
@@ -388,7 +370,7 @@ class NatsRegistry(Registry):
     # Users.
 
     async def revoke_user(self, user: str, before: int, reason: str = "") -> UserRevocation:
-        check_revocation(user, before, reason)
+        base.check_revocation(user, before, reason)
         digest = _digest(user)
         await self._make_room(digest)
 
@@ -396,8 +378,8 @@ class NatsRegistry(Registry):
             found, revision = await self._bucket.read(f"user.{digest}")
             at = await _after_taking_back(self._bucket, "user", user, self._clock())
             former = None if found is None else _user(found)
-            at = later(at, None if former is None else former.revoked)
-            record = added(former, UserRevocation(user, before, reason, at))
+            at = base.later(at, None if former is None else former.revoked)
+            record = base.added(former, UserRevocation(user, before, reason, at))
             data = asdict(record)
             self._users[digest] = Value(data, await self._bucket.write(f"user.{digest}", data, revision))
             return record
@@ -410,16 +392,16 @@ class NatsRegistry(Registry):
         known = await self._bucket.read_all("user.>")
         known.pop(f"user.{digest}", None)
         entries = {key: _user(data) for key, (data, _) in known.items() if data is not None}
-        if len(entries) < MAX_REVOKED_USERS:
+        if len(entries) < base.MAX_REVOKED_USERS:
             return
-        old = [key for key, entry in entries.items() if may_go(entry, self._clock())]
+        old = [key for key, entry in entries.items() if base.may_go(entry, self._clock())]
         if not old:
-            raise full()
+            raise base.full()
         for key in old:
             await self._bucket.remove(key)
 
     async def restore_user(self, user: str) -> bool:
-        digest = _digest(check_user(user))
+        digest = _digest(base.check_user(user))
 
         async def restore() -> bool:
             known = (await self._bucket.read(f"user.{digest}")).data or self._users.get(digest, NOTHING).data
@@ -460,13 +442,9 @@ class NatsRegistry(Registry):
         self._taken_back = await self._bucket.read_all("back.>", CALL)  # no copy of it decides a change
         await asyncio.gather(self.revocations(), self.user_revocations())
         known = _changes_of(self._taken_back, self._revoked, self._users)
-        now, news = self._clock(), []
-        for change in changes:
-            found = merged(known.get((change.kind, change.name)), change, now)
-            if found is not None:
-                await self._changing(partial(self._put, found))
-                known[found.kind, found.name] = found
-                news.append(found)
+        news = base.news_of(known, changes, self._clock())
+        for change in news:
+            await self._changing(partial(self._put, change))
         if any(not one.before for one in news):
             await _prune_taken_back(self._bucket)
         return news
@@ -485,12 +463,9 @@ class NatsRegistry(Registry):
                 raise ValueError("an entry of another form")
         except (ValueError, TypeError, AttributeError) as error:
             raise StateError("the registry in the backup is damaged, or none") from error
-        known, now, news = _changes_in(stored), self._clock(), []
-        for change in former:
-            found = merged(known.get((change.kind, change.name)), change, now)
-            if found is not None:
-                _put_into(stored, found)
-                news.append(found)
+        news = base.news_of(_changes_in(stored), former, self._clock())
+        for change in news:
+            _put_into(stored, change)
         present = await self._bucket.read_all(">")
         # What takes rights away comes first, and nothing that is there goes before all is written: a restore that was
         # interrupted can be made again.
@@ -537,12 +512,12 @@ class NatsRegistry(Registry):
             if self._recovery is None:
                 raise
         found = self._recovery.data
-        return None if found is None else recovery_of(found)
+        return None if found is None else base.recovery_of(found)
 
     async def change_recovery(self, change: Callable[[Recovery | None], Recovery | None]) -> Recovery | None:
         async def keep() -> Recovery | None:
             found, revision = await self._bucket.read("recovery")
-            was = None if found is None else recovery_of(found)
+            was = None if found is None else base.recovery_of(found)
             now = change(was)
             if now is not None and now != was:
                 await self._bucket.write("recovery", asdict(now), revision)
@@ -699,7 +674,7 @@ async def _drop_expired(bucket: Bucket, now: float) -> None:
     """Housekeeping of who makes tokens; the new one stands, whatever comes of it."""
     try:
         for key, value in (await bucket.read_all("token.>")).items():
-            if value.data is not None and value.data["expires_at"] < now - KEEP_EXPIRED:
+            if value.data is not None and value.data["expires_at"] < now - base.KEEP_EXPIRED:
                 await bucket.remove(key)
     except RegistryUnavailable as error:
         log.warning("long expired join tokens not removed", reason=error.message)
@@ -711,13 +686,13 @@ async def _after_taking_back(bucket: Bucket, kind: str, name: str, now: float) -
     known = (await bucket.read(key)).data
     if known is not None:
         await bucket.remove(key)
-    return later(now, None if known is None else known["at"])
+    return base.later(now, None if known is None else known["at"])
 
 
 async def _note_taken_back(bucket: Bucket, kind: str, name: str, revoked: float, at: float) -> None:
     """Remember that a revocation of this time, 0 for none, is taken back."""
     if revoked:
-        await _write_taken_back(bucket, kind, name, later(at, revoked))
+        await _write_taken_back(bucket, kind, name, base.later(at, revoked))
         await _prune_taken_back(bucket)
 
 
@@ -729,7 +704,7 @@ async def _write_taken_back(bucket: Bucket, kind: str, name: str, at: float) -> 
 async def _prune_taken_back(bucket: Bucket) -> None:
     """Forget the oldest of what was taken back, where there is too much: it reads all of it."""
     known = [(one.data["at"], key) for key, one in (await bucket.read_all("back.>")).items() if one.data]
-    for _, key in sorted(known)[:-MAX_TAKEN_BACK]:
+    for _, key in sorted(known)[: -base.MAX_TAKEN_BACK]:
         await bucket.remove(key)
 
 

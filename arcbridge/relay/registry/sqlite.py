@@ -30,16 +30,8 @@ from arcbridge.pki.enrolment import JoinToken
 from arcbridge.pki.names import check_cluster_name
 from arcbridge.pki.pins import pin_of
 from arcbridge.pki.private_files import ensure_private_directory, locked, make_private
-from arcbridge.relay.registry import generations
+from arcbridge.relay.registry import base, generations
 from arcbridge.relay.registry.base import (
-    KEEP_EXPIRED,
-    MAX_REVOKED_USERS,
-    MAX_TAKEN_BACK,
-    MAX_VERSION,
-    NOT_ENROLLED,
-    REDEEM_AGAIN,
-    REVOKED,
-    UNKNOWN_TOKEN,
     AccessChange,
     ClusterRecord,
     JoinTokenRecord,
@@ -48,18 +40,6 @@ from arcbridge.relay.registry.base import (
     RegistrySnapshot,
     RegistryUnavailable,
     UserRevocation,
-    added,
-    check_join_token,
-    check_revocation,
-    check_user,
-    foreign_ca,
-    full,
-    is_bound_to,
-    later,
-    may_go,
-    merged,
-    recovery_of,
-    spent,
 )
 from arcbridge.relay.registry.generations import RenewedTwice, ShownCertificate
 
@@ -164,19 +144,18 @@ class SqliteRegistry(Registry):
 
     async def create_join_token(self, cluster: str, *, uses: int = 1, expires_at: float, rebind: bool = False) -> str:
         now = self._clock()
-        check_join_token(cluster, uses, expires_at, now, rebind=rebind)
+        base.check_join_token(cluster, uses, expires_at, now, rebind=rebind)
         token = JoinToken.create()
 
-        def insert() -> None:
-            with self._transaction(self._durable) as database:
-                database.execute("DELETE FROM join_tokens WHERE expires_at < ?", (now - KEEP_EXPIRED,))
-                database.execute(
-                    "INSERT INTO join_tokens (id, secret_hash, cluster, uses, created, expires_at, rebind)"
-                    " VALUES (?, ?, ?, ?, ?, ?, ?)",
-                    (token.id, token.secret_hash, cluster, uses, now, expires_at, int(rebind)),
-                )
+        def insert(database: sqlite3.Connection) -> None:
+            database.execute("DELETE FROM join_tokens WHERE expires_at < ?", (now - base.KEEP_EXPIRED,))
+            database.execute(
+                "INSERT INTO join_tokens (id, secret_hash, cluster, uses, created, expires_at, rebind)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (token.id, token.secret_hash, cluster, uses, now, expires_at, int(rebind)),
+            )
 
-        await self._run(insert)
+        await self._write(insert)
         return token.text
 
     async def list_join_tokens(self) -> list[JoinTokenRecord]:
@@ -190,18 +169,17 @@ class SqliteRegistry(Registry):
         token = JoinToken.parse(text)
         pin = pin_of(cluster_ca_pem)
 
-        def redeem() -> ClusterRecord:
-            with self._transaction(self._durable) as database:
-                now = self._clock()
-                cluster, rebind, repeated = self._consume(database, token, key_hash, now)
-                self._bind(database, cluster, cluster_ca_pem, pin, now, rebind=rebind)
-                keys = generations.enrolled(_keys(database, cluster), key_hash, now, repeated=repeated)
-                _keep_keys(database, cluster, keys)
-                return _cluster(
-                    database.execute(f"SELECT {_CLUSTER_COLUMNS} FROM clusters WHERE name = ?", (cluster,)).fetchone()
-                )
+        def redeem(database: sqlite3.Connection) -> ClusterRecord:
+            now = self._clock()
+            cluster, rebind, repeated = self._consume(database, token, key_hash, now)
+            self._bind(database, cluster, cluster_ca_pem, pin, now, rebind=rebind)
+            keys = generations.enrolled(_keys(database, cluster), key_hash, now, repeated=repeated)
+            _keep_keys(database, cluster, keys)
+            return _cluster(
+                database.execute(f"SELECT {_CLUSTER_COLUMNS} FROM clusters WHERE name = ?", (cluster,)).fetchone()
+            )
 
-        return await self._run(redeem)
+        return await self._write(redeem)
 
     async def check_join_token(self, text: str) -> str:
         token = JoinToken.parse(text)
@@ -224,7 +202,7 @@ class SqliteRegistry(Registry):
             "SELECT at FROM redemptions WHERE token_id = ? AND key_hash = ?", (token.id, key_hash)
         ).fetchone()
         # `abs`: after the wall clock was set back, "earlier" is no longer a reason to trust a redemption for ever.
-        if again is not None and abs(now - again[0]) <= REDEEM_AGAIN:
+        if again is not None and abs(now - again[0]) <= base.REDEEM_AGAIN:
             return cluster, rebind, True
         if reason:
             raise EnrolmentRefused(reason)
@@ -243,17 +221,17 @@ class SqliteRegistry(Registry):
         row = database.execute("SELECT ca_pin, cas, revoked FROM clusters WHERE name = ?", (cluster,)).fetchone()
         if row is None:
             if database.execute("SELECT 1 FROM revoked_names WHERE name = ?", (cluster,)).fetchone():
-                raise EnrolmentRefused(REVOKED)
+                raise EnrolmentRefused(base.REVOKED)
             database.execute(
                 "INSERT INTO clusters (name, ca_pem, ca_pin, created) VALUES (?, ?, ?, ?)", (cluster, ca_pem, pin, now)
             )
             return
         known_pin, cas, revoked = row
-        same = is_bound_to(known_pin, cas, pin)
+        same = base.is_bound_to(known_pin, cas, pin)
         if revoked:
-            raise EnrolmentRefused(REVOKED)
+            raise EnrolmentRefused(base.REVOKED)
         if not rebind and not same:
-            raise EnrolmentRefused(foreign_ca(known_pin, pin))
+            raise EnrolmentRefused(base.foreign_ca(known_pin, pin))
         # Also when the pin is the same: the CA's certificate may have been made again over its key.
         database.execute("UPDATE clusters SET ca_pem = ?, ca_pin = ? WHERE name = ?", (ca_pem, pin, cluster))
         if not same:
@@ -292,36 +270,34 @@ class SqliteRegistry(Registry):
 
     async def seen(self, name: str, when: float, *, version: str | None = None) -> None:
         check_cluster_name(name)
-        version = None if version is None else printable(version, MAX_VERSION)
+        version = None if version is None else printable(version, base.MAX_VERSION)
 
-        def update() -> None:
-            with self._transaction(self._quick) as database:
-                database.execute(
-                    "UPDATE clusters SET last_seen = max(last_seen, ?), version = coalesce(?, version) WHERE name = ?",
-                    (when, version, name),
-                )
+        def update(database: sqlite3.Connection) -> None:
+            database.execute(
+                "UPDATE clusters SET last_seen = max(last_seen, ?), version = coalesce(?, version) WHERE name = ?",
+                (when, version, name),
+            )
 
-        await self._run(update)
+        await self._write(update, quick=True)
 
     async def renew(self, name: str, shown: ShownCertificate, request: str) -> int:
         check_cluster_name(name)
 
-        def renew() -> int:
-            with self._transaction(self._durable) as database:
-                now = self._clock()
-                row = database.execute("SELECT revoked FROM clusters WHERE name = ?", (name,)).fetchone()
-                if row is None:
-                    raise EnrolmentRefused(NOT_ENROLLED)
-                if row[0]:
-                    raise EnrolmentRefused(REVOKED)
-                renewal = generations.renewed(_keys(database, name), shown, request, now)
-                _keep_keys(database, name, renewal.keys)
-                if not renewal.generation:
-                    at = _after_taking_back(database, "cluster", name, self._clock())
-                    database.execute("UPDATE clusters SET revoked = ? WHERE name = ?", (at, name))
-                return renewal.generation
+        def renew(database: sqlite3.Connection) -> int:
+            now = self._clock()
+            row = database.execute("SELECT revoked FROM clusters WHERE name = ?", (name,)).fetchone()
+            if row is None:
+                raise EnrolmentRefused(base.NOT_ENROLLED)
+            if row[0]:
+                raise EnrolmentRefused(base.REVOKED)
+            renewal = generations.renewed(_keys(database, name), shown, request, now)
+            _keep_keys(database, name, renewal.keys)
+            if not renewal.generation:
+                at = _after_taking_back(database, "cluster", name, self._clock())
+                database.execute("UPDATE clusters SET revoked = ? WHERE name = ?", (at, name))
+            return renewal.generation
 
-        generation = await self._run(renew)
+        generation = await self._write(renew)
         if not generation:
             raise RenewedTwice
         return generation
@@ -329,19 +305,17 @@ class SqliteRegistry(Registry):
     async def revoke_cluster(self, name: str) -> bool:
         check_cluster_name(name)
 
-        def revoke() -> bool:
+        def revoke(database: sqlite3.Connection) -> bool:
             # The time of the first revocation stays.
-            with self._transaction(self._durable) as database:
-                at = _after_taking_back(database, "cluster", name, self._clock())
-                known = database.execute(
-                    "UPDATE clusters SET revoked = CASE WHEN revoked > 0 THEN revoked ELSE ? END WHERE name = ?",
-                    (at, name),
-                ).rowcount
-                if not known:
-                    database.execute("INSERT OR IGNORE INTO revoked_names VALUES (?, ?)", (name, at))
-                return known > 0
+            at = _after_taking_back(database, "cluster", name, self._clock())
+            known = database.execute(
+                "UPDATE clusters SET revoked = CASE WHEN revoked > 0 THEN revoked ELSE ? END WHERE name = ?", (at, name)
+            ).rowcount
+            if not known:
+                database.execute("INSERT OR IGNORE INTO revoked_names VALUES (?, ?)", (name, at))
+            return known > 0
 
-        return await self._run(revoke)
+        return await self._write(revoke)
 
     async def unrevoke_cluster(self, name: str) -> bool:
         return await self._take_back("UPDATE clusters SET revoked = 0 WHERE name = ?", name)
@@ -353,12 +327,11 @@ class SqliteRegistry(Registry):
         """Run a statement on a cluster, and forget that its name was revoked; return whether either was known."""
         check_cluster_name(name)
 
-        def change() -> bool:
-            with self._transaction(self._durable) as database:
-                back = _take_revocation_back(database, "cluster", name, self._clock())
-                return database.execute(statement, (name,)).rowcount > 0 or back
+        def change(database: sqlite3.Connection) -> bool:
+            back = _take_revocation_back(database, "cluster", name, self._clock())
+            return database.execute(statement, (name,)).rowcount > 0 or back
 
-        return await self._run(change)
+        return await self._write(change)
 
     async def revocations(self) -> frozenset[str]:
         rows = await self._select("SELECT name FROM clusters WHERE revoked > 0 UNION SELECT name FROM revoked_names")
@@ -367,37 +340,31 @@ class SqliteRegistry(Registry):
     # Users.
 
     async def revoke_user(self, user: str, before: int, reason: str = "") -> UserRevocation:
-        check_revocation(user, before, reason)
+        base.check_revocation(user, before, reason)
 
-        def revoke() -> UserRevocation:
-            with self._transaction(self._durable) as database:
-                now = self._clock()
-                at = _after_taking_back(database, "user", user, self._clock())
-                known = _users(database)
-                former = known.pop(user, None)
-                at = later(at, None if former is None else former.revoked)
-                record = added(former, UserRevocation(user, before, reason, at))
-                if len(known) >= MAX_REVOKED_USERS:
-                    old = [entry.user for entry in known.values() if may_go(entry, now)]
-                    if not old:
-                        raise full()
-                    database.executemany("DELETE FROM revoked_users WHERE user = ?", [(one,) for one in old])
-                database.execute(
-                    f"INSERT OR REPLACE INTO revoked_users ({_USER_COLUMNS}) VALUES (?, ?, ?, ?)",
-                    (record.user, record.before, record.reason, record.revoked),
-                )
-                return record
+        def revoke(database: sqlite3.Connection) -> UserRevocation:
+            now = self._clock()
+            at = _after_taking_back(database, "user", user, self._clock())
+            known = _users(database)
+            former = known.pop(user, None)
+            at = base.later(at, None if former is None else former.revoked)
+            record = base.added(former, UserRevocation(user, before, reason, at))
+            if len(known) >= base.MAX_REVOKED_USERS:
+                old = [entry.user for entry in known.values() if base.may_go(entry, now)]
+                if not old:
+                    raise base.full()
+                database.executemany("DELETE FROM revoked_users WHERE user = ?", [(one,) for one in old])
+            database.execute(
+                f"INSERT OR REPLACE INTO revoked_users ({_USER_COLUMNS}) VALUES (?, ?, ?, ?)",
+                (record.user, record.before, record.reason, record.revoked),
+            )
+            return record
 
-        return await self._run(revoke)
+        return await self._write(revoke)
 
     async def restore_user(self, user: str) -> bool:
-        check_user(user)
-
-        def restore() -> bool:
-            with self._transaction(self._durable) as database:
-                return _take_revocation_back(database, "user", user, self._clock())
-
-        return await self._run(restore)
+        base.check_user(user)
+        return await self._write(lambda database: _take_revocation_back(database, "user", user, self._clock()))
 
     async def user_revocations(self) -> Mapping[str, UserRevocation]:
         return await self._run(lambda: _users(self._durable))
@@ -408,27 +375,22 @@ class SqliteRegistry(Registry):
         return await self._run(lambda: list(_access_changes(self._durable).values()))
 
     async def merge(self, changes: Iterable[AccessChange]) -> list[AccessChange]:
-        def merge() -> list[AccessChange]:
-            with self._transaction(self._durable) as database:
-                return _merge(database, changes, self._clock())
-
-        return await self._run(merge)
+        return await self._write(lambda database: _merge(database, changes, self._clock()))
 
     async def recovery(self) -> Recovery | None:
         return await self._run(lambda: _recovery(self._durable))
 
     async def change_recovery(self, change: Callable[[Recovery | None], Recovery | None]) -> Recovery | None:
-        def keep() -> Recovery | None:
-            with self._transaction(self._durable) as database:
-                was = _recovery(database)
-                now = change(was)
-                if now != was:
-                    database.execute("DELETE FROM recovery")
-                    if now is not None:
-                        database.execute("INSERT INTO recovery VALUES (?)", (json.dumps(asdict(now)),))
-                return now
+        def keep(database: sqlite3.Connection) -> Recovery | None:
+            was = _recovery(database)
+            now = change(was)
+            if now != was:
+                database.execute("DELETE FROM recovery")
+                if now is not None:
+                    database.execute("INSERT INTO recovery VALUES (?)", (json.dumps(asdict(now)),))
+            return now
 
-        return await self._run(keep)
+        return await self._write(keep)
 
     async def snapshot(self) -> RegistrySnapshot:
         def copy() -> RegistrySnapshot:
@@ -494,14 +456,18 @@ class SqliteRegistry(Registry):
         """Return the rows that a statement finds."""
         return await self._run(lambda: self._durable.execute(statement, values).fetchall())
 
+    async def _write(self, change: Callable[[sqlite3.Connection], T], *, quick: bool = False) -> T:
+        """Run `change` in a transaction in the thread; one that is quick may be lost with the machine's power."""
+
+        def write() -> T:
+            with self._transaction(self._quick if quick else self._durable) as database:
+                return change(database)
+
+        return await self._run(write)
+
     async def _change(self, statement: str, values: tuple[object, ...]) -> bool:
         """Run one statement in a durable transaction; whether it met a row."""
-
-        def change() -> bool:
-            with self._transaction(self._durable) as database:
-                return database.execute(statement, values).rowcount > 0
-
-        return await self._run(change)
+        return await self._write(lambda database: database.execute(statement, values).rowcount > 0)
 
     @contextmanager
     def _transaction(self, database: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
@@ -564,8 +530,8 @@ def _known_token(database: sqlite3.Connection, token: JoinToken, now: float) -> 
     ).fetchone()
     secret_hash, cluster, uses, used, expires_at, rebind = row if row is not None else ("0" * 64, "", 0, 0, 0.0, 0)
     if not token.matches(secret_hash) or row is None:
-        raise EnrolmentRefused(UNKNOWN_TOKEN)
-    return str(cluster), bool(rebind), spent(used, uses, expires_at, now)
+        raise EnrolmentRefused(base.UNKNOWN_TOKEN)
+    return str(cluster), bool(rebind), base.spent(used, uses, expires_at, now)
 
 
 def _keys(database: sqlite3.Connection, cluster: str) -> generations.Keys:
@@ -620,7 +586,7 @@ def _after_taking_back(database: sqlite3.Connection, kind: str, name: str, now: 
     """Forget that a revocation was taken back, for there is another one; return the time of that."""
     row = database.execute("SELECT at FROM taken_back WHERE kind = ? AND name = ?", (kind, name)).fetchone()
     database.execute("DELETE FROM taken_back WHERE kind = ? AND name = ?", (kind, name))
-    return later(now, None if row is None else row[0])
+    return base.later(now, None if row is None else row[0])
 
 
 def _take_revocation_back(database: sqlite3.Connection, kind: str, name: str, now: float) -> bool:
@@ -628,7 +594,7 @@ def _take_revocation_back(database: sqlite3.Connection, kind: str, name: str, no
     known = _access_changes(database).get((kind, name))
     if known is None or not known.before:
         return False
-    _put(database, AccessChange(known.kind, name, later(now, known.at)))
+    _put(database, AccessChange(known.kind, name, base.later(now, known.at)))
     return True
 
 
@@ -644,19 +610,15 @@ def _access_changes(database: sqlite3.Connection) -> dict[tuple[str, str], Acces
 
 def _merge(database: sqlite3.Connection, changes: Iterable[AccessChange], now: float) -> list[AccessChange]:
     """Put what is news of these changes in force, in the caller's transaction, and return it."""
-    known, news = _access_changes(database), []
-    for change in changes:
-        found = merged(known.get((change.kind, change.name)), change, now)
-        if found is not None:
-            known[found.kind, found.name] = found
-            _put(database, found)
-            news.append(found)
+    news = base.news_of(_access_changes(database), changes, now)
+    for change in news:
+        _put(database, change)
     return news
 
 
 def _recovery(database: sqlite3.Connection) -> Recovery | None:
     row = database.execute("SELECT state FROM recovery").fetchone()
-    return None if row is None else recovery_of(json.loads(row[0]))
+    return None if row is None else base.recovery_of(json.loads(row[0]))
 
 
 def _put(database: sqlite3.Connection, change: AccessChange) -> None:
@@ -676,7 +638,7 @@ def _put(database: sqlite3.Connection, change: AccessChange) -> None:
     if not before:
         database.execute("INSERT INTO taken_back VALUES (?, ?, ?)", (kind, name, at))
         database.execute("DELETE FROM taken_back WHERE rowid IN (SELECT rowid FROM taken_back ORDER BY at DESC"
-                         " LIMIT -1 OFFSET ?)", (MAX_TAKEN_BACK,))  # fmt: skip
+                         " LIMIT -1 OFFSET ?)", (base.MAX_TAKEN_BACK,))  # fmt: skip
 
 
 def _translated(error: sqlite3.Error, path: Path) -> RegistryUnavailable | StateError:

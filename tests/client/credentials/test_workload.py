@@ -112,10 +112,13 @@ async def test_a_job_that_may_not_ask(issuer: Issuer) -> None:
 async def test_a_service_that_is_down(issuer: Issuer) -> None:
     issuer.down()
     try:
-        with pytest.raises(Unreachable, match="status 503"):
+        with pytest.raises(Unreachable, match=r"status 503\); try again$"):
             await job(issuer).tokens(interactive=False)
     finally:
         issuer.down(False)
+    elsewhere = of_job(issuer) | {"ACTIONS_ID_TOKEN_REQUEST_URL": f"{issuer.url}/elsewhere"}
+    with pytest.raises(Unreachable, match=r"status 404\): is ACTIONS_ID_TOKEN_REQUEST_URL what"):
+        await WorkloadTokens(settings("github-actions"), environment=elsewhere).tokens(interactive=False)
     nowhere = {"ACTIONS_ID_TOKEN_REQUEST_URL": "https://127.0.0.1:1/x", "ACTIONS_ID_TOKEN_REQUEST_TOKEN": "x"}
     with pytest.raises(Unreachable, match=r"cannot reach 127\.0\.0\.1:1: connection refused"):
         await WorkloadTokens(settings("github-actions"), environment=nowhere).tokens(interactive=False)
@@ -292,7 +295,9 @@ def test_steps_that_cannot_ask(kind: str, environment: dict[str, str], words: st
         ((401, {}), Unauthenticated, "gives this step no token"),
         ((302, {}), Unauthenticated, "gives this step no token"),
         ((404, {}), Unauthenticated, "knows no service connection c"),
-        ((500, {}), Unreachable, "status 500"),
+        ((500, {}), Unreachable, "status 500.; try again$"),
+        ((429, {}), Unreachable, "status 429.; try again$"),
+        ((400, {}), Unreachable, "status 400.: is SYSTEM_OIDCREQUESTURI what the step was given"),
         ((200, {}), Unreachable, "gave no token"),
         ((200, {"oidcToken": 1}), Unreachable, "gave no token"),
     ],
