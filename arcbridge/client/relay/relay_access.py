@@ -40,6 +40,8 @@ class RelayAccess:
         self.cas: Succession | None = None
         """The relay's CAs as far as they are known; None where another CA vouches for it."""
         self._trust: RelayTrust | None = None
+        self._doubted = False
+        """Whether a trust did not hold."""
         self._contexts: dict[str, ssl.SSLContext] = {}
         self.offered_client = ""
         """The clients that the relay offers, by its last answer (`client.relay.update_notice`)."""
@@ -63,8 +65,9 @@ class RelayAccess:
         return self._trust
 
     def forget(self) -> None:
-        """Forget a trust that did not hold: a pinned CA, whose certificate may have been renewed, is fetched again."""
-        self._trust = None
+        """Forget a trust that did not hold: a pinned CA, whose certificate may have been renewed, or which may have
+        ended, is fetched again, and those that followed it."""
+        self._trust, self._doubted = None, True
         self._contexts.clear()
 
     def follow(self, announced: str) -> None:
@@ -101,8 +104,11 @@ class RelayAccess:
         else:
             return RelayTrust()
         known = Succession.of_pin(self._root) if self._successions is None else self._successions.known(self._root)
-        if len(known.pins) == 1:
-            known = Succession.of_ca(ca_pem) if ca_pem else await fetch_relay_cas(self.address, self._root)
+        if len(known.pins) == 1 and ca_pem:
+            known = Succession.of_ca(ca_pem)
+        if self._pin and (self._doubted or not known.trusted):
+            found = await fetch_relay_cas(self.address, known.pins[-1])
+            known = known.follow(found, f"the CA of {self.address.url}")
             self._keep(known)
         self.cas = known
         return RelayTrust(known.trusted)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from arcbridge.client.relay.relay_access import RelayAccess
 from arcbridge.errors import ConfigError, PinMismatch, StateError, Unreachable
 from arcbridge.net.tls import ALPN_HTTP, ALPN_JOIN, outer_server_contexts
+from arcbridge.pki.authority import Authority
 from arcbridge.pki.rotation import Rotation
 from arcbridge.pki.succession import SuccessionStore
 from tests.client.far_side import OTHER_CA, RELAY_CA
@@ -95,6 +99,44 @@ async def test_a_relay_s_cas_are_followed_and_kept(tmp_path: Path) -> None:
     # Another process of this user, with the pin alone, asks no relay.
     trust = await RelayAccess("127.0.0.1:1", ca_pin=RELAY_CA.pin, successions=store).trust()
     assert trust.ca_pem == state.list.cas[1]
+
+
+async def test_a_ca_that_was_replaced_is_named_beside_the_last_one_that_was_known(tmp_path: Path) -> None:
+    """Also where a rotation was followed before, and where a login keeps the certificate of the first one."""
+    store = SuccessionStore(tmp_path / "successions")
+    state = Rotation(RELAY_CA.certificate_pem, RELAY_CA.key_pem).take("next", time.time())
+    store.keep(RELAY_CA.pin, state.list)
+    (tmp_path / "ca").write_text(RELAY_CA.certificate_pem)
+    async with relay_over(OTHER_CA) as address:
+        given: list[dict[str, Any]] = [{}, {"ca_file": tmp_path / "ca"}]
+        for more in given:
+            relay = RelayAccess(address, ca_pin=RELAY_CA.pin, successions=store, **more)
+            await relay.context(ALPN_JOIN)
+            relay.forget()
+            with pytest.raises(PinMismatch) as caught:
+                await relay.context(ALPN_JOIN)
+            assert f"expected {state.list.pins[1]}, found {OTHER_CA.pin}" in caught.value.message
+        # A file without a pin may be of another CA than the relay's own.
+        relay = RelayAccess(address, ca_file=tmp_path / "ca")
+        relay.forget()
+        await relay.context(ALPN_JOIN)
+
+
+@asynccontextmanager
+async def relay_over(authority: Authority) -> AsyncIterator[str]:
+    """What gives this CA to all that ask; yields its address."""
+    issued = authority.issue_server(["127.0.0.1"])
+    context = outer_server_contexts(issued.certificate_pem, issued.key_pem, authority.certificate_pem)[ALPN_HTTP]
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.0 200 OK\r\n\r\n" + authority.certificate_pem.encode())
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+    async with server:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
 
 def test_settings() -> None:
