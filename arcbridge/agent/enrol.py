@@ -59,8 +59,9 @@ from arcbridge.wire.records import CaSuccession
 
 LOOK_AGAIN = 300.0
 """Seconds between two reads of the store, for a certificate that a sibling has renewed."""
-SUPERSEDED_SPREAD = 30.0
-"""Seconds within which agents renew a certificate of the relay's former CA, each at a time of its own."""
+SUPERSEDED_SPREAD = 10.0
+"""Seconds within which agents renew a certificate of the relay's former CA, each at a time of its own; the relay tells
+them of it one after the other."""
 RENEW_AGAIN = 60.0
 """Seconds until such a renewal is tried again: another relay of the list may not have taken that step yet."""
 REFUSED_WAIT = 60.0
