@@ -163,7 +163,7 @@ class NatsRegistry(Registry):
 
         async def redeem() -> str:
             now = self._clock()
-            found, revision = await self._known_token(token)
+            found, revision = await _known_token(self._bucket, token)
             again = found["redemptions"].get(key_hash)
             # `abs`: after the wall clock was set back, "earlier" is no longer a reason to trust a redemption for ever.
             repeated = again is not None and abs(now - again) <= base.REDEEM_AGAIN
@@ -205,18 +205,10 @@ class NatsRegistry(Registry):
 
     async def check_join_token(self, text: str) -> str:
         token = JoinToken.parse(text)
-        found, _ = await self._known_token(token)
+        found, _ = await _known_token(self._bucket, token)
         if why := base.spent(found["used"], found["uses"], found["expires_at"], self._clock()):
             raise EnrolmentRefused(why)
         return str(found["cluster"])
-
-    async def _known_token(self, token: JoinToken) -> tuple[dict[str, Any], int]:
-        """Return what is stored of a token, and the revision. An unknown id costs the same comparison as a wrong
-        secret, and gets the same answer."""
-        found, revision = await self._bucket.read(f"token.{token.id}")
-        if not token.matches("0" * 64 if found is None else found["secret_hash"]) or found is None:
-            raise EnrolmentRefused(base.UNKNOWN_TOKEN)
-        return found, revision
 
     # Clusters.
 
@@ -706,6 +698,15 @@ async def _prune_taken_back(bucket: Bucket) -> None:
     known = [(one.data["at"], key) for key, one in (await bucket.read_all("back.>")).items() if one.data]
     for _, key in sorted(known)[: -base.MAX_TAKEN_BACK]:
         await bucket.remove(key)
+
+
+async def _known_token(bucket: Bucket, token: JoinToken) -> tuple[dict[str, Any], int]:
+    """Return what is stored of a token, and the revision. An unknown id costs the same comparison as a wrong
+    secret, and gets the same answer."""
+    found, revision = await bucket.read(f"token.{token.id}")
+    if not token.matches("0" * 64 if found is None else found["secret_hash"]) or found is None:
+        raise EnrolmentRefused(base.UNKNOWN_TOKEN)
+    return found, revision
 
 
 async def _is_bound(bucket: Bucket, token: str) -> bool:

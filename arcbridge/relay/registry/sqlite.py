@@ -172,7 +172,7 @@ class SqliteRegistry(Registry):
         def redeem(database: sqlite3.Connection) -> ClusterRecord:
             now = self._clock()
             cluster, rebind, repeated = self._consume(database, token, key_hash, now)
-            self._bind(database, cluster, cluster_ca_pem, pin, now, rebind=rebind)
+            _bind(database, cluster, cluster_ca_pem, pin, now, rebind=rebind)
             keys = generations.enrolled(_keys(database, cluster), key_hash, now, repeated=repeated)
             _keep_keys(database, cluster, keys)
             return _cluster(
@@ -213,29 +213,6 @@ class SqliteRegistry(Registry):
             (token.id, key_hash, now),
         )
         return cluster, rebind, False
-
-    def _bind(
-        self, database: sqlite3.Connection, cluster: str, ca_pem: str, pin: str, now: float, *, rebind: bool
-    ) -> None:
-        """Bind the cluster's name to its CA, or check that it is bound to this one; in the caller's transaction."""
-        row = database.execute("SELECT ca_pin, cas, revoked FROM clusters WHERE name = ?", (cluster,)).fetchone()
-        if row is None:
-            if database.execute("SELECT 1 FROM revoked_names WHERE name = ?", (cluster,)).fetchone():
-                raise EnrolmentRefused(base.REVOKED)
-            database.execute(
-                "INSERT INTO clusters (name, ca_pem, ca_pin, created) VALUES (?, ?, ?, ?)", (cluster, ca_pem, pin, now)
-            )
-            return
-        known_pin, cas, revoked = row
-        same = base.is_bound_to(known_pin, cas, pin)
-        if revoked:
-            raise EnrolmentRefused(base.REVOKED)
-        if not rebind and not same:
-            raise EnrolmentRefused(base.foreign_ca(known_pin, pin))
-        # Also when the pin is the same: the CA's certificate may have been made again over its key.
-        database.execute("UPDATE clusters SET ca_pem = ?, ca_pin = ? WHERE name = ?", (ca_pem, pin, cluster))
-        if not same:
-            database.execute("UPDATE clusters SET valid_since = ?, cas = '' WHERE name = ?", (now, cluster))
 
     # Clusters.
 
@@ -518,6 +495,28 @@ class SqliteRegistry(Registry):
 def _connect(path: Path, busy_timeout: float) -> sqlite3.Connection:
     # isolation_level None: the sqlite3 module begins no transactions of its own.
     return sqlite3.connect(path, timeout=busy_timeout, isolation_level=None)
+
+
+def _bind(database: sqlite3.Connection, cluster: str, ca_pem: str, pin: str, now: float, *, rebind: bool) -> None:
+    """Bind the cluster's name to its CA, or check that it is bound to this one; in the caller's transaction."""
+    row = database.execute("SELECT ca_pin, cas, revoked FROM clusters WHERE name = ?", (cluster,)).fetchone()
+    if row is None:
+        if database.execute("SELECT 1 FROM revoked_names WHERE name = ?", (cluster,)).fetchone():
+            raise EnrolmentRefused(base.REVOKED)
+        database.execute(
+            "INSERT INTO clusters (name, ca_pem, ca_pin, created) VALUES (?, ?, ?, ?)", (cluster, ca_pem, pin, now)
+        )
+        return
+    known_pin, cas, revoked = row
+    same = base.is_bound_to(known_pin, cas, pin)
+    if revoked:
+        raise EnrolmentRefused(base.REVOKED)
+    if not rebind and not same:
+        raise EnrolmentRefused(base.foreign_ca(known_pin, pin))
+    # Also when the pin is the same: the CA's certificate may have been made again over its key.
+    database.execute("UPDATE clusters SET ca_pem = ?, ca_pin = ? WHERE name = ?", (ca_pem, pin, cluster))
+    if not same:
+        database.execute("UPDATE clusters SET valid_since = ?, cas = '' WHERE name = ?", (now, cluster))
 
 
 def _known_token(database: sqlite3.Connection, token: JoinToken, now: float) -> tuple[str, bool, str]:
