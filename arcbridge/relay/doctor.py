@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+from arcbridge.audit.sinks.settings import look_at_collectors
 from arcbridge.checks.diagnosis import (
     Finding,
     FindingState,
@@ -70,6 +71,7 @@ async def diagnose(config: RelayConfig, place: Callable[[str], Place | None] = l
         found.append(skipped(PUBLIC_ADDRESS, "the files of [tls] do not say by which certificate to know the relay"))
     elif checked.public.host:
         found.append(await _guarded(PUBLIC_ADDRESS, "public_address", lambda: _public_address(checked, authority)))
+    found += await look_at_collectors(config.audit.sinks)
     return found + await _running(config)
 
 
