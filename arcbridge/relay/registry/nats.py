@@ -163,7 +163,7 @@ class NatsRegistry(Registry):
 
         async def redeem() -> str:
             now = self._clock()
-            found, revision = await self._known_token(token)
+            found, revision = await _known_token(self._bucket, token)
             again = found["redemptions"].get(key_hash)
             # `abs`: after the wall clock was set back, "earlier" is no longer a reason to trust a redemption for ever.
             repeated = again is not None and abs(now - again) <= base.REDEEM_AGAIN
@@ -205,18 +205,10 @@ class NatsRegistry(Registry):
 
     async def check_join_token(self, text: str) -> str:
         token = JoinToken.parse(text)
-        found, _ = await self._known_token(token)
+        found, _ = await _known_token(self._bucket, token)
         if why := base.spent(found["used"], found["uses"], found["expires_at"], self._clock()):
             raise EnrolmentRefused(why)
         return str(found["cluster"])
-
-    async def _known_token(self, token: JoinToken) -> tuple[dict[str, Any], int]:
-        """Return what is stored of a token, and the revision. An unknown id costs the same comparison as a wrong
-        secret, and gets the same answer."""
-        found, revision = await self._bucket.read(f"token.{token.id}")
-        if not token.matches("0" * 64 if found is None else found["secret_hash"]) or found is None:
-            raise EnrolmentRefused(base.UNKNOWN_TOKEN)
-        return found, revision
 
     # Clusters.
 
@@ -622,6 +614,15 @@ class NatsRegistry(Registry):
                     raise RegistryUnavailable("too many changes at once in the registry: try again") from None
                 await asyncio.sleep(random.uniform(0, pause))
                 pause = min(2 * pause, PAUSES[1])
+
+
+async def _known_token(bucket: Bucket, token: JoinToken) -> tuple[dict[str, Any], int]:
+    """Return what is stored of a token, and the revision. An unknown id costs the same comparison as a wrong
+    secret, and gets the same answer."""
+    found, revision = await bucket.read(f"token.{token.id}")
+    if not token.matches("0" * 64 if found is None else found["secret_hash"]) or found is None:
+        raise EnrolmentRefused(base.UNKNOWN_TOKEN)
+    return found, revision
 
 
 def _changes_of(

@@ -171,7 +171,7 @@ class SqliteRegistry(Registry):
 
         def redeem(database: sqlite3.Connection) -> ClusterRecord:
             now = self._clock()
-            cluster, rebind, repeated = self._consume(database, token, key_hash, now)
+            cluster, rebind, repeated = _consume(database, token, key_hash, now)
             self._bind(database, cluster, cluster_ca_pem, pin, now, rebind=rebind)
             keys = generations.enrolled(_keys(database, cluster), key_hash, now, repeated=repeated)
             _keep_keys(database, cluster, keys)
@@ -191,28 +191,6 @@ class SqliteRegistry(Registry):
             return cluster
 
         return await self._run(look)
-
-    def _consume(
-        self, database: sqlite3.Connection, token: JoinToken, key_hash: str, now: float
-    ) -> tuple[str, bool, bool]:
-        """Use the token once more; in the caller's transaction. Return its cluster, whether it may rebind, and whether
-        this key has used it before."""
-        cluster, rebind, reason = _known_token(database, token, now)
-        again = database.execute(
-            "SELECT at FROM redemptions WHERE token_id = ? AND key_hash = ?", (token.id, key_hash)
-        ).fetchone()
-        # `abs`: after the wall clock was set back, "earlier" is no longer a reason to trust a redemption for ever.
-        if again is not None and abs(now - again[0]) <= base.REDEEM_AGAIN:
-            return cluster, rebind, True
-        if reason:
-            raise EnrolmentRefused(reason)
-        database.execute("UPDATE join_tokens SET used = used + 1 WHERE id = ?", (token.id,))
-        database.execute(
-            "INSERT INTO redemptions (token_id, key_hash, at) VALUES (?, ?, ?)"
-            " ON CONFLICT (token_id, key_hash) DO UPDATE SET at = excluded.at",
-            (token.id, key_hash, now),
-        )
-        return cluster, rebind, False
 
     def _bind(
         self, database: sqlite3.Connection, cluster: str, ca_pem: str, pin: str, now: float, *, rebind: bool
@@ -518,6 +496,27 @@ class SqliteRegistry(Registry):
 def _connect(path: Path, busy_timeout: float) -> sqlite3.Connection:
     # isolation_level None: the sqlite3 module begins no transactions of its own.
     return sqlite3.connect(path, timeout=busy_timeout, isolation_level=None)
+
+
+def _consume(database: sqlite3.Connection, token: JoinToken, key_hash: str, now: float) -> tuple[str, bool, bool]:
+    """Use the token once more; in the caller's transaction. Return its cluster, whether it may rebind, and whether
+    this key has used it before."""
+    cluster, rebind, reason = _known_token(database, token, now)
+    again = database.execute(
+        "SELECT at FROM redemptions WHERE token_id = ? AND key_hash = ?", (token.id, key_hash)
+    ).fetchone()
+    # `abs`: after the wall clock was set back, "earlier" is no longer a reason to trust a redemption for ever.
+    if again is not None and abs(now - again[0]) <= base.REDEEM_AGAIN:
+        return cluster, rebind, True
+    if reason:
+        raise EnrolmentRefused(reason)
+    database.execute("UPDATE join_tokens SET used = used + 1 WHERE id = ?", (token.id,))
+    database.execute(
+        "INSERT INTO redemptions (token_id, key_hash, at) VALUES (?, ?, ?)"
+        " ON CONFLICT (token_id, key_hash) DO UPDATE SET at = excluded.at",
+        (token.id, key_hash, now),
+    )
+    return cluster, rebind, False
 
 
 def _known_token(database: sqlite3.Connection, token: JoinToken, now: float) -> tuple[str, bool, str]:
