@@ -35,7 +35,18 @@ settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 
 # Folders of what runs on Linux alone, where uvloop is installed with it.
-ON_UVLOOP_ALONE = {"agent", "bench", "demo", "differential", "e2e", "hostile", "keycloak", "relay", "walkthrough"}
+ON_UVLOOP_ALONE = {
+    "agent",
+    "audit",
+    "bench",
+    "demo",
+    "differential",
+    "e2e",
+    "hostile",
+    "keycloak",
+    "relay",
+    "walkthrough",
+}
 
 
 def pytest_asyncio_loop_factories(

@@ -44,7 +44,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "__main__": frozenset({"cli"}),
     "cli": frozenset({*ROLES, *FOUNDATION, "audit", "checks", "observe", "settings"}),
     **{role: frozenset({*FOUNDATION, "audit", "checks", "observe", "settings"}) for role in ROLES},
-    "audit": frozenset({"observe"}),
+    "audit": frozenset({"checks", "net", "observe", "pki", "settings"}),
     "identity": frozenset({"net", "mux", "settings", "wire"}),
     "pki": frozenset({"net", "mux", "wire"}),
     "net": frozenset({"identity", "pki", "mux", "wire", "socket_options"}),

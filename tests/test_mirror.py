@@ -17,6 +17,7 @@ WITHOUT_TEST: dict[str, str] = {
     "agent/parts": "declarations",
     "audit/log": "with `agent/audit/log`, which is one",
     "audit/metrics": "with the metrics of each role",
+    "audit/sinks/collector": "with the transports over it, and the check of their settings",
     "cli/administration": "with `relay` and `admin`, in whose tests the words of each command are read",
     "identity/fetch": "declarations",
     "pki/new_token": "with relay/admin, in whose tests a shell runs its lines",

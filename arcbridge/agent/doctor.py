@@ -21,6 +21,7 @@ from arcbridge.agent.relay_http import post
 from arcbridge.agent.self_checks import API_SERVER, AUDIT, api_checks, certificate_finding, groups_checks, issuers_check
 from arcbridge.agent.service import credential_store, make_verifier
 from arcbridge.agent.settings import Checked, check
+from arcbridge.audit.sinks.settings import look_at_collectors
 from arcbridge.checks.diagnosis import Finding, FindingState, failed, ok, settings_findings, skipped
 from arcbridge.checks.running import look_at_process, look_at_refusals, read_page, samples_of
 from arcbridge.checks.self_checks import SelfCheck, SelfChecks
@@ -71,6 +72,7 @@ async def diagnose(config: AgentConfig, place: Callable[[str], Place | None] = l
             await api.close()
     found += await _issuers(checked)
     found += await _audit(config)
+    found += await look_at_collectors(config.audit.sinks)
     found += await look_at_process(config.observe.listen)
     return found + await look_at_refusals("arcbridge_agent_", config.observe.listen, "tokens of users")
 

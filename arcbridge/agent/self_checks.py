@@ -23,6 +23,7 @@ from arcbridge.agent.enrol import CredentialKeeper
 from arcbridge.agent.kube.apiserver import AnswerFailed, ApiServer
 from arcbridge.agent.parts import AgentParts
 from arcbridge.agent.rights import CONSTRAINED, GROUPS, LEGACY, USERS, VERBS, Right, Rules, attributes_of
+from arcbridge.audit.sinks.settings import sink_findings
 from arcbridge.checks.diagnosis import Finding, directory_finding, failed, key_finding, ok, skipped, warning
 from arcbridge.checks.self_checks import SelfCheck
 from arcbridge.identity.authentication import AuthenticationConfig
@@ -189,12 +190,13 @@ async def look_at_reload(api: ApiServer) -> Finding:
 # --- everything else ------------------------------------------------------------------------------------------------
 
 
-async def look_at_audit(audit: AuditLog) -> Finding:
-    """Look whether records are written now."""
+async def look_at_audit(audit: AuditLog) -> Sequence[Finding]:
+    """Look whether records are written now, and whether sinks deliver them."""
+    found = ok(AUDIT, "records are written")
     if failure := audit.failure:
         then = "requests are refused" if audit.refuses else "requests go on unrecorded"
-        return _bad(AUDIT, "audit", f"the audit log cannot be written ({failure}); {then}")
-    return ok(AUDIT, "records are written")
+        found = _bad(AUDIT, "audit", f"the audit log cannot be written ({failure}); {then}")
+    return [found, *sink_findings(audit.sinks)]
 
 
 async def look_at_relays(control: ControlConnections, keeper: CredentialKeeper) -> Finding:
@@ -307,7 +309,7 @@ def checks_of(parts: AgentParts) -> list[SelfCheck]:
         *api_checks(parts.api, lambda: None if verifier is None else verifier.config, refused),
         issuers_check(verifier, token_mode=lambda: sessions.authenticator.token_mode),
         *groups_checks(verifier),
-        _check("audit", partial(look_at_audit, sessions.audit)),
+        SelfCheck("audit", partial(look_at_audit, sessions.audit)),
         _check("relays", partial(look_at_relays, parts.control, parts.keeper)),
         _check("certificate", partial(look_at_certificate, parts.keeper)),
     ]

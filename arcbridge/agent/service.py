@@ -35,6 +35,7 @@ from arcbridge.agent.sessions import Sessions
 from arcbridge.agent.settings import Checked, required
 from arcbridge.agent.targets import TcpTargets
 from arcbridge.agent.workload import PodOfWorkload, pod_name
+from arcbridge.audit.sinks.sender import sinks_of
 from arcbridge.checks.groups_claim import missing_groups_logger
 from arcbridge.checks.self_checks import SelfChecks
 from arcbridge.errors import ConfigError
@@ -98,7 +99,9 @@ async def serve(
 def _compose(config: AgentConfig, checked: Checked, instance: str, stack: AsyncExitStack) -> AgentParts:
     """Make all parts, of which none is connected to a relay yet; `stack` closes them. Raises as `serve` does."""
     audit = open_audit(config, instance)
+    stack.push_async_callback(asyncio.to_thread, audit.sinks.close)
     stack.push_async_callback(asyncio.to_thread, audit.close)
+    audit.sinks.start(lambda line: audit.put_and_wait(lambda: line))
     api = ApiServer(endpoint_of(config.kubernetes))
     api.upstream.limit = ConnectLimit(config.limits.agent_connects_per_second)
     stack.push_async_callback(api.close)
@@ -214,13 +217,17 @@ async def enroll(config: AgentConfig) -> None:
 def open_audit(config: AgentConfig, instance: str) -> AuditLog:
     """Open the audit log. Raises ConfigError."""
     settings = config.audit
-    return AuditLog(
+    sinks, rotation = sinks_of(settings, settings.file, "agent")
+    audit = AuditLog(
         settings.file,
         on_failure=settings.on_failure,
         commands=settings.commands,
         fsync=settings.fsync,
         instance=instance,
+        rotation=rotation,
     )
+    audit.sinks = sinks
+    return audit
 
 
 def _keeper(checked: Checked, api: ApiServer | None) -> CredentialKeeper:

@@ -17,6 +17,7 @@ from arcbridge.agent.revocations import Revocation
 from arcbridge.agent.targets import Target, read_targets
 from arcbridge.agent.workload import parse_label, pod_name
 from arcbridge.audit.log import check_policy
+from arcbridge.audit.sinks.settings import check_sinks
 from arcbridge.errors import ConfigError, StateError
 from arcbridge.identity import token_settings
 from arcbridge.identity.authentication import AuthenticationConfig
@@ -245,3 +246,4 @@ def _audit(config: AgentConfig, problems: Problems) -> None:
         problems.warn("audit.file", "empty, so that no record tells later which user did what")
     elif config.audit.file != "-":
         named_files.check_appendable(problems, "audit.file", Path(config.audit.file))
+    check_sinks(config.audit, config.audit.file, problems)

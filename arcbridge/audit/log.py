@@ -12,8 +12,10 @@ import time
 from collections.abc import Callable
 from typing import ClassVar
 
+from arcbridge.audit.rotation import Rotation
+from arcbridge.audit.sinks.sender import Sinks
 from arcbridge.audit.writer import AuditWriter, Waiter
-from arcbridge.errors import ConfigError
+from arcbridge.errors import ConfigError, StateError
 
 STALL = 5.0
 """Seconds that a write may take, and that a request waits for its record: longer means that the disk hangs."""
@@ -29,9 +31,19 @@ class ChainedLog:
     refused_words: ClassVar[str]
     """The sentence for a caller whose request does not go on; `{}` is why the log cannot be written."""
 
-    def __init__(self, file: str, *, on_failure: str = CONTINUE, fsync: bool = False, instance: str = "") -> None:
+    def __init__(
+        self,
+        file: str,
+        *,
+        on_failure: str = CONTINUE,
+        fsync: bool = False,
+        instance: str = "",
+        rotation: Rotation | None = None,
+    ) -> None:
         """Open the file at once. Raises ConfigError."""
         check_policy(on_failure)
+        self.sinks = Sinks()
+        """What carries the records on; none unless the role starts them."""
         self.refuses = on_failure == REFUSE
         """Whether what waits is refused while records cannot be written."""
         self.records = 0
@@ -44,7 +56,7 @@ class ChainedLog:
         if not file:
             return
         try:
-            self._writer = AuditWriter(file, instance=instance, fsync=fsync)
+            self._writer = AuditWriter(file, instance=instance, fsync=fsync, rotation=rotation)
         except OSError as error:
             raise ConfigError(f"audit.file: {file} cannot be opened: {error.strerror}") from error
 
@@ -113,6 +125,13 @@ class ChainedLog:
             waiting.start()
         else:
             waiting.decide(failure or "its queue is full")
+
+    async def put_and_wait(self, line: Callable[[], str]) -> None:
+        """Write a line, and wait until that is done. Raises StateError where it is not written, and must be."""
+        done: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.put_before(line, lambda refusal: None if done.done() else done.set_result(refusal), lambda _: None)
+        if refusal := await done:
+            raise StateError(refusal)
 
     def reopen(self) -> None:
         """Leave a file that was renamed for a new one of its name, at once."""

@@ -34,7 +34,7 @@ class Wanted:
         """Return whether a record is one of them."""
         if self.since and str(fields.get("ts", "")) < self.since:
             return False
-        if fields.get("event") == "audit-lost" or ("omitted" in fields and "act" in fields):
+        if fields.get("event") in ("audit-lost", "audit-undelivered") or ("omitted" in fields and "act" in fields):
             # An agent's `omitted` has no act, and counts refusals of the same user alone.
             return True
         return (not self.user or self.user in _named(fields, *_USERS, "users")) and (

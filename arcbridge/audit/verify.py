@@ -235,6 +235,9 @@ class _Check:
             self._add(LOST, place, head, text)
         elif fields.get("event") == "audit-left-out":
             self._count_left_out(fields)
+        elif fields.get("event") == "audit-undelivered":
+            count, sink, last = (clean(str(fields.get(name)), 100) for name in ("records", "sink", "to"))
+            self.report.notes.append(f"{place}: {count} records up to {last} were not delivered to sink {sink}")
         if state is None:
             self._chains[head.chain] = state = _ChainState(
                 head.chain, head.sequence, head, place, sealed.previous, place

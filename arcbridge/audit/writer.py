@@ -21,6 +21,7 @@ from typing import Protocol
 import structlog
 
 from arcbridge.audit.chain import Chain, Head, read_line, timestamp
+from arcbridge.audit.rotation import Rotation, RotationBounds
 from arcbridge.observe.queued_writer import CLOSE_WAIT, GATHER, QUEUE, RETRY, QueuedWriter
 
 HEAD_INTERVAL = 60.0
@@ -42,9 +43,18 @@ class Waiter(Protocol):
 class AuditWriter(QueuedWriter[tuple[str, Waiter | None]]):
     """The queue of one file, and what its writing has come to. `put` and `close` are called by the event loop alone."""
 
-    def __init__(self, file: str, *, instance: str = "", fsync: bool = False, queue: int = QUEUE) -> None:
+    def __init__(
+        self,
+        file: str,
+        *,
+        instance: str = "",
+        fsync: bool = False,
+        queue: int = QUEUE,
+        rotation: Rotation | None = None,
+    ) -> None:
         """Open the file (`-`: standard output) and begin its chain. Raises OSError."""
         super().__init__(queue)
+        self._rotation = rotation or Rotation(RotationBounds())
         self._name = file
         self.failure = ""
         """Why nothing can be written now; empty while all is well."""
@@ -61,7 +71,12 @@ class AuditWriter(QueuedWriter[tuple[str, Waiter | None]]):
         self._logged_at = 0.0
         """When that was, monotonic seconds."""
         self._file = SealedFile(
-            "" if file == "-" else file, instance, fsync, closing=lambda: self._closing, on_end=self._log_head
+            "" if file == "-" else file,
+            instance,
+            fsync,
+            self._rotation,
+            closing=lambda: self._closing,
+            on_end=self._log_head,
         )
         self._start("arcbridge-audit")
 
@@ -115,8 +130,11 @@ class AuditWriter(QueuedWriter[tuple[str, Waiter | None]]):
         try:
             self._file.write()  # what was refused before
             self._file.follow_rotation(look)
+            surplus, counted = self._rotation.surplus(self._name)
+            self._held += counted
             self._seal()
             self._file.write()
+            self._rotation.remove(surplus)
         except OSError as error:
             self._file.keep_whole_lines()
             self.failures += not was
@@ -171,13 +189,21 @@ class SealedFile:
     """
 
     def __init__(
-        self, path: str, instance: str, fsync: bool, *, closing: Callable[[], bool], on_end: Callable[[], None]
+        self,
+        path: str,
+        instance: str,
+        fsync: bool,
+        rotation: Rotation,
+        *,
+        closing: Callable[[], bool],
+        on_end: Callable[[], None],
     ) -> None:
         """`path` empty: standard output, for which no write waits while `closing`. `on_end` is called when the last
         record of a file is sealed."""
         self._path = path
         self._instance = instance
         self._fsync = fsync
+        self._rotation = rotation
         self._closing = closing
         self._on_end = on_end
         self.pending = bytearray()
@@ -266,12 +292,11 @@ class SealedFile:
         if not self._path or (now - self._looked_at < RETRY and not self._ended and not look):
             return
         self._looked_at = now
-        try:
-            named = os.stat(self._path)
-        except FileNotFoundError:
-            named = None
-        status = os.fstat(self._descriptor)
-        if named is None or (named.st_dev, named.st_ino) != (status.st_dev, status.st_ino):
+        named, status = self._named(), os.fstat(self._descriptor)
+        if named is not None and os.path.samestat(named, status) and self._regular and not self.pending:
+            self._rotation.rename(self._path, status.st_size, self.chain.head)
+            named = self._named()
+        if named is None or not os.path.samestat(named, status):
             if not self._ended:
                 self.end("rotated")
             self.write()
@@ -282,6 +307,12 @@ class SealedFile:
             _, torn = _last_line(self._path, status.st_size)  # where it fails, the next look finds the cut again
             log.warning("audit log was cut", file=self._path, reason="it is shorter than what was written to it")
             self._begin_chain("cut", self.chain.head, torn, status.st_size)
+
+    def _named(self) -> os.stat_result | None:
+        try:
+            return os.stat(self._path)
+        except FileNotFoundError:
+            return None
 
     def end(self, cause: str) -> None:
         """Seal the last record of a file: it shows that nothing behind it is missing."""

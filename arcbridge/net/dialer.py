@@ -132,7 +132,7 @@ async def resolve(address: Address) -> list[Candidate]:
     query = _queries.get(address)
     if query is None:
         query = _queries[address] = _resolver.submit(_look_up, address.host, address.port)
-        query.add_done_callback(lambda _: _queries.pop(address))
+        query.add_done_callback(lambda _: _queries.pop(address, None))  # sinks resolve in threads of their own
     try:
         async with asyncio.timeout(RESOLVE_DEADLINE):
             found = await asyncio.shield(asyncio.wrap_future(query))

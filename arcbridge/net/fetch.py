@@ -44,11 +44,15 @@ Trust = str | ssl.SSLContext | None
 class HttpFetcher:
     """`await fetcher(url, ca_pem)`; one aiohttp session, made on first use, closed by `close()`.
 
-    `keep`: keep connections for the next request, for several of them within seconds.
+    `keep`: keep connections for the next request, for several of them within seconds. `plain`: ask `http` URLs, too,
+    which the caller has found to be of this machine, and leave bodies as they came, without decompression.
     """
 
-    def __init__(self, *, deadline: float = DEADLINE, limit: int = MAX_DOCUMENT, keep: bool = False) -> None:
+    def __init__(
+        self, *, deadline: float = DEADLINE, limit: int = MAX_DOCUMENT, keep: bool = False, plain: bool = False
+    ) -> None:
         self._keep = keep
+        self._plain = plain
         self._deadline = deadline
         self._limit = limit
         self._session: aiohttp.ClientSession | None = None
@@ -67,7 +71,7 @@ class HttpFetcher:
     ) -> Reply:
         """Send one request; return the answer, whatever its status. Raises Unreachable for want of a whole one."""
         target = URL(url, encoded=True)
-        if target.scheme != "https" or not target.host:
+        if target.scheme not in (("https", "http") if self._plain else ("https",)) or not target.host:
             raise Unreachable("only https documents are fetched")
         where = target.host
         try:
@@ -121,6 +125,7 @@ class HttpFetcher:
                 timeout=aiohttp.ClientTimeout(total=self._deadline),
                 # Not True: that would also send credentials from ~/.netrc. Proxies are the connector's.
                 trust_env=False,
+                auto_decompress=not self._plain,
             )
         return self._session
 

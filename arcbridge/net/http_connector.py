@@ -15,7 +15,7 @@ import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 from arcbridge.net.address import Address
-from arcbridge.net.dialer import connect
+from arcbridge.net.dialer import DIRECT, connect
 
 DEADLINE: Final = 15.0
 """Seconds to connect at most; a session's own deadline is mostly shorter."""
@@ -40,7 +40,9 @@ class DialingConnector(aiohttp.TCPConnector):
         host, port = req.url.raw_host, req.url.port
         if host is None or port is None:
             raise aiohttp.InvalidURL(req.url)
-        sock = await connect(Address(host, port), deadline=timeout.sock_connect or DEADLINE)
+        # Without TLS only servers of this machine are asked: a proxy would read it, and its loopback is another.
+        proxy = DIRECT if req.url.scheme == "http" else None
+        sock = await connect(Address(host, port), deadline=timeout.sock_connect or DEADLINE, proxy=proxy)
         try:
             return await asyncio.get_running_loop().create_connection(*arguments, **options, sock=sock)
         except BaseException as error:

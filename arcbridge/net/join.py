@@ -173,10 +173,6 @@ class ServerJoin:
         self._broken = False
 
     @property
-    def alpn(self) -> str | None:
-        return self._pipe.alpn
-
-    @property
     def peer_certificate(self) -> bytes | None:
         """DER of the verified client certificate, None if none was given."""
         return self._pipe.peer_certificate

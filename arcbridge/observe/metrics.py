@@ -65,10 +65,6 @@ class Buckets:
         self.counts[bisect.bisect_left(self.bounds, value)] += 1
         self.total += value
 
-    @property
-    def count(self) -> int:
-        return sum(self.counts)
-
     def cumulative(self) -> list[tuple[str, int]]:
         """Prometheus' buckets are cumulative: at or under each bound, the last one infinite."""
         running = 0

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+from arcbridge.audit.sinks.settings import look_at_collectors
 from arcbridge.checks.diagnosis import (
     Finding,
     FindingState,
@@ -80,6 +81,7 @@ async def diagnose(config: RelayConfig, place: Callable[[str], Place | None] = l
         found.append(await _guarded(PUBLIC_ADDRESS, "public_address", lambda: _public_address(checked, authority)))
     if authority is not None and authority.trusted_pem != authority.certificate_pem:
         found.append(await _guarded(ROTATION, "relay_ca_rotation", lambda: _rotation(config)))
+    found += await look_at_collectors(config.audit.sinks)
     return found + await _running(config)
 
 

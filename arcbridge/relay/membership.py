@@ -19,6 +19,7 @@ import structlog
 
 from arcbridge import __version__
 from arcbridge.audit.metrics import register as register_audit
+from arcbridge.audit.sinks.sender import sinks_of
 from arcbridge.errors import ArcbridgeError
 from arcbridge.net.address import Address
 from arcbridge.observe.health import Checks
@@ -26,7 +27,7 @@ from arcbridge.observe.metrics import Metrics
 from arcbridge.observe.reloads import Outcome, Reloads
 from arcbridge.observe.server import ObserveServer
 from arcbridge.relay.admin_socket import AdminSocket
-from arcbridge.relay.audit.log import RelayAudit, open_audit
+from arcbridge.relay.audit.log import RelayAudit, audit_file, open_audit
 from arcbridge.relay.data_dir import instance_lock
 from arcbridge.relay.fleet.base import Fleet
 from arcbridge.relay.operations import Operations, Question, Row
@@ -164,8 +165,12 @@ async def open_to_operator(
 def enter_audit(checked: CheckedRelay, stack: AsyncExitStack) -> RelayAudit:
     """Open the audit log of the process that holds the lock; the last that `stack` does but for that lock is to record
     the stop and close it. Raises `ConfigError`."""
-    audit = open_audit(checked.config, f"relay-{secrets.token_hex(8)}")
+    sinks, rotation = sinks_of(checked.config.audit, audit_file(checked.config), "relay")
+    audit = open_audit(checked.config, f"relay-{secrets.token_hex(8)}", rotation=rotation)
+    audit.sinks = sinks
+    stack.push_async_callback(asyncio.to_thread, sinks.close)
     stack.push_async_callback(asyncio.to_thread, audit.close)
+    sinks.start(lambda line: audit.put_and_wait(lambda: line))
     stack.callback(audit.stop)
     return audit
 

@@ -145,11 +145,6 @@ class Pump:
         """Bytes passed from agent to client."""
         return self._to_client.moved
 
-    @property
-    def held(self) -> int:
-        """Bytes read from one end and not yet taken by the other, both directions."""
-        return self._to_agent.held + self._to_client.held
-
     def abort(self, reason: str = "cut by the relay") -> None:
         """End both sides with RST."""
         self.fail(ConnectionAbortedError(reason))
@@ -240,10 +235,6 @@ class _Direction:
         self._source_fd, self._sink_fd = self.source.fileno(), self.sink.fileno()
         self._recv_into, self._send = self.source.recv_into, self.sink.send
         self._payer = self._pump.payer
-
-    @property
-    def held(self) -> int:
-        return len(self._memory) + self._piped
 
     @property
     def not_reading(self) -> bool:

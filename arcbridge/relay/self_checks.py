@@ -16,6 +16,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
+from arcbridge.audit.sinks.settings import sink_findings
 from arcbridge.checks.diagnosis import Finding, directory_finding, failed, key_finding, ok, skipped, warning
 from arcbridge.checks.self_checks import SelfCheck
 from arcbridge.errors import ArcbridgeError
@@ -219,6 +220,10 @@ def checks_of(
     async def public_address() -> Sequence[Finding]:
         return [await look_at_public_address(basis.checked.public, certificate.ca_pem, certificate.loaded.chain_pem)]
 
+    async def audit() -> Sequence[Finding]:
+        own = audit_finding(basis.audit.failure, refuses=basis.audit.refuses)
+        return [own, *sink_findings(basis.audit.sinks)]
+
     def now(find: Callable[[], Finding]) -> Callable[[], Awaitable[Sequence[Finding]]]:
         async def look() -> Sequence[Finding]:
             return [find()]
@@ -240,6 +245,6 @@ def checks_of(
             "descriptors", now(lambda: descriptors_finding(descriptors_used(), limit(), basis.limits, basis.wanted))
         ),
         SelfCheck("policy", now(lambda: policy_finding(basis.policy.error, basis.policy.held))),
-        SelfCheck("audit", now(lambda: audit_finding(basis.audit.failure, refuses=basis.audit.refuses))),
+        SelfCheck("audit", audit),
         SelfCheck("public_address", public_address),
     ]

@@ -246,17 +246,7 @@ async def _make_entrances(basis: Basis, membership: Membership, stack: AsyncExit
         handlers[client_hello.HOP] = partial(agents.serve_hop, hops.server_context)
     balancers = parse_networks(basis.checked.config.proxy_protocol_from)
     listener = Listener(handlers, admission, counters, balancers=balancers)
-    return Entrances(
-        admission=admission,
-        listener=listener,
-        pumps=pumps,
-        control=control,
-        clients=clients,
-        detour=detour,
-        api=api,
-        administration=administration,
-        http=http,
-    )
+    return Entrances(admission, listener, pumps, control, clients, detour, api, administration, http)
 
 
 async def _serve_api(basis: Basis, pumps: Pumps, stack: AsyncExitStack) -> tuple[Api, AdminApi, HttpApiServer]:

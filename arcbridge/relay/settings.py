@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from arcbridge.audit.log import check_policy as check_on_failure
+from arcbridge.audit.sinks.settings import check_sinks
 from arcbridge.errors import ConfigError, StateError
 from arcbridge.identity import token_settings
 from arcbridge.identity.authentication import AuthenticationConfig, IssuerConfig
@@ -294,6 +295,7 @@ def _check_audit(config: RelayConfig, problems: Problems) -> None:
     elif file != "-" and (Path(file).parent != config.data_dir or named_files.is_directory(config.data_dir)):
         # A data directory that is not there yet is made at the start.
         named_files.check_appendable(problems, "audit.file", Path(file))
+    check_sinks(config.audit, file, problems)
 
 
 def _check_fleet(config: RelayConfig, problems: Problems) -> None:

@@ -174,7 +174,57 @@ class GraphConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class RelayAuditConfig:
+class AuditSinkConfig:
+    """A place to which the records of the audit log's file are carried on."""
+
+    kind: str = ""
+    """`http`, `syslog` (RFC 5424 over TLS) or `stdout`. Required."""
+    address: str = ""
+    """http: the URL that takes the records, `https://`, or `http://` of this machine's loopback. syslog: `host:port`,
+    or a host for port 6514."""
+    ca_file: Path | None = None
+    """CA of the collector's certificate; none: the system's."""
+    certificate: Path | None = None
+    """Client certificate and key for a collector that asks for one; both or neither."""
+    key: Path | None = None
+    token_file: Path | None = None
+    """http: a file with what stands behind `token_scheme` in Authorization, re-read on every use."""
+    token_scheme: str = "Bearer"
+    format: str = "lines"
+    """http: `lines`, a record each (application/x-ndjson), or `array`, one JSON array."""
+    gzip: bool = False
+    """http: whether bodies are compressed."""
+    facility: int = 13
+    """syslog: 0 to 23; 13 is the log audit (RFC 5424 §6.2.1)."""
+    severity: int = 6
+    """syslog: 0 to 7; 6 is informational."""
+    max_message: int = 8192
+    """syslog: bytes of a message; of a longer one the record is cut, which the message says."""
+    batch_records: int = 500
+    batch_bytes: int = 1024**2
+    interval: float = 1.0
+    """Seconds between two looks for new records, for which they gather."""
+    timeout: float = 30.0
+    """Seconds for one batch, from the connection to the collector's answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditFilesConfig:
+    """What becomes of an audit log's file, alike in relay and agent."""
+
+    rotate_bytes: int = 0
+    """Size at which the role itself renames the file and begins a new one; 0: another program does, such as
+    logrotate."""
+    keep_bytes: int = 1024**3
+    """Bytes of files that the role has renamed; the oldest are removed above it."""
+    keep_age: float = 0.0
+    """Seconds for which such a file is kept after its last record; 0: no bound."""
+    sinks: dict[str, AuditSinkConfig] = field(default_factory=dict)
+    """By a name that the operator gives."""
+
+
+@dataclass(frozen=True, slots=True)
+class RelayAuditConfig(AuditFilesConfig):
     """What is recorded of administrators' acts, enrolments, policies and settings."""
 
     file: str = "audit.jsonl"
@@ -266,7 +316,7 @@ class AgentStateConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class AuditConfig:
+class AuditConfig(AuditFilesConfig):
     file: str = field(default="-", metadata=_MAY_BE_PATH)
     """Path of the audit log (JSON lines); `-` is standard output; empty switches it off."""
     on_failure: str = "continue"

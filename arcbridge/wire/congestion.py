@@ -121,11 +121,6 @@ class CongestionWindow:
         return self._slow_start.growing
 
     @property
-    def conservative(self) -> bool:
-        """Whether answers show a queue, so that the cap grows more slowly."""
-        return self._slow_start.conservative
-
-    @property
     def probing(self) -> bool:
         """Whether the cap is halved for the sake of the round trip."""
         return self._probe.active

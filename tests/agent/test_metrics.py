@@ -58,12 +58,16 @@ def test_every_metric_can_be_read() -> None:
     proofs = ProofChecker(ProofPolicy.IF_BOUND, "the agent")
     proofs.taken["nonce"], proofs.refused["peer"] = 8, 9
     sessions.authenticator = Counters(proofs=proofs)
-    sessions.targets, sessions.audit, keeper = Counters(), Counters(), Counters()
+    sinks = Counters(senders=[Counters(name="siem", delivered=11, failure="x", lag=2.5)])
+    sessions.targets, sessions.audit, keeper = Counters(), Counters(sinks=sinks), Counters()
     control, denylist = Counters(up=1, dials=Counters(joins=2), ledgers={}), Counters(error="broken")
     register(metrics, AgentParts(api, Verifier(), keeper, denylist, sessions, control))
     text = metrics.render()[0].decode()
     assert metrics.read_failures == 0
     assert "arcbridge_agent_requests_total 4.0" in text
+    assert 'arcbridge_agent_audit_sink_delivered_total{sink="siem"} 11.0' in text
+    assert 'arcbridge_agent_audit_sink_failing{sink="siem"} 1.0' in text
+    assert 'arcbridge_agent_audit_sink_lag_seconds{sink="siem"} 2.5' in text
     assert 'arcbridge_agent_auths_total{bound="nonce"} 8.0' in text
     assert 'arcbridge_agent_group_lookups_total{result="failed"} 1.0' in text
     assert 'arcbridge_agent_graph_tokens_total{result="failed"} 3.0' in text

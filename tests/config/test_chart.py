@@ -338,6 +338,40 @@ def test_egress_follows_from_what_pods_connect_to(helm: Helm, tmp_path: Path) ->
     assert egress_ports(helm.template("-f", str(tmp_path / "values.yaml"))) == {53, 1, 6443, 7443, 7444, 8443}
 
 
+def test_audit_sinks(helm: Helm, tmp_path: Path) -> None:
+    values = {
+        "auditSinks": {
+            "siem": {"kind": "http", "address": "https://c.test:8088/in", "gzip": True, "batch_records": 70,
+                     "token_file": "/run/secrets/arcbridge-audit/token", "interval": "2s"},
+            "central": {"kind": "syslog", "address": "s.test"}, "odd": {"kind": "syslog", "address": "s.test:1514"},
+            "output": {"kind": "stdout"},
+        },
+        "auditSpool": {"existingSecret": "siem", "bytes": 100 << 20},
+    }  # fmt: skip
+    (tmp_path / "values.yaml").write_text(yaml.safe_dump(values))
+    rendered = helm.template("-f", str(tmp_path / "values.yaml"))
+    audit = check_settings(rendered, tmp_path).audit
+    assert (audit.file, audit.rotate_bytes, audit.keep_bytes) == (
+        "/var/lib/arcbridge-audit/audit.jsonl", 16 << 20, 100 << 20,
+    )  # fmt: skip
+    siem = audit.sinks["siem"]
+    assert (siem.gzip, siem.batch_records, siem.interval) == (True, 70, 2.0)
+    assert set(audit.sinks) == {"siem", "central", "odd", "output"}
+    assert {8088, 6514, 1514} <= egress_ports(rendered)
+    pod = rendered.workload()["spec"]["template"]["spec"]
+    for container in (*pod["containers"], *pod["initContainers"]):
+        mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+        assert (mounts["audit"], mounts["audit-secret"]) == ("/var/lib/arcbridge-audit", "/run/secrets/arcbridge-audit")
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    assert volumes["audit"]["emptyDir"]["sizeLimit"] == (100 << 20) + (64 << 20)
+    assert volumes["audit-secret"]["secret"]["secretName"] == "siem"
+    claim = {"persistentVolumeClaim": {"claimName": "audit"}}
+    values["auditSpool"] = {"volume": claim}
+    (tmp_path / "values.yaml").write_text(yaml.safe_dump(values))
+    pod = helm.template("-f", str(tmp_path / "values.yaml")).workload()["spec"]["template"]["spec"]
+    assert {"name": "audit", **claim} in pod["volumes"]
+
+
 def test_every_value_in_use(helm: Helm, tmp_path: Path) -> None:
     values = {
         "fullnameOverride": "gate", "relayCA": "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n",
@@ -428,6 +462,7 @@ def test_a_changed_setting_rolls_the_pods(helm: Helm) -> None:
         ("impersonation.groups={system:masters}", "groups"), ("impersonation.groups={oidc:*}", "groups"),
         ("impersonation.serviceAccounts={system:serviceaccount:a:b}", "serviceAccounts"),
         ("session.maxAge=forever", "maxAge"), ("denylist.users={anna}", "users"),
+        ("auditSinks.a.kind=ftp", "kind"), ("auditSpool.bytes=1", "bytes"),
     ],
 )  # fmt: skip
 def test_the_schema_refuses_by_name(helm: Helm, setting: str, named: str) -> None:

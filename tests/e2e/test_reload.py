@@ -14,6 +14,7 @@ import pytest
 from arcbridge.errors import ExitCode
 from tests.e2e.test_survival_kubectl import NAMESPACE, Everything
 from tests.support.cluster import KUBECTL_MINORS, Cluster, Kubectl
+from tests.support.collector import Collector, once
 from tests.support.processes import ManagedProcess, Mark, run
 from tests.support.reports import metrics, records, rewrite, until, wait_for_record
 from tests.support.world import ALICE, ApiServer, Client, World, arcbridge
@@ -24,10 +25,24 @@ NOT_RELOADED = "settings not reloaded"
 
 
 @pytest.fixture(scope="module")
-def world(api: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """A relay of two workers, and two agents of one cluster."""
+def collectors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Collector, Collector]]:
+    """Where the audit of the relay goes by HTTP, and that of the agents by syslog."""
+    directory = tmp_path_factory.mktemp("collectors")
+    with Collector("http", directory / "http") as http, Collector("syslog", directory / "syslog") as syslog:
+        yield http, syslog
+
+
+@pytest.fixture(scope="module")
+def world(
+    api: ApiServer, tmp_path_factory: pytest.TempPathFactory, collectors: tuple[Collector, Collector]
+) -> Iterator[World]:
+    """A relay of two workers, and two agents of one cluster; each has a sink."""
     world = World(api, directory=tmp_path_factory.mktemp("reload"), agents=2)
-    world.relay_settings = "workers = 2"
+    http, syslog = (one.address for one in collectors)
+    of_relay = f'{{kind = "http", address = "https://{http}/in", ca_file = "{collectors[0].ca}", interval = "100ms"}}'
+    of_agent = f'{{kind = "syslog", address = "{syslog}", ca_file = "{collectors[1].ca}", interval = "100ms"}}'
+    world.relay_settings = f"workers = 2\naudit.sinks.siem = {of_relay}"
+    world.agent_audit = f"sinks.central = {of_agent}"
     world.agent_settings = "session.drain = 100"
     with world:
         yield world.start()
@@ -226,3 +241,41 @@ def test_a_session_of_an_agent_that_is_being_stopped_does_not_wait_for_it(
     world.start_agent(index)
     assert client.process.stop() == 0
     cluster.delete_pod(pod, NAMESPACE)
+
+
+def test_collectors_get_what_both_roles_record_whatever_is_killed(
+    world: World, alice: Client, collectors: tuple[Collector, Collector]
+) -> None:
+    """Behind all that the tests before have done: rotations, reloads, and ends of agents."""
+    http, syslog = collectors
+    audit = world.relay_config.parent / "data" / "audit.jsonl"
+    command = arcbridge("--role", "relay", "--config", str(world.relay_config))
+    http.kill()
+    run([*command, "user", "revoke", "oidc:nobody@example.org"])
+    failing = 'arcbridge_relay_audit_sink_failing{sink="siem"}'
+    until(lambda: metrics(world.relay_observe)[failing], "the supervisor, which alone sends, shows it")
+    done = run([*command, "doctor"], check=False)
+    assert b"audit sink siem" in done.stdout
+    assert done.returncode != 0
+    world.kill_relay()
+    run([*command, "user", "restore", "oidc:nobody@example.org"])  # recorded by the command itself
+    world.start_relay()
+    http.start()
+
+    def behind() -> float:
+        return metrics(world.relay_observe)['arcbridge_relay_audit_sink_waiting_bytes{sink="siem"}']
+
+    until(lambda: once(http.texts) == audit.read_text().splitlines(), "the collector has all, each in its place")
+    until(lambda: behind() == 0, "the relay knows that")
+    assert [json.loads(text)["act"] for text in http.texts if '"user re' in text].count("user restore") >= 2
+    for config in (world.agent_config, world.config_of("agent", 1)):
+        files = [config.parent / name for name in ("audit.jsonl.1", "audit.jsonl")]
+
+        def kept(files: list[Path] = files) -> list[str]:
+            return [line for file in files if file.exists() for line in file.read_text().splitlines()]
+
+        def arrived(files: list[Path] = files) -> list[str]:
+            here = set(kept(files))
+            return [text for text in once(syslog.texts) if text in here]
+
+        until(lambda kept=kept, arrived=arrived: kept() and arrived() == kept(), "the agent's records are there")

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from arcbridge.agent.audit.budget import AuditBudget
 from arcbridge.agent.audit.record import AuditRecord, left_out_line
 from arcbridge.audit.log import CONTINUE, ChainedLog, Recorded
+from arcbridge.audit.rotation import Rotation
 
 LEFT_OUT_INTERVAL = 60.0
 """Seconds after which a record counts those that were left out, if the user has no other one meanwhile."""
@@ -27,10 +28,17 @@ class AuditLog(ChainedLog):
     )
 
     def __init__(
-        self, file: str, *, on_failure: str = CONTINUE, commands: bool = True, fsync: bool = False, instance: str = ""
+        self,
+        file: str,
+        *,
+        on_failure: str = CONTINUE,
+        commands: bool = True,
+        fsync: bool = False,
+        instance: str = "",
+        rotation: Rotation | None = None,
     ) -> None:
         """Open the file at once. Raises ConfigError."""
-        super().__init__(file, on_failure=on_failure, fsync=fsync, instance=instance)
+        super().__init__(file, on_failure=on_failure, fsync=fsync, instance=instance, rotation=rotation)
         self.commands = commands
         """Whether command lines are recorded."""
         self.left_out = 0

@@ -22,7 +22,6 @@ class RequestBody:
         self._content = request.content
         self._protocol = request.protocol
         self._continue_due = request.headers.get("Expect", "") != "" and request.version >= HttpVersion11
-        self._reading = False
         self._idle = asyncio.Event()
         self._idle.set()
         self.count = 0

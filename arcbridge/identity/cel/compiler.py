@@ -56,10 +56,9 @@ class ExpressionError(Exception):
 class Expression:
     """A compiled expression. It holds no state of an evaluation, so that several threads may evaluate it."""
 
-    __slots__ = ("_read", "_run", "_selected", "_variable", "source")
+    __slots__ = ("_read", "_run", "_selected", "_variable")
 
-    def __init__(self, source: str, variable: str, checked: syntax.CheckedExpression, run: Run) -> None:
-        self.source = source
+    def __init__(self, variable: str, checked: syntax.CheckedExpression, run: Run) -> None:
         self._variable = variable
         self._run = run
         self._read, self._selected = _fields_read(checked, variable)
@@ -167,11 +166,11 @@ def _compile(source: str, variable: str, rule: bool) -> Expression:
         raise ExpressionError("not valid Unicode") from error
     try:
         checked = syntax.read(serialized)
-        _Checks(source, variable, checked).run(rule)
+        _Checks(source, checked).run(rule)
         run = _built(source, checked)
     except RecursionError:
         raise ExpressionError("nested too deeply") from None
-    return Expression(source, variable, checked, run)
+    return Expression(variable, checked, run)
 
 
 def _compile_error(text: str, source: str, variable: str) -> ExpressionError:
@@ -243,11 +242,10 @@ def _fields_read(checked: syntax.CheckedExpression, variable: str) -> tuple[froz
 class _Checks:
     """The checks of one expression beyond its types; each raises ExpressionError at the node that is wrong."""
 
-    __slots__ = ("_checked", "_source", "_variable")
+    __slots__ = ("_checked", "_source")
 
-    def __init__(self, source: str, variable: str, checked: syntax.CheckedExpression) -> None:
+    def __init__(self, source: str, checked: syntax.CheckedExpression) -> None:
         self._source = source
-        self._variable = variable
         self._checked = checked
 
     def run(self, rule: bool) -> None:

@@ -184,10 +184,6 @@ class Map:
         except EvaluationError:
             return False  # what cannot be a key is not there
 
-    def keys(self) -> Iterator[Value]:
-        """Return the keys, in the order in which they came."""
-        return (key for key, _ in self._entries.values())
-
     def items(self) -> Iterator[tuple[Value, Value]]:
         """Return keys with their values."""
         return iter(self._entries.values())

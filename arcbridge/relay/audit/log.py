@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from arcbridge.audit.log import CONTINUE, STALL, ChainedLog
+from arcbridge.audit.rotation import Rotation
 from arcbridge.errors import ArcbridgeError, StateError
 from arcbridge.limiters import KeyedTokenBucket
 from arcbridge.relay.audit.record import FLEET, RELAY, Actor, act_line
@@ -65,10 +66,11 @@ class RelayAudit(ChainedLog):
         fsync: bool = False,
         instance: str = "",
         worker: int | None = None,
+        rotation: Rotation | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Open the file at once. Raises ConfigError."""
-        super().__init__(file, on_failure=on_failure, fsync=fsync, instance=instance)
+        super().__init__(file, on_failure=on_failure, fsync=fsync, instance=instance, rotation=rotation)
         self._worker = worker
         self._clock = clock
         self._strangers = KeyedTokenBucket[str](STRANGERS, STRANGERS_RATE, size=STRANGERS_ACTS)
@@ -118,7 +120,7 @@ class RelayAudit(ChainedLog):
 
     async def noted(self, act: str, arguments: Mapping[str, object], actor: Actor) -> None:
         """Record what has happened, and wait until that is written. Raises StateError where it is not, and must be."""
-        await self._written(lambda: self._line("complete", act, actor, arguments, outcome="done"))
+        await self.put_and_wait(lambda: self._line("complete", act, actor, arguments, outcome="done"))
 
     @contextlib.asynccontextmanager
     async def acting(self, act: str, arguments: Mapping[str, object], actor: Actor) -> AsyncIterator[dict[str, object]]:
@@ -197,14 +199,8 @@ class RelayAudit(ChainedLog):
 
     async def _begin(self, act: str, actor: Actor, arguments: Mapping[str, object]) -> str:
         number = secrets.token_hex(8)
-        await self._written(lambda: self._line("begun", act, actor, arguments, id=number))
+        await self.put_and_wait(lambda: self._line("begun", act, actor, arguments, id=number))
         return number
-
-    async def _written(self, line: Callable[[], str]) -> None:
-        done: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self.put_before(line, lambda refusal: None if done.done() else done.set_result(refusal), lambda _: None)
-        if refusal := await done:
-            raise StateError(refusal)
 
     def _line(self, stage: str, act: str, actor: Actor, arguments: Mapping[str, object], **more: Any) -> str:
         omitted, self._omitted = self._omitted, 0
@@ -239,7 +235,7 @@ class WorkerAudit(RelayAudit):
         if (waiting := self._waiting.get(number)) is not None and not waiting.done():
             waiting.set_result(refusal)
 
-    async def _written(self, line: Callable[[], str]) -> None:
+    async def put_and_wait(self, line: Callable[[], str]) -> None:
         if refusal := self.refusal():
             raise StateError(refusal)
         number, done = next(self._numbers), asyncio.get_running_loop().create_future()
@@ -263,11 +259,17 @@ def audit_file(config: RelayConfig) -> str:
     return file if file in ("", "-") else str(config.data_dir / file)
 
 
-def open_audit(config: RelayConfig, instance: str, *, output: str = "-") -> RelayAudit:
+def open_audit(
+    config: RelayConfig, instance: str, *, output: str = "-", rotation: Rotation | None = None
+) -> RelayAudit:
     """Open the audit log of a relay, whose directory is there. `output`: what stands for `-`. Raises ConfigError."""
     settings, file = config.audit, audit_file(config)
     return RelayAudit(
-        output if file == "-" else file, on_failure=settings.on_failure, fsync=settings.fsync, instance=instance
+        output if file == "-" else file,
+        on_failure=settings.on_failure,
+        fsync=settings.fsync,
+        instance=instance,
+        rotation=rotation,
     )
 
 

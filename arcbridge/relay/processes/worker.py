@@ -70,6 +70,12 @@ DEADLINE: Final = 8.0
 ANSWERS: Final = 1024 * 1024
 """Bytes of answers to operators' questions that wait for the supervisor, above which no more are added."""
 
+OF_ALL: Final = ("unauthenticated", "unauthenticated_per_address", "sessions", "agents", "pending_joins",
+                 "agents_per_second", "connections_per_second_per_address")  # fmt: skip
+"""Limits of which each worker has an equal part."""
+OF_ONE_USER: Final = ("sessions_per_user", "joins_per_minute_per_user", "requests_per_minute_per_user")
+"""Limits of one user, of which each worker has a part that is larger by what chance takes."""
+
 log = structlog.get_logger("arcbridge.relay")
 
 
@@ -156,21 +162,9 @@ class WorkerMembership(Membership):
                 for name, one in of.items()
             }
 
-        return replace(
-            limits,
-            unauthenticated=part(limits.unauthenticated),
-            unauthenticated_per_address=part(limits.unauthenticated_per_address),
-            sessions=part(limits.sessions),
-            agents=part(limits.agents),
-            pending_joins=part(limits.pending_joins),
-            agents_per_second=part(limits.agents_per_second),
-            connections_per_second_per_address=part(limits.connections_per_second_per_address),
-            sessions_per_user=user_part(limits.sessions_per_user),
-            joins_per_minute_per_user=user_part(limits.joins_per_minute_per_user),
-            requests_per_minute_per_user=user_part(limits.requests_per_minute_per_user),
-            groups=parts(limits.groups),
-            users=parts(limits.users),
-        )
+        shared = {name: part(getattr(limits, name)) for name in OF_ALL}
+        shared |= {name: user_part(getattr(limits, name)) for name in OF_ONE_USER}
+        return replace(limits, **shared, groups=parts(limits.groups), users=parts(limits.users))
 
     async def siblings_ready(self) -> None:
         if not await self.siblings.synced(self.expected, self.siblings_deadline):

@@ -616,6 +616,15 @@ class NatsRegistry(Registry):
                 pause = min(2 * pause, PAUSES[1])
 
 
+async def _known_token(bucket: Bucket, token: JoinToken) -> tuple[dict[str, Any], int]:
+    """Return what is stored of a token, and the revision. An unknown id costs the same comparison as a wrong
+    secret, and gets the same answer."""
+    found, revision = await bucket.read(f"token.{token.id}")
+    if not token.matches("0" * 64 if found is None else found["secret_hash"]) or found is None:
+        raise EnrolmentRefused(base.UNKNOWN_TOKEN)
+    return found, revision
+
+
 def _changes_of(
     taken_back: Mapping[str, Value], revoked: Mapping[str, Value], users: Mapping[str, Value]
 ) -> dict[tuple[str, str], AccessChange]:
@@ -698,15 +707,6 @@ async def _prune_taken_back(bucket: Bucket) -> None:
     known = [(one.data["at"], key) for key, one in (await bucket.read_all("back.>")).items() if one.data]
     for _, key in sorted(known)[: -base.MAX_TAKEN_BACK]:
         await bucket.remove(key)
-
-
-async def _known_token(bucket: Bucket, token: JoinToken) -> tuple[dict[str, Any], int]:
-    """Return what is stored of a token, and the revision. An unknown id costs the same comparison as a wrong
-    secret, and gets the same answer."""
-    found, revision = await bucket.read(f"token.{token.id}")
-    if not token.matches("0" * 64 if found is None else found["secret_hash"]) or found is None:
-        raise EnrolmentRefused(base.UNKNOWN_TOKEN)
-    return found, revision
 
 
 async def _is_bound(bucket: Bucket, token: str) -> bool:

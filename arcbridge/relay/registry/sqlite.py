@@ -171,8 +171,8 @@ class SqliteRegistry(Registry):
 
         def redeem(database: sqlite3.Connection) -> ClusterRecord:
             now = self._clock()
-            cluster, rebind, repeated = self._consume(database, token, key_hash, now)
-            _bind(database, cluster, cluster_ca_pem, pin, now, rebind=rebind)
+            cluster, rebind, repeated = _consume(database, token, key_hash, now)
+            self._bind(database, cluster, cluster_ca_pem, pin, now, rebind=rebind)
             keys = generations.enrolled(_keys(database, cluster), key_hash, now, repeated=repeated)
             _keep_keys(database, cluster, keys)
             return _cluster(
@@ -192,27 +192,28 @@ class SqliteRegistry(Registry):
 
         return await self._run(look)
 
-    def _consume(
-        self, database: sqlite3.Connection, token: JoinToken, key_hash: str, now: float
-    ) -> tuple[str, bool, bool]:
-        """Use the token once more; in the caller's transaction. Return its cluster, whether it may rebind, and whether
-        this key has used it before."""
-        cluster, rebind, reason = _known_token(database, token, now)
-        again = database.execute(
-            "SELECT at FROM redemptions WHERE token_id = ? AND key_hash = ?", (token.id, key_hash)
-        ).fetchone()
-        # `abs`: after the wall clock was set back, "earlier" is no longer a reason to trust a redemption for ever.
-        if again is not None and abs(now - again[0]) <= base.REDEEM_AGAIN:
-            return cluster, rebind, True
-        if reason:
-            raise EnrolmentRefused(reason)
-        database.execute("UPDATE join_tokens SET used = used + 1 WHERE id = ?", (token.id,))
-        database.execute(
-            "INSERT INTO redemptions (token_id, key_hash, at) VALUES (?, ?, ?)"
-            " ON CONFLICT (token_id, key_hash) DO UPDATE SET at = excluded.at",
-            (token.id, key_hash, now),
-        )
-        return cluster, rebind, False
+    def _bind(
+        self, database: sqlite3.Connection, cluster: str, ca_pem: str, pin: str, now: float, *, rebind: bool
+    ) -> None:
+        """Bind the cluster's name to its CA, or check that it is bound to this one; in the caller's transaction."""
+        row = database.execute("SELECT ca_pin, cas, revoked FROM clusters WHERE name = ?", (cluster,)).fetchone()
+        if row is None:
+            if database.execute("SELECT 1 FROM revoked_names WHERE name = ?", (cluster,)).fetchone():
+                raise EnrolmentRefused(base.REVOKED)
+            database.execute(
+                "INSERT INTO clusters (name, ca_pem, ca_pin, created) VALUES (?, ?, ?, ?)", (cluster, ca_pem, pin, now)
+            )
+            return
+        known_pin, cas, revoked = row
+        same = base.is_bound_to(known_pin, cas, pin)
+        if revoked:
+            raise EnrolmentRefused(base.REVOKED)
+        if not rebind and not same:
+            raise EnrolmentRefused(base.foreign_ca(known_pin, pin))
+        # Also when the pin is the same: the CA's certificate may have been made again over its key.
+        database.execute("UPDATE clusters SET ca_pem = ?, ca_pin = ? WHERE name = ?", (ca_pem, pin, cluster))
+        if not same:
+            database.execute("UPDATE clusters SET valid_since = ?, cas = '' WHERE name = ?", (now, cluster))
 
     # Clusters.
 
@@ -497,26 +498,25 @@ def _connect(path: Path, busy_timeout: float) -> sqlite3.Connection:
     return sqlite3.connect(path, timeout=busy_timeout, isolation_level=None)
 
 
-def _bind(database: sqlite3.Connection, cluster: str, ca_pem: str, pin: str, now: float, *, rebind: bool) -> None:
-    """Bind the cluster's name to its CA, or check that it is bound to this one; in the caller's transaction."""
-    row = database.execute("SELECT ca_pin, cas, revoked FROM clusters WHERE name = ?", (cluster,)).fetchone()
-    if row is None:
-        if database.execute("SELECT 1 FROM revoked_names WHERE name = ?", (cluster,)).fetchone():
-            raise EnrolmentRefused(base.REVOKED)
-        database.execute(
-            "INSERT INTO clusters (name, ca_pem, ca_pin, created) VALUES (?, ?, ?, ?)", (cluster, ca_pem, pin, now)
-        )
-        return
-    known_pin, cas, revoked = row
-    same = base.is_bound_to(known_pin, cas, pin)
-    if revoked:
-        raise EnrolmentRefused(base.REVOKED)
-    if not rebind and not same:
-        raise EnrolmentRefused(base.foreign_ca(known_pin, pin))
-    # Also when the pin is the same: the CA's certificate may have been made again over its key.
-    database.execute("UPDATE clusters SET ca_pem = ?, ca_pin = ? WHERE name = ?", (ca_pem, pin, cluster))
-    if not same:
-        database.execute("UPDATE clusters SET valid_since = ?, cas = '' WHERE name = ?", (now, cluster))
+def _consume(database: sqlite3.Connection, token: JoinToken, key_hash: str, now: float) -> tuple[str, bool, bool]:
+    """Use the token once more; in the caller's transaction. Return its cluster, whether it may rebind, and whether
+    this key has used it before."""
+    cluster, rebind, reason = _known_token(database, token, now)
+    again = database.execute(
+        "SELECT at FROM redemptions WHERE token_id = ? AND key_hash = ?", (token.id, key_hash)
+    ).fetchone()
+    # `abs`: after the wall clock was set back, "earlier" is no longer a reason to trust a redemption for ever.
+    if again is not None and abs(now - again[0]) <= base.REDEEM_AGAIN:
+        return cluster, rebind, True
+    if reason:
+        raise EnrolmentRefused(reason)
+    database.execute("UPDATE join_tokens SET used = used + 1 WHERE id = ?", (token.id,))
+    database.execute(
+        "INSERT INTO redemptions (token_id, key_hash, at) VALUES (?, ?, ?)"
+        " ON CONFLICT (token_id, key_hash) DO UPDATE SET at = excluded.at",
+        (token.id, key_hash, now),
+    )
+    return cluster, rebind, False
 
 
 def _known_token(database: sqlite3.Connection, token: JoinToken, now: float) -> tuple[str, bool, str]:

@@ -97,7 +97,7 @@ resourceNames: {{ toJson . }}
 {{- regexMatch ":[0-9]+$" $address | ternary (regexFind "[0-9]+$" $address) "443" }}
 {{- end }}
 
-{{- /* TCP ports that pods may connect to: those of relays, issuers and targets, and those that are named. Sorted, each once. */ -}}
+{{- /* TCP ports that pods may connect to: those of relays, issuers, targets and audit sinks, and those that are named. Sorted, each once. */ -}}
 {{- define "agent.egressPorts" -}}
 {{- $ports := list }}
 {{- range .Values.networkPolicy.egressPorts }}{{ $ports = append $ports (toString .) }}{{ end }}
@@ -107,6 +107,10 @@ resourceNames: {{ toJson . }}
 {{- with .issuer.discoveryURL }}{{ $ports = append $ports (include "agent.port" .) }}{{ end }}
 {{- end }}
 {{- range .Values.targets }}{{ $ports = append $ports (include "agent.port" .address) }}{{ end }}
+{{- range .Values.auditSinks }}
+{{- if eq .kind "http" }}{{ $ports = append $ports (include "agent.port" .address) }}{{ end }}
+{{- if eq .kind "syslog" }}{{ $ports = append $ports (regexFind "[0-9]+$" (regexFind ":[0-9]+$" .address) | default "6514") }}{{ end }}
+{{- end }}
 {{- $ports | uniq | sortAlpha | join "," }}
 {{- end }}
 
