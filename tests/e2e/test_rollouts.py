@@ -3,7 +3,6 @@ Kubernetes' own controllers and scheduler decide, and a node runs the agents as 
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -103,8 +102,7 @@ def cluster(directory: Path, kind: str, agents: int) -> Iterator[Place]:
 
 def ending(here: Place) -> dict[str, Any]:
     """The agent's pods that are being ended and are not gone, by name."""
-    found = json.loads(here.kubectl("get", "pods", "-o", "json"))["items"]
-    return {pod["metadata"]["name"]: pod for pod in found if "deletionTimestamp" in pod["metadata"]}
+    return {pod["metadata"]["name"]: pod for pod in here.all_pods() if "deletionTimestamp" in pod["metadata"]}
 
 
 def ready(here: Place) -> set[str]:
