@@ -36,7 +36,7 @@ $(STAMP): pyproject.toml arcbridge/__init__.py
 	@$(PYTHON) -m venv $(VENV) || \
 		{ echo "error: $(PYTHON) cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	@$(PROGRESS) "preparing $(VENV)" -- $(BIN)/python -m pip install --progress-bar off --disable-pip-version-check --upgrade 'pip>=25.1'
-	@$(PROGRESS) "installing into $(VENV)" -- $(BIN)/python -m pip install --progress-bar off --disable-pip-version-check --editable . --group dev
+	@$(PROGRESS) "installing into $(VENV)" -- $(BIN)/python -m pip install --no-compile --progress-bar off --disable-pip-version-check --editable . --group dev
 	@touch $(STAMP)
 
 run: $(STAMP)

@@ -33,7 +33,7 @@ CODE = re.compile(r"enter the code (\S+)")
 
 @pytest.fixture(scope="module")
 def issuer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Issuer]:
-    with Issuer(tmp_path_factory.mktemp("issuer"), device_interval=0) as issuer:
+    with Issuer(tmp_path_factory.mktemp("issuer")) as issuer:
         yield issuer
 
 

@@ -36,8 +36,11 @@ class Terminal:
             self.issuer.deny(code[1]) if self.denies else self.issuer.approve(code[1])
 
 
-def login_of(config: LoginConfig, directory: Path, say: Callable[[str], object], browser: Any = None) -> Login:
-    return Login(config, TokenCache(directory, "r", config), say=say, open_browser=browser, environment={})
+def login_of(
+    config: LoginConfig, directory: Path, say: Callable[[str], object], browser: Any = None, *, poll_least: float = 0
+) -> Login:
+    cache = TokenCache(directory, "r", config)
+    return Login(config, cache, say=say, open_browser=browser, environment={}, poll_least=poll_least)
 
 
 def make(issuer: Issuer, directory: Path, person: Terminal | None = None, browser: Any = None, **more: Any) -> Login:

@@ -38,7 +38,7 @@ def world(api: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     world.agent_settings = f'{STRICT}forbidden_audiences = ["{RELAY_AUDIENCE}"]\n'
     with world:
         world.start()
-        world.issuer.settings(auto_login="alice", dpop="required", dpop_nonce=True, device_interval=0)
+        world.issuer.settings(auto_login="alice", dpop="required", dpop_nonce=True)
         yield world
 
 

@@ -24,7 +24,7 @@ class Organisation(World):
 
     def start_issuer(self) -> None:
         super().start_issuer()
-        self.issuer.settings(device_interval=0, dpop="on")
+        self.issuer.settings(dpop="on")
         self.relay_settings += (
             f'login.issuer = "{self.issuer.url}"\n'
             # The audience of an id token is the client's id.

@@ -1,4 +1,7 @@
-"""Programs other than kubectl: the official Python client and its asynchronous sister, on the saved kubeconfig."""
+"""Programs other than kubectl: the official Python client and its asynchronous sister, on the saved kubeconfig.
+
+Each is imported where it is used: that takes seconds, for which no other test of the process should wait.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,7 @@ import asyncio
 from collections.abc import Iterator
 from typing import Any
 
-import kubernetes
-import kubernetes_asyncio
 import pytest
-from kubernetes.stream import stream
-from kubernetes_asyncio.stream import WsApiClient
 
 from tests.support.cluster import Cluster
 from tests.support.world import Client
@@ -28,6 +27,8 @@ def pod(cluster: Cluster) -> Iterator[str]:
 @pytest.fixture
 def core(alice: Client) -> Iterator[Any]:
     """The official client's API object; a client of its own, since `stream` changes it while it runs."""
+    import kubernetes
+
     with kubernetes.config.new_client_from_config(str(alice.kubeconfig)) as client:
         yield kubernetes.client.CoreV1Api(client)
 
@@ -38,6 +39,8 @@ def test_list(core: Any, cluster: Cluster) -> None:
 
 
 def test_exec(core: Any, pod: str) -> None:
+    from kubernetes.stream import stream
+
     shell = stream(
         core.connect_get_namespaced_pod_exec,
         pod,
@@ -57,6 +60,9 @@ def test_exec(core: Any, pod: str) -> None:
 
 
 async def test_asynchronous_list_and_exec(alice: Client, cluster: Cluster, pod: str) -> None:
+    import kubernetes_asyncio
+    from kubernetes_asyncio.stream import WsApiClient
+
     configuration = kubernetes_asyncio.client.Configuration()
     await kubernetes_asyncio.config.load_kube_config(str(alice.kubeconfig), client_configuration=configuration)
     async with asyncio.timeout(30), kubernetes_asyncio.client.ApiClient(configuration) as client:

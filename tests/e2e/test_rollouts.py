@@ -3,7 +3,6 @@ Kubernetes' own controllers and scheduler decide, and a node runs the agents as 
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -28,7 +27,7 @@ LABEL = "arcbridge.node-restriction.kubernetes.io/agent"
 class People:
     """A session at each of the release's agents, and in one of them all that people do."""
 
-    def __init__(self, here: Place, directory: Path) -> None:
+    def __init__(self, here: Place, directory: Path, copied: int) -> None:
         self._here = here
         self._stack = ExitStack()
         directory.mkdir()
@@ -36,7 +35,7 @@ class People:
         clients = [here.world.start_client(ALICE) for _ in here.pods()]
         self.first = kubectl_of(here, clients[0])
         self._hurry = directory.parent / "hurry"
-        self.everything = Everything(self.first, here.cluster, directory, 96 * MIB)
+        self.everything = Everything(self.first, here.cluster, directory, copied)
         self._stack.callback(self.everything.close)
         self.followers: list[Ticks] = []
         for client in clients[1:]:
@@ -103,8 +102,7 @@ def cluster(directory: Path, kind: str, agents: int) -> Iterator[Place]:
 
 def ending(here: Place) -> dict[str, Any]:
     """The agent's pods that are being ended and are not gone, by name."""
-    found = json.loads(here.kubectl("get", "pods", "-o", "json"))["items"]
-    return {pod["metadata"]["name"]: pod for pod in found if "deletionTimestamp" in pod["metadata"]}
+    return {pod["metadata"]["name"]: pod for pod in here.all_pods() if "deletionTimestamp" in pod["metadata"]}
 
 
 def ready(here: Place) -> set[str]:
@@ -139,7 +137,7 @@ def test_no_drain_eviction_upgrade_or_rollback_ends_or_awaits_a_session(tmp_path
         pods = {pod["metadata"]["name"]: pod["spec"]["nodeName"] for pod in here.pods()}
         old = set(pods)
         evicted, node = next(iter(pods.items()))
-        with closing(People(here, tmp_path / "first")) as first, Loop(first.first) as loop:
+        with closing(People(here, tmp_path / "first", 64 * MIB)) as first, Loop(first.first) as loop:
             began = time.monotonic()
             drain = here.cluster.kubectl_for().start("drain", node, "--ignore-daemonsets", "--delete-emptydir-data")
             if kind == "DaemonSet":
@@ -168,7 +166,7 @@ def test_no_drain_eviction_upgrade_or_rollback_ends_or_awaits_a_session(tmp_path
             new = names(here)
             assert len(new) == len(old)
             assert not new & replaced
-            with closing(People(here, tmp_path / "second")) as second:
+            with closing(People(here, tmp_path / "second", 32 * MIB)) as second:
                 began = time.monotonic()
                 here.helm.run("rollback", RELEASE, "--namespace", NAMESPACE, "--wait", MINUTES, timeout=320)
                 took(began, f"{kind}: rollback with sessions")

@@ -70,7 +70,7 @@ def pumping(world: World) -> list[int]:
 class Ticks:
     """A program that counts and is read by kubectl: each number must come once, in order."""
 
-    SCRIPT = 'i=0; while [ ! -e "$STOP" ]; do echo tick-$i; i=$((i+1)); sleep 0.02; done; echo the-end-$i'
+    SCRIPT = 'i=0; while [ ! -e "$STOP" ]; do echo tick-$i; i=$((i+1)); sleep 0.05; done; echo the-end-$i'
 
     def __init__(self, process: ManagedProcess) -> None:
         self.process = process

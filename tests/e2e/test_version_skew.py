@@ -40,11 +40,14 @@ def earlier() -> str:
 
 @pytest.fixture(scope="module")
 def old(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tree of the earlier version; its dependencies are those of this environment."""
-    done = subprocess.run(["git", "archive", earlier(), "arcbridge"], cwd=ROOT, capture_output=True, check=False)
+    return tree_of(earlier(), tmp_path_factory.mktemp("earlier"))
+
+
+def tree_of(commit: str, directory: Path) -> Path:
+    """Write the product as it was at a commit to `directory`; its dependencies are those of this environment."""
+    done = subprocess.run(["git", "archive", commit, "arcbridge"], cwd=ROOT, capture_output=True, check=False)
     if done.returncode:
-        require_or_skip("history", f"git has no {earlier()} here: {done.stderr.decode(errors='replace').strip()}")
-    directory = tmp_path_factory.mktemp("earlier")
+        require_or_skip("history", f"git has no {commit} here: {done.stderr.decode(errors='replace').strip()}")
     with tarfile.open(fileobj=BytesIO(done.stdout)) as tree:
         tree.extractall(directory, filter="data")
     where = [*in_tree(directory), sys.executable, "-c", "import arcbridge; print(arcbridge.__file__)"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import Counter
 
@@ -22,24 +23,29 @@ COMPUTED = {
 }
 """Where a pattern is made at run time, and of what."""
 
-EXPRESSIONS = list(expressions())
 pytestmark = pytest.mark.timeout(300)
 
 
+@functools.cache
+def found() -> list[Expression]:
+    """All of the package: not at the collection, since that takes seconds."""
+    return list(expressions())
+
+
 def test_every_expression_is_found() -> None:
-    assert len(EXPRESSIONS) > 100
+    assert len(found()) > 100
     assert not [name for name, count in Counter(_constants()).items() if count > 1]
     assert {one.partition(":")[0] for one in unread()} == set(COMPUTED)
 
 
 @pytest.mark.parametrize("part", range(4))
 def test_no_expression_is_out_of_proportion(part: int) -> None:
-    found = {one.place: text for one in EXPRESSIONS[part::4] if (text := out_of_proportion(one))}
-    assert {place: text for place, text in found.items() if place not in BOUNDED} == {}
+    texts = {one.place: text for one in found()[part::4] if (text := out_of_proportion(one))}
+    assert {place: text for place, text in texts.items() if place not in BOUNDED} == {}
 
 
 def test_what_is_listed_still_exists() -> None:
-    assert set(BOUNDED) <= {one.place for one in EXPRESSIONS}
+    assert set(BOUNDED) <= {one.place for one in found()}
 
 
 @pytest.mark.parametrize(
@@ -64,4 +70,4 @@ def test_patterns_of_bytes_and_with_flags_are_pumped() -> None:
 
 
 def _constants() -> list[str]:
-    return [one.place for one in EXPRESSIONS if one.place.rpartition(":")[2].isupper()]
+    return [one.place for one in found() if one.place.rpartition(":")[2].isupper()]

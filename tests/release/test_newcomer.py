@@ -1,4 +1,5 @@
-"""docs/transcript.md: a newcomer's path from an empty environment to two clusters and back, compared with what is seen.
+"""docs/transcript.md: a newcomer's path from an empty environment to two clusters and back, compared with what is seen;
+then, in that environment, a relay of which arcbridge writes the settings.
 
 With ARCBRIDGE_TRANSCRIPT=write the page is written anew; look at the difference before you commit it.
 """
@@ -6,7 +7,9 @@ With ARCBRIDGE_TRANSCRIPT=write the page is written anew; look at the difference
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +20,7 @@ from tests.demo.__main__ import agent_service_account, demonstration_api
 from tests.readme.machines import ROOT, Machines
 from tests.readme.transcript import play
 from tests.support.cluster import Cluster, Unavailable, helm
-from tests.support.processes import require_or_skip
+from tests.support.processes import ManagedProcess, require_or_skip
 from tests.support.world import ApiServer, World, fixed_port
 
 PAGE = ROOT / "docs" / "transcript.md"
@@ -63,6 +66,42 @@ def test_a_newcomers_path(dist: Path, tmp_path: Path) -> None:
     if os.environ.get("ARCBRIDGE_TRANSCRIPT") == "write":
         PAGE.write_text(seen, encoding="utf-8")
     assert seen.splitlines() == PAGE.read_text(encoding="utf-8").splitlines()
+    three_commands(here / "env" / "bin", next(here.glob("*.whl")), tmp_path / "initial")
+
+
+def three_commands(programs: Path, wheel: Path, directory: Path) -> None:
+    """From `pip install` to a relay that serves; the page has uninstalled arcbridge, and no more."""
+    directory.mkdir()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "ARCBRIDGE"))}
+    environment |= {"PATH": f"{programs}:{environment['PATH']}", "HOME": str(directory)}
+    port, observe = fixed_port(), fixed_port()
+    # 1
+    install = [str(programs / "pip"), "install", "--quiet", "--disable-pip-version-check", "--no-index", str(wheel)]
+    subprocess.run(install, env=environment, cwd=directory, check=True)
+    # 2
+    done = subprocess.run(
+        [
+            *(str(programs / "arcbridge"), "--role", "relay", "config", "init", "--directory", str(directory / "etc")),
+            *("--public-address", f"127.0.0.1:{port}", "--issuer", "https://login.test", "--group", "platform"),
+            *("--data-dir", str(directory / "data"), "--observe-listen", f"127.0.0.1:{observe}"),
+        ],
+        env=environment,
+        cwd=directory,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr == ""
+    assert sorted(file.name for file in (directory / "etc").iterdir()) == [
+        "policy.toml", "relay-authentication.yaml", "relay.toml"
+    ]  # fmt: skip
+    # 3: as it was printed
+    command = shlex.split(done.stdout.splitlines()[-1])
+    assert command[0] == "arcbridge"
+    command[0] = str(programs / "arcbridge")
+    with ManagedProcess(command, log_dir=directory / "logs", name="relay", cwd=directory, env=environment) as relay:
+        relay.wait_for_url(f"http://127.0.0.1:{observe}/readyz", timeout=60)
+        assert (directory / "data" / "ca.crt").is_file()
 
 
 def real(cluster: Cluster, directory: Path) -> ApiServer:

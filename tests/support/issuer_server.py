@@ -62,7 +62,8 @@ class Settings:
     """Of tokens from the grants."""
     clock_skew: float = 0.0
     """How far this issuer's clock is ahead, in every token it signs."""
-    device_interval: float = 1.0
+    device_interval: float = 0.01
+    """Seconds between two polls for a device code, as the issuer says; the executable waits for a second at least."""
     device_lifetime: float = 600.0
     response_iss: str = "announced"
     """Whether answers through the browser have `iss` (RFC 9207): `announced`, `sent` (unannounced), or `none`."""
@@ -457,7 +458,7 @@ class IssuerServer:
                 "verification_uri": page,
                 "verification_uri_complete": f"{page}?user_code={user_code}",
                 "expires_in": int(self.settings.device_lifetime),
-                "interval": max(1, round(self.settings.device_interval)),
+                "interval": self.settings.device_interval,
             },
             headers={"Cache-Control": "no-store"},
         )

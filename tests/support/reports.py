@@ -19,11 +19,13 @@ T = TypeVar("T")
 
 def until(look: Callable[[], T], what: str, *, timeout: float = 15) -> T:
     """Wait for a true value of `look` and return it. Raises `ProcessFailed` at the deadline."""
-    deadline = time.monotonic() + timeout
+    deadline = (began := time.monotonic()) + timeout
     while not (found := look()):
-        if time.monotonic() > deadline:
+        if (now := time.monotonic()) > deadline:
             raise ProcessFailed(f"not within {timeout} s: {what} (last: {found!r})")
-        time.sleep(0.02)  # between two looks; nothing is decided by how long it is
+        # Nothing is decided by how long it is. A look that starts a process leaves half of the time to the others.
+        time.sleep(min(max(0.02, now - began), 0.5))
+        began = time.monotonic()
     return found
 
 

@@ -87,8 +87,10 @@ class Login:
         clock: Callable[[], float] = time.time,
         environment: Mapping[str, str] = os.environ,
         command: str = "arcbridge login",
+        poll_least: float = POLL_LEAST,
     ) -> None:
-        """`command`: what an error advises the user to run where only a new login helps."""
+        """`command`: what an error advises the user to run where only a new login helps. `poll_least`: seconds between
+        two polls for a device code, even if the issuer's `interval` is shorter."""
         check_login(config)
         self._authentication = ClientAuthentication(config, clock, environment)
         self._config = config
@@ -99,6 +101,7 @@ class Login:
         self._environment = environment
         self._redirect_ports = REDIRECT_PORTS if config.redirect_port is None else (config.redirect_port,)
         self._command = command
+        self._poll_least = poll_least
 
     async def tokens(self, *, interactive: bool, force: bool = False) -> TokenSet:
         """Return tokens that are fresh: kept, refreshed, or from a new login if `interactive`.
@@ -283,7 +286,7 @@ class Login:
         self._say(f"To log in{where}, open {page} in a browser and enter the code {user_code}")
         if whole and issuer.has(whole):
             self._say(f"or open {whole}")
-        interval = min(max(positive(answer.get("interval"), 5.0), POLL_LEAST), POLL_MOST)
+        interval = min(max(positive(answer.get("interval"), 5.0), self._poll_least), POLL_MOST)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + min(positive(answer.get("expires_in"), 600.0), DEVICE_WAIT_MOST)
         form = {"grant_type": _DEVICE_GRANT, "device_code": device_code, "code_verifier": verifier}

@@ -15,7 +15,7 @@ import pytest
 from arcbridge.client.credentials import login as login_module
 from arcbridge.client.credentials import login_callback
 from arcbridge.client.credentials.jwt_unverified import read_unverified
-from arcbridge.client.credentials.login import check_login
+from arcbridge.client.credentials.login import POLL_LEAST, check_login
 from arcbridge.errors import ConfigError, Unauthenticated, Unreachable
 from arcbridge.net.peer_user import PeerUser
 from arcbridge.settings.config import LoginConfig
@@ -294,5 +294,5 @@ async def polls(interval: float, lasts: float, directory: Path, monkeypatch: pyt
         endpoint.answers = [(200, {**code, "interval": interval, "expires_in": lasts}, ""), pending, denied]
         monkeypatch.setattr(asyncio, "sleep", wait)
         with pytest.raises(Unauthenticated, match="refused in the browser"):
-            await login_of(config, directory, lambda _: None).log_in()
+            await login_of(config, directory, lambda _: None, poll_least=POLL_LEAST).log_in()
     return waits
