@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import ClassVar
 
-from arcbridge.audit.rotation import Rotation
+from arcbridge.audit.rotation import FileRotation
 from arcbridge.audit.sinks.sender import Sinks
 from arcbridge.audit.writer import AuditWriter, Waiter
 from arcbridge.errors import ConfigError, StateError
@@ -38,7 +38,7 @@ class ChainedLog:
         on_failure: str = CONTINUE,
         fsync: bool = False,
         instance: str = "",
-        rotation: Rotation | None = None,
+        rotation: FileRotation | None = None,
     ) -> None:
         """Open the file at once. Raises ConfigError."""
         check_policy(on_failure)

@@ -38,7 +38,7 @@ class RotationBounds:
     """Seconds."""
 
 
-class Rotation:
+class FileRotation:
     """Renames and removes the files of one log."""
 
     def __init__(self, bounds: RotationBounds, lost: Callable[[Iterable[Path]], list[str]] = lambda _: []) -> None:

@@ -21,7 +21,7 @@ from typing import Protocol
 import structlog
 
 from arcbridge.audit.chain import Chain, Head, read_line, timestamp
-from arcbridge.audit.rotation import Rotation, RotationBounds
+from arcbridge.audit.rotation import FileRotation, RotationBounds
 from arcbridge.observe.queued_writer import CLOSE_WAIT, GATHER, QUEUE, RETRY, QueuedWriter
 
 HEAD_INTERVAL = 60.0
@@ -50,11 +50,11 @@ class AuditWriter(QueuedWriter[tuple[str, Waiter | None]]):
         instance: str = "",
         fsync: bool = False,
         queue: int = QUEUE,
-        rotation: Rotation | None = None,
+        rotation: FileRotation | None = None,
     ) -> None:
         """Open the file (`-`: standard output) and begin its chain. Raises OSError."""
         super().__init__(queue)
-        self._rotation = rotation or Rotation(RotationBounds())
+        self._rotation = rotation or FileRotation(RotationBounds())
         self._name = file
         self.failure = ""
         """Why nothing can be written now; empty while all is well."""
@@ -193,7 +193,7 @@ class SealedFile:
         path: str,
         instance: str,
         fsync: bool,
-        rotation: Rotation,
+        rotation: FileRotation,
         *,
         closing: Callable[[], bool],
         on_end: Callable[[], None],

@@ -12,7 +12,7 @@ import pytest
 from arcbridge.audit import rotation as module
 from arcbridge.audit import writer as writing
 from arcbridge.audit.chain import Head
-from arcbridge.audit.rotation import Rotation, RotationBounds
+from arcbridge.audit.rotation import FileRotation, RotationBounds
 from arcbridge.audit.verify import verify
 from arcbridge.audit.writer import AuditWriter
 from tests.support.reports import until
@@ -23,7 +23,7 @@ HEAD = Head("0123456789abcdef", 7, "")
 def test_a_file_is_renamed_at_its_size_and_the_chain_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writing, "RETRY", 0.0)
     path = tmp_path / "audit.jsonl"
-    writer = AuditWriter(str(path), rotation=Rotation(RotationBounds(rotate=2000, keep=1 << 20)))
+    writer = AuditWriter(str(path), rotation=FileRotation(RotationBounds(rotate=2000, keep=1 << 20)))
     for number in range(100):
         told: list[str] = []
         assert writer.put(f'{{"ts":"2026-11-29T00:00:00.000Z","n":{number}}}', told.append)
@@ -42,7 +42,7 @@ def test_a_file_is_renamed_at_its_size_and_the_chain_goes_on(tmp_path: Path, mon
 def test_a_name_is_one_that_audit_show_and_verify_find(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
     path.write_text("x" * 100)
-    rotation = Rotation(RotationBounds(rotate=100, keep=1000))
+    rotation = FileRotation(RotationBounds(rotate=100, keep=1000))
     rotation.rename(str(path), 99, HEAD)
     assert path.exists()
     rotation.rename(str(path), 100, HEAD)
@@ -71,7 +71,7 @@ def test_the_oldest_are_removed_above_the_bound_once_they_are_counted(tmp_path: 
         assert all(path.exists() for path in made), "they are counted before they go"
         return ["counted"]
 
-    rotation = Rotation(RotationBounds(rotate=1000, keep=2500), lost)
+    rotation = FileRotation(RotationBounds(rotate=1000, keep=2500), lost)
     doomed, lines = rotation.surplus(str(tmp_path / "audit.jsonl"))
     assert (sorted(doomed), lines) == (made[:3], ["counted"])
     rotation.remove(doomed)
@@ -87,20 +87,20 @@ def test_age_and_names_of_others(tmp_path: Path) -> None:
         other.write_text("y" * 10000)
         os.utime(other, (0, 0))
     bounds = RotationBounds(rotate=1000, keep=100000, age=150)
-    doomed, _ = Rotation(bounds).surplus(str(tmp_path / "audit.jsonl"))
+    doomed, _ = FileRotation(bounds).surplus(str(tmp_path / "audit.jsonl"))
     assert sorted(doomed) == made[:2], "logrotate's files are logrotate's to remove"
-    assert Rotation(RotationBounds()).surplus(str(tmp_path / "audit.jsonl")) == ([], [])
+    assert FileRotation(RotationBounds()).surplus(str(tmp_path / "audit.jsonl")) == ([], [])
 
 
 def test_what_cannot_be_renamed_or_counted_stays(tmp_path: Path) -> None:
-    rotation = Rotation(RotationBounds(rotate=1, keep=1))
+    rotation = FileRotation(RotationBounds(rotate=1, keep=1))
     rotation.rename(str(tmp_path / "gone"), 5, HEAD)
     made = files(tmp_path, 2, 1000)
 
     def unreadable(_: Iterable[Path]) -> list[str]:
         raise PermissionError(13, "Permission denied")
 
-    assert Rotation(RotationBounds(1, 1), unreadable).surplus(str(tmp_path / "audit.jsonl")) == ([], [])
+    assert FileRotation(RotationBounds(1, 1), unreadable).surplus(str(tmp_path / "audit.jsonl")) == ([], [])
     assert all(path.exists() for path in made)
     rotation.remove([tmp_path / "gone", *made])
     assert not any(path.exists() for path in made)

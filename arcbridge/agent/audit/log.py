@@ -13,7 +13,7 @@ from collections.abc import Callable
 from arcbridge.agent.audit.budget import AuditBudget
 from arcbridge.agent.audit.record import AuditRecord, left_out_line
 from arcbridge.audit.log import CONTINUE, ChainedLog, Recorded
-from arcbridge.audit.rotation import Rotation
+from arcbridge.audit.rotation import FileRotation
 
 LEFT_OUT_INTERVAL = 60.0
 """Seconds after which a record counts those that were left out, if the user has no other one meanwhile."""
@@ -35,7 +35,7 @@ class AuditLog(ChainedLog):
         commands: bool = True,
         fsync: bool = False,
         instance: str = "",
-        rotation: Rotation | None = None,
+        rotation: FileRotation | None = None,
     ) -> None:
         """Open the file at once. Raises ConfigError."""
         super().__init__(file, on_failure=on_failure, fsync=fsync, instance=instance, rotation=rotation)

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import structlog
 
-from arcbridge.audit.rotation import Rotation, RotationBounds
+from arcbridge.audit.rotation import FileRotation, RotationBounds
 from arcbridge.audit.sinks.collector import HTTP, SYSLOG, RecordsRefused, Transport
 from arcbridge.audit.sinks.tail import (
     Batch,
@@ -287,11 +287,11 @@ class Sinks:
                 log.warning("audit sink not at its end", sink=sender.name, reason="the collector takes its time")
 
 
-def sinks_of(settings: AuditFilesConfig, file: str, role: str) -> tuple[Sinks, Rotation]:
+def sinks_of(settings: AuditFilesConfig, file: str, role: str) -> tuple[Sinks, FileRotation]:
     """Return the sinks of a log, not started, and what renames its file. Raises ConfigError."""
     sinks = Sinks(settings.sinks, Path(file), role, counts=not settings.rotate_bytes)
     bounds = RotationBounds(settings.rotate_bytes, settings.keep_bytes, settings.keep_age)
-    return sinks, Rotation(bounds, sinks.lost)
+    return sinks, FileRotation(bounds, sinks.lost)
 
 
 class StdoutTransport:

@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from arcbridge.audit.log import CONTINUE, STALL, ChainedLog
-from arcbridge.audit.rotation import Rotation
+from arcbridge.audit.rotation import FileRotation
 from arcbridge.errors import ArcbridgeError, StateError
 from arcbridge.limiters import KeyedTokenBucket
 from arcbridge.relay.audit.record import FLEET, RELAY, Actor, act_line
@@ -66,7 +66,7 @@ class RelayAudit(ChainedLog):
         fsync: bool = False,
         instance: str = "",
         worker: int | None = None,
-        rotation: Rotation | None = None,
+        rotation: FileRotation | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Open the file at once. Raises ConfigError."""
@@ -260,7 +260,7 @@ def audit_file(config: RelayConfig) -> str:
 
 
 def open_audit(
-    config: RelayConfig, instance: str, *, output: str = "-", rotation: Rotation | None = None
+    config: RelayConfig, instance: str, *, output: str = "-", rotation: FileRotation | None = None
 ) -> RelayAudit:
     """Open the audit log of a relay, whose directory is there. `output`: what stands for `-`. Raises ConfigError."""
     settings, file = config.audit, audit_file(config)

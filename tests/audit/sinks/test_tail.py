@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arcbridge.audit.rotation import Rotation, RotationBounds
+from arcbridge.audit.rotation import FileRotation, RotationBounds
 from arcbridge.audit.sinks import tail
 from arcbridge.audit.sinks.tail import Batch, PackedFile, Position, lost_with, read_batch, read_position, write_position
 from arcbridge.audit.writer import SealedFile
@@ -31,7 +31,7 @@ class Log:
         self.file = self.opened()
 
     def opened(self) -> SealedFile:
-        rotation = Rotation(RotationBounds())
+        rotation = FileRotation(RotationBounds())
         return SealedFile(str(self.path), "i", False, rotation, closing=lambda: True, on_end=lambda: None)
 
     def put(self, count: int = 1) -> None:
