@@ -17,13 +17,17 @@ DIAGNOSIS_OUTPUTS = ("table", *DOCUMENTS)
 class Argument:
     """The positional argument of a sub-command. `count`: empty for one, `?`, `*` or `+` as in a regular expression."""
 
-    __slots__ = ("choices", "count", "help", "name")
+    __slots__ = ("choices", "count", "help", "name", "shown")
 
-    def __init__(self, name: str, help: str, count: str = "", *, choices: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, name: str, help: str, count: str = "", *, choices: tuple[str, ...] = (), shown: str = ""
+    ) -> None:
         self.name = name
         self.help = help
         self.count = count
         self.choices = choices
+        self.shown = shown
+        """How the usage line has it; empty: as `NAME`, or `NAME …`."""
 
 
 class Command:
@@ -188,7 +192,12 @@ COMMANDS = (
             "say which rule lets a user reach a cluster, or which is nearest; exit code 1 where none does",
             Flag("--groups GROUP…", "groups of the user, separated by commas (default: those of the last token)"),
             TEXT_OUTPUT,
-            Argument("name", "name of the user as the policy has it, unless --groups is given; then the cluster", "+"),
+            Argument(
+                "name",
+                "the user, as the policy names it, and the cluster; with --groups the cluster alone will do",
+                "+",
+                shown="[USER] CLUSTER",
+            ),
         ),
         Command(
             "policy diff = policy:diff",
@@ -225,7 +234,7 @@ COMMANDS = (
             "write what this relay cannot be without into one file, while it runs",
             Flag("--recipient KEY…", "encrypt it to a public key of age or OpenSSH; may be repeated"),
             Flag("--overwrite", "replace the file"),
-            Argument("file", "where to"),
+            Argument("file", "the file to write"),
         ),
         Command(
             "restore = backup:restore",

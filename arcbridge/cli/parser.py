@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
 
+_SHOW_HELP = "show this text"
+
+
 class UsageError(SystemExit):
     """The command line is wrong; already told on standard error."""
 
@@ -37,11 +40,16 @@ class Parser(argparse.ArgumentParser):
         defaults: dict[str, Any] = {"allow_abbrev": False, "add_help": False, "argument_default": argparse.SUPPRESS}
         super().__init__(**(defaults | options))
 
+    def format_help(self) -> str:
+        """Return the help without the blank line that argparse puts where a list of sub-commands has no name."""
+        return super().format_help().replace("sub-commands:\n  \n", "sub-commands:\n")
+
     def error(self, message: str) -> NoReturn:
         groups = [action for action in self._actions if isinstance(action, argparse._SubParsersAction)]
         missing = message.partition("the following arguments are required: ")[2]
         if groups and message.endswith(": "):  # argparse names what is missing, and a list of sub-commands has no name
-            message = f"a sub-command is needed: one of {', '.join(groups[0].choices)}"
+            words = list(groups[0].choices)
+            message = f"a sub-command is needed: {'one of ' * (len(words) > 1)}{', '.join(words)}"
         elif missing:
             texts = {action.dest: action.help for action in self._actions}
             named = [f"{name.upper()} ({texts.get(name, '')})" for name in missing.split(", ")]
@@ -67,7 +75,7 @@ def unknown_command(word: str, known: Sequence[str], role: str = "") -> str:
     if others and role:
         return f"unknown sub-command {word!r}; it is one of --role {listed(others)}"
     near = nearest(word, known)
-    hint = f"did you mean {near}?" if near else f"there are {', '.join(known)}"
+    hint = f"did you mean {near}?" if near else f"there {'are' if len(known) > 1 else 'is'} {', '.join(known)}"
     return f"unknown sub-command {word!r}; {hint}"
 
 
@@ -174,9 +182,12 @@ def build(role: str, commands: Sequence[Command]) -> Parser:
             words = command.path[:level]
             if words not in groups:
                 head = words[-1]
+                full = f"{name} {' '.join(words)}"
                 group = groups[words[:-1]].add_parser(
-                    head, help=GROUP_HELP[head], prog=f"{name} {' '.join(words)}", add_help=True
+                    head, help=GROUP_HELP[head], prog=full, usage=f"{full} SUB-COMMAND [FLAGS]"
                 )
+                section = group.add_argument_group("flags")
+                section.add_argument("-h", "--help", action="help", help=_SHOW_HELP)
                 groups[words] = group.add_subparsers(
                     title="sub-commands", metavar="", dest=f"command_{level}", required=True, parser_class=Parser
                 )
@@ -191,7 +202,7 @@ def _texts(name: str, command: Command) -> dict[str, Any]:
     full = f"{name} {' '.join(command.path)}"
     shown = ""
     if command.argument is not None:
-        shown = command.argument.name.upper() + " …" * (command.argument.count in ("*", "+"))
+        shown = command.argument.shown or command.argument.name.upper() + " …" * (command.argument.count in ("*", "+"))
         shown = f" [{shown}]" if command.argument.count in ("?", "*") else f" {shown}"
     return {
         "help": command.help,
@@ -209,7 +220,7 @@ def _add_flags(parser: Parser, role: str, own: Sequence[Flag]) -> None:
         for flag in own:
             _add_flag(section, flag)
     section = parser.add_argument_group(f"flags of --role {role}")
-    section.add_argument("-h", "--help", action="help", help="show this text")
+    section.add_argument("-h", "--help", action="help", help=_SHOW_HELP)
     for flag in flags_of(role):
         if not taken.intersection(flag.names):
             _add_flag(section, flag)

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 _HELP = """usage: arcbridge [--role ROLE] [FLAGS] [SUB-COMMAND]
 
-kubectl access to Kubernetes clusters behind firewalls, through a relay that cannot read what it carries.
+kubectl access to Kubernetes clusters behind firewalls, through a relay that
+cannot read what it carries.
 
 roles:
   client   reach a cluster: a local endpoint and a kubeconfig for it
@@ -35,11 +36,14 @@ roles:
 
 everyday commands of the client, without a role:
   arcbridge login https://relay.example.org   log in where the relay says
-  arcbridge connect NAME…   kubectl from any terminal, through a background process; also disconnect, status, stop, logs
+  arcbridge connect NAME…            kubectl from any terminal, through a
+                                     background process; also disconnect,
+                                     status, stop, logs
   arcbridge run -n NAME -- COMMAND   one command, and nothing left behind
-  arcbridge doctor   what is wrong on the way, and what to do
+  arcbridge doctor                   what is wrong on the way, and what to do
 
-`arcbridge --role ROLE --help` shows a role's flags and sub-commands, `arcbridge help SUB-COMMAND` those of one.
+`arcbridge --role ROLE --help` shows a role's flags and sub-commands,
+`arcbridge help SUB-COMMAND` those of one.
 Every flag can be given as ARCBRIDGE_<FLAG>, and in the file of --config.
 """
 
