@@ -14,6 +14,7 @@ from pathlib import Path
 from arcbridge.cli.commands import DOCUMENTS
 from arcbridge.cli.output import plain, print_document, print_error, print_rows, rfc3339
 from arcbridge.cli.parser import Invocation
+from arcbridge.cli.screen import Column, Screen, prose
 from arcbridge.cli.settings import given_settings, load_settings, settings_file
 from arcbridge.cli.terminal import configure_logging, terminal
 from arcbridge.client.background.caller import (
@@ -49,15 +50,15 @@ _NOT_KEPT = frozenset(
 )  # fmt: skip
 """Settings of one command, and not of a connection."""
 _COLUMNS = (
-    ("name", "CLUSTER"),
-    ("user", "USER"),
-    ("port", "PORT"),
-    ("contexts", "CONTEXT"),
-    ("state", "STATE"),
-    ("since", "SINCE"),
-    ("bytes_to_cluster", "SENT"),
-    ("bytes_from_cluster", "RECEIVED"),
-    ("token_expires", "TOKEN ENDS"),
+    Column("name", "CLUSTER"),
+    Column("user", rank=2),
+    Column("port", rank=1),
+    Column("contexts", "CONTEXT"),
+    Column("state", state=True),
+    Column("since", rank=4),
+    Column("bytes_to_cluster", "SENT", rank=6),
+    Column("bytes_from_cluster", "RECEIVED", rank=5),
+    Column("token_expires", "TOKEN ENDS", rank=3),
 )
 _FOLLOW = 0.2
 """Seconds between two looks at a log that is followed."""
@@ -198,7 +199,7 @@ def status(invocation: Invocation) -> int:
         )
     from arcbridge.client.kubeconfig.private import sweep
 
-    output = invocation.text("output") or "table"
+    output, screen = invocation.text("output") or "table", Screen.of(sys.stdout)
     _repair_for(invocation)
     sweep(os.environ)
     place = BackgroundPaths.find(os.environ)
@@ -217,15 +218,15 @@ def status(invocation: Invocation) -> int:
                     document[key] = rfc3339(document[key] or 0.0)
         print_document({"process": process, "clusters": clusters}, output)
         return ExitCode.DONE
-    if output == "table":
-        print(_about(process))
+    if output in ("table", "wide"):
+        sys.stdout.write(prose(_about(process), screen, "  "))
         if not clusters:
             return ExitCode.DONE
         clusters = [{**one, **_for_people(one)} for one in clusters]
     print_rows(clusters, _COLUMNS, output)
     for one in clusters:
-        if output == "table" and one.get("reason"):
-            print(f"{plain(str(one['name']))}: {plain(str(one['reason']))}")
+        if output in ("table", "wide") and one.get("reason"):
+            sys.stdout.write(prose(f"{plain(str(one['name']))}: {plain(str(one['reason']))}", screen, "  "))
     return ExitCode.DONE
 
 

@@ -10,7 +10,7 @@ from arcbridge.settings.flags import AGENT, CLIENT, RELAY, ROLES, Flag
 
 DOCUMENTS = ("json", "yaml")
 """The formats of `--output` in which everything is printed, for programs; each command has them."""
-LIST_OUTPUTS = ("table", *DOCUMENTS, "name")
+LIST_OUTPUTS = ("table", "wide", *DOCUMENTS, "name")
 DIAGNOSIS_OUTPUTS = ("table", *DOCUMENTS)
 
 
@@ -60,7 +60,6 @@ def _commands(roles: tuple[str, ...], *commands: Command) -> tuple[Command, ...]
 
 
 OUTPUT = _output(*LIST_OUTPUTS)
-WIDE_OUTPUT = _output("table", "wide", *LIST_OUTPUTS[1:])
 DIAGNOSIS_OUTPUT = _output(*DIAGNOSIS_OUTPUTS)
 TEXT_OUTPUT = _output("text", *DOCUMENTS)
 SETTINGS_OUTPUT = _output("toml", *DOCUMENTS)
@@ -104,7 +103,7 @@ COMMANDS = (
             Flag("--ended", "say that what served the cluster has ended"),
         ),
         Command("background = background:serve", "be the background process, as systemd starts it"),
-        Command("clusters = client:clusters", "list the clusters you may reach", WIDE_OUTPUT),
+        Command("clusters = client:clusters", "list the clusters you may reach", OUTPUT),
         Command(
             "login = login:login",
             "log in, at a relay that says where; commands that name no relay then mean this one",
@@ -210,7 +209,7 @@ COMMANDS = (
             "put a changed policy in force that is held back",
             Argument("hash", "hash of the version, as `policy list` shows it"),
         ),
-        Command("cluster list = relay:cluster_list", "list enrolled clusters", WIDE_OUTPUT),
+        Command("cluster list = relay:cluster_list", "list enrolled clusters", OUTPUT),
         Command("cluster revoke = relay:cluster_revoke", "cut a cluster off and refuse it", _CLUSTER),
         Command("cluster restore = relay:cluster_restore", "let a revoked cluster back in", _CLUSTER),
         Command("cluster delete = relay:cluster_delete", "forget a cluster that is no more", _CLUSTER),

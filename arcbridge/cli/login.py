@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from arcbridge.cli.commands import DOCUMENTS
 from arcbridge.cli.output import plain, print_document, print_rows, print_warning, rfc3339
 from arcbridge.cli.parser import Invocation
+from arcbridge.cli.screen import Column
 from arcbridge.cli.settings import given_settings, load_settings
 from arcbridge.errors import ConfigError, ExitCode
 from arcbridge.settings.config import ClientConfig
@@ -109,7 +110,7 @@ def whoami(invocation: Invocation) -> int:
         print(plain(found.user or found.subject))
     else:
         rows = [{"name": name, "value": value} for name, value in _as_rows(found, checked) if value]
-        print_rows(rows, (("name", "NAME"), ("value", "VALUE")), output)
+        print_rows(rows, (Column("name"), Column("value", words=True)), output)
     return ExitCode.DONE
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from arcbridge.cli.commands import DOCUMENTS
 from arcbridge.cli.output import format_rows, plain, print_document, print_error, print_warning, rfc3339
+from arcbridge.cli.screen import Column
 from arcbridge.cli.settings import load_settings
 from arcbridge.errors import ConfigError, ExitCode
 from arcbridge.identity.policy_rules import named, who
@@ -81,7 +82,7 @@ def _compared(row: policy_review.Row) -> str:
     text = f"version {row['former']} ({where}), to {row['hash']}: {len(row['rules'])} rules differ{admins}; {tests}\n"
     heads = {"rules": "change rule line", "admins": "who", "clusters": "cluster", "users": "user sessions_lost"}
     for kind, first in heads.items():
-        columns = [(name, name.replace("_", " ").upper()) for name in (*first.split(), "gains", "loses")]
+        columns = [Column(name) for name in first.split()] + [Column(name, words=True) for name in ("gains", "loses")]
         rows = [row | {key: _first(row[key]) for key in ("gains", "loses")} for row in row[kind]]
         if rows:
             more = f"and {len(rows) - MOST_SHOWN} more {kind}\n" if len(rows) > MOST_SHOWN else ""

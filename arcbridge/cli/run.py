@@ -9,8 +9,9 @@ from importlib import import_module
 from arcbridge import __version__
 from arcbridge.cli.commands import COMMANDS, find_command
 from arcbridge.cli.core_dumps import forbid_core_dumps
-from arcbridge.cli.output import describe, print_error, wants_colour
+from arcbridge.cli.output import describe, print_error
 from arcbridge.cli.parser import Invocation, Parser, UsageError, first_word, parse, role_of, unknown_command
+from arcbridge.cli.screen import use_colour
 from arcbridge.errors import ArcbridgeError, ConfigError, ExitCode
 from arcbridge.settings.flags import CLIENT, ROLES
 from arcbridge.single_file import is_single_file
@@ -63,14 +64,13 @@ def run(arguments: Sequence[str], *, program: str = "arcbridge") -> int:
         return ExitCode.USAGE
     except SystemExit as ended:  # argparse after --help
         return int(ended.code or 0)
-    when = invocation.text("color", environment.get("ARCBRIDGE_COLOR", "auto"))
+    use_colour(invocation.text("color", environment.get("ARCBRIDGE_COLOR", "auto")))
     try:
-        colour = wants_colour(when, sys.stderr, environment)
         code = _run(invocation)
         sys.stdout.flush()
         return code
     except ArcbridgeError as error:
-        print_error(error.told(), colour=colour)
+        print_error(error.told())
         return error.exit_code
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
@@ -81,7 +81,7 @@ def run(arguments: Sequence[str], *, program: str = "arcbridge") -> int:
     except Exception as error:
         if invocation.switch("verbose"):
             raise
-        print_error(describe(error), colour=colour)
+        print_error(describe(error))
         return ExitCode.FAILURE
 
 

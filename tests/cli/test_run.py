@@ -117,7 +117,10 @@ def test_a_client_needs_no_role(
     ("line", "said"),
     [
         ("stauts", "error: unknown sub-command 'stauts'; did you mean status?"),
-        ("--role relay token list -o wide", "error: flag --output: 'wide' is unknown; use table, json, yaml or name"),
+        (
+            "--role relay token list -o text",
+            "error: flag --output: 'text' is unknown; use table, wide, json, yaml or name",
+        ),
         ("-n X", "error: flag --cluster: 'X': not a cluster name: use 1 to 63 lower-case letters"),
         ("--role client login", "error: no relay is known here: run `arcbridge login https://RELAY`"),
         ("--role agent", "error: relays: required but not set; give --relay https://host:port"),
