@@ -9,18 +9,17 @@ from __future__ import annotations
 import argparse
 import sys
 
-from arcbridge.cli.commands import COMMANDS, DEFAULT_COMMAND, GONE, GROUP_HELP, WITHOUT_ROLE, Command, commands_of
+from arcbridge.cli.commands import COMMANDS, DEFAULT_COMMAND, GONE, WITHOUT_ROLE, Command, commands_of
+from arcbridge.cli.output import print_error
+from arcbridge.cli.screen import Screen
 from arcbridge.errors import ExitCode
 from arcbridge.settings.flags import CLIENT, LIST, RELAY, ROLES, Flag, flags_of
 from arcbridge.settings.suggest import listed, nearest, unknown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from typing import Any, NoReturn
-
-
-_SHOW_HELP = "show this text"
 
 
 class UsageError(SystemExit):
@@ -35,14 +34,17 @@ class Parser(argparse.ArgumentParser):
 
     role = ""
     """The role whose sub-commands it knows; empty: none's."""
+    path: tuple[str, ...] = ()
+    """The sub-command that it parses, or the group."""
 
     def __init__(self, **options: Any) -> None:
         defaults: dict[str, Any] = {"allow_abbrev": False, "add_help": False, "argument_default": argparse.SUPPRESS}
         super().__init__(**(defaults | options))
 
     def format_help(self) -> str:
-        """Return the help without the blank line that argparse puts where a list of sub-commands has no name."""
-        return super().format_help().replace("sub-commands:\n  \n", "sub-commands:\n")
+        from arcbridge.cli.help import page_of
+
+        return page_of(self.role, self.path).text(Screen.of(sys.stdout))
 
     def error(self, message: str) -> NoReturn:
         groups = [action for action in self._actions if isinstance(action, argparse._SubParsersAction)]
@@ -55,7 +57,8 @@ class Parser(argparse.ArgumentParser):
             named = [f"{name.upper()} ({texts.get(name, '')})" for name in missing.split(", ")]
             message = f"{' and '.join(named)} is missing"
         # One line, then what to do; the usage block of argparse fills a screen and hides the mistake.
-        sys.stderr.write(f"error: {message}\nrun `{self.prog} --help` for the flags and sub-commands\n")
+        what = "flags and examples" if self.path and not groups else "commands"
+        print_error(f"{message}\nrun `{self.prog} --help` for the {what}")
         raise UsageError
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
@@ -133,97 +136,84 @@ def role_of(arguments: Sequence[str], *, program: str = "", environment: str = "
     return owners.pop() if len(owners) == 1 else ""
 
 
+def spelled(role: str, path: tuple[str, ...]) -> str:
+    """Return a command as it is typed: with its role where the words alone do not say it."""
+    named = (role == CLIENT and not path) or path[:1] in (("version",), ("completion",)) or role_of(path) == role
+    return " ".join(("arcbridge", *(() if named else ("--role", role)), *path))
+
+
 def first_word(arguments: Sequence[str]) -> tuple[str, list[str]]:
     """Return the sub-command of a command line, whatever its role, and the flags before it; empty: there is none."""
-    with_value = {name for role in ROLES for flag in flags_of(role) if flag.takes_value for name in flag.names}
     flags: list[str] = []
+    for one in _words_and_flags(arguments):
+        if not one.startswith("-"):
+            return one, flags
+        flags.append(one)
+    return "", flags
+
+
+def words_of(arguments: Sequence[str]) -> list[str]:
+    """Return what of a command line is neither a flag nor its value."""
+    return [one for one in _words_and_flags(arguments) if not one.startswith("-")]
+
+
+def _words_and_flags(arguments: Sequence[str]) -> Iterator[str]:
+    with_value = {name for role in ROLES for flag in flags_of(role) if flag.takes_value for name in flag.names}
     rest = iter(arguments)
     for argument in rest:
         if argument == "--":
             break
-        if not argument.startswith("-") or argument == "-":
-            return argument, flags
         name, assigned, _ = argument.partition("=")
-        flags.append(name)
+        yield name if argument.startswith("-") else argument
         if name in with_value and not assigned:
             next(rest, None)
-    return "", flags
 
 
 def _add_flag(parser: argparse._ActionsContainer, flag: Flag) -> None:
     takes: dict[str, Any] = {"action": "store_true"}
     if flag.takes_value:
         # Choices are checked by the loader, so that a wrong value in a file and on the command line get one answer.
-        metavar = "|".join(flag.choices) if flag.choices else flag.metavar
-        takes = {"action": "append" if flag.kind == LIST else "store", "metavar": metavar}
-    parser.add_argument(*flag.names, dest=flag.dest, help=flag.help, **takes)
+        takes = {"action": "append" if flag.kind == LIST else "store"}
+    parser.add_argument(*flag.names, dest=flag.dest, **takes)
 
 
 def build(role: str, commands: Sequence[Command]) -> Parser:
     """Return the parser of one role, with these of its sub-commands."""
-    name = f"arcbridge --role {role}"
-    parser = Parser(
-        prog=name,
-        usage=f"{name} [FLAGS] [SUB-COMMAND]",
-        description={
-            "relay": "Bring clients and agents together; the only role with an open port.",
-            "agent": "Dial out of the cluster and talk to its API server as each caller.",
-            "client": "Reach a cluster behind a firewall: a local endpoint and a kubeconfig for it.",
-        }[role],
-    )
-    parser.role = role
+    parser = _parser_of(role, ())
     _add_flags(parser, role, ())
     if not commands:
         return parser
-    leaves = parser.add_subparsers(title="sub-commands", metavar="", dest="command_0", parser_class=Parser)
-    groups: dict[tuple[str, ...], argparse._SubParsersAction[Parser]] = {(): leaves}
+    groups: dict[tuple[str, ...], argparse._SubParsersAction[Parser]] = {}
+    groups[()] = parser.add_subparsers(metavar="", dest="command_0", parser_class=Parser)
     for command in commands:
         for level in range(1, len(command.path)):
             words = command.path[:level]
             if words not in groups:
-                head = words[-1]
-                full = f"{name} {' '.join(words)}"
-                group = groups[words[:-1]].add_parser(
-                    head, help=GROUP_HELP[head], prog=full, usage=f"{full} SUB-COMMAND [FLAGS]"
-                )
-                section = group.add_argument_group("flags")
-                section.add_argument("-h", "--help", action="help", help=_SHOW_HELP)
+                group = _parser_of(role, words, groups[words[:-1]])
+                group.add_argument("-h", "--help", action="help")
                 groups[words] = group.add_subparsers(
-                    title="sub-commands", metavar="", dest=f"command_{level}", required=True, parser_class=Parser
+                    metavar="", dest=f"command_{level}", required=True, parser_class=Parser
                 )
-        leaf = groups[command.path[:-1]].add_parser(command.path[-1], **_texts(name, command))
+        leaf = _parser_of(role, command.path, groups[command.path[:-1]])
         _add_flags(leaf, role, command.flags)
         if (one := command.argument) is not None:
             leaf.add_argument(one.name, help=one.help, choices=one.choices or None, nargs=one.count or None)
     return parser
 
 
-def _texts(name: str, command: Command) -> dict[str, Any]:
-    full = f"{name} {' '.join(command.path)}"
-    shown = ""
-    if command.argument is not None:
-        shown = command.argument.shown or command.argument.name.upper() + " …" * (command.argument.count in ("*", "+"))
-        shown = f" [{shown}]" if command.argument.count in ("?", "*") else f" {shown}"
-    return {
-        "help": command.help,
-        "description": command.help[0].upper() + command.help[1:] + ".",
-        "prog": full,
-        "usage": f"{full}{shown} [FLAGS]{' -- COMMAND …' * command.takes_command}",
-    }
+def _parser_of(role: str, path: tuple[str, ...], among: argparse._SubParsersAction[Parser] | None = None) -> Parser:
+    name = spelled(role, path)
+    parser = Parser(prog=name) if among is None else among.add_parser(path[-1], prog=name)
+    parser.role, parser.path = role, path
+    return parser
 
 
 def _add_flags(parser: Parser, role: str, own: Sequence[Flag]) -> None:
     """The command's own flags, then the role's; a flag of the command hides the role's of the same name."""
     taken = {name for flag in own for name in flag.names}
-    if own:
-        section = parser.add_argument_group("flags of this sub-command")
-        for flag in own:
-            _add_flag(section, flag)
-    section = parser.add_argument_group(f"flags of --role {role}")
-    section.add_argument("-h", "--help", action="help", help=_SHOW_HELP)
-    for flag in flags_of(role):
-        if not taken.intersection(flag.names):
-            _add_flag(section, flag)
+    parser.add_argument("-h", "--help", action="help")
+    for flag in (*own, *(flag for flag in flags_of(role) if not taken.intersection(flag.names))):
+        _add_flag(parser, flag)
 
 
 def _refuse_unknown_flags(parser: Parser, arguments: Sequence[str], role: str) -> None:

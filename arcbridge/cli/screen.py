@@ -28,7 +28,7 @@ _LEAST_PROSE = 24
 _WAIT_SHOWN = 0.5
 """Seconds after which a wait is shown."""
 
-GREEN, YELLOW, RED, DIM = "32", "33", "31", "2"
+GREEN, YELLOW, RED, BOLD, DIM = "32", "33", "31", "1", "2"
 _STATES = {
     **dict.fromkeys(("ok", "connected", "ready", "usable", "yes", "true"), GREEN),
     **dict.fromkeys(("warning", "waiting", "connecting", "expired", "used up", "held", "recovering"), YELLOW),
@@ -93,6 +93,9 @@ class Screen:
 
     def paint(self, text: str, colour: str) -> str:
         return f"\x1b[{colour}m{text}\x1b[0m" if self.colour and colour and text else text
+
+    def heading(self, text: str) -> str:
+        return self.paint(text, BOLD)
 
     def state(self, word: str) -> str:
         """Return a word of a column of states in its colour."""

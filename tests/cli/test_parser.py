@@ -118,12 +118,21 @@ def test_relays_of_a_login_may_be_left_out_or_several() -> None:
     assert parse(["--relay", "https://a", "login"], "client").texts("relay_url") == ()
 
 
-@pytest.mark.parametrize("line", ["--help", "-h", "forward --help", "config print -h", "config --help"])
-def test_help(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("line", "begin"),
+    [
+        ("--help", "usage: arcbridge COMMAND"),
+        ("-h", "usage: arcbridge COMMAND"),
+        ("forward --help", "usage: arcbridge forward TARGET"),
+        ("config print -h", "usage: arcbridge --role ROLE config print"),
+        ("config --help", "usage: arcbridge --role client config SUB-COMMAND"),
+    ],
+)
+def test_help(line: str, begin: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         parse(line.split(), "client")
     assert caught.value.code == 0
-    assert capsys.readouterr().out.startswith("usage: arcbridge --role client")
+    assert capsys.readouterr().out.startswith(begin)
 
 
 LINES = """ | proxy | proxy --port 1 | --port 1 proxy -v | -n a -n b | -n=a | -nv | -v -v |
