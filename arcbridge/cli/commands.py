@@ -10,6 +10,7 @@ from arcbridge.settings.flags import AGENT, CLIENT, RELAY, ROLES, Flag
 
 DOCUMENTS = ("json", "yaml")
 """The formats of `--output` in which everything is printed, for programs; each command has them."""
+SHELLS = ("bash", "zsh", "fish", "powershell")
 LIST_OUTPUTS = ("table", "wide", *DOCUMENTS, "name")
 DIAGNOSIS_OUTPUTS = ("table", *DOCUMENTS)
 
@@ -17,10 +18,10 @@ DIAGNOSIS_OUTPUTS = ("table", *DOCUMENTS)
 class Argument:
     """The positional argument of a sub-command. `count`: empty for one, `?`, `*` or `+` as in a regular expression."""
 
-    __slots__ = ("choices", "count", "help", "name", "shown")
+    __slots__ = ("choices", "count", "help", "kind", "name", "shown")
 
     def __init__(
-        self, name: str, help: str, count: str = "", *, choices: tuple[str, ...] = (), shown: str = ""
+        self, name: str, help: str, count: str = "", *, choices: tuple[str, ...] = (), shown: str = "", kind: str = ""
     ) -> None:
         self.name = name
         self.help = help
@@ -28,6 +29,8 @@ class Argument:
         self.choices = choices
         self.shown = shown
         """How the usage line has it; empty: as `NAME`, or `NAME …`."""
+        self.kind = kind
+        """What completion offers for it besides `choices`: `clusters`, `files`, or nothing."""
 
 
 class Command:
@@ -72,7 +75,7 @@ TEXT_OUTPUT = _output("text", *DOCUMENTS)
 SETTINGS_OUTPUT = _output("toml", *DOCUMENTS)
 
 _FORCE = Flag("--force", "also where not all have followed the step before")
-_CLUSTER = Argument("cluster", "name of the cluster")
+_CLUSTER = Argument("cluster", "name of the cluster", kind="clusters")
 _USER = Argument("user", "name of the user as the policy has it, or ISSUER#SUBJECT")
 
 COMMANDS = (
@@ -99,7 +102,7 @@ COMMANDS = (
             "connect = background:connect",
             "serve clusters in the background, for kubectl from any terminal",
             Flag("--static", "a client certificate in the kubeconfig, for tools without plugins"),
-            Argument("name", "names of clusters", "*"),
+            Argument("name", "names of clusters", "*", kind="clusters"),
             "arcbridge connect berlin munich  # both, from any terminal",
             "arcbridge connect berlin -f ~/.kube/berlin  # in a kubeconfig of its own",
             uses="--port --file --kube-context --no-context-switch",
@@ -108,7 +111,7 @@ COMMANDS = (
             "disconnect = background:disconnect",
             "serve clusters no more, and take their contexts out",
             Flag("--all", "all that are connected"),
-            Argument("name", "names of clusters or contexts", "*"),
+            Argument("name", "names of clusters or contexts", "*", kind="clusters"),
             "arcbridge disconnect berlin",
             "arcbridge disconnect --all",
         ),
@@ -173,7 +176,7 @@ COMMANDS = (
             "look at each hop of the way, and say what is wrong",
             Flag("--throughput", "read from the cluster for five seconds, to measure the rate"),
             DIAGNOSIS_OUTPUT,
-            Argument("name", "cluster to look at (default: --cluster)", "?"),
+            Argument("name", "cluster to look at (default: --cluster)", "?", kind="clusters"),
             "arcbridge doctor berlin",
             "arcbridge doctor berlin -o json  # for scripts: `ok`, `cause`, and each hop",
         ),
@@ -207,7 +210,12 @@ COMMANDS = (
             Flag("--cluster NAME", "only what a relay has recorded of this cluster"),
             Flag("--since TIME", "only later ones: 2h, 7d, 2026-11-25, or 2026-11-25T12:00:00Z"),
             TEXT_OUTPUT,
-            Argument("file", "audit logs; .gz too (default: the role's own, with what logrotate made of it)", "*"),
+            Argument(
+                "file",
+                "audit logs; .gz too (default: the role's own, with what logrotate made of it)",
+                "*",
+                kind="files",
+            ),
             "arcbridge audit show --user alice --since 2h agent-audit.log",
             "arcbridge --role relay audit show -o json  # the relay's own",
         ),
@@ -216,7 +224,7 @@ COMMANDS = (
             "check audit logs for records that are missing or were changed",
             Flag("--anchors FILE…", "the role's own log (JSON) with the heads of the chains; may be repeated"),
             TEXT_OUTPUT,
-            Argument("file", "an audit log, as it was written; .gz too", "+"),
+            Argument("file", "an audit log, as it was written; .gz too", "+", kind="files"),
             "arcbridge audit verify audit.log audit.log.1.gz",
             "arcbridge audit verify audit.log --anchors agent.log  # with the heads in its log",
         ),
@@ -294,7 +302,7 @@ COMMANDS = (
             "policy diff = policy:diff",
             "say what another policy file would change; exit code 1 with differences, 2 with errors",
             TEXT_OUTPUT,
-            Argument("file", "the policy file"),
+            Argument("file", "the policy file", kind="files"),
             "arcbridge policy diff new-policy.toml",
             "arcbridge policy diff new-policy.toml -o json",
         ),
@@ -369,7 +377,7 @@ COMMANDS = (
             "write what this relay cannot be without into one file, while it runs",
             Flag("--recipient KEY…", "encrypt it to a public key of age or OpenSSH; may be repeated"),
             Flag("--overwrite", "replace the file"),
-            Argument("file", "the file to write"),
+            Argument("file", "the file to write", kind="files"),
             "arcbridge backup relay.backup",
             "arcbridge backup --recipient age1… relay.backup.age  # encrypted",
         ),
@@ -380,7 +388,7 @@ COMMANDS = (
             Flag("--overwrite", "replace the registry or CA that is there; its revocations stay"),
             Flag("--settings DIR", "write the settings files in it to this directory, too"),
             Flag("--show", "say what it contains, and change nothing"),
-            Argument("file", "a file that `backup` has written"),
+            Argument("file", "a file that `backup` has written", kind="files"),
             "arcbridge restore --show relay.backup  # what is in it?",
             "arcbridge restore relay.backup.age --identity key.txt",
         ),
@@ -440,7 +448,7 @@ COMMANDS = (
         Command(
             "completion = completion:print_script",
             "print a completion script for a shell",
-            Argument("shell", "which shell", choices=("bash", "zsh", "fish")),
+            Argument("shell", "which shell", choices=SHELLS),
             "source <(arcbridge completion bash)  # also zsh",
             "arcbridge completion fish | source",
         ),

@@ -7,8 +7,8 @@ reference (`.ci/release/manual.py`) are made from the same pages.
 from __future__ import annotations
 
 from arcbridge.cli.commands import COMMANDS, GROUP_HELP, GROUPS, Command, commands_of, find_command
-from arcbridge.cli.parser import spelled
 from arcbridge.cli.screen import DEFAULT_WIDTH, WIDEST_PROSE, Screen, cells, prose, wrap
+from arcbridge.cli.words import spelled
 from arcbridge.errors import EXIT_CODES
 from arcbridge.settings.flags import CLIENT, ROLES, Flag, flags_of
 from arcbridge.settings.suggest import listed
@@ -116,7 +116,7 @@ def page_of(role: str, path: tuple[str, ...]) -> HelpPage:
 
 
 def _role_page(role: str) -> HelpPage:
-    sections = [(title, [(word, _of_word(role, word)) for word in words.split()]) for title, words in GROUPS[role]]
+    sections = [(title, [(word, _of_word(role, word)) for word in group.split()]) for title, group in GROUPS[role]]
     sections.insert(0, (EXAMPLES, _ROLE_EXAMPLES[role]))
     sections += [("more help", _MORE_HELP)] + ([("operators", _ROLES_HELP)] if role == CLIENT else [])
     every = "Every flag can be given as ARCBRIDGE_<FLAG>, and in the file of --config."

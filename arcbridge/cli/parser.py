@@ -9,16 +9,17 @@ from __future__ import annotations
 import argparse
 import sys
 
-from arcbridge.cli.commands import COMMANDS, DEFAULT_COMMAND, GONE, WITHOUT_ROLE, Command, commands_of
+from arcbridge.cli.commands import DEFAULT_COMMAND, GONE, Command, commands_of
 from arcbridge.cli.output import print_error
 from arcbridge.cli.screen import Screen
+from arcbridge.cli.words import first_word, spelled, words_of
 from arcbridge.errors import ExitCode
 from arcbridge.settings.flags import CLIENT, LIST, RELAY, ROLES, Flag, flags_of
 from arcbridge.settings.suggest import listed, nearest, unknown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from typing import Any, NoReturn
 
 
@@ -36,6 +37,8 @@ class Parser(argparse.ArgumentParser):
     """The role whose sub-commands it knows; empty: none's."""
     path: tuple[str, ...] = ()
     """The sub-command that it parses, or the group."""
+    asked = ""
+    """The sub-command of a mistake that is found before its own parser reads it."""
 
     def __init__(self, **options: Any) -> None:
         defaults: dict[str, Any] = {"allow_abbrev": False, "add_help": False, "argument_default": argparse.SUPPRESS}
@@ -57,8 +60,8 @@ class Parser(argparse.ArgumentParser):
             named = [f"{name.upper()} ({texts.get(name, '')})" for name in missing.split(", ")]
             message = f"{' and '.join(named)} is missing"
         # One line, then what to do; the usage block of argparse fills a screen and hides the mistake.
-        what = "flags and examples" if self.path and not groups else "commands"
-        print_error(f"{message}\nrun `{self.prog} --help` for the {what}")
+        what = "commands" if not self.asked and (groups or not self.path) else "flags and examples"
+        print_error(f"{message}\nrun `{self.asked or self.prog} --help` for the {what}")
         raise UsageError
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
@@ -103,70 +106,6 @@ class Invocation:
 
     def switch(self, name: str) -> bool:
         return self.given.get(name) is True
-
-
-def role_of(arguments: Sequence[str], *, program: str = "", environment: str = "") -> str:
-    """Return which role a command line asks for; empty when it does not say.
-
-    `--role` decides, then ARCBRIDGE_ROLE. Called as `kubectl arcbridge` it is the client; otherwise a sub-command says
-    it, a client's before those of the other roles unless it is the same for all of them, as `config check` is; without
-    a sub-command a flag says it that one role alone has.
-    """
-    for index, argument in enumerate(arguments):
-        if argument == "--":
-            break
-        if argument == "--role" and index + 1 < len(arguments):
-            return arguments[index + 1]
-        if argument.startswith("--role="):
-            return argument[len("--role=") :]
-    if environment:
-        return environment
-    if program.rpartition("/")[2].startswith("kubectl-"):
-        return "client"
-    word, flags = first_word(arguments)
-    if word:
-        named = [command.roles for command in COMMANDS if command.path[0] == word]
-        owners = {role for roles in named for role in roles}
-        if "client" in owners and ROLES not in named:
-            return "client"
-        return owners.pop() if len(owners) == 1 else WITHOUT_ROLE.get(word, "")
-    owners = set(ROLES)
-    for name in flags:
-        owners &= {role for role in ROLES for flag in flags_of(role) if name in flag.names} or owners
-    return owners.pop() if len(owners) == 1 else ""
-
-
-def spelled(role: str, path: tuple[str, ...]) -> str:
-    """Return a command as it is typed: with its role where the words alone do not say it."""
-    named = (role == CLIENT and not path) or path[:1] in (("version",), ("completion",)) or role_of(path) == role
-    return " ".join(("arcbridge", *(() if named else ("--role", role)), *path))
-
-
-def first_word(arguments: Sequence[str]) -> tuple[str, list[str]]:
-    """Return the sub-command of a command line, whatever its role, and the flags before it; empty: there is none."""
-    flags: list[str] = []
-    for one in _words_and_flags(arguments):
-        if not one.startswith("-"):
-            return one, flags
-        flags.append(one)
-    return "", flags
-
-
-def words_of(arguments: Sequence[str]) -> list[str]:
-    """Return what of a command line is neither a flag nor its value."""
-    return [one for one in _words_and_flags(arguments) if not one.startswith("-")]
-
-
-def _words_and_flags(arguments: Sequence[str]) -> Iterator[str]:
-    with_value = {name for role in ROLES for flag in flags_of(role) if flag.takes_value for name in flag.names}
-    rest = iter(arguments)
-    for argument in rest:
-        if argument == "--":
-            break
-        name, assigned, _ = argument.partition("=")
-        yield name if argument.startswith("-") else argument
-        if name in with_value and not assigned:
-            next(rest, None)
 
 
 def _add_flag(parser: argparse._ActionsContainer, flag: Flag) -> None:
@@ -268,9 +207,13 @@ def parse(arguments: Sequence[str], role: str) -> Invocation:
     """Parse the whole command line of one role. Raises UsageError (told), or SystemExit(0) after `--help`."""
     arguments, behind = _split_command(list(arguments), role)
     parser = build(role, _commands_needed(arguments, role))
+    words = words_of(arguments)
+    path = max((one.path for one in commands_of(role) if list(one.path) == words[: len(one.path)]), default=())
+    parser.asked = spelled(role, path) if path else ""
     if behind == [] and "-h" not in arguments and "--help" not in arguments:
         parser.error("the command goes behind --, as in `arcbridge run --cluster NAME -- kubectl get pods`")
     _refuse_unknown_flags(parser, arguments, role)
+    parser.asked = ""
     given = vars(parser.parse_args(arguments))
     if behind:
         given["command_line"] = behind

@@ -10,8 +10,9 @@ from arcbridge import __version__
 from arcbridge.cli.commands import COMMANDS, find_command
 from arcbridge.cli.core_dumps import forbid_core_dumps
 from arcbridge.cli.output import describe, print_error
-from arcbridge.cli.parser import Invocation, Parser, UsageError, parse, role_of, unknown_command, words_of
+from arcbridge.cli.parser import Invocation, Parser, UsageError, parse, unknown_command
 from arcbridge.cli.screen import Screen, use_colour
+from arcbridge.cli.words import role_of, words_of
 from arcbridge.errors import ArcbridgeError, ConfigError, ExitCode
 from arcbridge.settings.flags import CLIENT, ROLES
 from arcbridge.single_file import is_single_file

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from arcbridge.cli.commands import commands_of, find_command
-from arcbridge.cli.parser import UsageError, _commands_needed, parse, role_of
+from arcbridge.cli.parser import UsageError, _commands_needed, parse
+from arcbridge.cli.words import role_of
 from arcbridge.errors import ExitCode
 
 
@@ -86,7 +87,7 @@ def test_positionals_and_groups() -> None:
         ("relay", "token craete", "unknown sub-command 'craete'; did you mean create?"),
         ("relay", "token x", "unknown sub-command 'x'; there are create, list, delete"),
         ("relay", "token", "a sub-command is needed: one of create, list, delete"),
-        ("client", "completion bsh", "SHELL: 'bsh' is unknown; did you mean bash? Use bash, zsh or fish"),
+        ("client", "completion bsh", "SHELL: 'bsh' is unknown; did you mean bash? Use bash, zsh, fish or powershell"),
         ("client", "forward", "TARGET (name of the target in the agent's settings) is missing"),
         ("client", "--clust x", "unknown flag --clust"),
         ("client", "--port", "argument --port: expected one argument"),
