@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from arcbridge.cli.output import plain
+from arcbridge.cli.output import plain, print_note
+from arcbridge.cli.screen import Screen, Waiting, over_waiting, prose
 from arcbridge.settings.config import ClientConfig
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from arcbridge.client.service import Terminal
 
 
@@ -35,14 +39,27 @@ def terminal(lines: TextIO) -> Terminal:
     from arcbridge.client.service import Terminal
 
     def tell(line: str) -> None:
-        lines.write(f"{plain(line)}\n")
+        lines.write(over_waiting(prose(plain(line), Screen.of(lines), "  ")))
         # Tools wait for these lines on a pipe.
         lines.flush()
 
     interactive = sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
     return Terminal(
-        tell=tell, write_data=write_data, ask_trust=ask_trust if interactive else None, may_log_in=sys.stderr.isatty()
+        tell=tell,
+        write_data=write_data,
+        ask_trust=ask_trust if interactive else None,
+        may_log_in=sys.stderr.isatty(),
+        waiting=waiting,
     )
+
+
+@contextmanager
+def waiting(text: str, limit: float) -> Iterator[None]:
+    """Show on standard error that the command waits; the log waits, too."""
+    from arcbridge.observe import logging
+
+    with logging.paused(), Waiting(sys.stderr, text, limit):
+        yield
 
 
 def repair_contexts(state_dir: Path | None) -> None:
@@ -53,7 +70,7 @@ def repair_contexts(state_dir: Path | None) -> None:
         from arcbridge.client.kubeconfig import running
 
         for sentence in running.repair_contexts(state_dir, os.environ):
-            sys.stderr.write(f"{plain(sentence)}\n")
+            print_note(plain(sentence))
 
 
 def write_data(text: str) -> None:
