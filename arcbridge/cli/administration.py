@@ -6,7 +6,7 @@ It asks no relay. Invariant: what comes from a relay reaches a terminal escaped,
 from __future__ import annotations
 
 from arcbridge.cli.commands import DOCUMENTS
-from arcbridge.cli.output import format_document, format_rows, plain, rfc3339
+from arcbridge.cli.output import as_prose, format_document, format_rows, plain, rfc3339
 from arcbridge.cli.screen import Column
 
 TYPE_CHECKING = False
@@ -63,12 +63,13 @@ def _column(text: str) -> Column:
 
 def format_done(command: str, rows: Sequence[Row]) -> str:
     """Return a sentence for each row of an act's answer."""
-    return "".join(
-        _DONE[command if row.get("known", True) else f"{command}, unknown"].format_map(
-            {key: plain(str(value)) for key, value in _dated(row).items()}
+    return as_prose(
+        "\n".join(
+            _DONE[command if row.get("known", True) else f"{command}, unknown"].format_map(
+                {key: plain(str(value)) for key, value in _dated(row).items()}
+            )
+            for row in rows
         )
-        + "\n"
-        for row in rows
     )
 
 
@@ -108,7 +109,8 @@ def format_token(made: NewToken, output: str) -> str:
             "--relay-ca-file.",
             "",
         ]
-    return "\n".join(lines)
+    # What is to be copied stays as it is.
+    return "\n".join(line if line[:1] in ("", " ") else as_prose(line).rstrip("\n") for line in lines)
 
 
 def _dated(row: Row) -> dict[str, Any]:

@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 
 from arcbridge.cli.commands import DOCUMENTS
-from arcbridge.cli.output import plain, print_document, print_error, print_rows, rfc3339
+from arcbridge.cli.output import plain, print_document, print_error, print_note, print_prose, print_rows, rfc3339
 from arcbridge.cli.parser import Invocation
-from arcbridge.cli.screen import Column, Screen, prose
+from arcbridge.cli.screen import Column
 from arcbridge.cli.settings import given_settings, load_settings, settings_file
 from arcbridge.cli.terminal import configure_logging, terminal
 from arcbridge.client.background.caller import (
@@ -52,12 +52,12 @@ _NOT_KEPT = frozenset(
 _COLUMNS = (
     Column("name", "CLUSTER"),
     Column("user", rank=2),
-    Column("port", rank=1),
+    Column("port", rank=4),
     Column("contexts", "CONTEXT"),
     Column("state", state=True),
-    Column("since", rank=4),
-    Column("bytes_to_cluster", "SENT", rank=6),
-    Column("bytes_from_cluster", "RECEIVED", rank=5),
+    Column("since", rank=5),
+    Column("bytes_to_cluster", "SENT", rank=7),
+    Column("bytes_from_cluster", "RECEIVED", rank=6),
     Column("token_expires", "TOKEN ENDS", rank=3),
 )
 _FOLLOW = 0.2
@@ -158,7 +158,7 @@ def _repair(state_dir: Path | None) -> None:
     from arcbridge.client.background.connections import repair_all
 
     for sentence in repair_all(state_dir, os.environ):
-        sys.stderr.write(f"{plain(sentence)}\n")
+        print_note(plain(sentence))
 
 
 def _repair_for(invocation: Invocation) -> None:
@@ -184,9 +184,9 @@ def disconnect(invocation: Invocation) -> int:
 
         gone = disconnect_here(Path(place.connections), names, os.environ, every=every)
     for one in gone:
-        print(f'{plain(str(one["cluster"]))} disconnected; context "{plain(str(one["context"]))}" is gone')
+        print_prose(f'{plain(str(one["cluster"]))} disconnected; context "{plain(str(one["context"]))}" is gone')
     if not gone:
-        print("No cluster is connected.")
+        print_prose("No cluster is connected.")
     return ExitCode.DONE
 
 
@@ -199,7 +199,7 @@ def status(invocation: Invocation) -> int:
         )
     from arcbridge.client.kubeconfig.private import sweep
 
-    output, screen = invocation.text("output") or "table", Screen.of(sys.stdout)
+    output = invocation.text("output") or "table"
     _repair_for(invocation)
     sweep(os.environ)
     place = BackgroundPaths.find(os.environ)
@@ -219,14 +219,14 @@ def status(invocation: Invocation) -> int:
         print_document({"process": process, "clusters": clusters}, output)
         return ExitCode.DONE
     if output in ("table", "wide"):
-        sys.stdout.write(prose(_about(process), screen, "  "))
+        print_prose(_about(process))
         if not clusters:
             return ExitCode.DONE
         clusters = [{**one, **_for_people(one)} for one in clusters]
     print_rows(clusters, _COLUMNS, output)
     for one in clusters:
         if output in ("table", "wide") and one.get("reason"):
-            sys.stdout.write(prose(f"{plain(str(one['name']))}: {plain(str(one['reason']))}", screen, "  "))
+            print_prose(f"{plain(str(one['name']))}: {plain(str(one['reason']))}")
     return ExitCode.DONE
 
 
@@ -267,7 +267,7 @@ def stop(invocation: Invocation) -> int:
     except NotRunning:
         done = "No background process runs."
     _repair_for(invocation)
-    print(done)
+    print_prose(done)
     return ExitCode.DONE
 
 
@@ -276,7 +276,7 @@ def logs(invocation: Invocation) -> int:
     path = Path(BackgroundPaths.find(os.environ).log)
     follow = invocation.switch("follow")
     if not path.exists() and not follow:
-        print("There is no log: no background process has run.")
+        print_prose("There is no log: no background process has run.")
         return ExitCode.DONE
     former = path.with_name(f"{path.name}.1")
     if former.exists():

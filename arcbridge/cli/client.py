@@ -8,7 +8,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from arcbridge.cli.commands import DOCUMENTS
-from arcbridge.cli.output import print_document, print_error, print_rows, print_warning, rfc3339
+from arcbridge.cli.output import print_document, print_error, print_note, print_rows, print_warning, rfc3339
 from arcbridge.cli.parser import Invocation
 from arcbridge.cli.screen import Column
 from arcbridge.cli.settings import load_settings
@@ -245,7 +245,7 @@ async def clusters(invocation: Invocation, context: ClientContext) -> int:
     if output in ("", "table", "wide"):
         found = [_as_row(one) for one in found]
         if not found:
-            sys.stderr.write("no clusters: none is enrolled, or you may reach none\n")
+            print_note("no clusters: none is enrolled, or you may reach none")
             return ExitCode.DONE
     else:
         found = [_as_document(one) for one in found]

@@ -49,6 +49,21 @@ def _print_labelled(label: str, colour: str, message: str) -> None:
     sys.stderr.write(over_waiting(text.replace(label, screen.paint(label, colour), 1)))
 
 
+def print_prose(text: str) -> None:
+    """Print sentences on standard output; text from outside comes in escaped (`plain`)."""
+    sys.stdout.write(as_prose(text))
+
+
+def print_note(text: str) -> None:
+    """Print sentences on standard error, beside what a program may read on standard output."""
+    sys.stderr.write(over_waiting(prose(text, Screen.of(sys.stderr), "  ")))
+
+
+def as_prose(text: str) -> str:
+    """Return sentences as standard output shows them."""
+    return prose(text, Screen.of(sys.stdout), "  ")
+
+
 def print_rows(rows: Sequence[Row], columns: Sequence[Column], output: str) -> None:
     """Print a list: `table` or `wide` (the columns), `json` or `yaml` (everything), or `name` (the `name` key)."""
     sys.stdout.write(format_rows(rows, columns, output))

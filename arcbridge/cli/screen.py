@@ -2,7 +2,7 @@
 
 Pure but for `Screen.of`, which asks the stream, and `Waiting`. What is no terminal gets every column at its natural
 width, no colour and no line breaks of ours: programs read it. On a terminal columns give way in the order of their
-`rank`, and nothing is cut within a word unless the word alone is wider than the terminal. Text comes in escaped
+`rank`, and nothing is cut within a word: the terminal itself breaks one that is wider than it is. Text comes in escaped
 (`cli.output.plain`). docs/decisions/0047-output-that-fits.md says why this is no library.
 """
 
@@ -30,10 +30,10 @@ _WAIT_SHOWN = 0.5
 
 GREEN, YELLOW, RED, BOLD, DIM = "32", "33", "31", "1", "2"
 _STATES = {
-    **dict.fromkeys(("ok", "connected", "ready", "usable", "yes", "true"), GREEN),
-    **dict.fromkeys(("warning", "waiting", "connecting", "expired", "used up", "held", "recovering"), YELLOW),
-    **dict.fromkeys(("failed", "revoked", "offline", "unreachable", "login needed", "no"), RED),
-    **dict.fromkeys(("skipped", "idle", "not running", "-"), DIM),
+    **dict.fromkeys(("ok", "connected", "open"), GREEN),
+    **dict.fromkeys(("warning", "waiting", "connecting", "resuming", "expired"), YELLOW),
+    **dict.fromkeys(("failed", "offline", "revoked"), RED),
+    **dict.fromkeys(("skipped", "not running", "used up"), DIM),
 }
 """The colour of each word that a column of states may have, small letters."""
 _MARKS = {"ok": ("✓", "+"), "warning": ("!", "!"), "failed": ("✗", "x"), "skipped": ("–", "-")}
@@ -132,20 +132,16 @@ def cells(text: str) -> int:
 
 def wrap(text: str, width: int | None, indent: str = "") -> list[str]:
     """Break a text between words into lines of `width` columns; further ones begin with `indent`. Its own leading
-    spaces stay, what stands between backticks stays together, and a word that is wider than a whole line is cut."""
+    spaces stay, what stands between backticks stays together, and a word that is wider than a whole line is a longer
+    line, so that it can be copied as it is."""
     if width is None or cells(text) <= width:
         return [text]
     line, lines, fresh = text[: min(len(text) - len(text.lstrip(" ")), width // 2)], [], True
     for word in _words(text, max(width - len(indent), 1)):
         gap = "" if fresh else " "
-        if cells(line) + len(gap) + cells(word) > width:
-            if not fresh:
-                lines.append(line)
-                line, gap = indent, ""
-            while cells(line) + cells(word) > width:
-                cut = _fitting(word, width - cells(line))
-                lines.append(line + word[:cut])
-                word, line = word[cut:], indent
+        if not fresh and cells(line) + 1 + cells(word) > width:
+            lines.append(line)
+            line, gap = indent, ""
         line += gap + word
         fresh = False
     return [*lines, line]
@@ -162,14 +158,6 @@ def _words(text: str, room: int) -> list[str]:
             words.append(word)
         quoted ^= word.count("`") % 2 == 1
     return words
-
-
-def _fitting(word: str, width: int) -> int:
-    """Return how many characters of a word fit, one at least."""
-    count = 1
-    while count < len(word) and cells(word[: count + 1]) <= width:
-        count += 1
-    return count
 
 
 def prose(text: str, screen: Screen, indent: str = "") -> str:
@@ -215,8 +203,8 @@ def table(rows: Sequence[Sequence[str]], columns: Sequence[Column], screen: Scre
         hidden.insert(0, column.head)
         shown = [one for one in shown if one[0] is not column]
     lines = _lines(shown, _widths(shown, width), screen)
-    if hidden:
-        note = f"not shown for want of room: {', '.join(hidden)} (-o wide shows all)"
+    if hidden and rows:
+        note = f"not shown: {', '.join(hidden)} (-o wide shows all)"
         lines += [screen.paint(line, DIM) for line in wrap(note, width)]
     return "".join(f"{line}\n" for line in lines)
 

