@@ -16,7 +16,7 @@ from arcbridge.cli.output import plain, print_document, print_error, print_note,
 from arcbridge.cli.parser import Invocation
 from arcbridge.cli.screen import Column
 from arcbridge.cli.settings import given_settings, load_settings, settings_file
-from arcbridge.cli.terminal import configure_logging, terminal
+from arcbridge.cli.terminal import cluster_meant, configure_logging, terminal
 from arcbridge.client.background.caller import (
     READY_VARIABLE,
     NotRunning,
@@ -102,7 +102,7 @@ def connect(invocation: Invocation) -> int:
                 _run(context, trust(context, name))
             answer = _asked(context, line)
         except ArcbridgeError as error:
-            print_error(error.message)
+            print_error(error.message + cluster_meant(error, [name], context.state))
             code = code or error.exit_code
             continue
         current = " (current)" if answer["current"] else ""

@@ -48,7 +48,7 @@ def run(arguments: Sequence[str], *, program: str = "arcbridge") -> int:
         sys.stdout.flush()
         return code
     except ArcbridgeError as error:
-        print_error(error.told())
+        print_error(error.told() + _cluster_meant(error, invocation))
         return error.exit_code
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
@@ -78,6 +78,23 @@ def _run(invocation: Invocation) -> int:
     except ConfigError as error:
         raise _with_places(error, invocation) from error
     return code
+
+
+def _cluster_meant(error: ArcbridgeError, invocation: Invocation) -> str:
+    """Return a further line for an error of a client's command that was about a cluster."""
+    names = [one for one in (*invocation.texts("cluster"), invocation.text("name")) if one]
+    if invocation.role != CLIENT or not names:
+        return ""
+    from pathlib import Path
+
+    from arcbridge.cli.terminal import cluster_meant
+    from arcbridge.client.state import StateDirectory
+
+    given = invocation.text("state_dir") or os.environ.get("ARCBRIDGE_STATE_DIR", "")
+    try:
+        return cluster_meant(error, names, StateDirectory.find(Path(given) if given else None, os.environ))
+    except ArcbridgeError:
+        return ""  # the error itself is what counts
 
 
 def _with_places(error: ConfigError, invocation: Invocation) -> ConfigError:

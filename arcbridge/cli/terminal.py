@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from arcbridge.cli.output import plain, print_note
 from arcbridge.cli.screen import Screen, Waiting, over_waiting, prose
+from arcbridge.errors import ArcbridgeError, PermissionRefused
 from arcbridge.settings.config import ClientConfig
+from arcbridge.settings.suggest import nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from arcbridge.client.service import Terminal
+    from arcbridge.client.state import StateDirectory
 
 
 def configure_logging(config: ClientConfig, default_level: str = "") -> None:
@@ -71,6 +74,16 @@ def repair_contexts(state_dir: Path | None) -> None:
 
         for sentence in running.repair_contexts(state_dir, os.environ):
             print_note(plain(sentence))
+
+
+def cluster_meant(error: ArcbridgeError, names: Sequence[str], state: StateDirectory) -> str:
+    """Return a further line for an error: which cluster was probably meant, by the names that are kept here."""
+    if error.status_code != PermissionRefused.status_code or not names:
+        return ""
+    known = state.cluster_names()
+    near = next((one for name in names if name not in known and (one := nearest(name, known))), "")
+    meant = f"did you mean {near}? " if near else ""
+    return f"\n{meant}`arcbridge clusters` lists the clusters that you may reach"
 
 
 def write_data(text: str) -> None:

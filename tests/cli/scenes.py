@@ -152,6 +152,10 @@ def connects(answer: object) -> Patch:
     return patch
 
 
+def known(*names: str) -> Patch:
+    return returns("arcbridge.client.state.StateDirectory.cluster_names", list(names))
+
+
 FINDINGS = [
     ok("name resolution", "relay.example.org is 192.0.2.10"),
     skipped("outbound proxy", "none for this relay (HTTPS_PROXY, ALL_PROXY, NO_PROXY)"),
@@ -294,7 +298,8 @@ CLIENT = {
             "connect berlin-factory munich RELAY",
             connects({"port": 47011, "context": "berlin-factory", "current": True}),
         ),
-        Scene("connect berlin-factry RELAY", connects(REFUSED)),
+        Scene("connect berlin-factry RELAY", connects(REFUSED), known("berlin-factory", "munich")),
+        Scene("connect prague RELAY", connects(REFUSED), known("berlin-factory", "munich")),
         Scene("connect berlin RELAY", connects(DOWN)),
         Scene("disconnect berlin", background({"disconnected": [{"cluster": "berlin", "context": "berlin"}]})),
         Scene("disconnect --all", background({"disconnected": []}), title="disconnect --all, nothing connected"),
