@@ -261,7 +261,7 @@ COMMANDS = (
             Flag("--kube-client-key-file FILE", "key of that certificate"),
             ROW_OUTPUT,
             "arcbridge token create --cluster berlin",
-            "arcbridge token create --cluster berlin --ttl 7d -o name > join-token",
+            "arcbridge token create --cluster berlin --uses 3 --ttl 7d  # for three agents",
         ),
         Command(
             "token list = relay:token_list",

@@ -317,7 +317,8 @@ class Waiting:
             shown = True
             line = f"{self._text} {_minutes(passed)}{f' of {_minutes(self._limit)}' if self._limit else ''}"
             fits = wrap(line, (self._screen.width or DEFAULT_WIDTH) - 1)[0]
-            self._stream.write(f"\r\x1b[K{self._screen.paint(fits, DIM)}")
+            # The cursor stays at the beginning, so that a line of the log takes this one's place.
+            self._stream.write(f"\r\x1b[K{self._screen.paint(fits, DIM)}\r")
             self._stream.flush()
         if shown:
             self._stream.write("\r\x1b[K")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -19,7 +18,7 @@ from arcbridge.settings.config import ClientConfig
 from arcbridge.settings.suggest import nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from arcbridge.client.service import Terminal
     from arcbridge.client.state import StateDirectory
@@ -52,17 +51,8 @@ def terminal(lines: TextIO) -> Terminal:
         write_data=write_data,
         ask_trust=ask_trust if interactive else None,
         may_log_in=sys.stderr.isatty(),
-        waiting=waiting,
+        waiting=lambda text, limit: Waiting(sys.stderr, text, limit),
     )
-
-
-@contextmanager
-def waiting(text: str, limit: float) -> Iterator[None]:
-    """Show on standard error that the command waits; the log waits, too."""
-    from arcbridge.observe import logging
-
-    with logging.paused(), Waiting(sys.stderr, text, limit):
-        yield
 
 
 def repair_contexts(state_dir: Path | None) -> None:
