@@ -48,8 +48,8 @@ class Command:
         self.roles: tuple[str, ...] = ()
         self.flags = [part for part in parts if isinstance(part, Flag)]
         self.argument = next((part for part in parts if isinstance(part, Argument)), None)
-        self.examples = [part for part in parts if isinstance(part, str)]
-        """Command lines, each with what it does behind a `#`."""
+        self.examples = [line for part in parts if isinstance(part, str) for line in part.split(" ;; ")]
+        """Command lines, each with what it does behind a `#`; in a row of the table `;;` stands between them."""
         self.uses = uses
         """The long names of those flags of the role that its help lists among its own."""
         self.takes_command = takes_command
@@ -84,8 +84,7 @@ COMMANDS = (
         Command(
             "proxy = client:proxy",
             "serve kubectl on a local port (the default)",
-            "arcbridge proxy -n berlin",
-            "arcbridge proxy -n berlin -f -  # print the kubeconfig instead of merging it",
+            "arcbridge proxy -n berlin ;; arcbridge proxy -n berlin -f -  # print the kubeconfig instead of merging it",
             uses="--cluster --port --file --kube-context --no-context-switch --remove-context",
         ),
         Command(
@@ -112,16 +111,14 @@ COMMANDS = (
             "serve clusters no more, and take their contexts out",
             Flag("--all", "all that are connected"),
             Argument("name", "names of clusters or contexts", "*", kind="clusters"),
-            "arcbridge disconnect berlin",
-            "arcbridge disconnect --all",
+            "arcbridge disconnect berlin ;; arcbridge disconnect --all",
         ),
         Command("stop = background:stop", "end the background process; kubectl starts it again", "arcbridge stop"),
         Command(
             "logs = background:logs",
             "print the log of the background process",
             Flag("-f --follow", "go on as it grows"),
-            "arcbridge logs",
-            "arcbridge logs -f  # until Ctrl-C",
+            "arcbridge logs ;; arcbridge logs -f  # until Ctrl-C",
         ),
         Command(
             "credential = background:credential",
@@ -133,8 +130,7 @@ COMMANDS = (
             "clusters = client:clusters",
             "list the clusters you may reach",
             OUTPUT,
-            "arcbridge clusters",
-            "arcbridge clusters -o name  # one a line, for scripts",
+            "arcbridge clusters ;; arcbridge clusters -o name  # one a line, for scripts",
         ),
         Command(
             "login = login:login",
@@ -150,8 +146,7 @@ COMMANDS = (
             "show who is logged in, until when, and where",
             ROW_OUTPUT,
             Flag("--check", "ask the relay whether it takes the login"),
-            "arcbridge whoami",
-            "arcbridge whoami --check  # does the relay take the login?",
+            "arcbridge whoami ;; arcbridge whoami --check  # does the relay take the login?",
         ),
         Command(
             "key = client:key",
@@ -177,15 +172,13 @@ COMMANDS = (
             Flag("--throughput", "read from the cluster for five seconds, to measure the rate"),
             DIAGNOSIS_OUTPUT,
             Argument("name", "cluster to look at (default: --cluster)", "?", kind="clusters"),
-            "arcbridge doctor berlin",
-            "arcbridge doctor berlin -o json  # for scripts: `ok`, `cause`, and each hop",
+            "arcbridge doctor berlin ;; arcbridge doctor berlin -o json  # for scripts: `ok`, `cause`, and each hop",
         ),
         Command(
             "status = background:status",
             "show what is connected here",
             OUTPUT,
-            "arcbridge status",
-            "arcbridge status -o wide  # all columns, however narrow the terminal is",
+            "arcbridge status ;; arcbridge status -o wide  # all columns, however narrow the terminal is",
         ),
     ),
     *_commands(
@@ -200,8 +193,7 @@ COMMANDS = (
             "doctor = serve:doctor",
             "check this role and all that it depends on, and say what to do",
             DIAGNOSIS_OUTPUT,
-            "arcbridge --role relay doctor --config relay.toml",
-            "arcbridge --role agent doctor -o json",
+            "arcbridge --role relay doctor --config relay.toml ;; arcbridge --role agent doctor -o json",
         ),
         Command(
             "audit show = audit:show",
@@ -234,8 +226,7 @@ COMMANDS = (
         Command(
             "enroll = serve:enroll",
             "trade the join token for a certificate, then end",
-            "arcbridge enroll --config agent.toml",
-            "arcbridge enroll --config agent.toml --join-token-file token",
+            "arcbridge enroll --config agent.toml ;; arcbridge enroll --config agent.toml --join-token-file token",
             uses="--join-token-file --state-dir --state-secret",
         ),
         Command(
@@ -267,22 +258,19 @@ COMMANDS = (
             "token list = relay:token_list",
             "list join tokens",
             OUTPUT,
-            "arcbridge token list",
-            "arcbridge token list -o json",
+            "arcbridge token list ;; arcbridge token list -o json",
         ),
         Command(
             "token delete = relay:token_delete",
             "delete a join token",
             Argument("id", "id of the token, the part before the dot"),
-            "arcbridge token delete 3f9c2a17",
-            "arcbridge --config relay.toml token delete 3f9c2a17",
+            "arcbridge token delete 3f9c2a17 ;; arcbridge --config relay.toml token delete 3f9c2a17",
         ),
         Command(
             "policy list = relay:policy_list",
             "show the policy in force, and what is held back",
             OUTPUT,
-            "arcbridge policy list",
-            "arcbridge policy list -o json",
+            "arcbridge policy list ;; arcbridge policy list -o json",
         ),
         Command(
             "policy explain = policy:explain",
@@ -295,66 +283,57 @@ COMMANDS = (
                 "+",
                 shown="[USER] CLUSTER",
             ),
-            "arcbridge policy explain alice berlin",
-            "arcbridge policy explain --groups dev,ops berlin",
+            "arcbridge policy explain alice berlin ;; arcbridge policy explain --groups dev,ops berlin",
         ),
         Command(
             "policy diff = policy:diff",
             "say what another policy file would change; exit code 1 with differences, 2 with errors",
             TEXT_OUTPUT,
             Argument("file", "the policy file", kind="files"),
-            "arcbridge policy diff new-policy.toml",
-            "arcbridge policy diff new-policy.toml -o json",
+            "arcbridge policy diff new-policy.toml ;; arcbridge policy diff new-policy.toml -o json",
         ),
         Command(
             "policy accept = relay:policy_accept",
             "put a changed policy in force that is held back",
             Argument("hash", "hash of the version, as `policy list` shows it"),
-            "arcbridge policy list  # shows the hash",
-            "arcbridge policy accept 3f9c2a17",
+            "arcbridge policy list  # shows the hash ;; arcbridge policy accept 3f9c2a17",
         ),
         Command(
             "cluster list = relay:cluster_list",
             "list enrolled clusters",
             OUTPUT,
-            "arcbridge cluster list",
-            "arcbridge cluster list -o wide  # with sessions, checks and pins",
+            "arcbridge cluster list ;; arcbridge cluster list -o wide  # with sessions, checks and pins",
         ),
         Command(
             "cluster revoke = relay:cluster_revoke",
             "cut a cluster off and refuse it",
             _CLUSTER,
-            "arcbridge cluster revoke berlin",
-            "arcbridge --config relay.toml cluster revoke berlin",
+            "arcbridge cluster revoke berlin ;; arcbridge --config relay.toml cluster revoke berlin",
         ),
         Command(
             "cluster restore = relay:cluster_restore",
             "let a revoked cluster back in",
             _CLUSTER,
-            "arcbridge cluster restore berlin",
-            "arcbridge --config relay.toml cluster restore berlin",
+            "arcbridge cluster restore berlin ;; arcbridge --config relay.toml cluster restore berlin",
         ),
         Command(
             "cluster delete = relay:cluster_delete",
             "forget a cluster that is no more",
             _CLUSTER,
-            "arcbridge cluster delete berlin",
-            "arcbridge --config relay.toml cluster delete berlin",
+            "arcbridge cluster delete berlin ;; arcbridge --config relay.toml cluster delete berlin",
         ),
         Command(
             "session list = relay:session_list",
             "list the sessions that run now",
             OUTPUT,
-            "arcbridge session list",
-            "arcbridge session list -o json",
+            "arcbridge session list ;; arcbridge session list -o json",
         ),
         Command(
             "session end = relay:session_end",
             "end one session",
             Flag("--reason TEXT", "shown to the user"),
             Argument("session", "id of the session, as `session list` shows it, or its first one"),
-            "arcbridge session end 01K5",
-            "arcbridge session end 01K5 --reason 'maintenance at 18:00'",
+            "arcbridge session end 01K5 ;; arcbridge session end 01K5 --reason 'maintenance at 18:00'",
         ),
         Command(
             "user revoke = relay:user_revoke",
@@ -362,15 +341,13 @@ COMMANDS = (
             Flag("--before TIME", "refuse tokens issued before, as 2026-11-25T12:00:00Z or 2026-11-25 (default: now)"),
             Flag("--reason TEXT", "shown to the user"),
             _USER,
-            "arcbridge user revoke alice --reason 'laptop lost'",
-            "arcbridge user revoke alice --before 2026-11-25",
+            "arcbridge user revoke alice --reason 'laptop lost' ;; arcbridge user revoke alice --before 2026-11-25",
         ),
         Command(
             "user restore = relay:user_restore",
             "take a revocation back",
             _USER,
-            "arcbridge user restore alice",
-            "arcbridge --config relay.toml user restore alice",
+            "arcbridge user restore alice ;; arcbridge --config relay.toml user restore alice",
         ),
         Command(
             "backup = backup:backup",
@@ -378,8 +355,7 @@ COMMANDS = (
             Flag("--recipient KEY…", "encrypt it to a public key of age or OpenSSH; may be repeated"),
             Flag("--overwrite", "replace the file"),
             Argument("file", "the file to write", kind="files"),
-            "arcbridge backup relay.backup",
-            "arcbridge backup --recipient age1… relay.backup.age  # encrypted",
+            "arcbridge backup relay.backup ;; arcbridge backup --recipient age1… relay.backup.age  # encrypted",
         ),
         Command(
             "restore = backup:restore",
@@ -396,16 +372,14 @@ COMMANDS = (
             "recovery list = relay:recovery_list",
             "list clusters from which revocations may come back",
             OUTPUT,
-            "arcbridge recovery list",
-            "arcbridge recovery list -o json",
+            "arcbridge recovery list ;; arcbridge recovery list -o json",
         ),
         Command("recovery end = relay:recovery_end", "wait for no more revocations", "arcbridge recovery end"),
         Command(
             "user list = relay:user_list",
             "list the users who are revoked",
             OUTPUT,
-            "arcbridge user list",
-            "arcbridge user list -o json",
+            "arcbridge user list ;; arcbridge user list -o json",
         ),
     ),
     *_commands(
@@ -414,8 +388,7 @@ COMMANDS = (
             "config check = configuration:check",
             "check the settings and the files they name as a start does; exit code 2 with errors",
             TEXT_OUTPUT,
-            "arcbridge --role relay config check --config relay.toml",
-            "arcbridge --role client config check -o json",
+            "arcbridge --role relay config check --config relay.toml ;; arcbridge --role client config check -o json",
         ),
         Command(
             "config init = initial_settings:init",
@@ -434,23 +407,20 @@ COMMANDS = (
             Flag(
                 "--group NAME…", "a group that may reach every cluster (relay), as the issuer names it; may be repeated"
             ),
-            "arcbridge --role client config init",
-            "arcbridge --role relay config init --directory . --group platform",
+            "arcbridge --role client config init ;; arcbridge --role relay config init --directory . --group platform",
         ),
         Command(
             "config print = configuration:show",
             "print the settings in force",
             SETTINGS_OUTPUT,
-            "arcbridge --role client config print",
-            "arcbridge --role agent config print -o json",
+            "arcbridge --role client config print ;; arcbridge --role agent config print -o json",
         ),
         Command("version = run:version", "print the version", "arcbridge version"),
         Command(
             "completion = completion:print_script",
             "print a completion script for a shell",
             Argument("shell", "which shell", choices=SHELLS),
-            "source <(arcbridge completion bash)  # also zsh",
-            "arcbridge completion fish | source",
+            "source <(arcbridge completion bash)  # also zsh ;; arcbridge completion fish | source",
         ),
     ),
 )
