@@ -14,7 +14,7 @@ from pathlib import Path
 from arcbridge.cli.commands import DOCUMENTS
 from arcbridge.cli.output import plain, print_document, print_error, print_note, print_prose, print_rows, rfc3339
 from arcbridge.cli.parser import Invocation
-from arcbridge.cli.screen import Column
+from arcbridge.cli.screen import Column, Waiting
 from arcbridge.cli.settings import given_settings, load_settings, settings_file
 from arcbridge.cli.terminal import cluster_meant, configure_logging, terminal
 from arcbridge.client.background.caller import (
@@ -100,7 +100,7 @@ def connect(invocation: Invocation) -> int:
         try:
             if is_to_be_trusted(context, name):
                 _run(context, trust(context, name))
-            answer = _asked(context, line)
+            answer = _asked(context, line, f"Connecting {name} …")
         except ArcbridgeError as error:
             print_error(error.message + cluster_meant(error, [name], context.state))
             code = code or error.exit_code
@@ -142,12 +142,13 @@ def _run(context: ClientContext, work: Coroutine[Any, Any, T]) -> T:
     return run_until_signal(work)
 
 
-def _asked(context: ClientContext, line: bytes) -> dict[str, Any]:
+def _asked(context: ClientContext, line: bytes, wait: str) -> dict[str, Any]:
     """Ask the process; once more after a login, where one is needed and there is a terminal for it."""
     from arcbridge.client.background.connecting import ask_again_after_login, login_may_help
 
     try:
-        return ask(BackgroundPaths.find(os.environ), line, os.environ)
+        with Waiting(sys.stderr, wait):
+            return ask(BackgroundPaths.find(os.environ), line, os.environ)
     except ArcbridgeError as error:
         if not login_may_help(context, error):
             raise
@@ -315,7 +316,7 @@ def credential(invocation: Invocation) -> int:
     arguments = sys.argv[sys.argv.index("credential") + 1 :] if "credential" in sys.argv else []
     # stdout is the credential alone.
     context = ClientContext(read_words(arguments).load(os.environ), terminal(sys.stderr))
-    answer = _asked(context, request("credential", arguments))
+    answer = _asked(context, request("credential", arguments), "Waiting for the background process …")
     import json
 
     print(json.dumps(answer))

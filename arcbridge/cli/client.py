@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from arcbridge.cli.commands import DOCUMENTS
 from arcbridge.cli.output import print_document, print_error, print_note, print_rows, print_warning, rfc3339
 from arcbridge.cli.parser import Invocation
-from arcbridge.cli.screen import Column
+from arcbridge.cli.screen import Column, Waiting
 from arcbridge.cli.settings import load_settings
 from arcbridge.cli.terminal import configure_logging, terminal
 from arcbridge.errors import ArcbridgeError, ConfigError, ExitCode, StateError
@@ -293,7 +293,8 @@ def doctor(invocation: Invocation) -> int:
     try:
         cluster = _one_cluster(invocation, config)
         context = ClientContext(config, Terminal(), token=token)  # it asks nothing
-        run_until_signal(examine(context, cluster, printer.add, throughput=invocation.switch("throughput")))
+        with Waiting(sys.stderr, "Looking at the way to the cluster …"):
+            run_until_signal(examine(context, cluster, printer.add, throughput=invocation.switch("throughput")))
     except (ConfigError, StateError) as error:
         printer.add(failed("settings", error.message, "correct the setting", "settings"))
     printer.end()

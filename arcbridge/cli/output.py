@@ -46,7 +46,7 @@ def _print_labelled(label: str, colour: str, message: str) -> None:
     screen = Screen.of(sys.stderr)
     first, *rest = message.splitlines() or [""]
     text = prose("\n".join(map(plain, (f"{label} {first}", *rest))), screen, "  ")
-    sys.stderr.write(over_waiting(text.replace(label, screen.paint(label, colour), 1)))
+    sys.stderr.write(over_waiting(text.replace(label, screen.paint(label, colour), 1), sys.stderr))
 
 
 def print_prose(text: str) -> None:
@@ -56,7 +56,7 @@ def print_prose(text: str) -> None:
 
 def print_note(text: str) -> None:
     """Print sentences on standard error, beside what a program may read on standard output."""
-    sys.stderr.write(over_waiting(prose(text, Screen.of(sys.stderr), "  ")))
+    sys.stderr.write(over_waiting(prose(text, Screen.of(sys.stderr), "  "), sys.stderr))
 
 
 def as_prose(text: str) -> str:
@@ -145,7 +145,7 @@ class FindingPrinter:
         """Print a row; a document waits for the others."""
         self.findings.append(finding)
         if not self._document:
-            sys.stdout.write(self._row(finding))
+            sys.stdout.write(over_waiting(self._row(finding), sys.stdout))
             sys.stdout.flush()
 
     def _row(self, finding: Finding) -> str:

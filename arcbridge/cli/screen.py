@@ -328,9 +328,10 @@ class Waiting:
 _shown: list[Waiting] = []
 
 
-def over_waiting(line: str) -> str:
-    """Return a line as it is to be written in one piece: one that shows a wait is erased first, and comes again."""
-    return f"\r\x1b[K{line}" if _shown else line
+def over_waiting(line: str, stream: TextIO) -> str:
+    """Return a line as it is to be written to `stream` in one piece: one that shows a wait is erased first, and comes
+    again."""
+    return f"\r\x1b[K{line}" if _shown and stream.isatty() else line
 
 
 def _minutes(seconds: float) -> str:

@@ -41,7 +41,7 @@ def terminal(lines: TextIO) -> Terminal:
     from arcbridge.client.service import Terminal
 
     def tell(line: str) -> None:
-        lines.write(over_waiting(prose(plain(line), Screen.of(lines), "  ")))
+        lines.write(over_waiting(prose(plain(line), Screen.of(lines), "  "), lines))
         # Tools wait for these lines on a pipe.
         lines.flush()
 

@@ -149,11 +149,12 @@ def test_a_wait_is_a_line_that_goes(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = Seen()
     with Waiting(stream, "Waiting for the login", 300):
         assert written.wait(30)
-        assert over_waiting("a line") == "\r\x1b[Ka line"
+        assert over_waiting("a line", stream) == "\r\x1b[Ka line"
+        assert over_waiting("a line", io.StringIO()) == "a line"
     assert "Waiting for the login 0:00 of 5:00" in stream.getvalue()
     assert stream.getvalue().endswith("\r\x1b[K")
-    assert over_waiting("a line") == "a line"
+    assert over_waiting("a line", stream) == "a line"
     pipe = io.StringIO()
     with Waiting(pipe, "Waiting"):
-        assert over_waiting("a line") == "a line"
+        assert over_waiting("a line", stream) == "a line"
     assert pipe.getvalue() == ""

@@ -58,7 +58,8 @@ def shown(scene: Scene, width: int, *, colour: bool) -> str:
     with tempfile.TemporaryDirectory(dir="/tmp", prefix="") as home:
         assert len(home) == len(HOME)
         text, code = printed(scene, width, Path(home), colour=colour)
-        return text.replace(home, HOME) + (f"[exit code {code}]\n" if code else "")
+        # A line that shows a wait may stand where a row is printed.
+        return text.replace(home, HOME).replace("\r\x1b[K", "") + (f"[exit code {code}]\n" if code else "")
 
 
 def printed(scene: Scene, width: int, directory: Path, *, colour: bool) -> tuple[str, int]:
