@@ -411,7 +411,10 @@ Register-ArgumentCompleter -Native -CommandName arcbridge -ScriptBlock {
     $role = ''; $given = ''; $skip = ''; $helping = $false
     $typed = @($ast.CommandElements | Where-Object { $_.Extent.EndOffset -lt $cursor } | ForEach-Object { "$_" })
     foreach ($word in @($typed | Select-Object -Skip 1)) {
-        if ($word -eq '--') { return }
+        if ($word -eq '--') {
+            if ($typed[-1] -ne '--') { return }
+            return [System.Management.Automation.CompletionCompleters]::CompleteCommand($current)
+        }
         if ($skip) { if ($skip -eq '--role') { $role = $word }; $skip = ''; continue }
         if ($values.ContainsKey($word)) { $skip = $word; continue }
         if ($word -like '--role=*') { $role = $word.Substring(7); continue }

@@ -14,6 +14,8 @@ import termios
 from pathlib import Path
 
 import pytest
+import tree_sitter
+import tree_sitter_powershell
 
 from arcbridge.cli.commands import COMMANDS, INTERNAL, SHELLS
 from arcbridge.cli.completion import script
@@ -176,7 +178,6 @@ def test_descriptions(shell: str, home: Path) -> None:
 
 @pytest.mark.parametrize("shell", SHELLS)
 def test_each_script_has_every_word(shell: str) -> None:
-    """PowerShell's can only be read: no registry that CI reaches has a PowerShell."""
     text = script(shell)
     for command in COMMANDS:
         if command.path[0] not in INTERNAL:
@@ -185,11 +186,18 @@ def test_each_script_has_every_word(shell: str) -> None:
             assert flag.long in text
 
 
-def test_the_marks_of_powershell_s_script_are_closed() -> None:
-    text = re.sub(r"'(?:[^']|'')*'", "''", script("powershell"))
-    assert "'" not in text.replace("''", "")
-    for begin, end in ("()", "{}", "[]"):
-        assert text.count(begin) == text.count(end)
+def test_powershell_s_script_is_powershell() -> None:
+    """As a parser of the language says: no registry that CI reaches has a PowerShell that could run it."""
+    parser = tree_sitter.Parser(tree_sitter.Language(tree_sitter_powershell.language()))
+    assert not parser.parse(script("powershell").encode()).root_node.has_error
+    assert parser.parse(script("powershell").replace("foreach (", "foreach ", 1).encode()).root_node.has_error
+
+
+def test_no_two_keys_of_powershell_s_tables_differ_by_case_alone() -> None:
+    """Its tables do not tell `-v` from `-V`, and refuse the second."""
+    for table in re.findall(r"@\{\n(.*?)\n    \}", script("powershell"), re.DOTALL):
+        keys = [line.partition(" = ")[0].strip().lower() for line in table.splitlines()]
+        assert len(keys) == len(set(keys))
 
 
 def test_the_file_of_cluster_names_is_found_where_the_variable_says(home: Path) -> None:
