@@ -17,11 +17,8 @@ WITHOUT_TEST: dict[str, str] = {
     "agent/parts": "declarations",
     "audit/log": "with `agent/audit/log`, which is one",
     "audit/metrics": "with the metrics of each role",
-<<<<<<< HEAD
     "audit/sinks/collector": "with the transports over it, and the check of their settings",
-=======
     "cli/words": "with `parser`, whose command lines are read word by word",
->>>>>>> 67321991 (Complete clusters where they are typed, and describe what is offered)
     "cli/administration": "with `relay` and `admin`, in whose tests the words of each command are read",
     "identity/fetch": "declarations",
     "pki/new_token": "with relay/admin, in whose tests a shell runs its lines",

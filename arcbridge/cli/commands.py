@@ -220,6 +220,30 @@ COMMANDS = (
             "arcbridge audit verify audit.log audit.log.1.gz",
             "arcbridge audit verify audit.log --anchors agent.log  # with the heads in its log",
         ),
+        Command(
+            "ca status = ca:status",
+            "show the CA of this relay or cluster, and who has followed a rotation",
+            OUTPUT,
+            "arcbridge --role relay ca status ;; arcbridge --role agent ca status -o json",
+        ),
+        Command(
+            "ca next = ca:make_next",
+            "make the next CA, and announce it",
+            _FORCE,
+            "arcbridge --role relay ca next ;; arcbridge --role agent ca next",
+        ),
+        Command(
+            "ca activate = ca:activate",
+            "have the next CA sign, once all know it",
+            _FORCE,
+            "arcbridge --role relay ca activate ;; arcbridge --role agent ca activate",
+        ),
+        Command(
+            "ca retire = ca:retire",
+            "have the former CA count no more, once no end needs it",
+            _FORCE,
+            "arcbridge --role relay ca retire ;; arcbridge --role agent ca retire",
+        ),
     ),
     *_commands(
         (AGENT,),
@@ -229,12 +253,6 @@ COMMANDS = (
             "arcbridge enroll --config agent.toml ;; arcbridge enroll --config agent.toml --join-token-file token",
             uses="--join-token-file --state-dir --state-secret",
         ),
-        Command(
-            "ca status = ca:status", "show the CA of this relay or cluster, and who has followed a rotation", OUTPUT
-        ),
-        Command("ca next = ca:make_next", "make the next CA, and announce it", _FORCE),
-        Command("ca activate = ca:activate", "have the next CA sign, once all know it", _FORCE),
-        Command("ca retire = ca:retire", "have the former CA count no more, once no end needs it", _FORCE),
     ),
     *_commands(
         (RELAY,),
@@ -464,11 +482,11 @@ GROUPS = {
     ),
     RELAY: (
         ("serve", "run doctor backup restore recovery"),
-        ("clusters and their agents", "cluster token session"),
+        ("clusters and their agents", "cluster token session ca"),
         ("users", "policy user audit"),
         ("settings and shells", "config completion version"),
     ),
-    AGENT: (("serve", "run enroll doctor audit"), ("settings and shells", "config completion version")),
+    AGENT: (("serve", "run enroll doctor audit ca"), ("settings and shells", "config completion version")),
 }
 """The first words of each role's commands, in groups, as the help has them."""
 INTERNAL = ("background", "credential")

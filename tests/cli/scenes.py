@@ -9,6 +9,7 @@ import copy
 import json
 import sys
 from collections.abc import Callable, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -505,6 +506,15 @@ RECORD = {
     "seq": 1,
     "prev": "0",
 }
+ROTATION = SimpleNamespace(
+    rows=[
+        {"ca": "present", "pin": PIN, "certificate_expires": NOW + 86400 * 300},
+        {"ca": "next", "pin": PIN.replace("71c2", "93e4"), "certificate_expires": NOW + 86400 * 3650},
+    ],
+    missing=["cluster munich has not followed: its agent was seen last 3 days ago"],
+    followed="11 of 12 clusters",
+    relays=["relay-1", "relay-2"],
+)
 REPORT = Report(
     2,
     1200,
@@ -548,6 +558,14 @@ ADMINISTRATORS = {
             prints(
                 "arcbridge.cli.relay.policy_accept", lambda: format_done("policy accept", [{"hash": "8e5d71a2c9f3"}])
             ),
+        ),
+        Scene("--role relay ca status", answers("arcbridge.relay.ca_rotation.status", ROTATION)),
+        *(
+            Scene(
+                f"--role relay ca {step}",
+                answers("arcbridge.relay.ca_rotation.take_step", SimpleNamespace(list=SimpleNamespace(pins=[PIN]))),
+            )
+            for step in ("next", "activate", "retire")
         ),
         Scene("recovery end", title="recovery end where no relay has run"),
         Scene("policy diff new.toml", answers("arcbridge.relay.policy_review.compare_policy", COMPARED)),
