@@ -20,6 +20,7 @@ COPY pyproject.toml README.md LICENSE CHANGELOG.md ./
 # What `config init` writes travels in the wheel.
 COPY config/agent-authentication.yaml config/agent.toml config/client.toml ./config/
 COPY config/policy.toml config/relay-authentication.yaml config/relay.toml ./config/
+COPY config/man ./config/man
 COPY arcbridge ./arcbridge
 # --without-pip: what installs things has no place in the image that runs. --no-index: nothing comes that is not locked.
 RUN /opt/tools/bin/python -m hatchling build --directory /opt/wheels --target wheel \

@@ -15,7 +15,7 @@ PROGRESS := $(PYTHON) tests/support/progress.py
 BY_FILE := --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint unit fuzz bench report soak claim lock sbom dist clean
+.PHONY: help run test lint unit fuzz bench report soak claim lock sbom dist manual clean
 
 help:
 	@sed -n '2,3s/^#  //p' Makefile
@@ -27,6 +27,7 @@ help:
 	@echo "  make claim   the tests that hold one claim of docs/security.md, or one row of docs/threats.md (CODE=C1)"
 	@echo "  make dist    wheel, source archive, bill of materials, single-file client and checksums of the last commit, reproducibly (OUT=dist)"
 	@echo "  make sbom    the bill of materials alone (CycloneDX)"
+	@echo "  make manual  the man pages and docs/reference.md anew, from the tables of the program"
 	@echo "  make lock    the lock files anew, after a change of dependencies (UPGRADE=1: to the newest of each)"
 	@echo "  make unit    every test that does not start the roles as processes (VENV=DIRECTORY PYTHON=python3.13: on another Python)"
 
@@ -83,6 +84,9 @@ claim: $(STAMP)
 
 lock: $(STAMP)
 	@PYTHONPATH=.ci $(BIN)/python -m release lock $(if $(UPGRADE),--upgrade)
+
+manual: $(STAMP)
+	@PYTHONPATH=.ci $(BIN)/python -m release manual
 
 sbom dist: $(STAMP)
 	@PYTHONPATH=.ci $(BIN)/python -m release $@ $(if $(OUT),--out $(OUT))

@@ -25,6 +25,19 @@ class ExitCode(IntEnum):
     INTERRUPTED = 130
 
 
+EXIT_CODES = {
+    ExitCode.DONE: "done",
+    ExitCode.FAILURE: "it failed: a file of this machine, a pin that does not match, a question answered with no, or "
+    "something that a check has found",
+    ExitCode.USAGE: "the command line or the settings are wrong; nothing was begun",
+    ExitCode.LOGIN: "the login is missing, has ended or is refused, or may not reach this",
+    ExitCode.UNREACHABLE: "issuer, relay, agent or cluster cannot be reached, or is at a limit; try again later",
+    ExitCode.NOT_FOUND: "the command of `run` cannot be run",
+    ExitCode.INTERRUPTED: "broken off by a signal before it served, or while it asked",
+}
+"""What each exit code says, for the help, the man pages and the reference."""
+
+
 class ArcbridgeError(Exception):
     """Base of all errors that are meant to be read by people.
 

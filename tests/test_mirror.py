@@ -18,6 +18,7 @@ WITHOUT_TEST: dict[str, str] = {
     "audit/log": "with `agent/audit/log`, which is one",
     "audit/metrics": "with the metrics of each role",
     "audit/sinks/collector": "with the transports over it, and the check of their settings",
+    "cli/words": "with `parser`, whose command lines are read word by word",
     "cli/administration": "with `relay` and `admin`, in whose tests the words of each command are read",
     "identity/fetch": "declarations",
     "pki/new_token": "with relay/admin, in whose tests a shell runs its lines",
@@ -37,6 +38,7 @@ WITHOUT_TEST: dict[str, str] = {
 # Test files without a module of their own, each with its reason. Folders that test what is not a module are below.
 WITHOUT_MODULE: dict[str, str] = {
     "identity/test_kubernetes_cases": "loader and verifier beside the tests of Kubernetes",
+    "cli/test_snapshots": "what people read of all commands",
     "test_dead_code": "about all modules",
     "test_docstrings": "about all modules",
     "test_layers": "about all modules",

@@ -125,6 +125,7 @@ def imported_by_a_start(far: FarSide, directory: Path) -> set[str]:
         "            os.write(1, ' '.join(set(sys.modules) - bare).encode())\n"
         "            os._exit(0)\n"
         "    def flush(self): pass\n"
+        "    def isatty(self): return False\n"
         "sys.stdout = Out()\n"
         "from arcbridge.__main__ import main\n"
         f"sys.exit(main({arguments!r}))\n"

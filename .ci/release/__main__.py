@@ -1,4 +1,4 @@
-"""`python -m release`: what `make lock`, `make sbom` and `make dist` run."""
+"""`python -m release`: what `make lock`, `make sbom`, `make dist` and `make manual` run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from release import artifacts, lock
+from release import artifacts, lock, manual
 
 
 def main() -> int:
@@ -18,6 +18,7 @@ def main() -> int:
     renew.add_argument("--upgrade", action="store_true", help="to the newest version of each dependency")
     for name, text in (("sbom", "write the bill of materials of the committed tree"), ("dist", "build a release")):
         commands.add_parser(name, help=text).add_argument("--out", type=Path, default=lock.ROOT / "dist")
+    commands.add_parser("manual", help="write the man pages and the reference anew")
     arguments = parser.parse_args()
     try:
         if arguments.command == "lock":
@@ -25,6 +26,9 @@ def main() -> int:
             for file in (lock.RUNTIME, lock.BUILD, lock.CLIENT):
                 lock.check_platforms(file)
                 print(f"{file.relative_to(lock.ROOT)}: Python {lock.IMAGE_PYTHON} on {', '.join(lock.PLATFORMS)}")
+        elif arguments.command == "manual":
+            for path in manual.write():
+                print(path.relative_to(lock.ROOT))
         elif arguments.command == "sbom":
             print(artifacts.bill_of_materials(arguments.out))
         else:

@@ -42,6 +42,22 @@ class Finding:
     """A stable name of the fault for scripts, such as `issuer_ca`; empty where nothing is wrong."""
 
 
+class ReportedFindings(list[Finding]):
+    """Findings, each of which is reported when it is added: an examination takes as long as its slowest deadline."""
+
+    def __init__(self, report: Callable[[Finding], None]) -> None:
+        super().__init__()
+        self._report = report
+
+    def append(self, finding: Finding) -> None:
+        super().append(finding)
+        self._report(finding)
+
+    def extend(self, findings: Iterable[Finding]) -> None:
+        for finding in findings:
+            self.append(finding)
+
+
 def first_failure(findings: Sequence[Finding]) -> Finding | None:
     """Return the first hop that failed, in the order of the way; None where none did."""
     return next((finding for finding in findings if finding.state is FindingState.FAILED), None)

@@ -6,7 +6,8 @@ It asks no relay. Invariant: what comes from a relay reaches a terminal escaped,
 from __future__ import annotations
 
 from arcbridge.cli.commands import DOCUMENTS
-from arcbridge.cli.output import format_document, format_rows, plain, rfc3339
+from arcbridge.cli.output import as_prose, format_document, format_rows, plain, rfc3339
+from arcbridge.cli.screen import Column
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,20 +18,16 @@ if TYPE_CHECKING:
 
     Row = Mapping[str, Any]
 
-_BYTES = ("bytes_to_agent", "bytes_to_client")
 _LISTS = {
-    "token list": ("id", "cluster", "state", "used", "uses", "created", "expires_at"),
-    "cluster list": ("name", "state", "agents", "last_seen", "certificate_expires", "version", "cluster_ca_pin"),
-    "session list": ("session", "user", "cluster", "since", *_BYTES, "agent", "relay", "worker"),
-    "user list": ("user", "before", "revoked_at", "reason"),
-    "recovery list": ("cluster", "last_seen"),
-    "policy list": ("hash", "rules", "held", "reason", "relay", "worker"),
+    "token list": "id cluster state used/2 uses/2 created/3 expires_at/1",
+    "cluster list": "name state agents/1 ready+ failing+ sessions+ round_trip+ last_seen/2 certificate_expires/4 "
+    "version/3 cluster_ca_pin/5 relay_ca+",
+    "session list": "session user cluster since/1 bytes_to_agent/3 bytes_to_client/2 agent/4 relay/5 worker/6",
+    "user list": "user before revoked_at/1 reason…",
+    "recovery list": "cluster last_seen",
+    "policy list": "hash rules/1 held reason… relay/2 worker/3",
 }
-"""The columns of each list; the first one names a row."""
-_WIDE = {
-    "cluster list": ("name", "state", "agents", "ready", "failing", "sessions", "round_trip", "last_seen",
-                     "certificate_expires", "version", "cluster_ca_pin", "relay_ca")
-}  # fmt: skip
+"""The columns of each list; the first one names a row. `/N`: its rank, `+`: in `-o wide` alone, `…`: sentences."""
 _DONE = {
     "token delete": "join token {id} is deleted: it enrols no more agents",
     "cluster revoke": "cluster {cluster} is revoked: its agents are cut off within seconds and refused",
@@ -54,19 +51,25 @@ _TIMES = frozenset(
 
 def format_list(command: str, rows: Sequence[Row], output: str) -> str:
     """Return the rows of a list; `output` as in `--output`."""
-    columns = _WIDE[command] if output == "wide" and command in _WIDE else _LISTS[command]
-    heads = [(column, column.replace("_", " ").upper()) for column in columns]
-    return format_rows([_dated(row) for row in rows], heads, output.replace("wide", "table"), name=columns[0])
+    columns = [_column(text) for text in _LISTS[command].split()]
+    return format_rows([_dated(row) for row in rows], columns, output, name=columns[0].key)
+
+
+def _column(text: str) -> Column:
+    key, _, rank = text.partition("/")
+    name = key.rstrip("+…")
+    return Column(name, rank=int(rank or 0), words=key.endswith("…"), state=name == "state", wide=key.endswith("+"))
 
 
 def format_done(command: str, rows: Sequence[Row]) -> str:
     """Return a sentence for each row of an act's answer."""
-    return "".join(
-        _DONE[command if row.get("known", True) else f"{command}, unknown"].format_map(
-            {key: plain(str(value)) for key, value in _dated(row).items()}
+    return as_prose(
+        "\n".join(
+            _DONE[command if row.get("known", True) else f"{command}, unknown"].format_map(
+                {key: plain(str(value)) for key, value in _dated(row).items()}
+            )
+            for row in rows
         )
-        + "\n"
-        for row in rows
     )
 
 
@@ -106,7 +109,8 @@ def format_token(made: NewToken, output: str) -> str:
             "--relay-ca-file.",
             "",
         ]
-    return "\n".join(lines)
+    # What is to be copied stays as it is.
+    return "\n".join(line if line[:1] in ("", " ") else as_prose(line).rstrip("\n") for line in lines)
 
 
 def _dated(row: Row) -> dict[str, Any]:

@@ -14,8 +14,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from arcbridge.cli.commands import DOCUMENTS
-from arcbridge.cli.output import plain, print_document
+from arcbridge.cli.output import plain, print_document, print_prose
 from arcbridge.cli.parser import Invocation
+from arcbridge.cli.screen import Screen, prose
 from arcbridge.cli.settings import load_settings
 from arcbridge.errors import ConfigError, ExitCode
 from arcbridge.settings.config_loader import parse_duration
@@ -38,9 +39,10 @@ def show(invocation: Invocation) -> int:
     )
     files = [Path(name) for name in invocation.texts("file")] or _own_files(invocation)
     output, before = invocation.text("output", "text"), "[\n"
+    screen = Screen.of(sys.stdout)
     for fields in find_records(files, wanted):
         if output == "text":
-            sys.stdout.write(f"{plain(_line(fields))}\n")
+            sys.stdout.write(prose(plain(_line(fields)), screen, "  "))
         elif output == "yaml":
             sys.stdout.write(f"- {json.dumps(fields)}\n")
         else:
@@ -138,4 +140,4 @@ def _print(report: Report) -> None:
         )
     faults = f"{len(report.findings)} found wrong" if report.findings else "nothing is wrong"
     lines.append(f"{report.records} records in {len(report.chains)} chains, {report.files} files: {faults}")
-    sys.stdout.write("".join(f"{plain(line)}\n" for line in lines))
+    print_prose("\n".join(map(plain, lines)))

@@ -12,10 +12,11 @@ import time
 from pathlib import Path
 
 from arcbridge.cli.commands import DOCUMENTS
-from arcbridge.cli.output import plain, print_document, print_error, print_rows, rfc3339
+from arcbridge.cli.output import plain, print_document, print_error, print_note, print_prose, print_rows, rfc3339
 from arcbridge.cli.parser import Invocation
+from arcbridge.cli.screen import Column, Waiting
 from arcbridge.cli.settings import given_settings, load_settings, settings_file
-from arcbridge.cli.terminal import configure_logging, terminal
+from arcbridge.cli.terminal import cluster_meant, configure_logging, terminal
 from arcbridge.client.background.caller import (
     READY_VARIABLE,
     NotRunning,
@@ -49,15 +50,15 @@ _NOT_KEPT = frozenset(
 )  # fmt: skip
 """Settings of one command, and not of a connection."""
 _COLUMNS = (
-    ("name", "CLUSTER"),
-    ("user", "USER"),
-    ("port", "PORT"),
-    ("contexts", "CONTEXT"),
-    ("state", "STATE"),
-    ("since", "SINCE"),
-    ("bytes_to_cluster", "SENT"),
-    ("bytes_from_cluster", "RECEIVED"),
-    ("token_expires", "TOKEN ENDS"),
+    Column("name", "CLUSTER"),
+    Column("user", rank=2),
+    Column("port", rank=4),
+    Column("contexts", "CONTEXT"),
+    Column("state", state=True),
+    Column("since", rank=5),
+    Column("bytes_to_cluster", "SENT", rank=7),
+    Column("bytes_from_cluster", "RECEIVED", rank=6),
+    Column("token_expires", "TOKEN ENDS", rank=3),
 )
 _FOLLOW = 0.2
 """Seconds between two looks at a log that is followed."""
@@ -99,9 +100,9 @@ def connect(invocation: Invocation) -> int:
         try:
             if is_to_be_trusted(context, name):
                 _run(context, trust(context, name))
-            answer = _asked(context, line)
+            answer = _asked(context, line, f"Connecting {name} …")
         except ArcbridgeError as error:
-            print_error(error.message)
+            print_error(error.message + cluster_meant(error, [name], context.state))
             code = code or error.exit_code
             continue
         current = " (current)" if answer["current"] else ""
@@ -141,12 +142,13 @@ def _run(context: ClientContext, work: Coroutine[Any, Any, T]) -> T:
     return run_until_signal(work)
 
 
-def _asked(context: ClientContext, line: bytes) -> dict[str, Any]:
+def _asked(context: ClientContext, line: bytes, wait: str) -> dict[str, Any]:
     """Ask the process; once more after a login, where one is needed and there is a terminal for it."""
     from arcbridge.client.background.connecting import ask_again_after_login, login_may_help
 
     try:
-        return ask(BackgroundPaths.find(os.environ), line, os.environ)
+        with Waiting(sys.stderr, wait):
+            return ask(BackgroundPaths.find(os.environ), line, os.environ)
     except ArcbridgeError as error:
         if not login_may_help(context, error):
             raise
@@ -157,7 +159,7 @@ def _repair(state_dir: Path | None) -> None:
     from arcbridge.client.background.connections import repair_all
 
     for sentence in repair_all(state_dir, os.environ):
-        sys.stderr.write(f"{plain(sentence)}\n")
+        print_note(plain(sentence))
 
 
 def _repair_for(invocation: Invocation) -> None:
@@ -183,9 +185,9 @@ def disconnect(invocation: Invocation) -> int:
 
         gone = disconnect_here(Path(place.connections), names, os.environ, every=every)
     for one in gone:
-        print(f'{plain(str(one["cluster"]))} disconnected; context "{plain(str(one["context"]))}" is gone')
+        print_prose(f'{plain(str(one["cluster"]))} disconnected; context "{plain(str(one["context"]))}" is gone')
     if not gone:
-        print("No cluster is connected.")
+        print_prose("No cluster is connected.")
     return ExitCode.DONE
 
 
@@ -217,15 +219,15 @@ def status(invocation: Invocation) -> int:
                     document[key] = rfc3339(document[key] or 0.0)
         print_document({"process": process, "clusters": clusters}, output)
         return ExitCode.DONE
-    if output == "table":
-        print(_about(process))
+    if output in ("table", "wide"):
+        print_prose(_about(process))
         if not clusters:
             return ExitCode.DONE
         clusters = [{**one, **_for_people(one)} for one in clusters]
     print_rows(clusters, _COLUMNS, output)
     for one in clusters:
-        if output == "table" and one.get("reason"):
-            print(f"{plain(str(one['name']))}: {plain(str(one['reason']))}")
+        if output in ("table", "wide") and one.get("reason"):
+            print_prose(f"{plain(str(one['name']))}: {plain(str(one['reason']))}")
     return ExitCode.DONE
 
 
@@ -266,7 +268,7 @@ def stop(invocation: Invocation) -> int:
     except NotRunning:
         done = "No background process runs."
     _repair_for(invocation)
-    print(done)
+    print_prose(done)
     return ExitCode.DONE
 
 
@@ -275,7 +277,7 @@ def logs(invocation: Invocation) -> int:
     path = Path(BackgroundPaths.find(os.environ).log)
     follow = invocation.switch("follow")
     if not path.exists() and not follow:
-        print("There is no log: no background process has run.")
+        print_prose("There is no log: no background process has run.")
         return ExitCode.DONE
     former = path.with_name(f"{path.name}.1")
     if former.exists():
@@ -314,7 +316,7 @@ def credential(invocation: Invocation) -> int:
     arguments = sys.argv[sys.argv.index("credential") + 1 :] if "credential" in sys.argv else []
     # stdout is the credential alone.
     context = ClientContext(read_words(arguments).load(os.environ), terminal(sys.stderr))
-    answer = _asked(context, request("credential", arguments))
+    answer = _asked(context, request("credential", arguments), "Waiting for the background process …")
     import json
 
     print(json.dumps(answer))

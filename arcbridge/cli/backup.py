@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 from pathlib import Path
 
-from arcbridge.cli.output import plain, rfc3339
+from arcbridge.cli.output import plain, print_prose, rfc3339
 from arcbridge.cli.parser import Invocation
 from arcbridge.cli.settings import load_settings, settings_file
 from arcbridge.errors import ExitCode
@@ -29,7 +28,7 @@ def backup(invocation: Invocation) -> int:
         )
     )
     how = "encrypted" if invocation.texts("recipient") else "NOT encrypted, and with the relay's CA key in it"
-    sys.stdout.write(f"{path} is written, {how}:\n{_contents(made)}")
+    print_prose(f"{path} is written, {how}:\n{_contents(made)}")
     return ExitCode.DONE
 
 
@@ -39,7 +38,7 @@ def restore(invocation: Invocation) -> int:
     key = Path(identity) if identity else None
     if invocation.switch("show"):
         manifest, _ = asyncio.run(read_backup(path, key))
-        sys.stdout.write(_contents(manifest))
+        print_prose(_contents(manifest))
         return ExitCode.DONE
     directory = invocation.text("settings")
     done = asyncio.run(
@@ -56,12 +55,12 @@ def restore(invocation: Invocation) -> int:
     if done.kept:
         lines.append(f"{done.kept} revocations of the registry that was there are kept.")
     lines += [
-        f"Revocations made after {since} are missing until agents give them back: {done.awaited} clusters are awaited,",
-        "and no user begins anything before they were heard, or recovery_wait is over. Revoke again what you know of",
-        "('user revoke', 'cluster revoke'), a cluster above all: its own agents will not tell. Join tokens",
-        "of the backup are void: make new ones. Then start the relay; 'cluster list' says what is still missing.",
+        f"Revocations made after {since} are missing until agents give them back: {done.awaited} clusters are awaited, "
+        "and no user begins anything before they were heard, or recovery_wait is over. Revoke again what you know of "
+        "('user revoke', 'cluster revoke'), a cluster above all: its own agents will not tell. Join tokens of the "
+        "backup are void: make new ones. Then start the relay; 'cluster list' says what is still missing."
     ]
-    sys.stdout.write("\n".join(lines) + "\n")
+    print_prose("\n".join(lines))
     return ExitCode.DONE
 
 

@@ -7,8 +7,9 @@ import os
 import sys
 from importlib import import_module
 
-from arcbridge.cli.output import format_rows, print_warning, rfc3339
+from arcbridge.cli.output import format_rows, print_prose, print_warning, rfc3339
 from arcbridge.cli.parser import Invocation
+from arcbridge.cli.screen import Column
 from arcbridge.cli.settings import load_settings
 from arcbridge.errors import ExitCode
 from arcbridge.observe import logging
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-_COLUMNS = (("ca", "CA"), ("pin", "PIN"), ("certificate_expires", "UNTIL"))
+_COLUMNS = (Column("ca"), Column("pin"), Column("certificate_expires", "UNTIL"))
 _DONE = {
     "next": "the next CA is {pin}; it is announced within minutes",
     "activate": "CA {pin} signs within minutes",
@@ -35,8 +36,8 @@ def status(invocation: Invocation) -> int:
     form = invocation.text("output", "table")
     rows = [{**row, "certificate_expires": rfc3339(row["certificate_expires"])} for row in found.rows]
     sys.stdout.write(format_rows(rows, _COLUMNS, form, name="ca"))
-    if form == "table" and found.followed:
-        sys.stdout.write(f"followed by {found.followed}; relays that answered: {', '.join(found.relays)}\n")
+    if form in ("table", "wide") and found.followed:
+        print_prose(f"followed by {found.followed}; relays that answered: {', '.join(found.relays)}")
     return ExitCode.DONE
 
 
@@ -44,7 +45,7 @@ def _step(step: str) -> Callable[[Invocation], int]:
     def command(invocation: Invocation) -> int:
         rotation, config = _rotation(invocation)
         found = asyncio.run(rotation.take_step(config, step, force=invocation.switch("force")))
-        sys.stdout.write(_DONE[step].format(pin=found.list.pins[-1]) + "\n")
+        print_prose(_DONE[step].format(pin=found.list.pins[-1]))
         return ExitCode.DONE
 
     return command

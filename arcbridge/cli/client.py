@@ -8,8 +8,9 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from arcbridge.cli.commands import DOCUMENTS
-from arcbridge.cli.output import print_document, print_error, print_rows, print_warning, rfc3339
+from arcbridge.cli.output import print_document, print_error, print_note, print_rows, print_warning, rfc3339
 from arcbridge.cli.parser import Invocation
+from arcbridge.cli.screen import Column, Waiting
 from arcbridge.cli.settings import load_settings
 from arcbridge.cli.terminal import configure_logging, terminal
 from arcbridge.errors import ArcbridgeError, ConfigError, ExitCode, StateError
@@ -26,12 +27,14 @@ _TOKEN_WAS_SHOWN = "ARCBRIDGE_TOKEN_WAS_SHOWN"
 """In the environment of a process that began with a token on its command line."""
 _writing = threading.Lock()
 """Held while output of commands is written, so that lines of two clusters do not mix."""
-_COLUMNS = (("name", "NAME"), ("state", "STATE"), ("agents", "AGENTS"), ("last_seen", "LAST SEEN"))
-_WIDE = (
-    *_COLUMNS,
-    ("version", "VERSION"),
-    ("certificate_expires", "CERTIFICATE UNTIL"),
-    ("cluster_ca_pin", "CLUSTER CA PIN"),
+_COLUMNS = (
+    Column("name"),
+    Column("state", state=True),
+    Column("agents", rank=1),
+    Column("last_seen", rank=2),
+    Column("version", wide=True),
+    Column("certificate_expires", "CERTIFICATE UNTIL", wide=True),
+    Column("cluster_ca_pin", wide=True),
 )
 
 
@@ -242,12 +245,11 @@ async def clusters(invocation: Invocation, context: ClientContext) -> int:
     if output in ("", "table", "wide"):
         found = [_as_row(one) for one in found]
         if not found:
-            sys.stderr.write("no clusters: none is enrolled, or you may reach none\n")
+            print_note("no clusters: none is enrolled, or you may reach none")
             return ExitCode.DONE
     else:
         found = [_as_document(one) for one in found]
-    wide = output == "wide"
-    print_rows(found, _WIDE if wide else _COLUMNS, "table" if wide else output)
+    print_rows(found, _COLUMNS, output)
     return ExitCode.DONE
 
 
@@ -278,9 +280,9 @@ def doctor(invocation: Invocation) -> int:
     """Print what each hop is like; the exit code is that of the first that failed."""
     config, token = _start(invocation)
     from arcbridge.cli.loop import run_until_signal
-    from arcbridge.cli.output import format_findings
+    from arcbridge.cli.output import FindingPrinter
 
-    output = invocation.text("output", "table")
+    printer = FindingPrinter(invocation.text("output"))
     # What it finds is on stdout; the log would tell it twice.
     configure_logging(config, default_level="error")
     from arcbridge.checks.diagnosis import failed
@@ -291,11 +293,12 @@ def doctor(invocation: Invocation) -> int:
     try:
         cluster = _one_cluster(invocation, config)
         context = ClientContext(config, Terminal(), token=token)  # it asks nothing
-        findings = run_until_signal(examine(context, cluster, throughput=invocation.switch("throughput")))
+        with Waiting(sys.stderr, "Looking at the way to the cluster …"):
+            run_until_signal(examine(context, cluster, printer.add, throughput=invocation.switch("throughput")))
     except (ConfigError, StateError) as error:
-        findings = [failed("settings", error.message, "correct the setting", "settings")]
-    sys.stdout.write(format_findings(findings, output))
-    return exit_code(findings)
+        printer.add(failed("settings", error.message, "correct the setting", "settings"))
+    printer.end()
+    return exit_code(printer.findings)
 
 
 def _one_cluster(invocation: Invocation, config: ClientConfig) -> str:
@@ -322,5 +325,5 @@ def key(invocation: Invocation) -> int:
         print_document(names, output)
     else:
         rows = [{"name": name, "value": value} for name, value in names.items()]
-        print_rows(rows, (("name", "NAME"), ("value", "VALUE")), output)
+        print_rows(rows, (Column("name"), Column("value")), output)
     return ExitCode.DONE

@@ -10,42 +10,55 @@ from arcbridge.settings.flags import AGENT, CLIENT, RELAY, ROLES, Flag
 
 DOCUMENTS = ("json", "yaml")
 """The formats of `--output` in which everything is printed, for programs; each command has them."""
-LIST_OUTPUTS = ("table", *DOCUMENTS, "name")
+SHELLS = ("bash", "zsh", "fish", "powershell")
+LIST_OUTPUTS = ("table", "wide", *DOCUMENTS, "name")
 DIAGNOSIS_OUTPUTS = ("table", *DOCUMENTS)
 
 
 class Argument:
     """The positional argument of a sub-command. `count`: empty for one, `?`, `*` or `+` as in a regular expression."""
 
-    __slots__ = ("choices", "count", "help", "name")
+    __slots__ = ("choices", "count", "help", "kind", "name", "shown")
 
-    def __init__(self, name: str, help: str, count: str = "", *, choices: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, name: str, help: str, count: str = "", *, choices: tuple[str, ...] = (), shown: str = "", kind: str = ""
+    ) -> None:
         self.name = name
         self.help = help
         self.count = count
         self.choices = choices
+        self.shown = shown
+        """How the usage line has it; empty: as `NAME`, or `NAME …`."""
+        self.kind = kind
+        """What completion offers for it besides `choices`: `clusters`, `files`, or nothing."""
 
 
 class Command:
     """One sub-command and its own flags, as `WORDS = module:function`; the function takes an `Invocation` and returns
     the exit code."""
 
-    __slots__ = ("argument", "flags", "function", "help", "path", "roles", "takes_command")
+    __slots__ = ("argument", "examples", "flags", "function", "help", "path", "roles", "takes_command", "uses")
 
-    def __init__(self, script: str, help: str, *parts: Flag | Argument, takes_command: bool = False) -> None:
+    def __init__(
+        self, script: str, help: str, *parts: Flag | Argument | str, takes_command: bool = False, uses: str = ""
+    ) -> None:
         path, _, self.function = script.partition(" = ")
         self.path = tuple(path.split())
         self.help = help
         self.roles: tuple[str, ...] = ()
         self.flags = [part for part in parts if isinstance(part, Flag)]
         self.argument = next((part for part in parts if isinstance(part, Argument)), None)
+        self.examples = [line for part in parts if isinstance(part, str) for line in part.split(" ;; ")]
+        """Command lines, each with what it does behind a `#`; in a row of the table `;;` stands between them."""
+        self.uses = uses
+        """The long names of those flags of the role that its help lists among its own."""
         self.takes_command = takes_command
         """Whether another program's command line follows behind `--`; the parser reads nothing of it."""
 
 
 def _output(*choices: str) -> Flag:
     """Make `--output` of a command; the first of `choices` is the default."""
-    return Flag("-o --output FORMAT", f"how to print (default: {choices[0]})", choices=choices)
+    return Flag("-o --output FORMAT", "how to print", choices=choices, default=choices[0])
 
 
 def _commands(roles: tuple[str, ...], *commands: Command) -> tuple[Command, ...]:
@@ -56,43 +69,56 @@ def _commands(roles: tuple[str, ...], *commands: Command) -> tuple[Command, ...]
 
 
 OUTPUT = _output(*LIST_OUTPUTS)
-WIDE_OUTPUT = _output("table", "wide", *LIST_OUTPUTS[1:])
+ROW_OUTPUT = _output("table", *DOCUMENTS, "name")
 DIAGNOSIS_OUTPUT = _output(*DIAGNOSIS_OUTPUTS)
 TEXT_OUTPUT = _output("text", *DOCUMENTS)
 SETTINGS_OUTPUT = _output("toml", *DOCUMENTS)
 
 _FORCE = Flag("--force", "also where not all have followed the step before")
-_CLUSTER = Argument("cluster", "name of the cluster")
+_CLUSTER = Argument("cluster", "name of the cluster", kind="clusters")
 _USER = Argument("user", "name of the user as the policy has it, or ISSUER#SUBJECT")
 
 COMMANDS = (
     *_commands(
         (CLIENT,),
-        Command("proxy = client:proxy", "serve kubectl on a local port (the default)"),
+        Command(
+            "proxy = client:proxy",
+            "serve kubectl on a local port (the default)",
+            "arcbridge proxy -n berlin ;; arcbridge proxy -n berlin -f -  # print the kubeconfig instead of merging it",
+            uses="--cluster --port --file --kube-context --no-context-switch --remove-context",
+        ),
         Command(
             "forward = client:forward",
             "carry a TCP target of the cluster to a local port",
             Flag("--listen HOST:PORT", "local address (default: 127.0.0.1:0)"),
             Flag("--any-user", "let programs of other users of this machine use the port"),
             Argument("target", "name of the target in the agent's settings"),
+            "arcbridge forward -n berlin db --listen 127.0.0.1:5432",
+            "arcbridge forward -n berlin db  # at a port that is free",
+            uses="--cluster",
         ),
         Command(
             "connect = background:connect",
             "serve clusters in the background, for kubectl from any terminal",
             Flag("--static", "a client certificate in the kubeconfig, for tools without plugins"),
-            Argument("name", "names of clusters", "*"),
+            Argument("name", "names of clusters", "*", kind="clusters"),
+            "arcbridge connect berlin munich  # both, from any terminal",
+            "arcbridge connect berlin -f ~/.kube/berlin  # in a kubeconfig of its own",
+            uses="--port --file --kube-context --no-context-switch",
         ),
         Command(
             "disconnect = background:disconnect",
             "serve clusters no more, and take their contexts out",
             Flag("--all", "all that are connected"),
-            Argument("name", "names of clusters or contexts", "*"),
+            Argument("name", "names of clusters or contexts", "*", kind="clusters"),
+            "arcbridge disconnect berlin ;; arcbridge disconnect --all",
         ),
-        Command("stop = background:stop", "end the background process; kubectl starts it again"),
+        Command("stop = background:stop", "end the background process; kubectl starts it again", "arcbridge stop"),
         Command(
             "logs = background:logs",
             "print the log of the background process",
             Flag("-f --follow", "go on as it grows"),
+            "arcbridge logs ;; arcbridge logs -f  # until Ctrl-C",
         ),
         Command(
             "credential = background:credential",
@@ -100,41 +126,74 @@ COMMANDS = (
             Flag("--ended", "say that what served the cluster has ended"),
         ),
         Command("background = background:serve", "be the background process, as systemd starts it"),
-        Command("clusters = client:clusters", "list the clusters you may reach", WIDE_OUTPUT),
+        Command(
+            "clusters = client:clusters",
+            "list the clusters you may reach",
+            OUTPUT,
+            "arcbridge clusters ;; arcbridge clusters -o name  # one a line, for scripts",
+        ),
         Command(
             "login = login:login",
-            "log in, at a relay that says where; commands that name no relay then mean this one",
+            "log in at a relay; commands that name no relay then mean it",
             Flag("--renew-trust", "ask again whether to trust the relay's CA and its issuer"),
             Argument("relay_url", "https://host[:port] of the relay (default: the one logged in at last)", "*"),
+            "arcbridge login https://relay.example.org",
+            "arcbridge login --grant-type device-code  # the browser is on another machine",
+            uses="--grant-type --trust-first-use --relay-ca-pin --relay-ca-file --redirect-port",
         ),
         Command(
             "whoami = login:whoami",
             "show who is logged in, until when, and where",
-            OUTPUT,
+            ROW_OUTPUT,
             Flag("--check", "ask the relay whether it takes the login"),
+            "arcbridge whoami ;; arcbridge whoami --check  # does the relay take the login?",
         ),
-        Command("key = client:key", "make the key of --proof-key-file, and print what names it", OUTPUT),
-        Command("logout = login:logout", "forget the kept tokens, here and at the issuer"),
+        Command(
+            "key = client:key",
+            "make the key of --proof-key-file, and print what names it",
+            ROW_OUTPUT,
+            "arcbridge key --proof-key-file ~/.config/arcbridge/proof.key",
+            "arcbridge key --proof-key-file proof.key -o json",
+            uses="--proof-key-file",
+        ),
+        Command("logout = login:logout", "forget the kept tokens, here and at the issuer", "arcbridge logout"),
         Command(
             "run = client:run",
-            "run a command against clusters: it ends, and so do the kubeconfig and the connection that it had",
+            "run a command against clusters, and leave nothing behind",
             Flag("--parallel N", "clusters at a time, where several are named (default: 4)"),
+            "arcbridge run -n berlin -- kubectl get pods",
+            "arcbridge run -n 'prod-*' --parallel 8 -- kubectl get nodes  # in each",
             takes_command=True,
+            uses="--cluster --workload --pins-file --cluster-ca-pin",
         ),
         Command(
             "doctor = client:doctor",
-            "look at each hop of the way, and say what is wrong with the first that fails",
+            "look at each hop of the way, and say what is wrong",
             Flag("--throughput", "read from the cluster for five seconds, to measure the rate"),
             DIAGNOSIS_OUTPUT,
-            Argument("name", "cluster to look at (default: --cluster)", "?"),
+            Argument("name", "cluster to look at (default: --cluster)", "?", kind="clusters"),
+            "arcbridge doctor berlin ;; arcbridge doctor berlin -o json  # for scripts: `ok`, `cause`, and each hop",
         ),
-        Command("status = background:status", "show what is connected here", OUTPUT),
+        Command(
+            "status = background:status",
+            "show what is connected here",
+            OUTPUT,
+            "arcbridge status ;; arcbridge status -o wide  # all columns, however narrow the terminal is",
+        ),
     ),
     *_commands(
         (RELAY, AGENT),
-        Command("run = serve:run", "run the role (the default)"),
         Command(
-            "doctor = serve:doctor", "check this role and all that it depends on, and say what to do", DIAGNOSIS_OUTPUT
+            "run = serve:run",
+            "run the role (the default)",
+            "arcbridge --role agent run --config agent.toml",
+            "arcbridge --role relay --config relay.toml  # the same without the word",
+        ),
+        Command(
+            "doctor = serve:doctor",
+            "check this role and all that it depends on, and say what to do",
+            DIAGNOSIS_OUTPUT,
+            "arcbridge --role relay doctor --config relay.toml ;; arcbridge --role agent doctor -o json",
         ),
         Command(
             "audit show = audit:show",
@@ -143,23 +202,58 @@ COMMANDS = (
             Flag("--cluster NAME", "only what a relay has recorded of this cluster"),
             Flag("--since TIME", "only later ones: 2h, 7d, 2026-11-25, or 2026-11-25T12:00:00Z"),
             TEXT_OUTPUT,
-            Argument("file", "audit logs; .gz too (default: the role's own, with what logrotate made of it)", "*"),
+            Argument(
+                "file",
+                "audit logs; .gz too (default: the role's own, with what logrotate made of it)",
+                "*",
+                kind="files",
+            ),
+            "arcbridge audit show --user alice --since 2h agent-audit.log",
+            "arcbridge --role relay audit show -o json  # the relay's own",
         ),
         Command(
             "audit verify = audit:verify_logs",
             "check audit logs for records that are missing or were changed",
             Flag("--anchors FILE…", "the role's own log (JSON) with the heads of the chains; may be repeated"),
             TEXT_OUTPUT,
-            Argument("file", "an audit log, as it was written; .gz too", "+"),
+            Argument("file", "an audit log, as it was written; .gz too", "+", kind="files"),
+            "arcbridge audit verify audit.log audit.log.1.gz",
+            "arcbridge audit verify audit.log --anchors agent.log  # with the heads in its log",
         ),
         Command(
-            "ca status = ca:status", "show the CA of this relay or cluster, and who has followed a rotation", OUTPUT
+            "ca status = ca:status",
+            "show the CA of this relay or cluster, and who has followed a rotation",
+            OUTPUT,
+            "arcbridge --role relay ca status ;; arcbridge --role agent ca status -o json",
         ),
-        Command("ca next = ca:make_next", "make the next CA, and announce it", _FORCE),
-        Command("ca activate = ca:activate", "have the next CA sign, once all know it", _FORCE),
-        Command("ca retire = ca:retire", "have the former CA count no more, once no end needs it", _FORCE),
+        Command(
+            "ca next = ca:make_next",
+            "make the next CA, and announce it",
+            _FORCE,
+            "arcbridge --role relay ca next ;; arcbridge --role agent ca next",
+        ),
+        Command(
+            "ca activate = ca:activate",
+            "have the next CA sign, once all know it",
+            _FORCE,
+            "arcbridge --role relay ca activate ;; arcbridge --role agent ca activate",
+        ),
+        Command(
+            "ca retire = ca:retire",
+            "have the former CA count no more, once no end needs it",
+            _FORCE,
+            "arcbridge --role relay ca retire ;; arcbridge --role agent ca retire",
+        ),
     ),
-    *_commands((AGENT,), Command("enroll = serve:enroll", "trade the join token for a certificate, then end")),
+    *_commands(
+        (AGENT,),
+        Command(
+            "enroll = serve:enroll",
+            "trade the join token for a certificate, then end",
+            "arcbridge enroll --config agent.toml ;; arcbridge enroll --config agent.toml --join-token-file token",
+            uses="--join-token-file --state-dir --state-secret",
+        ),
+    ),
     *_commands(
         (RELAY,),
         Command(
@@ -174,43 +268,90 @@ COMMANDS = (
             Flag("--kube-token-file FILE", "the agent's own token there"),
             Flag("--kube-client-certificate-file FILE", "or its client certificate"),
             Flag("--kube-client-key-file FILE", "key of that certificate"),
-            OUTPUT,
+            ROW_OUTPUT,
+            "arcbridge token create --cluster berlin",
+            "arcbridge token create --cluster berlin --uses 3 --ttl 7d  # for three agents",
         ),
-        Command("token list = relay:token_list", "list join tokens", OUTPUT),
+        Command(
+            "token list = relay:token_list",
+            "list join tokens",
+            OUTPUT,
+            "arcbridge token list ;; arcbridge token list -o json",
+        ),
         Command(
             "token delete = relay:token_delete",
             "delete a join token",
             Argument("id", "id of the token, the part before the dot"),
+            "arcbridge token delete 3f9c2a17 ;; arcbridge --config relay.toml token delete 3f9c2a17",
         ),
-        Command("policy list = relay:policy_list", "show the policy in force, and what is held back", OUTPUT),
+        Command(
+            "policy list = relay:policy_list",
+            "show the policy in force, and what is held back",
+            OUTPUT,
+            "arcbridge policy list ;; arcbridge policy list -o json",
+        ),
         Command(
             "policy explain = policy:explain",
             "say which rule lets a user reach a cluster, or which is nearest; exit code 1 where none does",
             Flag("--groups GROUP…", "groups of the user, separated by commas (default: those of the last token)"),
             TEXT_OUTPUT,
-            Argument("name", "name of the user as the policy has it, unless --groups is given; then the cluster", "+"),
+            Argument(
+                "name",
+                "the user, as the policy names it, and the cluster; with --groups the cluster alone will do",
+                "+",
+                shown="[USER] CLUSTER",
+            ),
+            "arcbridge policy explain alice berlin ;; arcbridge policy explain --groups dev,ops berlin",
         ),
         Command(
             "policy diff = policy:diff",
             "say what another policy file would change; exit code 1 with differences, 2 with errors",
             TEXT_OUTPUT,
-            Argument("file", "the policy file"),
+            Argument("file", "the policy file", kind="files"),
+            "arcbridge policy diff new-policy.toml ;; arcbridge policy diff new-policy.toml -o json",
         ),
         Command(
             "policy accept = relay:policy_accept",
             "put a changed policy in force that is held back",
             Argument("hash", "hash of the version, as `policy list` shows it"),
+            "arcbridge policy list  # shows the hash ;; arcbridge policy accept 3f9c2a17",
         ),
-        Command("cluster list = relay:cluster_list", "list enrolled clusters", WIDE_OUTPUT),
-        Command("cluster revoke = relay:cluster_revoke", "cut a cluster off and refuse it", _CLUSTER),
-        Command("cluster restore = relay:cluster_restore", "let a revoked cluster back in", _CLUSTER),
-        Command("cluster delete = relay:cluster_delete", "forget a cluster that is no more", _CLUSTER),
-        Command("session list = relay:session_list", "list the sessions that run now", OUTPUT),
+        Command(
+            "cluster list = relay:cluster_list",
+            "list enrolled clusters",
+            OUTPUT,
+            "arcbridge cluster list ;; arcbridge cluster list -o wide  # with sessions, checks and pins",
+        ),
+        Command(
+            "cluster revoke = relay:cluster_revoke",
+            "cut a cluster off and refuse it",
+            _CLUSTER,
+            "arcbridge cluster revoke berlin ;; arcbridge --config relay.toml cluster revoke berlin",
+        ),
+        Command(
+            "cluster restore = relay:cluster_restore",
+            "let a revoked cluster back in",
+            _CLUSTER,
+            "arcbridge cluster restore berlin ;; arcbridge --config relay.toml cluster restore berlin",
+        ),
+        Command(
+            "cluster delete = relay:cluster_delete",
+            "forget a cluster that is no more",
+            _CLUSTER,
+            "arcbridge cluster delete berlin ;; arcbridge --config relay.toml cluster delete berlin",
+        ),
+        Command(
+            "session list = relay:session_list",
+            "list the sessions that run now",
+            OUTPUT,
+            "arcbridge session list ;; arcbridge session list -o json",
+        ),
         Command(
             "session end = relay:session_end",
             "end one session",
             Flag("--reason TEXT", "shown to the user"),
             Argument("session", "id of the session, as `session list` shows it, or its first one"),
+            "arcbridge session end 01K5 ;; arcbridge session end 01K5 --reason 'maintenance at 18:00'",
         ),
         Command(
             "user revoke = relay:user_revoke",
@@ -218,14 +359,21 @@ COMMANDS = (
             Flag("--before TIME", "refuse tokens issued before, as 2026-11-25T12:00:00Z or 2026-11-25 (default: now)"),
             Flag("--reason TEXT", "shown to the user"),
             _USER,
+            "arcbridge user revoke alice --reason 'laptop lost' ;; arcbridge user revoke alice --before 2026-11-25",
         ),
-        Command("user restore = relay:user_restore", "take a revocation back", _USER),
+        Command(
+            "user restore = relay:user_restore",
+            "take a revocation back",
+            _USER,
+            "arcbridge user restore alice ;; arcbridge --config relay.toml user restore alice",
+        ),
         Command(
             "backup = backup:backup",
             "write what this relay cannot be without into one file, while it runs",
             Flag("--recipient KEY…", "encrypt it to a public key of age or OpenSSH; may be repeated"),
             Flag("--overwrite", "replace the file"),
-            Argument("file", "where to"),
+            Argument("file", "the file to write", kind="files"),
+            "arcbridge backup relay.backup ;; arcbridge backup --recipient age1… relay.backup.age  # encrypted",
         ),
         Command(
             "restore = backup:restore",
@@ -234,11 +382,23 @@ COMMANDS = (
             Flag("--overwrite", "replace the registry or CA that is there; its revocations stay"),
             Flag("--settings DIR", "write the settings files in it to this directory, too"),
             Flag("--show", "say what it contains, and change nothing"),
-            Argument("file", "a file that `backup` has written"),
+            Argument("file", "a file that `backup` has written", kind="files"),
+            "arcbridge restore --show relay.backup  # what is in it?",
+            "arcbridge restore relay.backup.age --identity key.txt",
         ),
-        Command("recovery list = relay:recovery_list", "list clusters from which revocations may come back", OUTPUT),
-        Command("recovery end = relay:recovery_end", "wait for no more revocations"),
-        Command("user list = relay:user_list", "list the users who are revoked", OUTPUT),
+        Command(
+            "recovery list = relay:recovery_list",
+            "list clusters from which revocations may come back",
+            OUTPUT,
+            "arcbridge recovery list ;; arcbridge recovery list -o json",
+        ),
+        Command("recovery end = relay:recovery_end", "wait for no more revocations", "arcbridge recovery end"),
+        Command(
+            "user list = relay:user_list",
+            "list the users who are revoked",
+            OUTPUT,
+            "arcbridge user list ;; arcbridge user list -o json",
+        ),
     ),
     *_commands(
         ROLES,
@@ -246,6 +406,7 @@ COMMANDS = (
             "config check = configuration:check",
             "check the settings and the files they name as a start does; exit code 2 with errors",
             TEXT_OUTPUT,
+            "arcbridge --role relay config check --config relay.toml ;; arcbridge --role client config check -o json",
         ),
         Command(
             "config init = initial_settings:init",
@@ -264,13 +425,20 @@ COMMANDS = (
             Flag(
                 "--group NAME…", "a group that may reach every cluster (relay), as the issuer names it; may be repeated"
             ),
+            "arcbridge --role client config init ;; arcbridge --role relay config init --directory . --group platform",
         ),
-        Command("config print = configuration:show", "print the settings in force", SETTINGS_OUTPUT),
-        Command("version = run:version", "print the version"),
+        Command(
+            "config print = configuration:show",
+            "print the settings in force",
+            SETTINGS_OUTPUT,
+            "arcbridge --role client config print ;; arcbridge --role agent config print -o json",
+        ),
+        Command("version = run:version", "print the version", "arcbridge version"),
         Command(
             "completion = completion:print_script",
             "print a completion script for a shell",
-            Argument("shell", "which shell", choices=("bash", "zsh", "fish")),
+            Argument("shell", "which shell", choices=SHELLS),
+            "source <(arcbridge completion bash)  # also zsh ;; arcbridge completion fish | source",
         ),
     ),
 )
@@ -282,7 +450,15 @@ ADMINISTRATION = ("token", "cluster", "session", "user")
 def _over_https(command: Command) -> Command:
     """Return the client's command that does what this one does on the relay's machine (`cli.admin`)."""
     parts = command.flags if command.argument is None else [*command.flags, command.argument]
-    made = Command(f"admin {' '.join(command.path)} = admin:{'_'.join(command.path)}", command.help, *parts)
+    examples = [
+        one.replace("--config relay.toml ", "").replace("arcbridge", "arcbridge admin") for one in command.examples
+    ]
+    made = Command(
+        f"admin {' '.join(command.path)} = admin:{'_'.join(command.path)}",
+        command.help,
+        *parts,
+        *dict.fromkeys(examples),
+    )
     made.roles = (CLIENT,)
     return made
 
@@ -296,8 +472,28 @@ COMMANDS += tuple(
 
 DEFAULT_COMMAND = {RELAY: ("run",), AGENT: ("run",), CLIENT: ("proxy",)}
 
+GROUPS = {
+    CLIENT: (
+        ("first steps", "login clusters connect"),
+        ("every day", "status disconnect run doctor proxy forward logs stop"),
+        ("login", "whoami logout key"),
+        ("administration", "admin"),
+        ("settings and shells", "config completion version"),
+    ),
+    RELAY: (
+        ("serve", "run doctor backup restore recovery"),
+        ("clusters and their agents", "cluster token session ca"),
+        ("users", "policy user audit"),
+        ("settings and shells", "config completion version"),
+    ),
+    AGENT: (("serve", "run enroll doctor audit ca"), ("settings and shells", "config completion version")),
+}
+"""The first words of each role's commands, in groups, as the help has them."""
+INTERNAL = ("background", "credential")
+"""Commands of the client that programs run: neither help nor completion shows them."""
+
 GROUP_HELP = {
-    "admin": "administer clusters over HTTPS, by your own login, as far as the relay's policy lets you",
+    "admin": "administer over HTTPS, with your own login",
     "audit": "audit logs",
     "token": "join tokens",
     "ca": "rotation of the CA",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from arcbridge.cli.commands import DOCUMENTS
-from arcbridge.cli.output import print_document, print_error, print_warning
+from arcbridge.cli.output import print_document, print_error, print_prose, print_warning
 from arcbridge.cli.parser import Invocation
 from arcbridge.cli.settings import load_settings, place_of, read_settings, settings_file
 from arcbridge.errors import ExitCode
@@ -94,10 +94,10 @@ def check(invocation: Invocation) -> int:
         print_warning(str(problem))
     what = f"{settings_file(invocation, os.environ) or 'flags and environment'}"
     if errors:
-        print(f"{what}: the {invocation.role} does not start with these settings: {_count(errors, 'error')}")
+        print_prose(f"{what}: the {invocation.role} does not start with these settings: {_count(errors, 'error')}")
         return ExitCode.USAGE
     more = f"; {_count(warnings, 'warning')}" if warnings else ""
-    print(f"{what}: the settings of the {invocation.role} are complete and well-formed{more}")
+    print_prose(f"{what}: the settings of the {invocation.role} are complete and well-formed{more}")
     return ExitCode.DONE
 
 

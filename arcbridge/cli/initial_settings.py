@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from arcbridge.cli.configuration import find_problems, toml_value
-from arcbridge.cli.output import print_error, print_warning
+from arcbridge.cli.output import print_error, print_prose, print_warning
 from arcbridge.cli.parser import Invocation
 from arcbridge.cli.settings import given_settings
 from arcbridge.errors import ConfigError, ExitCode
@@ -56,7 +56,7 @@ def init(invocation: Invocation) -> int:
     written = Invocation(invocation.role, ("config", "check"), {"config": str(settings)})
     problems = find_problems(written, {})
     errors = [problem for problem in problems if problem.severity is Severity.ERROR]
-    print(f"Wrote {', '.join(str(directory / name) for name in files)}")
+    print_prose(f"Wrote {', '.join(str(directory / name) for name in files)}")
     sys.stdout.flush()
     for problem in problems:
         (print_error if problem in errors else print_warning)(str(problem))

@@ -9,8 +9,9 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from arcbridge.cli.commands import DOCUMENTS
-from arcbridge.cli.output import plain, print_document, print_rows, print_warning, rfc3339
+from arcbridge.cli.output import plain, print_document, print_prose, print_rows, print_warning, rfc3339
 from arcbridge.cli.parser import Invocation
+from arcbridge.cli.screen import Column
 from arcbridge.cli.settings import given_settings, load_settings
 from arcbridge.errors import ConfigError, ExitCode
 from arcbridge.settings.config import ClientConfig
@@ -59,7 +60,7 @@ async def _log_in(config: ClientConfig, relays: tuple[str, ...], *, renew: bool,
     ask = ask_yes if shown.ask_trust is not None else None
     who, ends = await log_in(config, relays, shown, ask=ask, renew=renew, named=named, environment=os.environ)
     until = time.strftime(", until %Y-%m-%d %H:%M", time.localtime(ends)) if ends else ""
-    print(f"Logged in{f' as {plain(who)}' if who else ''}{until}")
+    print_prose(f"Logged in{f' as {plain(who)}' if who else ''}{until}")
     return ExitCode.DONE
 
 
@@ -83,7 +84,7 @@ async def _log_out(config: ClientConfig) -> int:
     forgotten, warning = await log_out(config, os.environ)
     if warning:
         print_warning(warning)
-    print("Logged out." if forgotten else "There was no login to forget.")
+    print_prose("Logged out." if forgotten else "There was no login to forget.")
     return ExitCode.DONE
 
 
@@ -109,7 +110,7 @@ def whoami(invocation: Invocation) -> int:
         print(plain(found.user or found.subject))
     else:
         rows = [{"name": name, "value": value} for name, value in _as_rows(found, checked) if value]
-        print_rows(rows, (("name", "NAME"), ("value", "VALUE")), output)
+        print_rows(rows, (Column("name"), Column("value", words=True)), output)
     return ExitCode.DONE
 
 

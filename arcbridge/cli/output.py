@@ -6,27 +6,24 @@ import sys
 
 from arcbridge import units
 from arcbridge.cli.commands import DIAGNOSIS_OUTPUTS, DOCUMENTS, LIST_OUTPUTS
+from arcbridge.cli.screen import RED, YELLOW, Screen, cells, over_waiting, prose, table, wrap
 from arcbridge.errors import ArcbridgeError, ConfigError
 from arcbridge.settings.suggest import unknown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from typing import Any, TextIO
+    from typing import Any
 
     from arcbridge.checks.diagnosis import Finding
+    from arcbridge.cli.screen import Column
 
     Row = Mapping[str, Any]
 
-
-def wants_colour(when: str, stream: TextIO, environment: Mapping[str, str]) -> bool:
-    """Return whether to colour: `always`, `never`, or `auto`: on a terminal, without NO_COLOR (no-color.org) or
-    TERM=dumb."""
-    if when == "always":
-        return True
-    if when == "never" or environment.get("NO_COLOR") or environment.get("TERM") == "dumb":
-        return False
-    return stream.isatty()
+_GAP = 3
+"""Spaces between two columns."""
+_LEAST_DETAIL = 24
+"""Columns of what a finding says, where its hop leaves less of a narrow terminal."""
 
 
 def plain(text: str) -> str:
@@ -36,37 +33,54 @@ def plain(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
-def print_error(message: str, *, colour: bool = False) -> None:
+def print_error(message: str) -> None:
     """`error: …` on standard error; further lines of the message say what to do."""
-    first, *rest = message.splitlines() or [""]
-    label = "\x1b[31merror:\x1b[0m" if colour else "error:"
-    lines = [f"{label} {plain(first)}", *(plain(line) for line in rest)]
-    sys.stderr.write("\n".join(lines) + "\n")
+    _print_labelled("error:", RED, message)
 
 
 def print_warning(message: str) -> None:
-    sys.stderr.write(f"warning: {plain(message)}\n")
+    _print_labelled("warning:", YELLOW, message)
 
 
-def print_rows(rows: Sequence[Row], columns: Sequence[tuple[str, str]], output: str) -> None:
-    """Print a list: `table` (the columns: key, head), `json` or `yaml` (everything), or `name` (the `name` key)."""
+def _print_labelled(label: str, colour: str, message: str) -> None:
+    screen = Screen.of(sys.stderr)
+    first, *rest = message.splitlines() or [""]
+    text = prose("\n".join(map(plain, (f"{label} {first}", *rest))), screen, "  ")
+    sys.stderr.write(over_waiting(text.replace(label, screen.paint(label, colour), 1), sys.stderr))
+
+
+def print_prose(text: str) -> None:
+    """Print sentences on standard output; text from outside comes in escaped (`plain`)."""
+    sys.stdout.write(as_prose(text))
+
+
+def print_note(text: str) -> None:
+    """Print sentences on standard error, beside what a program may read on standard output."""
+    sys.stderr.write(over_waiting(prose(text, Screen.of(sys.stderr), "  "), sys.stderr))
+
+
+def as_prose(text: str) -> str:
+    """Return sentences as standard output shows them."""
+    return prose(text, Screen.of(sys.stdout), "  ")
+
+
+def print_rows(rows: Sequence[Row], columns: Sequence[Column], output: str) -> None:
+    """Print a list: `table` or `wide` (the columns), `json` or `yaml` (everything), or `name` (the `name` key)."""
     sys.stdout.write(format_rows(rows, columns, output))
 
 
-def format_rows(rows: Sequence[Row], columns: Sequence[tuple[str, str]], output: str, *, name: str = "name") -> str:
+def format_rows(
+    rows: Sequence[Row], columns: Sequence[Column], output: str, *, name: str = "name", screen: Screen | None = None
+) -> str:
+    """Return a list as it is printed on `screen` (None: standard output)."""
     if output in DOCUMENTS:
         return format_document(list(rows), output)
     if output == "name":
         return "".join(f"{plain(str(row[name]))}\n" for row in rows)
-    if output not in ("", "table"):
+    if output not in ("", "table", "wide"):
         raise ConfigError(unknown("flag --output", output, LIST_OUTPUTS))
-    cells = [[head for _, head in columns]]
-    cells += [[_cell(row.get(key)) for key, _ in columns] for row in rows]
-    widths = [max(len(line[index]) for line in cells) for index in range(len(columns))]
-    return "".join(
-        "   ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() + "\n"
-        for line in cells
-    )
+    cells = [[_cell(row.get(column.key)) for column in columns] for row in rows]
+    return table(cells, columns, screen or Screen.of(sys.stdout), wide=output == "wide")
 
 
 def rfc3339(seconds: float) -> str | None:
@@ -111,26 +125,53 @@ def describe(error: BaseException) -> str:
     return f"internal error ({type(error).__name__}); run with --verbose and report what it logs"
 
 
-_FINDING_COLUMNS = (("hop", "HOP"), ("state", "STATE"), ("detail", "DETAIL"))
+class FindingPrinter:
+    """Prints findings: as a table whose rows come one by one and that ends with what to do, or as one document.
 
-
-def format_findings(findings: Sequence[Finding], output: str) -> str:
-    """Return findings as a table that ends with what to do, or as one JSON or YAML document.
-
+    On a terminal a mark says the state; elsewhere a word, for programs. `hops`: the names that are wider than usual.
     Raises ConfigError for an unknown format.
     """
-    from dataclasses import asdict
 
-    from arcbridge.checks.diagnosis import FindingState, first_failure
+    def __init__(self, output: str, hops: Sequence[str] = ()) -> None:
+        if output not in ("", *DIAGNOSIS_OUTPUTS):
+            raise ConfigError(unknown("flag --output", output, DIAGNOSIS_OUTPUTS))
+        self._document = output if output in DOCUMENTS else ""
+        self._screen = Screen.of(sys.stdout)
+        self._width = max(map(cells, ("relay certificate", *map(plain, hops))))
+        self._begun = False
+        self.findings: list[Finding] = []
 
-    failed = first_failure(findings)
-    rows = [{**asdict(finding), "state": str(finding.state)} for finding in findings]
-    if output in DOCUMENTS:
-        return format_document({"ok": failed is None, "cause": failed.code if failed else "", "hops": rows}, output)
-    if output not in ("", "table"):
-        raise ConfigError(unknown("flag --output", output, DIAGNOSIS_OUTPUTS))
-    lines = [format_rows(rows, _FINDING_COLUMNS, "table")]
-    for finding in findings:
-        if finding.remedy and (finding is failed or finding.state is FindingState.WARNING):
-            lines.append(f"\n{plain(finding.hop)}: {plain(finding.remedy)}\n")
-    return "".join(lines)
+    def add(self, finding: Finding) -> None:
+        """Print a row; a document waits for the others."""
+        self.findings.append(finding)
+        if not self._document:
+            sys.stdout.write(over_waiting(self._row(finding), sys.stdout))
+            sys.stdout.flush()
+
+    def _row(self, finding: Finding) -> str:
+        screen, state = self._screen, str(finding.state)
+        hop = plain(finding.hop)
+        hop += " " * (self._width - cells(hop) + _GAP)
+        if screen.width is None:
+            head, self._begun = "" if self._begun else f"{'HOP':{self._width}}   STATE     DETAIL\n", True
+            return f"{head}{hop}{screen.state(state)}{' ' * (10 - len(state))}{plain(finding.detail)}".rstrip() + "\n"
+        indent = " " * (cells(hop) + 2)
+        first, *rest = wrap(plain(finding.detail), max(screen.width - len(indent), _LEAST_DETAIL)) or [""]
+        lines = [f"{screen.mark(state)} {hop}{first}".rstrip(), *(f"{indent}{line}" for line in rest)]
+        return "".join(f"{line}\n" for line in lines)
+
+    def end(self) -> None:
+        """Print what ends the table, or the whole document."""
+        from dataclasses import asdict
+
+        from arcbridge.checks.diagnosis import FindingState, first_failure
+
+        cause = first_failure(self.findings)
+        if self._document:
+            rows = [{**asdict(finding), "state": str(finding.state)} for finding in self.findings]
+            document = {"ok": cause is None, "cause": cause.code if cause else "", "hops": rows}
+            sys.stdout.write(format_document(document, self._document))
+            return
+        for finding in self.findings:
+            if finding.remedy and (finding is cause or finding.state is FindingState.WARNING):
+                sys.stdout.write("\n" + prose(plain(f"{finding.hop}: {finding.remedy}"), self._screen, "  "))

@@ -9,7 +9,10 @@ from __future__ import annotations
 import argparse
 import sys
 
-from arcbridge.cli.commands import COMMANDS, DEFAULT_COMMAND, GONE, GROUP_HELP, WITHOUT_ROLE, Command, commands_of
+from arcbridge.cli.commands import DEFAULT_COMMAND, GONE, Command, commands_of
+from arcbridge.cli.output import print_error
+from arcbridge.cli.screen import Screen
+from arcbridge.cli.words import first_word, spelled, words_of
 from arcbridge.errors import ExitCode
 from arcbridge.settings.flags import CLIENT, LIST, RELAY, ROLES, Flag, flags_of
 from arcbridge.settings.suggest import listed, nearest, unknown
@@ -32,22 +35,33 @@ class Parser(argparse.ArgumentParser):
 
     role = ""
     """The role whose sub-commands it knows; empty: none's."""
+    path: tuple[str, ...] = ()
+    """The sub-command that it parses, or the group."""
+    asked = ""
+    """The sub-command of a mistake that is found before its own parser reads it."""
 
     def __init__(self, **options: Any) -> None:
         defaults: dict[str, Any] = {"allow_abbrev": False, "add_help": False, "argument_default": argparse.SUPPRESS}
         super().__init__(**(defaults | options))
 
+    def format_help(self) -> str:
+        from arcbridge.cli.help import page_of
+
+        return page_of(self.role, self.path).text(Screen.of(sys.stdout))
+
     def error(self, message: str) -> NoReturn:
         groups = [action for action in self._actions if isinstance(action, argparse._SubParsersAction)]
         missing = message.partition("the following arguments are required: ")[2]
         if groups and message.endswith(": "):  # argparse names what is missing, and a list of sub-commands has no name
-            message = f"a sub-command is needed: one of {', '.join(groups[0].choices)}"
+            words = list(groups[0].choices)
+            message = f"a sub-command is needed: {'one of ' * (len(words) > 1)}{', '.join(words)}"
         elif missing:
             texts = {action.dest: action.help for action in self._actions}
             named = [f"{name.upper()} ({texts.get(name, '')})" for name in missing.split(", ")]
             message = f"{' and '.join(named)} is missing"
         # One line, then what to do; the usage block of argparse fills a screen and hides the mistake.
-        sys.stderr.write(f"error: {message}\nrun `{self.prog} --help` for the flags and sub-commands\n")
+        what = "commands" if not self.asked and (groups or not self.path) else "flags and examples"
+        print_error(f"{message}\nrun `{self.asked or self.prog} --help` for the {what}")
         raise UsageError
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
@@ -67,7 +81,7 @@ def unknown_command(word: str, known: Sequence[str], role: str = "") -> str:
     if others and role:
         return f"unknown sub-command {word!r}; it is one of --role {listed(others)}"
     near = nearest(word, known)
-    hint = f"did you mean {near}?" if near else f"there are {', '.join(known)}"
+    hint = f"did you mean {near}?" if near else f"there {'are' if len(known) > 1 else 'is'} {', '.join(known)}"
     return f"unknown sub-command {word!r}; {hint}"
 
 
@@ -94,125 +108,51 @@ class Invocation:
         return self.given.get(name) is True
 
 
-def role_of(arguments: Sequence[str], *, program: str = "", environment: str = "") -> str:
-    """Return which role a command line asks for; empty when it does not say.
-
-    `--role` decides, then ARCBRIDGE_ROLE. Called as `kubectl arcbridge` it is the client; otherwise a sub-command says
-    it, a client's before those of the other roles unless it is the same for all of them, as `config check` is; without
-    a sub-command a flag says it that one role alone has.
-    """
-    for index, argument in enumerate(arguments):
-        if argument == "--":
-            break
-        if argument == "--role" and index + 1 < len(arguments):
-            return arguments[index + 1]
-        if argument.startswith("--role="):
-            return argument[len("--role=") :]
-    if environment:
-        return environment
-    if program.rpartition("/")[2].startswith("kubectl-"):
-        return "client"
-    word, flags = first_word(arguments)
-    if word:
-        named = [command.roles for command in COMMANDS if command.path[0] == word]
-        owners = {role for roles in named for role in roles}
-        if "client" in owners and ROLES not in named:
-            return "client"
-        return owners.pop() if len(owners) == 1 else WITHOUT_ROLE.get(word, "")
-    owners = set(ROLES)
-    for name in flags:
-        owners &= {role for role in ROLES for flag in flags_of(role) if name in flag.names} or owners
-    return owners.pop() if len(owners) == 1 else ""
-
-
-def first_word(arguments: Sequence[str]) -> tuple[str, list[str]]:
-    """Return the sub-command of a command line, whatever its role, and the flags before it; empty: there is none."""
-    with_value = {name for role in ROLES for flag in flags_of(role) if flag.takes_value for name in flag.names}
-    flags: list[str] = []
-    rest = iter(arguments)
-    for argument in rest:
-        if argument == "--":
-            break
-        if not argument.startswith("-") or argument == "-":
-            return argument, flags
-        name, assigned, _ = argument.partition("=")
-        flags.append(name)
-        if name in with_value and not assigned:
-            next(rest, None)
-    return "", flags
-
-
 def _add_flag(parser: argparse._ActionsContainer, flag: Flag) -> None:
     takes: dict[str, Any] = {"action": "store_true"}
     if flag.takes_value:
         # Choices are checked by the loader, so that a wrong value in a file and on the command line get one answer.
-        metavar = "|".join(flag.choices) if flag.choices else flag.metavar
-        takes = {"action": "append" if flag.kind == LIST else "store", "metavar": metavar}
-    parser.add_argument(*flag.names, dest=flag.dest, help=flag.help, **takes)
+        takes = {"action": "append" if flag.kind == LIST else "store"}
+    parser.add_argument(*flag.names, dest=flag.dest, **takes)
 
 
 def build(role: str, commands: Sequence[Command]) -> Parser:
     """Return the parser of one role, with these of its sub-commands."""
-    name = f"arcbridge --role {role}"
-    parser = Parser(
-        prog=name,
-        usage=f"{name} [FLAGS] [SUB-COMMAND]",
-        description={
-            "relay": "Bring clients and agents together; the only role with an open port.",
-            "agent": "Dial out of the cluster and talk to its API server as each caller.",
-            "client": "Reach a cluster behind a firewall: a local endpoint and a kubeconfig for it.",
-        }[role],
-    )
-    parser.role = role
+    parser = _parser_of(role, ())
     _add_flags(parser, role, ())
     if not commands:
         return parser
-    leaves = parser.add_subparsers(title="sub-commands", metavar="", dest="command_0", parser_class=Parser)
-    groups: dict[tuple[str, ...], argparse._SubParsersAction[Parser]] = {(): leaves}
+    groups: dict[tuple[str, ...], argparse._SubParsersAction[Parser]] = {}
+    groups[()] = parser.add_subparsers(metavar="", dest="command_0", parser_class=Parser)
     for command in commands:
         for level in range(1, len(command.path)):
             words = command.path[:level]
             if words not in groups:
-                head = words[-1]
-                group = groups[words[:-1]].add_parser(
-                    head, help=GROUP_HELP[head], prog=f"{name} {' '.join(words)}", add_help=True
-                )
+                group = _parser_of(role, words, groups[words[:-1]])
+                group.add_argument("-h", "--help", action="help")
                 groups[words] = group.add_subparsers(
-                    title="sub-commands", metavar="", dest=f"command_{level}", required=True, parser_class=Parser
+                    metavar="", dest=f"command_{level}", required=True, parser_class=Parser
                 )
-        leaf = groups[command.path[:-1]].add_parser(command.path[-1], **_texts(name, command))
+        leaf = _parser_of(role, command.path, groups[command.path[:-1]])
         _add_flags(leaf, role, command.flags)
         if (one := command.argument) is not None:
             leaf.add_argument(one.name, help=one.help, choices=one.choices or None, nargs=one.count or None)
     return parser
 
 
-def _texts(name: str, command: Command) -> dict[str, Any]:
-    full = f"{name} {' '.join(command.path)}"
-    shown = ""
-    if command.argument is not None:
-        shown = command.argument.name.upper() + " …" * (command.argument.count in ("*", "+"))
-        shown = f" [{shown}]" if command.argument.count in ("?", "*") else f" {shown}"
-    return {
-        "help": command.help,
-        "description": command.help[0].upper() + command.help[1:] + ".",
-        "prog": full,
-        "usage": f"{full}{shown} [FLAGS]{' -- COMMAND …' * command.takes_command}",
-    }
+def _parser_of(role: str, path: tuple[str, ...], among: argparse._SubParsersAction[Parser] | None = None) -> Parser:
+    name = spelled(role, path)
+    parser = Parser(prog=name) if among is None else among.add_parser(path[-1], prog=name)
+    parser.role, parser.path = role, path
+    return parser
 
 
 def _add_flags(parser: Parser, role: str, own: Sequence[Flag]) -> None:
     """The command's own flags, then the role's; a flag of the command hides the role's of the same name."""
     taken = {name for flag in own for name in flag.names}
-    if own:
-        section = parser.add_argument_group("flags of this sub-command")
-        for flag in own:
-            _add_flag(section, flag)
-    section = parser.add_argument_group(f"flags of --role {role}")
-    section.add_argument("-h", "--help", action="help", help="show this text")
-    for flag in flags_of(role):
-        if not taken.intersection(flag.names):
-            _add_flag(section, flag)
+    parser.add_argument("-h", "--help", action="help")
+    for flag in (*own, *(flag for flag in flags_of(role) if not taken.intersection(flag.names))):
+        _add_flag(parser, flag)
 
 
 def _refuse_unknown_flags(parser: Parser, arguments: Sequence[str], role: str) -> None:
@@ -267,9 +207,13 @@ def parse(arguments: Sequence[str], role: str) -> Invocation:
     """Parse the whole command line of one role. Raises UsageError (told), or SystemExit(0) after `--help`."""
     arguments, behind = _split_command(list(arguments), role)
     parser = build(role, _commands_needed(arguments, role))
+    words = words_of(arguments)
+    path = max((one.path for one in commands_of(role) if list(one.path) == words[: len(one.path)]), default=())
+    parser.asked = spelled(role, path) if path else ""
     if behind == [] and "-h" not in arguments and "--help" not in arguments:
         parser.error("the command goes behind --, as in `arcbridge run --cluster NAME -- kubectl get pods`")
     _refuse_unknown_flags(parser, arguments, role)
+    parser.asked = ""
     given = vars(parser.parse_args(arguments))
     if behind:
         given["command_line"] = behind

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from arcbridge.cli.commands import DOCUMENTS
-from arcbridge.cli.output import format_rows, plain, print_document, print_error, print_warning, rfc3339
+from arcbridge.cli.output import as_prose, format_rows, plain, print_document, print_error, print_warning, rfc3339
+from arcbridge.cli.screen import Column
 from arcbridge.cli.settings import load_settings
 from arcbridge.errors import ConfigError, ExitCode
 from arcbridge.identity.policy_rules import named, who
@@ -61,7 +62,7 @@ def _explained(row: policy_review.Row) -> str:
         "cluster": row["cluster_state"] and f"{row['cluster_state']}, agents: {row['agents']}{meant}",
         "user": revoked and f"logins from before {revoked['before']} are revoked ({revoked['reason']})",
     }
-    return "".join(f"{plain(key)}: {plain(text)}\n" for key, text in lines.items() if text)
+    return as_prose("\n".join(f"{plain(key)}: {plain(text)}" for key, text in lines.items() if text))
 
 
 def diff(invocation: Invocation) -> int:
@@ -78,10 +79,11 @@ def _compared(row: policy_review.Row) -> str:
     where = _RUNNING if row["running"] else _FILE
     tests = f"{row['tests']} tests {'do not all pass' if row['errors'] else 'pass'}"
     admins = f", and what {len(row['admins'])} may administer" if row["admins"] else ""
-    text = f"version {row['former']} ({where}), to {row['hash']}: {len(row['rules'])} rules differ{admins}; {tests}\n"
+    text = f"version {row['former']} ({where}), to {row['hash']}: {len(row['rules'])} rules differ{admins}; {tests}"
+    text = as_prose(text)
     heads = {"rules": "change rule line", "admins": "who", "clusters": "cluster", "users": "user sessions_lost"}
     for kind, first in heads.items():
-        columns = [(name, name.replace("_", " ").upper()) for name in (*first.split(), "gains", "loses")]
+        columns = [Column(name) for name in first.split()] + [Column(name, words=True) for name in ("gains", "loses")]
         rows = [row | {key: _first(row[key]) for key in ("gains", "loses")} for row in row[kind]]
         if rows:
             more = f"and {len(rows) - MOST_SHOWN} more {kind}\n" if len(rows) > MOST_SHOWN else ""

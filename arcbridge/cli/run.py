@@ -9,8 +9,10 @@ from importlib import import_module
 from arcbridge import __version__
 from arcbridge.cli.commands import COMMANDS, find_command
 from arcbridge.cli.core_dumps import forbid_core_dumps
-from arcbridge.cli.output import describe, print_error, wants_colour
-from arcbridge.cli.parser import Invocation, Parser, UsageError, first_word, parse, role_of, unknown_command
+from arcbridge.cli.output import describe, print_error
+from arcbridge.cli.parser import Invocation, Parser, UsageError, parse, unknown_command
+from arcbridge.cli.screen import Screen, use_colour
+from arcbridge.cli.words import role_of, words_of
 from arcbridge.errors import ArcbridgeError, ConfigError, ExitCode
 from arcbridge.settings.flags import CLIENT, ROLES
 from arcbridge.single_file import is_single_file
@@ -19,37 +21,18 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_HELP = """usage: arcbridge [--role ROLE] [FLAGS] [SUB-COMMAND]
-
-kubectl access to Kubernetes clusters behind firewalls, through a relay that cannot read what it carries.
-
-roles:
-  client   reach a cluster: a local endpoint and a kubeconfig for it
-           arcbridge login https://relay.example.org
-           arcbridge clusters
-           arcbridge proxy --cluster NAME
-  relay    bring clients and agents together; the only role with an open port
-           arcbridge --role relay --config relay.toml
-  agent    run in a cluster and dial out
-           arcbridge --role agent --config agent.toml
-
-everyday commands of the client, without a role:
-  arcbridge login https://relay.example.org   log in where the relay says
-  arcbridge connect NAME…   kubectl from any terminal, through a background process; also disconnect, status, stop, logs
-  arcbridge run -n NAME -- COMMAND   one command, and nothing left behind
-  arcbridge doctor   what is wrong on the way, and what to do
-
-`arcbridge --role ROLE --help` shows a role's flags and sub-commands, `arcbridge help SUB-COMMAND` those of one.
-Every flag can be given as ARCBRIDGE_<FLAG>, and in the file of --config.
-"""
+    from arcbridge.cli.help import HelpPage
 
 
 def run(arguments: Sequence[str], *, program: str = "arcbridge") -> int:
     """Run one command line; returns the exit code."""
     environment = os.environ
-    arguments = _as_help(arguments)
     role = role_of(arguments, program=program, environment=environment.get("ARCBRIDGE_ROLE", ""))
     try:
+        if (page := _help(arguments, role)) is not None:
+            use_colour(environment.get("ARCBRIDGE_COLOR", "auto"))
+            sys.stdout.write(page.text(Screen.of(sys.stdout)))
+            return ExitCode.DONE
         if role not in ROLES:
             if list(arguments[:1]) != ["completion"] or role:
                 return _without_role(arguments, role)
@@ -59,14 +42,13 @@ def run(arguments: Sequence[str], *, program: str = "arcbridge") -> int:
         return ExitCode.USAGE
     except SystemExit as ended:  # argparse after --help
         return int(ended.code or 0)
-    when = invocation.text("color", environment.get("ARCBRIDGE_COLOR", "auto"))
+    use_colour(invocation.text("color", environment.get("ARCBRIDGE_COLOR", "auto")))
     try:
-        colour = wants_colour(when, sys.stderr, environment)
         code = _run(invocation)
         sys.stdout.flush()
         return code
     except ArcbridgeError as error:
-        print_error(error.told(), colour=colour)
+        print_error(error.told() + _cluster_meant(error, invocation))
         return error.exit_code
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
@@ -77,7 +59,7 @@ def run(arguments: Sequence[str], *, program: str = "arcbridge") -> int:
     except Exception as error:
         if invocation.switch("verbose"):
             raise
-        print_error(describe(error), colour=colour)
+        print_error(describe(error))
         return ExitCode.FAILURE
 
 
@@ -98,6 +80,23 @@ def _run(invocation: Invocation) -> int:
     return code
 
 
+def _cluster_meant(error: ArcbridgeError, invocation: Invocation) -> str:
+    """Return a further line for an error of a client's command that was about a cluster."""
+    names = [one for one in (*invocation.texts("cluster"), invocation.text("name")) if one]
+    if invocation.role != CLIENT or not names:
+        return ""
+    from pathlib import Path
+
+    from arcbridge.cli.terminal import cluster_meant
+    from arcbridge.client.state import StateDirectory
+
+    given = invocation.text("state_dir") or os.environ.get("ARCBRIDGE_STATE_DIR", "")
+    try:
+        return cluster_meant(error, names, StateDirectory.find(Path(given) if given else None, os.environ))
+    except ArcbridgeError:
+        return ""  # the error itself is what counts
+
+
 def _with_places(error: ConfigError, invocation: Invocation) -> ConfigError:
     """Return the same error; one of settings says where each of them was given."""
     from arcbridge.cli.settings import place_of
@@ -115,14 +114,16 @@ def version(invocation: Invocation) -> int:
     return ExitCode.DONE
 
 
-def _as_help(arguments: Sequence[str]) -> Sequence[str]:
-    """`help`, and `help SUB-COMMAND`, as the flag."""
-    word, _ = first_word(arguments)
-    if word != "help":
-        return arguments
-    rest = list(arguments)
-    rest.remove("help")
-    return [*rest, "--help"]
+def _help(arguments: Sequence[str], role: str) -> HelpPage | None:
+    """Return the page for `help` and `help WORD …`, and for `--help` where the command line says no role; None: it asks
+    for neither, or for what is not there."""
+    words = words_of(arguments)
+    asked = words[:1] == ["help"]
+    if not asked and (role or not {"-h", "--help"}.intersection(arguments)):
+        return None
+    from arcbridge.cli.help import help_for
+
+    return help_for(words[asked:], role)
 
 
 def _without_role(arguments: Sequence[str], role: str) -> int:
@@ -130,17 +131,17 @@ def _without_role(arguments: Sequence[str], role: str) -> int:
     if role:
         print_error(f"--role {role}: unknown; use one of {', '.join(ROLES)}")
         return ExitCode.USAGE
-    if "-h" in arguments or "--help" in arguments:
-        sys.stdout.write(_HELP)
-        return ExitCode.DONE
     if "--version" in arguments or arguments == ["version"]:
         print(f"arcbridge {__version__}")
         return ExitCode.DONE
     if not arguments:
-        sys.stderr.write(_HELP)
+        from arcbridge.cli.help import page_of
+
+        sys.stderr.write(page_of(CLIENT, ()).text(Screen.of(sys.stderr)))
         return ExitCode.USAGE
     parser = Parser(prog="arcbridge")
-    word, _ = first_word(arguments)
+    words = words_of(arguments)
+    word = next(iter(words[words[:1] == ["help"] :]), "")
     known = {command.path[0]: None for command in COMMANDS}
     if word and word not in known:
         parser.error(unknown_command(word, [*known, "help"]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from importlib import import_module
 
 from arcbridge.cli.parser import Invocation
@@ -64,11 +63,14 @@ def doctor(invocation: Invocation) -> int:
     import asyncio
 
     from arcbridge.checks.diagnosis import first_failure
-    from arcbridge.cli.output import format_findings
+    from arcbridge.cli.output import FindingPrinter
     from arcbridge.observe import logging
 
     logging.configure(invocation.role, "critical", config.observe.log_format)
     diagnose = import_module(f"arcbridge.{invocation.role}.doctor").diagnose
     findings = asyncio.run(diagnose(config, place_of(invocation, os.environ)))
-    sys.stdout.write(format_findings(findings, invocation.text("output", "table")))
+    printer = FindingPrinter(invocation.text("output"), [finding.hop for finding in findings])
+    for finding in findings:
+        printer.add(finding)
+    printer.end()
     return ExitCode.DONE if first_failure(findings) is None else ExitCode.FAILURE

@@ -8,7 +8,6 @@ else the first of `$XDG_CONFIG_HOME/arcbridge/<role>.toml` and `/etc/arcbridge/<
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,7 +114,9 @@ def _with_profile(config: ClientConfig, invocation: Invocation, environment: Map
     config, fit = fill(config, RelayProfiles(state.path))
     if len(fit) > 1 and invocation.command[0] not in _SILENT:
         others = ", ".join(one.url for one in fit[1:])
-        sys.stderr.write(f"at {fit[0].url}, the last login; for another one give --relay ({others})\n")
+        from arcbridge.cli.output import print_note
+
+        print_note(f"at {fit[0].url}, the last login; for another one give --relay ({others})")
     return config
 
 

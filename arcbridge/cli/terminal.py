@@ -11,11 +11,17 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from arcbridge.cli.output import plain
+from arcbridge.cli.output import plain, print_note
+from arcbridge.cli.screen import Screen, Waiting, over_waiting, prose
+from arcbridge.errors import ArcbridgeError, PermissionRefused
 from arcbridge.settings.config import ClientConfig
+from arcbridge.settings.suggest import nearest
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from arcbridge.client.service import Terminal
+    from arcbridge.client.state import StateDirectory
 
 
 def configure_logging(config: ClientConfig, default_level: str = "") -> None:
@@ -35,13 +41,17 @@ def terminal(lines: TextIO) -> Terminal:
     from arcbridge.client.service import Terminal
 
     def tell(line: str) -> None:
-        lines.write(f"{plain(line)}\n")
+        lines.write(over_waiting(prose(plain(line), Screen.of(lines), "  "), lines))
         # Tools wait for these lines on a pipe.
         lines.flush()
 
     interactive = sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
     return Terminal(
-        tell=tell, write_data=write_data, ask_trust=ask_trust if interactive else None, may_log_in=sys.stderr.isatty()
+        tell=tell,
+        write_data=write_data,
+        ask_trust=ask_trust if interactive else None,
+        may_log_in=sys.stderr.isatty(),
+        waiting=lambda text, limit: Waiting(sys.stderr, text, limit),
     )
 
 
@@ -53,7 +63,17 @@ def repair_contexts(state_dir: Path | None) -> None:
         from arcbridge.client.kubeconfig import running
 
         for sentence in running.repair_contexts(state_dir, os.environ):
-            sys.stderr.write(f"{plain(sentence)}\n")
+            print_note(plain(sentence))
+
+
+def cluster_meant(error: ArcbridgeError, names: Sequence[str], state: StateDirectory) -> str:
+    """Return a further line for an error: which cluster was probably meant, by the names that are kept here."""
+    if error.status_code != PermissionRefused.status_code or not names:
+        return ""
+    known = state.cluster_names()
+    near = next((one for name in names if name not in known and (one := nearest(name, known))), "")
+    meant = f"did you mean {near}? " if near else ""
+    return f"\n{meant}`arcbridge clusters` lists the clusters that you may reach"
 
 
 def write_data(text: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -28,7 +29,7 @@ from arcbridge.settings.config import ClientConfig
 
 if TYPE_CHECKING:
     # aiohttp takes a quarter of a second to import: `login` needs it, `proxy` does not.
-    from arcbridge.client.credentials.login import Login, OpenBrowser, Say
+    from arcbridge.client.credentials.login import Login, OpenBrowser, Say, Wait
     from arcbridge.identity.proof import ProofKey
 
 
@@ -44,6 +45,8 @@ class Terminal:
     """Asks whether a cluster's pin is right; None: the user cannot be asked."""
     may_log_in: bool = False
     """Whether a login may wait for the user."""
+    waiting: Wait = field(default=lambda text, limit: nullcontext())
+    """Shows that the command waits, as long as the context is entered."""
     open_browser: OpenBrowser | None = None
     """Opens a URL in a browser; None: the system's own."""
 
@@ -104,7 +107,14 @@ class ClientContext:
 
         cache, terminal = cache_of(self.config, self.state), self.terminal
         command = self._login_command()
-        return Login(login, cache, say=terminal.tell, open_browser=terminal.open_browser, command=command)
+        return Login(
+            login,
+            cache,
+            say=terminal.tell,
+            waiting=terminal.waiting,
+            open_browser=terminal.open_browser,
+            command=command,
+        )
 
     def require_login(self) -> None:
         """Raise Unauthenticated where it is plain, without the network, that there is no token for the relay.

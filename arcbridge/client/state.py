@@ -217,8 +217,12 @@ class StateDirectory:
         except StateError:
             pass  # the names are for completion alone
 
+    def cluster_names(self) -> list[str]:
+        """Return the names that the relay listed last, and those that were reached since."""
+        return (read_file(self.cache / "clusters") or b"").decode("utf-8", "replace").split()
+
     def add_cluster_name(self, name: str) -> None:
-        known = (read_file(self.cache / "clusters") or b"").decode("utf-8", "replace").split()
+        known = self.cluster_names()
         if name not in known:
             self.keep_cluster_names([*known, name])
 

@@ -2,45 +2,100 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
+import re
+import select
 import shutil
+import struct
 import subprocess
+import termios
 from pathlib import Path
 
 import pytest
+import tree_sitter
+import tree_sitter_powershell
 
+from arcbridge.cli.commands import COMMANDS, INTERNAL, SHELLS
 from arcbridge.cli.completion import script
 from tests.support.processes import require_or_skip
 
 
-def offered(shell: str, line: str, home: Path, **environment: str) -> set[str]:
+def need(shell: str) -> None:
     if shutil.which(shell) is None:
         require_or_skip("shells", f"{shell} is not on this machine")
-    (home / "script").write_text(script(shell))
+
+
+def bash(line: str, home: Path) -> set[str]:
+    """What the function of the script leaves, called as the line editor calls it."""
     words = line.split(" ")
     asking = (
         f"COMP_WORDS=({' '.join(repr(word) for word in words)})\nCOMP_CWORD={len(words) - 1}\n_arcbridge\n"
         "printf '%s\\n' \"${COMPREPLY[@]}\"\n"
     )
-    commands = {
-        "bash": ["bash", "-c", f"source {home}/script\n{asking}"],
-        # As bash's completion is emulated there.
-        "zsh": ["zsh", "-f", "-c", f"autoload -U compinit && compinit -D\nsource {home}/script\n"
-                f"ask() {{ emulate -L sh; setopt kshglob noshglob braceexpand ksharrays\n{asking}}}\nask"],
-        "fish": ["fish", "--no-config", "-c", f"source {home}/script; complete -C {line!r}"],
-    }  # fmt: skip
+    return told(["bash", "-c", f"source {home}/script\n{asking}"], home)
+
+
+def fish(line: str, home: Path) -> set[str]:
+    return told(["fish", "--no-config", "-c", f"source {home}/script; complete -C {line!r}"], home)
+
+
+def told(command: list[str], home: Path) -> set[str]:
     done = subprocess.run(
-        commands[shell],
+        command,
         capture_output=True,
         text=True,
         check=False,
-        timeout=20,
-        env={"HOME": str(home), "PATH": "/usr/bin:/bin", **environment},
+        timeout=60,
+        env={"HOME": str(home), "PATH": f"{home}/bin:/usr/bin:/bin"},
         cwd=home,
     )
     assert done.stderr == ""
-    return {offer.split("\t")[0] for offer in done.stdout.splitlines()}
+    return set(done.stdout.splitlines())
+
+
+def zsh(line: str, home: Path) -> set[str]:
+    """What the real line editor lists below the line, each offer with its text."""
+    (home / ".zshrc").write_text(
+        "autoload -U compinit && compinit -D\nsource ~/script\nPS1='READY>'\nbindkey '^I' list-choices\nLISTMAX=0\n"
+        "zle-line-init() { print -n BEGUN }\nzle -N zle-line-init\n"
+    )
+    # The first line is what was typed, the last one what is drawn anew behind the list.
+    return set(typed(f"{line}\t", home).splitlines()[1:-1])
+
+
+def typed(keys: str, home: Path) -> str:
+    """What zsh prints behind its prompt when keys are typed, until it has nothing more to do."""
+    environment = {"HOME": str(home), "PATH": f"{home}/bin:/usr/bin:/bin", "TERM": "xterm"}
+    terminal, end = pty.openpty()
+    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 400, 200, 0, 0))
+    with os.fdopen(terminal, "r+b", buffering=0) as screen, os.fdopen(end, "wb") as own:
+        process = subprocess.Popen(
+            ["zsh", "-d", "-i"], stdin=own, stdout=own, stderr=own, env=environment, cwd=home, start_new_session=True
+        )
+        try:
+            read_until(screen, b"BEGUN")
+            screen.write(keys.encode())
+            # What is typed behind the TAB is echoed when the list is there.
+            screen.write(b"#THE-END")
+            text = read_until(screen, b"#THE-END")
+        finally:
+            process.kill()
+            process.wait()
+    text = re.sub(rb"\x1b\[\d*A", b"\n", text)  # back from the list to the line
+    return re.sub(r"\x1b[=>]|\x1b\[[?0-9;]*[A-Za-z]|\r|READY>|BEGUN", "", text.decode())
+
+
+def read_until(screen: object, mark: bytes) -> bytes:
+    said = b""
+    while mark not in said:
+        assert select.select([screen], [], [], 60)[0], said
+        said += screen.read(4096)
+    return said
+
+
+ASK = {"bash": bash, "zsh": zsh, "fish": fish}
 
 
 @pytest.fixture
@@ -48,98 +103,124 @@ def home(tmp_path: Path) -> Path:
     (tmp_path / ".cache/arcbridge").mkdir(parents=True)
     (tmp_path / ".cache/arcbridge/clusters").write_text("one\ntwo\n")
     (tmp_path / "a-file").write_text("")
+    (tmp_path / "bin").mkdir()
+    for program in ("kubexample", "arcbridge"):
+        (tmp_path / "bin" / program).write_text("#!/bin/sh\n")
+        (tmp_path / "bin" / program).chmod(0o755)
     return tmp_path
 
 
-@pytest.mark.parametrize(
-    ("line", "expected", "unexpected"),
-    [
-        ("arcbridge ", {"proxy", "clusters", "--cluster", "--role"}, {"token", "--join-token-file"}),
-        ("arcbridge --role relay ", {"token", "cluster", "user", "run", "--policy"}, {"proxy", "--kube-context"}),
-        ("arcbridge --role relay user ", {"revoke", "restore", "list"}, {"create"}),
-        ("arcbridge user revoke --", {"--before", "--reason"}, {"--uses"}),
-        ("arcbridge --role relay token ", {"create", "list", "delete"}, {"revoke"}),
-        ("arcbridge token ", {"create", "list", "delete"}, {"revoke"}),
-        ("arcbridge token create --", {"--uses", "--ttl", "--rebind"}, {"--trust-first-use"}),
-        ("arcbridge --role=agent ", {"enroll", "run", "--state-dir"}, {"proxy"}),
-        ("arcbridge --role ", {"relay", "agent", "client"}, {"proxy"}),
-        ("arcbridge completion ", {"bash", "zsh", "fish"}, set()),
-        ("arcbridge clusters -o ", {"table", "json", "yaml", "name"}, {"--cluster"}),
-        ("arcbridge --port ", set(), {"proxy"}),
-        ("arcbridge pro", {"proxy"}, {"clusters"}),
-        ("arcbridge -n ", {"one", "two"}, {"proxy"}),
-        ("arcbridge --config ", {"a-file"}, {"proxy"}),
-    ],
-)
-def test_bash(line: str, expected: set[str], unexpected: set[str], home: Path) -> None:
-    found = offered("bash", line, home)
-    assert expected <= found
-    assert not unexpected & found
+def offered(shell: str, line: str, home: Path) -> set[str]:
+    need(shell)
+    (home / "script").write_text(script(shell))
+    rows = [re.split(r"\t| +-- ", row)[0] for row in ASK[shell](line, home)]
+    # In zsh names of one text share a row.
+    return {word for row in rows for word in (row.split() if shell == "zsh" else [row])}
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh"])
-def test_b3_what_is_no_name_is_not_expanded(shell: str, home: Path) -> None:
-    """The names are a relay's word, kept by a version that did not check them: no shell may run what they say."""
-    lines = ("one", "$(touch${IFS}ran)", "`touch${IFS}ran`", "a;touch ran", "x $(touch ran)", "${HOME}")
-    (home / ".cache/arcbridge/clusters").write_text("\n".join(lines) + "\n")
-    assert offered(shell, "arcbridge -n ", home) == {"one"}
-    assert not (home / "ran").exists()
+CASES = [
+    ("arcbridge ", {"proxy", "clusters", "connect", "help"}, {"token", "--cluster", "--role", *INTERNAL}),
+    ("arcbridge -", {"--cluster", "--role", "-n", "--help"}, {"proxy", "--join-token-file", "--static"}),
+    ("arcbridge --role relay ", {"token", "cluster", "user", "run"}, {"proxy", "--policy"}),
+    ("arcbridge --role relay --p", {"--policy", "--public-address"}, {"--kube-context"}),
+    ("arcbridge user ", {"revoke", "restore", "list"}, {"create"}),
+    ("arcbridge user revoke --", {"--before", "--reason"}, {"--uses"}),
+    ("arcbridge --role=agent ", {"enroll", "run"}, {"proxy", "--state-dir"}),
+    ("arcbridge --role ", {"relay", "agent", "client"}, {"proxy"}),
+    ("arcbridge --role client con", {"connect", "config"}, {"clusters"}),
+    ("arcbridge admin token ", {"create", "list", "delete"}, {"revoke", "one"}),
+    ("arcbridge completion ", set(SHELLS), {"one"}),
+    ("arcbridge clusters -o ", {"table", "json", "yaml", "name"}, {"--cluster"}),
+    ("arcbridge --port ", set(), {"proxy", "one"}),
+    ("arcbridge -n ", {"one", "two"}, {"proxy"}),
+    ("arcbridge connect ", {"one", "two"}, {"proxy", "a-file"}),
+    ("arcbridge connect one t", {"two"}, {"one"}),
+    ("arcbridge -v disconnect ", {"one", "two"}, {"--all"}),
+    ("arcbridge doctor o", {"one"}, {"two"}),
+    ("arcbridge connect --", {"--static", "--port"}, {"one", "--all", "--throughput"}),
+    ("arcbridge logs -", {"--follow", "-f"}, {"--data-dir", "--output"}),
+    ("arcbridge --config ", {"a-file"}, {"proxy"}),
+    ("arcbridge audit show ", {"a-file"}, {"proxy"}),
+    ("arcbridge help con", {"connect", "config"}, {"one"}),
+    ("arcbridge help ", {"flags", "exit-codes", "connect"}, {"one"}),
+    ("arcbridge help token ", {"create", "list"}, {"flags2", "one"}),
+    ("arcbridge run -n one -- kubex", {"kubexample"}, {"--parallel", "proxy"}),
+    ("arcbridge run -n one -- kubexample a-f", {"a-file"}, {"proxy"}),
+]
 
 
-@pytest.mark.parametrize("shell", ["zsh", "fish"])
-@pytest.mark.parametrize(
-    ("line", "expected", "unexpected"),
-    [
-        ("arcbridge ", {"proxy", "clusters"}, {"revoke"}),
-        ("arcbridge token ", {"create", "list", "delete"}, {"revoke"}),
-        ("arcbridge --role ", {"relay", "agent", "client"}, {"proxy"}),
-        ("arcbridge completion ", {"bash", "zsh", "fish"}, set()),
-        ("arcbridge -n ", {"one", "two"}, {"proxy"}),
-    ],
-)
-def test_the_others(shell: str, line: str, expected: set[str], unexpected: set[str], home: Path) -> None:
+@pytest.mark.parametrize("shell", ASK)
+@pytest.mark.parametrize(("line", "expected", "unexpected"), CASES)
+def test_offers(shell: str, line: str, expected: set[str], unexpected: set[str], home: Path) -> None:
     found = offered(shell, line, home)
     assert expected <= found
     assert not unexpected & found
 
 
-def test_fish_knows_every_role() -> None:
-    text = script("fish")
-    for word in ("proxy", "enroll", "token", "revoke", "-l trust-first-use"):
-        assert word in text
+@pytest.mark.parametrize("line", ["arcbridge -n ", "arcbridge disconnect "])
+@pytest.mark.parametrize("shell", ASK)
+def test_b3_what_is_no_name_is_not_expanded(shell: str, line: str, home: Path) -> None:
+    """The names are a relay's word, kept by a version that did not check them: no shell may run what they say."""
+    lines = ("one", "$(touch${IFS}ran)", "`touch${IFS}ran`", "a;touch ran", "x $(touch ran)", "${HOME}", "two")
+    (home / ".cache/arcbridge/clusters").write_text("\n".join(lines) + "\n")
+    assert {offer for offer in offered(shell, line, home) if offer != "cluster"} == {"one", "two"}
+    assert not (home / "ran").exists()
 
 
-def test_fish_finds_the_cluster_names_where_they_are_kept(home: Path) -> None:
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_descriptions(shell: str, home: Path) -> None:
+    need(shell)
+    (home / "script").write_text(script(shell))
+    text = "list the clusters you may reach"
+    assert any(re.fullmatch(rf"clusters\s+(-- )?{text}", row) for row in ASK[shell]("arcbridge ", home))
+    assert any(re.match(r"--config\s+(-- )?settings file", row) for row in ASK[shell]("arcbridge --co", home))
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_each_script_has_every_word(shell: str) -> None:
+    text = script(shell)
+    for command in COMMANDS:
+        if command.path[0] not in INTERNAL:
+            assert all(re.search(rf"\b{word}\b", text) for word in command.path), command.path
+        for flag in command.flags:
+            assert flag.long in text
+
+
+def test_powershell_s_script_is_powershell() -> None:
+    """As a parser of the language says: no registry that CI reaches has a PowerShell that could run it."""
+    parser = tree_sitter.Parser(tree_sitter.Language(tree_sitter_powershell.language()))
+    assert not parser.parse(script("powershell").encode()).root_node.has_error
+    assert parser.parse(script("powershell").replace("foreach (", "foreach ", 1).encode()).root_node.has_error
+
+
+def test_no_two_keys_of_powershell_s_tables_differ_by_case_alone() -> None:
+    """Its tables do not tell `-v` from `-V`, and refuse the second."""
+    for table in re.findall(r"@\{\n(.*?)\n    \}", script("powershell"), re.DOTALL):
+        keys = [line.partition(" = ")[0].strip().lower() for line in table.splitlines()]
+        assert len(keys) == len(set(keys))
+
+
+def test_the_file_of_cluster_names_is_found_where_the_variable_says(home: Path) -> None:
+    need("fish")
     (home / "elsewhere/arcbridge").mkdir(parents=True)
     (home / "elsewhere/arcbridge/clusters").write_text("other\n")
-    assert offered("fish", "arcbridge -n ", home, XDG_CACHE_HOME=str(home / "elsewhere")) == {"other"}
+    (home / "script").write_text(f"set -gx XDG_CACHE_HOME {home}/elsewhere\n{script('fish')}")
+    assert {offer.split("\t")[0] for offer in fish("arcbridge -n ", home)} == {"other"}
 
 
 @pytest.mark.parametrize(
-    ("typed", "expected"), [("a-f", "a-file"), ("two", "two words/one file"), ("~/a-f", "{home}/a-file")]
+    ("typing", "expected"), [("a-f", "a-file"), ("two", "two words/one file"), ("~/a-f", "{home}/a-file")]
 )
-def test_zsh_completes_files_as_it_does_for_others(typed: str, expected: str, home: Path) -> None:
+def test_zsh_completes_files_as_it_does_for_others(typing: str, expected: str, home: Path) -> None:
     """The real line editor gets TABs, and the program that then runs says what they made of the line."""
-    if shutil.which("zsh") is None:
-        require_or_skip("shells", "zsh is not on this machine")
+    need("zsh")
     (home / "two words").mkdir()
     (home / "two words/one file").write_text("")
     (home / "script").write_text(script("zsh"))
     (home / ".zshrc").write_text(
         "autoload -U compinit && compinit -D\nsource ~/script\nPS1='READY>'\n"
-        'arcbridge() { print -rn -- "$2" > ~/given; exit }\n'
+        "zle-line-init() { print -n BEGUN }\nzle -N zle-line-init\n"
+        'arcbridge() { print -rn -- "$2" > ~/given; print "#THE-""END" }\n'
     )
-    environment = {"HOME": str(home), "PATH": "/usr/bin:/bin", "TERM": "dumb"}
-    terminal, end = pty.openpty()
-    with os.fdopen(terminal, "r+b", buffering=0) as screen, os.fdopen(end, "wb") as own:
-        zsh = subprocess.Popen(["zsh", "-d", "-i"], stdin=own, stdout=own, stderr=own, env=environment, cwd=home)
-        try:
-            said = b""
-            while b"READY>" not in said:
-                said += screen.read(1024)
-            screen.write(f"arcbridge --config {typed}\t\t\r".encode())
-            zsh.wait(60)
-        finally:
-            zsh.kill()
-            zsh.wait()
+    typed(f"arcbridge --config {typing}\t\t\r", home)
     assert (home / "given").read_text() == expected.format(home=home)

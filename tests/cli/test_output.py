@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import io
 import json
 
 import pytest
 import yaml
 
 from arcbridge.checks.diagnosis import Finding, FindingState
-from arcbridge.cli.output import (
-    describe,
-    format_document,
-    format_findings,
-    format_rows,
-    plain,
-    print_error,
-    wants_colour,
-)
+from arcbridge.cli.output import FindingPrinter, describe, format_document, format_rows, plain, print_error
+from arcbridge.cli.screen import Column, use_colour
 from arcbridge.errors import ConfigError, Unreachable
 
 ROWS = [
     {"name": "a", "state": "Connected", "agents": 2, "more": [1]},
     {"name": "longer\x1b[31m", "state": "", "agents": None, "more": []},
 ]
-COLUMNS = (("name", "NAME"), ("state", "STATE"), ("agents", "AGENTS"))
+COLUMNS = (Column("name"), Column("state", state=True), Column("agents"))
 
 
 def test_table() -> None:
@@ -40,35 +32,16 @@ def test_machine_formats() -> None:
     assert yaml.safe_load(format_rows(ROWS, COLUMNS, "yaml")) == ROWS
     assert format_rows(ROWS, COLUMNS, "name") == "a\nlonger\\x1b[31m\n"
     with pytest.raises(ConfigError, match="--output"):
-        format_rows(ROWS, COLUMNS, "wide")
+        format_rows(ROWS, COLUMNS, "text")
 
 
 def test_errors_are_one_line_then_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
     print_error("it broke\x1b[0m\nmend it")
     assert capsys.readouterr().err == "error: it broke\\x1b[0m\nmend it\n"
-    print_error("", colour=True)
+    use_colour("always")
+    print_error("")
+    use_colour("auto")
     assert capsys.readouterr().err == "\x1b[31merror:\x1b[0m \n"
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-@pytest.mark.parametrize(
-    ("when", "environment", "wanted"),
-    [
-        ("auto", {}, True),
-        ("auto", {"NO_COLOR": "1"}, False),
-        ("auto", {"NO_COLOR": ""}, True),
-        ("auto", {"TERM": "dumb"}, False),
-        ("never", {}, False),
-        ("always", {"NO_COLOR": "1"}, True),
-    ],
-)
-def test_colour(when: str, environment: dict[str, str], wanted: bool) -> None:
-    assert wants_colour(when, Terminal(), environment) is wanted
-    assert wants_colour("auto", io.StringIO(), {}) is False
 
 
 def test_descriptions() -> None:
@@ -93,8 +66,16 @@ CAUSE = Finding("relay certificate", FindingState.FAILED, "it has\x1b[2J expired
 LATER = Finding("session", FindingState.FAILED, "none", "try again", "session")
 
 
-def test_a_table_ends_with_what_to_do() -> None:
-    assert format_findings([FINE, WARNED, CAUSE, LATER], "") == (
+def printed(findings: list[Finding], output: str, capsys: pytest.CaptureFixture[str]) -> str:
+    printer = FindingPrinter(output)
+    for finding in findings:
+        printer.add(finding)
+    printer.end()
+    return capsys.readouterr().out
+
+
+def test_a_table_ends_with_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    assert printed([FINE, WARNED, CAUSE, LATER], "", capsys) == (
         "HOP                 STATE     DETAIL\n"
         "name resolution     ok        192.0.2.1\n"
         "clock               warning   40 s slow\n"
@@ -105,16 +86,25 @@ def test_a_table_ends_with_what_to_do() -> None:
     )
 
 
-def test_scripts_read_the_cause() -> None:
-    document = json.loads(format_findings([FINE, CAUSE, LATER], "json"))
+def test_rows_come_one_by_one_and_a_document_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
+    for output, shown in (("table", "192.0.2.1"), ("json", "")):
+        printer = FindingPrinter(output)
+        printer.add(FINE)
+        assert shown in capsys.readouterr().out
+        assert bool(shown) or not printer.end()
+        capsys.readouterr()
+
+
+def test_scripts_read_the_cause(capsys: pytest.CaptureFixture[str]) -> None:
+    document = json.loads(printed([FINE, CAUSE, LATER], "json", capsys))
     assert document["ok"] is False
     assert document["cause"] == "relay_certificate"
     expected = {"hop": "name resolution", "state": "ok", "detail": "192.0.2.1", "remedy": "", "code": ""}
     assert document["hops"][0] == expected
-    assert yaml.safe_load(format_findings([FINE, CAUSE, LATER], "yaml")) == document
-    assert json.loads(format_findings([FINE], "json"))["cause"] == ""
+    assert yaml.safe_load(printed([FINE, CAUSE, LATER], "yaml", capsys)) == document
+    assert json.loads(printed([FINE], "json", capsys))["cause"] == ""
 
 
 def test_an_unknown_format_is_refused() -> None:
     with pytest.raises(ConfigError, match="use table, json or yaml"):
-        format_findings([FINE], "name")
+        FindingPrinter("name")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from arcbridge.cli.commands import commands_of, find_command
-from arcbridge.cli.parser import UsageError, _commands_needed, parse, role_of
+from arcbridge.cli.parser import UsageError, _commands_needed, parse
+from arcbridge.cli.words import role_of
 from arcbridge.errors import ExitCode
 
 
@@ -86,7 +87,7 @@ def test_positionals_and_groups() -> None:
         ("relay", "token craete", "unknown sub-command 'craete'; did you mean create?"),
         ("relay", "token x", "unknown sub-command 'x'; there are create, list, delete"),
         ("relay", "token", "a sub-command is needed: one of create, list, delete"),
-        ("client", "completion bsh", "SHELL: 'bsh' is unknown; did you mean bash? Use bash, zsh or fish"),
+        ("client", "completion bsh", "SHELL: 'bsh' is unknown; did you mean bash? Use bash, zsh, fish or powershell"),
         ("client", "forward", "TARGET (name of the target in the agent's settings) is missing"),
         ("client", "--clust x", "unknown flag --clust"),
         ("client", "--port", "argument --port: expected one argument"),
@@ -118,12 +119,21 @@ def test_relays_of_a_login_may_be_left_out_or_several() -> None:
     assert parse(["--relay", "https://a", "login"], "client").texts("relay_url") == ()
 
 
-@pytest.mark.parametrize("line", ["--help", "-h", "forward --help", "config print -h", "config --help"])
-def test_help(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("line", "begin"),
+    [
+        ("--help", "usage: arcbridge COMMAND"),
+        ("-h", "usage: arcbridge COMMAND"),
+        ("forward --help", "usage: arcbridge forward TARGET"),
+        ("config print -h", "usage: arcbridge --role ROLE config print"),
+        ("config --help", "usage: arcbridge --role client config SUB-COMMAND"),
+    ],
+)
+def test_help(line: str, begin: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         parse(line.split(), "client")
     assert caught.value.code == 0
-    assert capsys.readouterr().out.startswith("usage: arcbridge --role client")
+    assert capsys.readouterr().out.startswith(begin)
 
 
 LINES = """ | proxy | proxy --port 1 | --port 1 proxy -v | -n a -n b | -n=a | -nv | -v -v |

@@ -88,13 +88,19 @@ def test_a_line_that_names_no_role(line: str, said: str, capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("line", "usage"),
     [
-        ("help", "usage: arcbridge [--role ROLE] [FLAGS] [SUB-COMMAND]"),
-        ("help login", "usage: arcbridge --role client login [RELAY_URL …] [FLAGS]"),
-        ("login --help", "usage: arcbridge --role client login [RELAY_URL …] [FLAGS]"),
-        ("help token create", "usage: arcbridge --role relay token create [FLAGS]"),
-        ("--role agent help", "usage: arcbridge --role agent [FLAGS] [SUB-COMMAND]"),
-        ("run --help", "usage: arcbridge --role client run [FLAGS] -- COMMAND …"),
-        ("--role client help forward", "usage: arcbridge --role client forward TARGET [FLAGS]"),
+        ("help", "usage: arcbridge COMMAND [FLAGS]"),
+        ("help login", "usage: arcbridge login [RELAY_URL …] [FLAGS]"),
+        ("login --help", "usage: arcbridge login [RELAY_URL …] [FLAGS]"),
+        ("help token create", "usage: arcbridge token create [FLAGS]"),
+        ("--role agent help", "usage: arcbridge --role agent COMMAND [FLAGS]"),
+        ("run --help", "usage: arcbridge run [FLAGS] -- COMMAND …"),
+        ("help config check", "usage: arcbridge --role ROLE config check [FLAGS]"),
+        ("config check -h", "usage: arcbridge --role ROLE config check [FLAGS]"),
+        ("help version", "usage: arcbridge version [FLAGS]"),
+        ("help flags", "All commands of the client take these flags, before and behind their words. Each"),
+        ("help flags --role agent", "All commands of the agent take these flags, before and behind their words. Each"),
+        ("help exit-codes", "All commands end with these exit codes; scripts can rely on them."),
+        ("--role client help forward", "usage: arcbridge forward TARGET [FLAGS]"),
     ],
 )
 def test_help_is_a_sub_command_too(line: str, usage: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -117,7 +123,10 @@ def test_a_client_needs_no_role(
     ("line", "said"),
     [
         ("stauts", "error: unknown sub-command 'stauts'; did you mean status?"),
-        ("--role relay token list -o wide", "error: flag --output: 'wide' is unknown; use table, json, yaml or name"),
+        (
+            "--role relay token list -o text",
+            "error: flag --output: 'text' is unknown; use table, wide, json, yaml or name",
+        ),
         ("-n X", "error: flag --cluster: 'X': not a cluster name: use 1 to 63 lower-case letters"),
         ("--role client login", "error: no relay is known here: run `arcbridge login https://RELAY`"),
         ("--role agent", "error: relays: required but not set; give --relay https://host:port"),

@@ -3,10 +3,15 @@
 import io
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
 from arcbridge.cli import terminal as module
+from arcbridge.client.background.caller import answer_of
+from arcbridge.client.background.process import _error
+from arcbridge.client.state import StateDirectory
+from arcbridge.errors import ArcbridgeError, PermissionRefused, Unauthenticated
 from arcbridge.settings.config import ClientConfig, ObserveConfig
 
 
@@ -54,3 +59,27 @@ async def test_b48_what_was_typed_before_the_question_is_no_answer(monkeypatch: 
         os.write(main, b"y\n")
         assert not await module.ask_yes("Trust it? [y/N] ")
     os.close(main)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("berlin-factry", "did you mean berlin-factory? `arcbridge clusters` lists"),
+        ("berlin-factory", "`arcbridge clusters` lists"),
+        ("prague", "`arcbridge clusters` lists"),
+    ],
+)
+def test_a_mistyped_cluster_is_told_the_nearest_one_that_is_known_here(name: str, said: str, tmp_path: Path) -> None:
+    """Without the network: by the names that the relay listed last; and also where the background process refuses."""
+    state = StateDirectory(tmp_path, tmp_path / "cache")
+    state.keep_cluster_names(["berlin-factory", "munich"])
+    for error in (PermissionRefused("no"), refused_by_the_process(PermissionRefused("no"))):
+        assert module.cluster_meant(error, [name], state).startswith(f"\n{said}")
+    for other in (Unauthenticated("no"), refused_by_the_process(Unauthenticated("no"))):
+        assert module.cluster_meant(other, [name], state) == ""
+
+
+def refused_by_the_process(error: ArcbridgeError) -> ArcbridgeError:
+    with pytest.raises(ArcbridgeError) as caught:
+        answer_of(_error(error))
+    return caught.value

@@ -103,9 +103,18 @@ def _block(page: str, line: int, mark: str, text: str) -> Block:
     )
 
 
+def unbroken(output: list[str]) -> list[str]:
+    """Return each line with those that it goes on in: a terminal of 80 columns gets sentences broken and indented."""
+    lines: list[str] = []
+    for line in reversed(output):
+        after = lines[-1] if lines and lines[-1].startswith("  ") else ""
+        lines.append(f"{line} {after.strip()}" if after else line)
+    return lines[::-1]
+
+
 def missing(expected: str, output: list[str]) -> str:
     """Return the first line of `expected` that the output does not have, in this order; empty: it has all."""
-    rest = iter(output)
+    rest = iter(unbroken(output))
     for line in expected.splitlines():
         pattern = re.compile(".*?".join(re.escape(part) for part in line.split("…")))
         if not any(pattern.search(written) for written in rest):

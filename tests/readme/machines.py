@@ -148,9 +148,8 @@ class Machines:
 
     def _log_in(self, process: ManagedProcess) -> None:
         """Do what the reader does: open the page, type the code, choose alice."""
-        page, code = process.wait_for_line(
-            r"open (https://\S+) in a browser and enter the code (\S+)", timeout=30
-        ).groups()
+        page = process.wait_for_line(r"open (https://\S+) in a browser", timeout=30)[1]
+        code = process.wait_for_line(r"enter the code (\S+)", timeout=30)[1]
         context = ssl.create_default_context(cafile=self._issuer_ca)
         opener = urllib.request.build_opener(
             urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)

@@ -37,6 +37,8 @@ def test_shown_lines_come_in_order_and_leave_gaps() -> None:
     assert missing("Proxy is listening on port …\nPress Ctrl+C", output) == ""
     assert missing("Press Ctrl+C\nProxy is listening on port …", output) == "Proxy is listening on port …"
     assert missing("port .*", output) == "port .*"
+    assert missing("one two three", ["one", "  two", "  three", "four"]) == ""
+    assert missing("three four", ["one", "  two", "  three", "four"]) == "three four"
 
 
 @pytest.mark.parametrize("name", ["README.md", "docs/tutorial.md"])

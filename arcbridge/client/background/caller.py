@@ -112,6 +112,7 @@ def answer_of(line: bytes) -> dict[str, Any]:
         error = ArcbridgeError(str(document["error"]))
         try:
             error.exit_code = ExitCode(int(document.get("exit_code", 1)))
+            error.status_code = int(document.get("status_code", 500))
         except ValueError:
             pass  # a newer process knows codes that this one does not
         raise error

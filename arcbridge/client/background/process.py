@@ -489,5 +489,10 @@ def _line(document: Mapping[str, Any]) -> bytes:
 
 def _error(error: ArcbridgeError) -> bytes:
     return _line(
-        {"error": error.message, "exit_code": int(error.exit_code), "login": error.exit_code == ExitCode.LOGIN}
+        {
+            "error": error.message,
+            "exit_code": int(error.exit_code),
+            "login": error.exit_code == ExitCode.LOGIN,
+            "status_code": error.status_code,
+        }
     )

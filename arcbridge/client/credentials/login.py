@@ -21,6 +21,7 @@ import secrets
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlencode, urlsplit
@@ -37,6 +38,7 @@ from arcbridge.net.address import check_origins, origin_of
 from arcbridge.net.loopback import listen_local
 from arcbridge.settings.choices import AUDIENCE_BY, BROWSER, DEVICE
 from arcbridge.settings.config import LoginConfig
+from arcbridge.units import duration
 
 REDIRECT_PORTS = (8000, 18000)
 """kubelogin's, so that a registration made for it serves us as well."""
@@ -54,6 +56,8 @@ _CODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,31}")
 _UNBOUND = "the issuer's new token for clusters is bound to no key (login.require_bound)"
 
 Say = Callable[[str], None]
+Wait = Callable[[str, float], AbstractContextManager[object]]
+"""Shows that the command waits, for what and for how many seconds at most, as long as the context is entered."""
 OpenBrowser = Callable[[str], Awaitable[bool]]
 
 
@@ -83,6 +87,7 @@ class Login:
         cache: TokenCache,
         *,
         say: Say,
+        waiting: Wait = lambda text, limit: nullcontext(),
         open_browser: OpenBrowser | None = None,
         clock: Callable[[], float] = time.time,
         environment: Mapping[str, str] = os.environ,
@@ -96,6 +101,7 @@ class Login:
         self._config = config
         self._cache = cache
         self._say = say
+        self._waiting = waiting
         self._open_browser = open_browser or _open_browser
         self._clock = clock
         self._environment = environment
@@ -283,12 +289,22 @@ class Login:
         whole = page_of(answer.get("verification_uri_complete"))
         _check_page(issuer, page)
         where = "" if origin_of(page) == origin_of(issuer.url) else f" at {issuer.url}"
-        self._say(f"To log in{where}, open {page} in a browser and enter the code {user_code}")
+        life = min(positive(answer.get("expires_in"), 600.0), DEVICE_WAIT_MOST)
+        # The code has a line of its own: in the middle of a sentence a narrow terminal breaks it.
+        self._say(f"To log in{where}, open {page} in a browser and")
+        self._say(f"enter the code {user_code}")
         if whole and issuer.has(whole):
             self._say(f"or open {whole}")
+        self._say(f"The code is good for {duration(life)}.")
+        with self._waiting("Waiting for the login in the browser", life):
+            return await self._poll(issuer, answer, device_code, verifier, life)
+
+    async def _poll(
+        self, issuer: Issuer, answer: Mapping[str, object], device_code: str, verifier: str, life: float
+    ) -> TokenSet:
         interval = min(max(positive(answer.get("interval"), 5.0), self._poll_least), POLL_MOST)
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + min(positive(answer.get("expires_in"), 600.0), DEVICE_WAIT_MOST)
+        deadline = loop.time() + life
         form = {"grant_type": _DEVICE_GRANT, "device_code": device_code, "code_verifier": verifier}
         while True:
             await asyncio.sleep(min(interval, deadline - loop.time()))
@@ -335,13 +351,16 @@ class Login:
             }
             joint = "&" if urlsplit(endpoints.authorization).query else "?"
             page = f"{endpoints.authorization}{joint}{urlencode(question)}"
-            if not await self._open_browser(page):
-                self._say(f"To log in, open {page}")
+            if await self._open_browser(page):
+                # It may be another profile's, another screen's, or none in spite of what the system says.
+                self._say("The login is in your browser. If you do not see it, open")
+                self._say(page)
             else:
-                self._say("Waiting for the login in the browser …")
+                self._say(f"To log in, open {page}")
             try:
-                async with asyncio.timeout(BROWSER_WAIT):
-                    code = await callback.code
+                with self._waiting("Waiting for the login in the browser", BROWSER_WAIT):
+                    async with asyncio.timeout(BROWSER_WAIT):
+                        code = await callback.code
             except TimeoutError as error:
                 raise Unauthenticated(
                     f"the login took longer than {BROWSER_WAIT:.0f} s; start again. If the issuer's page says that it "

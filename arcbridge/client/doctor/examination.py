@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 from arcbridge import legacy_refusals
-from arcbridge.checks.diagnosis import Finding, FindingState, first_failure, skipped
+from arcbridge.checks.diagnosis import Finding, FindingState, ReportedFindings, first_failure, skipped
 from arcbridge.client.credentials.jwt_unverified import claims_unverified, read_unverified
 from arcbridge.client.credentials.tokens import Tokens
 from arcbridge.client.doctor.access_judgement import (
@@ -41,35 +42,44 @@ PING_DEADLINE = 2.0
 """Seconds."""
 
 
-async def examine(context: ClientContext, cluster: str, *, throughput: bool = False) -> list[Finding]:
-    """Look at the whole way to `cluster` (empty: as far as the relay). `throughput`: measure it, which takes seconds.
+async def examine(
+    context: ClientContext, cluster: str, report: Callable[[Finding], None], *, throughput: bool = False
+) -> None:
+    """Look at the whole way to `cluster` (empty: as far as the relay), and report each finding as soon as it is made.
 
-    Nothing is asked of the user, and nothing is changed but tokens that are renewed.
+    `throughput`: measure it, which takes seconds. Nothing is asked of the user, and nothing is changed but tokens that
+    are renewed.
     """
     context.tokens.interactive = False
-    findings = await _all_relays(context)
+    findings = ReportedFindings(report)
+    await _all_relays(context, findings)
     reached = first_failure(findings) is None
     tokens = context.tokens.for_cluster(cluster) if cluster else context.tokens
     login, login_finding = await _login(context, tokens, cluster)
     findings.append(login_finding)
     if not reached or login_finding.state is FindingState.FAILED:
         why = "the relay cannot be used" if not reached else "there is no login to use"
-        findings += [skipped(hop, why) for hop in ("policy", *(("agent", "session", "API server") if cluster else ()))]
+        behind = ("policy", *(("agent", "session", "API server") if cluster else ()))
+        findings.extend(skipped(hop, why) for hop in behind)
     else:
-        findings += await _behind_relay(context, tokens, cluster, login, throughput=throughput)
-    return [*findings, await look_at_kubeconfig(context, cluster)]
+        await _behind_relay(context, tokens, cluster, login, findings, throughput=throughput)
+    findings.append(await look_at_kubeconfig(context, cluster))
 
 
 # -- the relays --------------------------------------------------------------------------------------------------------
 
 
-async def _all_relays(context: ClientContext) -> list[Finding]:
+async def _all_relays(context: ClientContext, findings: ReportedFindings) -> None:
     relays = context.relays.all
-    found = [await RelayHops(relay, context.config, context.environment).examine() for relay in relays]
     if len(relays) == 1:
-        return found[0]
+        await RelayHops(relays[0], context.config, context.environment).examine(findings)
+        return
+    # One that fails is a warning where another works, which the last of them decides.
+    found: list[list[Finding]] = [[] for _ in relays]
+    for relay, own in zip(relays, found, strict=True):
+        await RelayHops(relay, context.config, context.environment).examine(own)
     any_works = any(first_failure(one) is None for one in found)
-    return [
+    findings.extend(
         replace(
             finding,
             hop=f"{finding.hop} ({relay.address})",
@@ -77,7 +87,7 @@ async def _all_relays(context: ClientContext) -> list[Finding]:
         )
         for relay, one in zip(relays, found, strict=True)
         for finding in one
-    ]
+    )
 
 
 # -- login, policy, session --------------------------------------------------------------------------------------------
@@ -106,8 +116,14 @@ def _not_before(token: str) -> float:
 
 
 async def _behind_relay(
-    context: ClientContext, tokens: Tokens, cluster: str, login: LoginFacts, *, throughput: bool
-) -> list[Finding]:
+    context: ClientContext,
+    tokens: Tokens,
+    cluster: str,
+    login: LoginFacts,
+    findings: ReportedFindings,
+    *,
+    throughput: bool,
+) -> None:
     from arcbridge.client.commands.directory import list_clusters
 
     behind = ("agent", "session", "API server") if cluster else ()
@@ -119,7 +135,8 @@ async def _behind_relay(
         failure = error
     policy = judge_policy(failure, names, cluster, login.relay)
     if not cluster or policy.state is FindingState.FAILED:
-        return [policy, *(skipped(hop, "policy failed") for hop in behind)]
+        findings.extend([policy, *(skipped(hop, "policy failed") for hop in behind)])
+        return
     session = context.session(cluster)
     facts = SessionFacts(cluster)
     try:
@@ -135,13 +152,15 @@ async def _behind_relay(
             facts.error = error
         found = judge_session(facts, login.cluster)
         if found[0].hop == "policy":
-            return [*found, *(skipped(hop, "policy failed") for hop in behind)]
+            findings.extend([*found, *(skipped(hop, "policy failed") for hop in behind)])
+            return
+        findings.extend([policy, *found])
         if session.current is None or first_failure(found) is not None:
-            return [policy, *found, skipped("API server", "there is no session to ask it through")]
-        found.append(judge_api(await _who_am_i(session.current, login.token_mode)))
+            findings.append(skipped("API server", "there is no session to ask it through"))
+            return
+        findings.append(judge_api(await _who_am_i(session.current, login.token_mode)))
         if throughput:
-            found.append(await measure(session.current))
-        return [policy, *found]
+            findings.append(await measure(session.current))
     finally:
         session.close()
         await session.wait_closed()

@@ -63,8 +63,8 @@ class RelayHops:
         self._certificate = b""
         """DER; empty where the handshake failed."""
 
-    async def examine(self) -> list[Finding]:
-        """Look at each hop in the order of the way; those behind one that failed are skipped."""
+    async def examine(self, findings: list[Finding]) -> None:
+        """Add what is found of each hop in the order of the way; those behind one that failed are skipped."""
         looks: dict[str, Callable[[str], Awaitable[Finding]]] = {
             "name resolution": self.look_up,
             "outbound proxy": self.tunnel,
@@ -74,11 +74,9 @@ class RelayHops:
             "relay certificate": self.verify,
             "clock": self.compare_clocks,
         }
-        findings: list[Finding] = []
         for hop, look in looks.items():
             failure = first_failure(findings)
             findings.append(await look(hop) if failure is None else skipped(hop, f"{failure.hop} failed"))
-        return findings
 
     async def look_up(self, hop: str) -> Finding:
         """Resolve the relay's name as a connection does."""

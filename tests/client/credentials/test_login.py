@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -38,7 +39,9 @@ class TestDeviceCode:
         tokens = await login.tokens(interactive=True)
         assert read_unverified(tokens.id_token).subject == "alice"
         assert tokens.access_token != tokens.id_token
-        assert person.lines[0].startswith(f"To log in, open {issuer.url}/device in a browser and enter the code ")
+        assert person.lines[0] == f"To log in, open {issuer.url}/device in a browser and"
+        assert re.fullmatch(r"enter the code [A-Z0-9-]+", person.lines[1])
+        assert person.lines[-1] == "The code is good for 10 min."
         shown = len(person.lines)
         assert await login.tokens(interactive=False) == tokens
         assert len(person.lines) == shown

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from arcbridge.checks.diagnosis import FindingState, first_failure
+from arcbridge.checks.diagnosis import Finding, FindingState, first_failure
 from arcbridge.client.doctor.examination import examine
 from arcbridge.client.service import ClientContext, Terminal
 from arcbridge.settings.config import ClientConfig
@@ -28,7 +28,8 @@ def context(far: FarSide, directory: Path, **changes: object) -> ClientContext:
 
 
 async def test_what_is_behind_a_failure_is_skipped_and_what_is_not_is_looked_at(far: FarSide, tmp_path: Path) -> None:
-    found = await examine(context(far, tmp_path, relay=f"https://127.0.0.1:{fixed_port()}"), CLUSTER)
+    found: list[Finding] = []
+    await examine(context(far, tmp_path, relay=f"https://127.0.0.1:{fixed_port()}"), CLUSTER, found.append)
     failure = first_failure(found)
     assert failure is not None
     assert failure.hop == "TCP"
@@ -39,7 +40,8 @@ async def test_what_is_behind_a_failure_is_skipped_and_what_is_not_is_looked_at(
 
 
 async def test_without_a_cluster_it_ends_at_the_relay(far: FarSide, tmp_path: Path) -> None:
-    found = await examine(context(far, tmp_path), "")
+    found: list[Finding] = []
+    await examine(context(far, tmp_path), "", found.append)
     assert "session" not in [finding.hop for finding in found]
     # The far side speaks joins and has no HTTP API.
     failure = first_failure(found)
@@ -49,6 +51,7 @@ async def test_without_a_cluster_it_ends_at_the_relay(far: FarSide, tmp_path: Pa
 
 async def test_of_two_relays_one_that_fails_is_a_warning(far: FarSide, tmp_path: Path) -> None:
     closed = f"https://127.0.0.1:{fixed_port()}"
-    found = await examine(context(far, tmp_path, relay="", relays=(far.address, closed)), "")
+    found: list[Finding] = []
+    await examine(context(far, tmp_path, relay="", relays=(far.address, closed)), "", found.append)
     assert [finding.state for finding in found if finding.code == "relay_port_closed"] == [FindingState.WARNING]
     assert all(finding.hop.endswith(")") for finding in found if finding.hop.startswith("TCP"))

@@ -1,0 +1,230 @@
+"""Writes the man pages and the reference from the tables of commands, flags, settings and exit codes.
+
+The help that a terminal shows is made of the same pages (`arcbridge.cli.help`), so the three say one thing. What the
+tables do not say is not in here. `tests/release/test_manual.py` fails where a file is stale.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import re
+import textwrap
+import typing
+from pathlib import Path
+
+from arcbridge.cli import help as pages
+from arcbridge.cli.commands import GROUPS, INTERNAL, commands_of
+from arcbridge.errors import EXIT_CODES
+from arcbridge.settings import config
+from arcbridge.settings.flags import AGENT, CLIENT, OFF, RELAY, ROLES, Flag, flags_of
+
+ROOT = Path(__file__).resolve().parents[2]
+REFERENCE = ROOT / "docs" / "reference.md"
+MAN = ROOT / "config" / "man"
+NAMES = {CLIENT: "arcbridge.1", RELAY: "arcbridge-relay.8", AGENT: "arcbridge-agent.8"}
+SETTINGS = {CLIENT: config.ClientConfig, RELAY: config.RelayConfig, AGENT: config.AgentConfig}
+WIDTH = 128
+
+
+def files() -> dict[Path, str]:
+    """Return each file that is made, with its text."""
+    return {REFERENCE: reference(), **{MAN / name: man_page(role) for role, name in NAMES.items()}}
+
+
+def write() -> list[Path]:
+    MAN.mkdir(exist_ok=True)
+    for path, text in files().items():
+        path.write_text(text, encoding="utf-8")
+    return list(files())
+
+
+def command_pages(role: str) -> list[tuple[str, pages.HelpPage]]:
+    """Return the page of each command of a role, in the order of the help's groups."""
+    order = [word for _, group in GROUPS[role] for word in group.split()]
+    found = [command for command in commands_of(role) if command.path[0] not in INTERNAL or role != CLIENT]
+    found.sort(key=lambda command: order.index(command.path[0]))
+    return [(" ".join(command.path), pages.page_of(role, command.path)) for command in found]
+
+
+# --- settings ---------------------------------------------------------------------------------------------------------
+
+
+class Setting(typing.NamedTuple):
+    """One setting of a file."""
+
+    key: str
+    kind: str
+    default: str
+    flag: str
+    about: str
+
+
+def settings(role: str) -> list[Setting]:
+    """Return all settings of a role with what their declarations say of them."""
+    flags = {flag.key: flag for flag in flags_of(role) if flag.key}
+    of_others = {flag.key: flag for other in ROLES for flag in flags_of(other) if flag.key}
+    texts = _docstrings()
+    found: list[Setting] = []
+
+    def add(kind: type, prefix: str) -> None:
+        hints = typing.get_type_hints(kind)
+        for one in dataclasses.fields(kind):
+            key, hint = prefix + one.name, hints[one.name]
+            if dataclasses.is_dataclass(hint):
+                add(typing.cast(type, hint), f"{key}.")
+                continue
+            flag = flags.get(key)
+            about = _about(kind, one.name, texts, flag or of_others.get(key))
+            found.append(Setting(key, _kind(hint), _default(one), flag.long if flag is not None else "", about))
+
+    add(SETTINGS[role], "")
+    return found
+
+
+def _about(kind: type, name: str, texts: dict[tuple[str, str], str], flag: Flag | None) -> str:
+    """Return the field's own text, else its flag's, else the text of the fields that it stands with."""
+    own = [found for base in kind.__mro__ if (found := texts.get((base.__name__, name)))]
+    shared = [found for base in kind.__mro__ if (found := texts.get((base.__name__, f"{name}, with others")))]
+    of_flag = [] if flag is None else [f"{'false: ' if flag.kind == OFF else ''}{flag.help}"]
+    return next(iter([*own, *of_flag, *shared]), "")
+
+
+def _docstrings() -> dict[tuple[str, str], str]:
+    """Return the text below each field of the settings' classes."""
+    found = {}
+    for node in ast.parse(inspect.getsource(config)).body:
+        if isinstance(node, ast.ClassDef):
+            waiting: list[str] = []
+            for one in node.body:
+                if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name):
+                    waiting.append(one.target.id)
+                elif isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant) and waiting:
+                    text = " ".join(str(one.value.value).split())
+                    found[node.name, waiting[-1]] = text
+                    # Fields that stand together share the text below the last of them.
+                    found |= {(node.name, f"{name}, with others"): text for name in waiting[:-1]}
+                    waiting = []
+    return found
+
+
+def _kind(hint: object) -> str:
+    text = str(hint).replace("typing.", "")
+    for what, word in (("dict", "table"), ("tuple", "list"), ("bool", "true or false"), ("Path", "file"),
+                       ("int", "number"), ("float", "number"), ("str", "text")):  # fmt: skip
+        if re.search(rf"\b{what}\b", text):
+            return word
+    return "table"
+
+
+def _default(field: dataclasses.Field[typing.Any]) -> str:
+    value = field.default
+    if value is dataclasses.MISSING or value is None or value == "" or value == ():
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+# --- the reference ----------------------------------------------------------------------------------------------------
+
+
+def reference() -> str:
+    """Return docs/reference.md."""
+    about = (
+        "Commands, flags, settings and exit codes, made from the program's own tables by `make manual`: do not edit "
+        "this page. `arcbridge help` shows the same on a terminal, `man arcbridge` as man pages."
+    )
+    lines = ["# Reference", "", *_filled(about)]
+    for role in (CLIENT, RELAY, AGENT):
+        lines += ["", f"## Commands of the {role}"]
+        for words, page in command_pages(role):
+            lines += ["", f"### {role}: {words}", "", f"    {page.usage}", "", *_filled(page.about)]
+            for title, pairs in page.sections:
+                lines += ["", f"{title.capitalize()}:", "", *_pairs(pairs, title)]
+    for role in (CLIENT, RELAY, AGENT):
+        lines += ["", f"## Flags of all commands of the {role}"]
+        for title, pairs in pages.flags_page(role).sections:
+            lines += ["", f"**{title}**", "", *_pairs(pairs, title)]
+    for role in (CLIENT, RELAY, AGENT):
+        lines += ["", f"## Settings of the {role}", ""]
+        for one in settings(role):
+            facts = ", ".join(filter(None, (one.kind, f"default `{one.default}`" if one.default else "")))
+            flag = f"; `{one.flag}`" if one.flag else ""
+            lines += _filled(f"* `{one.key}` ({facts}{flag}){f': {one.about}' if one.about else ''}", "  ")
+    lines += ["", "## Exit codes", "", *_pairs([(str(int(code)), text) for code, text in EXIT_CODES.items()], "")]
+    return "\n".join(lines) + "\n"
+
+
+def _pairs(pairs: list[tuple[str, str]], title: str) -> list[str]:
+    if title == pages.EXAMPLES:
+        return [f"    {line}{f'  # {text}' if text else ''}" for line, text in pairs]
+    return [line for term, text in pairs for line in _filled(f"* `{term}`: {text}", "  ")]
+
+
+def _filled(text: str, indent: str = "") -> list[str]:
+    return textwrap.wrap(text, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
+# --- man pages --------------------------------------------------------------------------------------------------------
+
+
+def man_page(role: str) -> str:
+    """Return a man page in the macros of man(7)."""
+    name, _, section = NAMES[role].partition(".")
+    page = pages.page_of(role, ())
+    about = page.about[0].lower() + page.about[1:].removesuffix(".")
+    lines = [
+        '.\\" Made from the tables of the program by `make manual`.',
+        f'.TH {name.upper()} {section} "" arcbridge',
+        ".SH NAME",
+        f"{_roff(name)} \\- {_roff(about)}",
+        ".SH SYNOPSIS",
+        _roff(page.usage),
+        ".SH DESCRIPTION",
+        _roff(page.about),
+    ]
+    lines += [".SH COMMANDS"]
+    for _, one in command_pages(role):
+        lines += [f".SS {_roff(one.usage)}", _roff(one.about)]
+        for title, pairs in one.sections:
+            if title == pages.EXAMPLES:
+                lines += [".PP", ".nf", *(_roff(f"  {line}") for line, _ in pairs), ".fi"]
+            else:
+                lines += _terms([(term, text) for term, text in pairs if term != "-h, --help"])
+    lines += [".SH FLAGS OF ALL COMMANDS"]
+    for title, pairs in pages.flags_page(role).sections:
+        lines += [f".SS {_roff(title)}", *_terms(pairs)]
+    lines += [".SH SETTINGS"]
+    for setting in settings(role):
+        text = f"{setting.about} {f'(default: {setting.default})' if setting.default else ''}".strip()
+        lines += _terms([(setting.key, text or setting.kind)])
+    lines += [".SH EXIT STATUS", *_terms([(str(int(code)), text) for code, text in EXIT_CODES.items()])]
+    lines += [".SH FILES", *_terms(_places(role))]
+    others = [other for one, other in NAMES.items() if one != role]
+    lines += [".SH SEE ALSO", ", ".join(f"{other.partition('.')[0]}({other[-1]})" for other in others)]
+    return "\n".join(lines) + "\n"
+
+
+def _places(role: str) -> list[tuple[str, str]]:
+    files = [(f"~/.config/arcbridge/{role}.toml, /etc/arcbridge/{role}.toml", "settings; --config names another file")]
+    if role == CLIENT:
+        files += [
+            ("~/.local/state/arcbridge", "keys, pins, ports and profiles of relays"),
+            ("~/.cache/arcbridge", "tokens of logins, and the names of clusters for completion"),
+        ]
+    return files
+
+
+def _terms(pairs: list[tuple[str, str]]) -> list[str]:
+    return [line for term, text in pairs for line in (".TP", f".B {_roff(term)}", _roff(text) or "\\&")]
+
+
+def _roff(text: str) -> str:
+    """Escape what roff would read: backslashes, hyphens that are to be copied, and control lines."""
+    text = text.replace("\\", "\\e").replace("-", "\\-").replace("`", "\\`").replace("'", "\\(aq").replace("~", "\\(ti")
+    return f"\\&{text}" if text.startswith((".", "'")) else text
+
+
+assert set(NAMES) == set(ROLES)

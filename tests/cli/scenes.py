@@ -1,0 +1,580 @@
+"""What each command prints in typical, empty and failing states, for `test_snapshots`: command lines, and what the
+parts that they ask reply. The command lines run whole, from the parser to the printed text; no process, socket or clock
+is used.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from arcbridge.audit.verify import ChainFinding, Report
+from arcbridge.checks.diagnosis import Finding, failed, ok, skipped, warning
+from arcbridge.cli.administration import format_done, format_list
+from arcbridge.client.background.caller import NotRunning, OtherVersion
+from arcbridge.client.commands.administration import Answered
+from arcbridge.client.credentials.identity_summary import IdentitySummary
+from arcbridge.errors import ArcbridgeError, PermissionRefused, Unauthenticated, Unreachable
+from arcbridge.relay.backup import Manifest, Restored
+
+NOW = 1_800_000_000.0
+PIN = "sha256:" + "71c2" * 16
+RELAY = ("--relay", "https://relay.example.org", "--access-token-file", "access", "--id-token-file", "id")
+
+Patch = Callable[[pytest.MonkeyPatch], None]
+
+
+class Scene:
+    """A command line, and what is put in the place of the parts that it asks."""
+
+    def __init__(self, line: str, *patches: Patch, title: str = "") -> None:
+        self.words = [part for word in line.split() for part in (RELAY if word == "RELAY" else (word,))]
+        self.title = title or line.replace(" RELAY", "")
+        self.patches = patches
+
+
+def put(name: str, value: object) -> Patch:
+    """Put a value in the place of what a dotted name names."""
+    return lambda patch: patch.setattr(name, value)
+
+
+def answers(name: str, value: object) -> Patch:
+    """Let a coroutine function return a value, or raise it."""
+
+    async def answer(*args: object, **options: object) -> object:
+        if isinstance(value, BaseException):
+            raise value
+        return copy.deepcopy(value)
+
+    return put(name, answer)
+
+
+def returns(name: str, value: object) -> Patch:
+    """Let a function return a value, or raise it."""
+
+    def answer(*args: object, **options: object) -> object:
+        if isinstance(value, BaseException):
+            raise value
+        return value
+
+    return put(name, answer)
+
+
+# --- the client -------------------------------------------------------------------------------------------------------
+
+CLUSTER_ROWS = [
+    {
+        "name": "berlin-factory",
+        "state": "Connected",
+        "agents": 2,
+        "last_seen": NOW - 3,
+        "version": "0.1.0+1f2e3d4c",
+        "certificate_expires": NOW + 86400 * 20,
+        "ca_pin": PIN,
+    },
+    {
+        "name": "munich",
+        "state": "Offline",
+        "agents": 0,
+        "last_seen": NOW - 86400 * 3,
+        "version": "0.1.0+1f2e3d4c",
+        "certificate_expires": NOW - 5,
+        "ca_pin": PIN,
+    },
+    {"name": "warehouse-hamburg-harbour-north-gate-2", "state": "Connecting", "agents": 0},
+    {"name": "shanghai", "state": "Revoked 撤销\u202e", "agents": 0, "last_seen": NOW - 90},
+]
+
+
+def cluster_rows(rows: object) -> Patch:
+    return answers("arcbridge.client.commands.directory.list_clusters", rows)
+
+
+PROCESS = {"pid": 4711, "version": "0.1.0", "since": NOW - 7300, "former_versions": 0}
+SERVED = [
+    {
+        "name": "berlin-factory",
+        "user": "alice@example.com",
+        "port": 47011,
+        "contexts": ["berlin-factory"],
+        "state": "connected",
+        "since": NOW - 7200,
+        "bytes_to_cluster": 123456,
+        "bytes_from_cluster": 98765432,
+        "token_expires": NOW + 1800,
+        "reason": "",
+    },
+    {
+        "name": "munich",
+        "user": "陈伟@example.com",
+        "port": 47012,
+        "contexts": ["munich", "munich-2"],
+        "state": "waiting",
+        "since": NOW - 60,
+        "bytes_to_cluster": 0,
+        "bytes_from_cluster": 0,
+        "token_expires": 0,
+        "reason": 'no agent of the cluster "munich" is connected; it was seen last 3 days ago',
+    },
+]
+
+
+def background(reply: object) -> Patch:
+    def exchange(*_: object) -> bytes:
+        if isinstance(reply, BaseException):
+            raise reply
+        return json.dumps(reply).encode()
+
+    def patch(monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in ("exchange", "ask"):
+            monkeypatch.setattr(f"arcbridge.cli.background.{name}", exchange if name == "exchange" else _ask)
+        monkeypatch.setattr("arcbridge.cli.background.answer_of", json.loads)
+
+    def _ask(place: object, line: bytes, environment: object, **options: object) -> Any:
+        if isinstance(reply, BaseException):
+            raise reply
+        return reply
+
+    return patch
+
+
+def connects(answer: object) -> Patch:
+    def patch(monkeypatch: pytest.MonkeyPatch) -> None:
+        background(answer)(monkeypatch)
+        monkeypatch.setattr("arcbridge.client.background.connecting.is_to_be_trusted", lambda *_: False)
+        monkeypatch.setattr("arcbridge.client.background.connecting.login_may_help", lambda *_: False)
+
+    return patch
+
+
+def known(*names: str) -> Patch:
+    return returns("arcbridge.client.state.StateDirectory.cluster_names", list(names))
+
+
+FINDINGS = [
+    ok("name resolution", "relay.example.org is 192.0.2.10"),
+    skipped("outbound proxy", "none for this relay (HTTPS_PROXY, ALL_PROXY, NO_PROXY)"),
+    ok("TCP", "192.0.2.10:443 answers after 12 ms"),
+    ok("relay certificate", "of the pinned CA, until 2027-02-15 08:00:00Z"),
+    warning(
+        "clock",
+        "this machine is 40 s behind the relay",
+        "set the clock of the one that is wrong (NTP): tokens and certificates are valid by the clock",
+        "clock",
+    ),
+    ok(
+        "login",
+        "alice@example.com: relay's for \"arcbridge-relay\" until 2027-01-15 09:00:00Z; cluster's for "
+        '"arcbridge-berlin-factory" until 2027-01-15 09:00:00Z, bound to a key (DPoP)',
+    ),
+    failed(
+        "agent",
+        'no agent of the cluster "berlin-factory" is connected',
+        "ask the cluster's owner whether the agent runs: `kubectl -n arcbridge get pods` there",
+        "agent_missing",
+    ),
+    skipped("session", "agent failed"),
+    skipped("API server", "there is no session to ask it through"),
+    ok("kubeconfig", 'context "berlin-factory" in ~/.kube/config, port 47011'),
+]
+
+
+def examined(findings: list[Finding]) -> Patch:
+    async def examine(context: object, cluster: str, report: Callable[[Finding], None], *, throughput: bool) -> None:
+        for finding in findings:
+            report(finding)
+
+    return put("arcbridge.client.doctor.examination.examine", examine)
+
+
+WHO = IdentitySummary(
+    "alice@example.com",
+    "alice",
+    "https://login.example.org",
+    "https://relay.example.org",
+    NOW + 3600,
+    True,
+    "kI3vX0m2bqVY7mUQjJpXcZyY3l5b1ZkqQ0c8dXrM9uA",
+)
+
+
+def who(value: object) -> Patch:
+    return returns("arcbridge.client.credentials.identity_summary.summary_of", value)
+
+
+def logs_in(by: str) -> Patch:
+    """Let `login` show what `client.credentials.login` shows of a login `by` device or browser."""
+
+    def patch(monkeypatch: pytest.MonkeyPatch) -> None:
+        from arcbridge.client.credentials.login import Login
+        from arcbridge.client.credentials.token_cache import TokenSet
+        from arcbridge.settings.config import LoginConfig
+
+        async def log_in(config: object, relays: object, terminal: Any, **_: object) -> tuple[str, float]:
+            class Cache:
+                def save(self, tokens: object) -> None:
+                    pass
+
+            class AtIssuer:
+                url, origins = "https://login.example.org", ("https://login.example.org",)
+
+                async def post(self, *_: object) -> Mapping[str, object]:
+                    page = f"{self.url}/device"
+                    return {
+                        "device_code": "d",
+                        "user_code": "WKMD-MTPP",
+                        "verification_uri": page,
+                        "expires_in": 600,
+                        "verification_uri_complete": f"{page}?user_code=WKMD-MTPP",
+                    }
+
+                def has(self, page: str) -> bool:
+                    return page.startswith(self.url)
+
+            class Endpoints:
+                device_authorization, authorization = "https://login.example.org/d", "https://login.example.org/auth"
+                dpop = False
+
+            async def polled(self: object, *_: object) -> TokenSet:
+                return TokenSet()
+
+            async def opened(page: str) -> bool:
+                raise Unreachable(page)
+
+            monkeypatch.setattr(Login, "_poll", polled)
+            login = Login(
+                LoginConfig(issuer=AtIssuer.url, client_id="arcbridge"), Cache(), say=terminal.tell, open_browser=opened
+            )
+            if by == "device":
+                await login._device_code(AtIssuer(), Endpoints())
+            return "alice@example.com", NOW + 3600
+
+        monkeypatch.setattr("arcbridge.client.commands.sign_in.log_in", log_in)
+
+    return patch
+
+
+NOT_LOGGED_IN = Unauthenticated(
+    "you are not logged in at https://relay.example.org; run `arcbridge login https://relay.example.org`"
+)
+REFUSED = PermissionRefused(
+    'cluster "berlin-factry" does not exist or you may not reach it; ask the relay\'s operator for access'
+)
+DOWN = Unreachable(
+    "no relay answers: https://relay.example.org cannot be reached (connection refused); check its address and this "
+    "machine's network"
+)
+LONG = ArcbridgeError(
+    "the agent may not act as users: its ServiceAccount has no right to impersonate `uids`\n"
+    "have the cluster's owner install the chart again, or add the rule: `kubectl -n arcbridge describe clusterrole`"
+)
+
+CLIENT = {
+    "clusters": [
+        Scene("clusters RELAY", cluster_rows([dict(row) for row in CLUSTER_ROWS])),
+        Scene("clusters RELAY -o wide", cluster_rows([dict(row) for row in CLUSTER_ROWS])),
+        Scene("clusters RELAY", cluster_rows([]), title="clusters, with none"),
+        Scene("clusters RELAY", cluster_rows(NOT_LOGGED_IN), title="clusters, without a login"),
+        Scene("clusters RELAY", cluster_rows(DOWN), title="clusters, without a relay"),
+    ],
+    "status": [
+        Scene("status", background({"process": PROCESS, "clusters": SERVED})),
+        Scene("status -o wide", background({"process": PROCESS, "clusters": SERVED})),
+        Scene(
+            "status",
+            background({"process": {**PROCESS, "former_versions": 1}, "clusters": []}),
+            title="status, nothing connected",
+        ),
+        Scene("status", background(NotRunning()), title="status, no process"),
+        Scene("status", background(OtherVersion("0.0.9")), title="status, another version"),
+    ],
+    "connect": [
+        Scene(
+            "connect berlin-factory munich RELAY",
+            connects({"port": 47011, "context": "berlin-factory", "current": True}),
+        ),
+        Scene("connect berlin-factry RELAY", connects(REFUSED), known("berlin-factory", "munich")),
+        Scene("connect prague RELAY", connects(REFUSED), known("berlin-factory", "munich")),
+        Scene("connect berlin RELAY", connects(DOWN)),
+        Scene("disconnect berlin", background({"disconnected": [{"cluster": "berlin", "context": "berlin"}]})),
+        Scene("disconnect --all", background({"disconnected": []}), title="disconnect --all, nothing connected"),
+        Scene("stop", returns("arcbridge.cli.background.stop_process", None)),
+        Scene("stop", returns("arcbridge.cli.background.stop_process", NotRunning()), title="stop, no process"),
+        Scene("logs", title="logs, no process has run"),
+    ],
+    "doctor": [
+        Scene("doctor berlin-factory RELAY", examined(FINDINGS)),
+        Scene("doctor RELAY", examined(FINDINGS[:4]), title="doctor, all is well"),
+        Scene("--role relay doctor", answers("arcbridge.relay.doctor.diagnose", FINDINGS)),
+    ],
+    "login": [
+        Scene("login RELAY", logs_in("device"), title="login by a code"),
+        Scene("whoami RELAY", who(WHO)),
+        Scene("whoami RELAY", who(NOT_LOGGED_IN), title="whoami, without a login"),
+        Scene("logout", title="logout, without a login"),
+        Scene("clusters RELAY", cluster_rows(LONG), title="an error of two sentences"),
+    ],
+    "usage": [
+        Scene("stauts"),
+        Scene("connect --contxt x"),
+        Scene("token"),
+        Scene("forward"),
+        Scene("config check"),
+        Scene("clusters -o wdie RELAY"),
+        Scene("completion tcsh"),
+        Scene("run -n a"),
+        Scene("--role king"),
+        Scene("-n BERLIN"),
+        Scene("speedtest x"),
+        Scene("--role client config check RELAY"),
+    ],
+}
+
+# --- administrators ---------------------------------------------------------------------------------------------------
+
+LISTS: dict[str, list[dict[str, Any]]] = {
+    "token list": [
+        {
+            "id": "k7dq2x4m",
+            "cluster": "berlin",
+            "state": "open",
+            "used": 0,
+            "uses": 1,
+            "created": NOW - 60,
+            "expires_at": NOW + 3600,
+        },
+        {
+            "id": "p9rs5t6v",
+            "cluster": "warehouse-hamburg-harbour",
+            "state": "used up",
+            "used": 3,
+            "uses": 3,
+            "created": NOW - 86400,
+            "expires_at": NOW - 60,
+        },
+    ],
+    "cluster list": [
+        {
+            "name": "berlin-factory",
+            "state": "Connected",
+            "agents": 2,
+            "ready": 2,
+            "failing": "",
+            "sessions": 14,
+            "round_trip": "12 ms",
+            "last_seen": NOW - 3,
+            "certificate_expires": NOW + 86400 * 20,
+            "version": "0.1.0+1f2e3d4c",
+            "cluster_ca_pin": PIN,
+        },
+        {"name": "munich", "state": "Offline", "agents": 0, "last_seen": NOW - 86400 * 3, "cluster_ca_pin": PIN},
+    ],
+    "session list": [
+        {
+            "session": "01k5v8m2q4x7z9b3",
+            "user": "alice@example.com",
+            "cluster": "berlin-factory",
+            "since": NOW - 600,
+            "bytes_to_agent": 123456,
+            "bytes_to_client": 98765432,
+            "agent": "berlin-factory-0",
+            "relay": "relay-1",
+            "worker": 2,
+        }
+    ],
+    "user list": [
+        {
+            "user": "bob@example.com",
+            "before": NOW - 60,
+            "revoked_at": NOW - 50,
+            "reason": "the laptop was lost on the train to Hamburg, and the disk was not encrypted",
+        }
+    ],
+    "recovery list": [{"cluster": "munich", "last_seen": NOW - 86400}],
+    "policy list": [
+        {"hash": "3f9c2a17d5e8", "rules": 12, "held": "", "reason": "", "relay": "relay-1", "worker": 1},
+        {
+            "hash": "3f9c2a17d5e8",
+            "rules": 12,
+            "held": "8e5d71a2c9f3",
+            "reason": "test 3 fails: alice may not reach munich by the new version",
+            "relay": "relay-1",
+            "worker": 2,
+        },
+    ],
+}
+DONE = {
+    "token delete k7dq2x4m": [{"id": "k7dq2x4m"}],
+    "cluster revoke munich": [{"cluster": "munich", "known": True}],
+    "cluster revoke munihc": [{"cluster": "munihc", "known": False}],
+    "cluster restore munich": [{"cluster": "munich"}],
+    "cluster delete munich": [{"cluster": "munich"}],
+    "session end 01k5": [{"session": "01k5v8m2q4x7z9b3", "user": "alice@example.com", "cluster": "berlin-factory"}],
+    "user revoke bob": [{"user": "bob", "before": NOW}],
+    "user restore bob": [{"user": "bob"}],
+}
+
+
+def administered(rows: object) -> Patch:
+    return answers("arcbridge.client.commands.administration.administer", Answered(rows, False))
+
+
+def prints(name: str, text: Callable[[], str]) -> Patch:
+    """Let a command print a text."""
+
+    def printed(_: object) -> int:
+        sys.stdout.write(text())
+        return 0
+
+    return put(name, printed)
+
+
+TOKEN = {
+    "token": "eb81d3e8b9e9786d.3B0qaYOpxPEa5W8ndXcz-lVPH6YMaWszXq4K1fDp3p8",
+    "cluster": "berlin",
+    "uses": 1,
+    "expires_at": NOW + 3600,
+    "relay": "https://relay.example.org",
+    "relay_ca_pin": PIN,
+}
+MANIFEST = Manifest(
+    1,
+    NOW,
+    "0.1.0",
+    "sqlite",
+    9,
+    PIN,
+    12,
+    ["munich"],
+    1,
+    2,
+    {name: "0" * 64 for name in ("registry.db", "ca.crt", "ca.key", "relay.toml", "policy.toml")},
+)
+REASON = 'allow[0] (policy.toml, line 4) allows it, by the group "oidc:platform-engineers"'
+EXPLAINED = {
+    "user": "alice@example.com",
+    "groups": ["oidc:platform-engineers"],
+    "cluster": "berlin-factory",
+    "allowed": True,
+    "known": True,
+    "reason": REASON,
+    "policy": "3f9c2a17d5e8",
+    "running": True,
+    "cluster_state": "Connected",
+    "agents": 2,
+    "did_you_mean": "",
+    "revoked": None,
+    "token": {"from": "session", "at": NOW - 60, "groups": ["a"], "more": 14, "missing_claim": ""},
+}
+COMPARED = {
+    "former": "3f9c2a17d5e8",
+    "hash": "8e5d71a2c9f3",
+    "running": True,
+    "tests": 4,
+    "errors": [],
+    "warnings": ["allow[3] (policy.toml, line 17): the cluster pattern 'prod-*' fits no cluster that is enrolled"],
+    "rules": [
+        {
+            "change": "changed",
+            "rule": "allow[0]",
+            "line": 4,
+            "gains": ["oidc:developers", "oidc:contractors", "oidc:auditors"],
+            "loses": ["oidc:interns"],
+        }
+    ],
+    "admins": [],
+    "clusters": [{"cluster": "berlin-factory", "gains": ["oidc:developers"], "loses": []}],
+    "users": [{"user": "bob@example.com", "sessions_lost": 2, "gains": [], "loses": ["berlin-factory", "munich"]}],
+}
+RECORD = {
+    "ts": "2027-01-15T08:00:00.000Z",
+    "user": "alice@example.com",
+    "verb": "create",
+    "outcome": "ended",
+    "status": 101,
+    "path": "/api/v1/namespaces/shop/pods/cart-7d9f/exec",
+    "namespace": "shop",
+    "command": ["sh", "-c", "ls -l /data | head"],
+    "bytes_to_user": 12345,
+    "chain": "a",
+    "seq": 1,
+    "prev": "0",
+}
+ROTATION = SimpleNamespace(
+    rows=[
+        {"ca": "present", "pin": PIN, "certificate_expires": NOW + 86400 * 300},
+        {"ca": "next", "pin": PIN.replace("71c2", "93e4"), "certificate_expires": NOW + 86400 * 3650},
+    ],
+    missing=["cluster munich has not followed: its agent was seen last 3 days ago"],
+    followed="11 of 12 clusters",
+    relays=["relay-1", "relay-2"],
+)
+REPORT = Report(
+    2,
+    1200,
+    [ChainFinding("gap", "audit.log", 17, "9f2c", 803, "records 800 to 802 are missing")],
+    [
+        {
+            "chain": "9f2c",
+            "from": 1,
+            "to": 1200,
+            "end": "it goes on",
+            "hash": "0" * 64,
+            "file": "audit.log",
+            "line": 1200,
+        }
+    ],
+    ["audit.log.2.gz is older than the first anchor"],
+)
+
+ADMINISTRATORS = {
+    "lists": [
+        *(Scene(f"admin {command} RELAY", administered(rows)) for command, rows in LISTS.items() if command[0] != "r"),
+        Scene("admin cluster list RELAY -o wide", administered(LISTS["cluster list"])),
+        Scene("admin session list RELAY", administered([]), title="admin session list, with none"),
+        Scene(
+            "recovery list",
+            prints(
+                "arcbridge.cli.relay.recovery_list",
+                lambda: format_list("recovery list", LISTS["recovery list"], "table"),
+            ),
+        ),
+        Scene("admin token create --cluster berlin RELAY", administered([TOKEN])),
+    ],
+    "acts": [Scene(f"admin {line} RELAY", administered(rows)) for line, rows in DONE.items()],
+    "relay": [
+        Scene(
+            "policy explain alice@example.com berlin-factory",
+            answers("arcbridge.relay.policy_review.explain_access", EXPLAINED),
+        ),
+        Scene(
+            "policy accept 8e5d71a2c9f3",
+            prints(
+                "arcbridge.cli.relay.policy_accept", lambda: format_done("policy accept", [{"hash": "8e5d71a2c9f3"}])
+            ),
+        ),
+        Scene("--role relay ca status", answers("arcbridge.relay.ca_rotation.status", ROTATION)),
+        *(
+            Scene(
+                f"--role relay ca {step}",
+                answers("arcbridge.relay.ca_rotation.take_step", SimpleNamespace(list=SimpleNamespace(pins=[PIN]))),
+            )
+            for step in ("next", "activate", "retire")
+        ),
+        Scene("recovery end", title="recovery end where no relay has run"),
+        Scene("policy diff new.toml", answers("arcbridge.relay.policy_review.compare_policy", COMPARED)),
+        Scene("backup relay.backup", answers("arcbridge.cli.backup.make_backup", MANIFEST)),
+        Scene("restore relay.backup", answers("arcbridge.cli.backup.restore_backup", Restored(MANIFEST, 11, 1))),
+        Scene("audit show audit.log", returns("arcbridge.audit.query.find_records", [RECORD])),
+        Scene("audit verify audit.log", returns("arcbridge.audit.verify.verify", REPORT)),
+        Scene("--role relay config check", title="config check of a relay without settings"),
+        Scene("--role relay config init --directory etc"),
+        Scene("cluster list", title="cluster list where no relay has run"),
+    ],
+}

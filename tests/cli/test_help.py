@@ -1,0 +1,64 @@
+"""The help: each command in a group, with examples that the parser takes. What it looks like is in `test_snapshots`."""
+
+from __future__ import annotations
+
+import shlex
+
+import pytest
+
+from arcbridge.cli.commands import COMMANDS, GROUPS, INTERNAL, Command, commands_of
+from arcbridge.cli.help import definitions, page_of
+from arcbridge.cli.parser import parse
+from arcbridge.cli.screen import Screen
+from arcbridge.cli.words import role_of
+from arcbridge.settings.flags import CLIENT, ROLES
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_the_help_of_a_role_has_each_command_in_one_group(role: str) -> None:
+    words = [word for _, group in GROUPS[role] for word in group.split()]
+    internal = INTERNAL if role == CLIENT else ()
+    assert len(words) == len(set(words))
+    assert {command.path[0] for command in commands_of(role)} == {*words, *internal}
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: " ".join((command.roles[0], *command.path)))
+def test_the_examples_of_a_command_are_of_it(command: Command) -> None:
+    """Two, or one where there is nothing to vary; each is a line that the parser takes, and that fits 80 columns."""
+    if command.path[0] in INTERNAL:
+        return
+    varies = command.flags or command.argument
+    assert len(command.examples) >= (2 if varies and command.path[:1] != ("admin",) else 1)
+    seen = set()
+    for example in command.examples:
+        line, _, text = example.partition("  # ")
+        assert len(line) <= 78
+        assert len(text) <= 74
+        words = shlex.split(line.removeprefix("source <(").removesuffix(")").partition(" > ")[0].partition(" | ")[0])
+        assert words.pop(0) == "arcbridge"
+        role = role_of(words) or command.roles[0]
+        found = parse(words, role)
+        seen.add(found.command)
+        assert role in command.roles
+    assert command.path in seen
+
+
+def test_a_command_lists_its_own_flags_and_those_that_it_is_about() -> None:
+    """The rest stands behind one line."""
+    page = page_of(CLIENT, ("connect",))
+    (flags,) = (pairs for title, pairs in page.sections if title == "flags")
+    assert [term for term, _ in flags] == [
+        *("--static", "--port PORT", "-f, --file FILE", "--kube-context NAME", "--no-context-switch", "-h, --help")
+    ]
+    assert page.ending == "`arcbridge help flags` lists the flags that all commands take."
+
+
+def test_a_long_term_has_its_text_below() -> None:
+    pairs = [("--short", "one two three four"), ("--as-long-as-a-term-can-hardly-be TEXT", "text")]
+    assert definitions(pairs, Screen(24)).splitlines() == [
+        "  --short   one two",
+        "            three four",
+        "  --as-long-as-a-term-can-hardly-be",
+        "    TEXT",
+        "            text",
+    ]
