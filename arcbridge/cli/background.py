@@ -12,12 +12,13 @@ import time
 from pathlib import Path
 
 from arcbridge.cli.commands import DOCUMENTS
-from arcbridge.cli.output import plain, print_document, print_error, print_rows, rfc3339
+from arcbridge.cli.output import plain, print_document, print_error, print_rows, print_warning, rfc3339
 from arcbridge.cli.parser import Invocation
 from arcbridge.cli.settings import given_settings, load_settings, settings_file
 from arcbridge.cli.terminal import configure_logging, terminal
 from arcbridge.client.background.caller import (
     READY_VARIABLE,
+    NoAnswer,
     NotRunning,
     OtherVersion,
     answer_of,
@@ -260,14 +261,41 @@ def _for_people(one: Mapping[str, Any]) -> dict[str, Any]:
 
 def stop(invocation: Invocation) -> int:
     """End the background process."""
+    place = BackgroundPaths.find(os.environ)
+    done = "Stopped. kubectl starts it again when a context needs it; `arcbridge disconnect --all` takes them out."
     try:
-        stop_process(BackgroundPaths.find(os.environ))
-        done = "Stopped. kubectl starts it again when a context needs it; `arcbridge disconnect --all` takes them out."
+        stop_process(place)
     except NotRunning:
-        done = "No background process runs."
+        from arcbridge.client.background.lock_holder import is_held
+
+        if is_held(place):  # it hangs, and its socket is gone
+            _end_by_force(place, force=invocation.switch("force"))
+        else:
+            done = "No background process runs."
+    except NoAnswer:
+        _end_by_force(place, force=invocation.switch("force"))
     _repair_for(invocation)
     print(done)
     return ExitCode.DONE
+
+
+def _end_by_force(place: BackgroundPaths, *, force: bool) -> None:
+    """End a process that does not answer: by SIGTERM, then by SIGKILL where the user, or the flag, says so."""
+    from arcbridge.cli.loop import run_until_signal
+    from arcbridge.cli.terminal import ask_yes
+    from arcbridge.client.background.lock_holder import END_TIMEOUT, end, silence
+
+    print_warning(f"{silence(place)}; it gets SIGTERM now")
+    if end(place):
+        return
+    ended = f"it has not ended within {END_TIMEOUT:.0f} s"
+    at_terminal = sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
+    if not force and at_terminal:
+        force = run_until_signal(ask_yes(f"{ended}. Kill it (SIGKILL)? What runs through it is cut. [y/N] "))
+    if not force:
+        raise StateError(f"{ended}; `arcbridge stop --force` kills it (SIGKILL), and what runs through it is cut")
+    if not end(place, kill=True):
+        raise StateError("it has not ended after SIGKILL either: a disk or a network file system holds it")
 
 
 def logs(invocation: Invocation) -> int:
@@ -277,6 +305,8 @@ def logs(invocation: Invocation) -> int:
     if not path.exists() and not follow:
         print("There is no log: no background process has run.")
         return ExitCode.DONE
+    if follow:
+        _warn_of_silence()
     former = path.with_name(f"{path.name}.1")
     if former.exists():
         sys.stdout.write(former.read_text(errors="replace"))
@@ -293,11 +323,21 @@ def logs(invocation: Invocation) -> int:
             pass  # it comes with the process
         sys.stdout.flush()
         if not follow:
+            _warn_of_silence()
             return ExitCode.DONE
         try:
             time.sleep(_FOLLOW)
         except KeyboardInterrupt:
             return ExitCode.DONE
+
+
+def _warn_of_silence() -> None:
+    try:
+        exchange(BackgroundPaths.find(os.environ), request("version"))
+    except NoAnswer as error:
+        print_warning(error.message)
+    except (NotRunning, ArcbridgeError):
+        pass  # its log is there all the same
 
 
 def credential(invocation: Invocation) -> int:

@@ -88,7 +88,11 @@ COMMANDS = (
             Flag("--all", "all that are connected"),
             Argument("name", "names of clusters or contexts", "*"),
         ),
-        Command("stop = background:stop", "end the background process; kubectl starts it again"),
+        Command(
+            "stop = background:stop",
+            "end the background process; kubectl starts it again",
+            Flag("--force", "kill it (SIGKILL) where it neither answers nor ends by SIGTERM"),
+        ),
         Command(
             "logs = background:logs",
             "print the log of the background process",
