@@ -14,7 +14,7 @@ import time
 from arcbridge import __version__
 from arcbridge.client.background_paths import BackgroundPaths
 from arcbridge.errors import ArcbridgeError, ConfigError, ExitCode, StateError, Unreachable
-from arcbridge.single_file import is_single_file, own_command
+from arcbridge.installation import program
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -114,7 +114,8 @@ def _connect(sock: Any, place: BackgroundPaths, deadline: float) -> None:
     """
     while True:
         try:
-            return sock.connect(place.socket)
+            sock.connect(place.socket)
+            return
         except TimeoutError:
             raise
         except OSError as error:
@@ -268,28 +269,6 @@ def _kept(environment: Mapping[str, str]) -> dict[str, str]:
         for name, value in environment.items()
         if not name.startswith("ARCBRIDGE_") or name in KEPT_VARIABLES
     }
-
-
-def program() -> list[str]:
-    """Return the command line that runs this very installation."""
-    if is_single_file():
-        return own_command()
-    file = os.path.abspath(sys.argv[0]) if sys.argv and sys.argv[0] else ""
-    name = os.path.basename(file)
-    if name.endswith((".pyz", ".pex")) or (name in ("arcbridge", "kubectl-arcbridge") and _is_python(file)):
-        return [sys.executable, file]
-    # -P: kubectl may run in a directory that has modules of its own.
-    return [sys.executable, "-P", "-m", "arcbridge"]
-
-
-def _is_python(file: str) -> bool:
-    """Return whether a program is a script of Python, as installers make them."""
-    try:
-        with open(file, "rb") as script:
-            first = script.readline(256)
-    except OSError:
-        return False
-    return first.startswith(b"#!") and b"python" in first
 
 
 def _read_word(descriptor: int) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from arcbridge import __version__, single_file
+from arcbridge import __version__
 from arcbridge.client.background import caller
 from arcbridge.client.background.caller import NoAnswer, NotRunning, OtherVersion, answer_of, exchange, request
 from arcbridge.client.background_paths import BackgroundPaths
@@ -220,20 +220,6 @@ def test_a_process_that_does_not_start_is_told(place: BackgroundPaths, monkeypat
     monkeypatch.setattr(caller, "program", lambda: ["/bin/false"])
     with pytest.raises(StateError, match="it ended without a word"):
         caller.ask(place, request("status"), os.environ)
-
-
-@pytest.mark.parametrize("name", ["arcbridge", "kubectl-arcbridge"])
-def test_this_very_installation_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    script = tmp_path / name
-    script.write_text("#!/usr/bin/python3\n")
-    monkeypatch.setattr(sys, "argv", [str(script)])
-    assert caller.program() == [sys.executable, str(script)]
-    script.write_text("#!/bin/sh\n")
-    assert caller.program() == [sys.executable, "-P", "-m", "arcbridge"]
-    monkeypatch.setattr(sys, "argv", ["/opt/arcbridge.pyz"])
-    assert caller.program() == [sys.executable, "/opt/arcbridge.pyz"]
-    monkeypatch.setattr(single_file, "_file", "/opt/arcbridge-linux-x86_64")
-    assert caller.program() == ["/opt/arcbridge-linux-x86_64"]
 
 
 def test_what_a_question_imports() -> None:
