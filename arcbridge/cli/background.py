@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from arcbridge.cli.commands import DOCUMENTS
+from arcbridge.cli.credential import is_news
 from arcbridge.cli.output import plain, print_document, print_error, print_rows, print_warning, rfc3339
 from arcbridge.cli.parser import Invocation
 from arcbridge.cli.settings import given_settings, load_settings, settings_file
@@ -354,7 +355,12 @@ def credential(invocation: Invocation) -> int:
     arguments = sys.argv[sys.argv.index("credential") + 1 :] if "credential" in sys.argv else []
     # stdout is the credential alone.
     context = ClientContext(read_words(arguments).load(os.environ), terminal(sys.stderr))
-    answer = _asked(context, request("credential", arguments))
+    try:
+        answer = _asked(context, request("credential", arguments))
+    except ArcbridgeError as error:
+        if is_news(BackgroundPaths.find(os.environ), error.exit_code):
+            raise
+        return error.exit_code
     import json
 
     print(json.dumps(answer))

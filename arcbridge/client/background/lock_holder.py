@@ -12,8 +12,8 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -119,22 +119,23 @@ def end(place: BackgroundPaths, *, kill: bool = False) -> bool:
 def _send(holder: Holder, *numbers: int) -> None:
     """Send signals to that process, and to no other that has its id by now."""
     with contextlib.suppress(ProcessLookupError):
-        if sys.platform == "linux":
-            process = os.pidfd_open(holder.pid)
-            try:
-                if _start_of(holder.pid) == holder.start:  # from here on the descriptor is that very process
-                    for number in numbers:
-                        signal.pidfd_send_signal(process, number)
-            finally:
-                os.close(process)
-        else:
+        pidfd_open: Callable[[int], int] | None = getattr(os, "pidfd_open", None)
+        if pidfd_open is None:  # as on macOS
             for number in numbers:
                 os.kill(holder.pid, number)
+            return
+        process = pidfd_open(holder.pid)
+        try:
+            if _start_of(holder.pid) == holder.start:  # from here on the descriptor is that very process
+                for number in numbers:
+                    signal.pidfd_send_signal(process, number)
+        finally:
+            os.close(process)
 
 
 def _start_of(pid: int) -> str:
     """Return when a process began, in words that are the same for as long as it lives; empty where there is none."""
-    if sys.platform == "linux":
+    if os.path.exists("/proc/self/stat"):
         return "".join(_fields(pid)[_START : _START + 1])
     command = ["ps", "-o", "lstart=", "-p", str(pid)]
     surroundings = {"PATH": "/bin:/usr/bin", "LC_ALL": "C", "TZ": "UTC"}
