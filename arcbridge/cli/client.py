@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from arcbridge.cli.commands import DOCUMENTS
@@ -276,24 +277,29 @@ def _ago(seen: object) -> str:
 
 def doctor(invocation: Invocation) -> int:
     """Print what each hop is like; the exit code is that of the first that failed."""
-    config, token = _start(invocation)
     from arcbridge.cli.loop import run_until_signal
     from arcbridge.cli.output import format_findings
 
     output = invocation.text("output", "table")
-    # What it finds is on stdout; the log would tell it twice.
-    configure_logging(config, default_level="error")
     from arcbridge.checks.diagnosis import failed
     from arcbridge.client.doctor.codes import exit_code
     from arcbridge.client.doctor.examination import examine
+    from arcbridge.client.doctor.machine_hops import look_at_directories
     from arcbridge.client.service import ClientContext, Terminal
 
     try:
+        config, token = _start(invocation)
+        # What it finds is on stdout; the log would tell it twice.
+        configure_logging(config, default_level="error")
         cluster = _one_cluster(invocation, config)
         context = ClientContext(config, Terminal(), token=token)  # it asks nothing
         findings = run_until_signal(examine(context, cluster, throughput=invocation.switch("throughput")))
     except (ConfigError, StateError) as error:
-        findings = [failed("settings", error.message, "correct the setting", "settings")]
+        given = invocation.text("state_dir") or os.environ.get("ARCBRIDGE_STATE_DIR", "")
+        findings = [
+            look_at_directories(Path(given).expanduser().absolute() if given else None, os.environ),
+            failed("settings", error.message, "correct the setting", "settings"),
+        ]
     sys.stdout.write(format_findings(findings, output))
     return exit_code(findings)
 

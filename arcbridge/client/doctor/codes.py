@@ -58,6 +58,7 @@ _REMEDIES: dict[ExitCode, dict[str, str]] = {
         "agent_unavailable": (
             "tell the cluster's operator: `arcbridge --role agent doctor` says whether it has the issuer's keys"
         ),
+        "background_silent": "`arcbridge stop` ends it, and kubectl starts another",
         "session": "try again; the agent's log has this session's id",
         "api_server": "tell the cluster's operator: `arcbridge --role agent doctor` says why",
         "agent_credential": (
@@ -104,11 +105,18 @@ _REMEDIES: dict[ExitCode, dict[str, str]] = {
         "cluster_pin": (
             "if the cluster's owner has not changed its CA, another party may be in between; else take the old pin out"
         ),
+        "state_directory": "put this right, or name another directory with --state-dir",
+        "disk_full": "make room there: logins, certificates and the kubeconfig are written to it",
+        "background": "`arcbridge stop` ends it, and kubectl starts another; `arcbridge logs` says what it met",
         "kubeconfig": "repair the file, or name another one in KUBECONFIG",
+        "plugin_missing": "any command that changes something writes today's path: `arcbridge status` does",
         "kubeconfig_dead": "",
         "port_taken": "end that program, or serve the cluster at another port (--port)",
     },
     ExitCode.DONE: {
+        "state_open": "chmod g-w it",
+        "plugin_other": "`arcbridge connect NAME` writes the path of this one",
+        "kubeconfig_elsewhere": "name that file in KUBECONFIG, or run `arcbridge connect NAME` for this one",
         "relay_certificate_ends": "ask the relay's operator to renew it",
         "token_ends": "run `arcbridge login`, or have the program that writes the token files write new ones",
     },

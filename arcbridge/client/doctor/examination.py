@@ -25,6 +25,7 @@ from arcbridge.client.doctor.access_judgement import (
     judge_session,
 )
 from arcbridge.client.doctor.kubeconfig_hop import look_at_kubeconfig
+from arcbridge.client.doctor.machine_hops import look_at_background, look_at_directories
 from arcbridge.client.doctor.relay_hops import RelayHops
 from arcbridge.client.doctor.throughput import measure
 from arcbridge.client.service import ClientContext
@@ -47,8 +48,9 @@ async def examine(context: ClientContext, cluster: str, *, throughput: bool = Fa
     Nothing is asked of the user, and nothing is changed but tokens that are renewed.
     """
     context.tokens.interactive = False
-    findings = await _all_relays(context)
-    reached = first_failure(findings) is None
+    relays = await _all_relays(context)
+    findings = [look_at_directories(context.config.state_dir, context.environment), *relays]
+    reached = first_failure(relays) is None
     tokens = context.tokens.for_cluster(cluster) if cluster else context.tokens
     login, login_finding = await _login(context, tokens, cluster)
     findings.append(login_finding)
@@ -57,7 +59,9 @@ async def examine(context: ClientContext, cluster: str, *, throughput: bool = Fa
         findings += [skipped(hop, why) for hop in ("policy", *(("agent", "session", "API server") if cluster else ()))]
     else:
         findings += await _behind_relay(context, tokens, cluster, login, throughput=throughput)
-    return [*findings, await look_at_kubeconfig(context, cluster)]
+    background = await asyncio.to_thread(look_at_background, context.environment, cluster)
+    silent = background.state is FindingState.FAILED
+    return [*findings, background, await look_at_kubeconfig(context, cluster, silent=silent)]
 
 
 # -- the relays --------------------------------------------------------------------------------------------------------
