@@ -56,7 +56,7 @@ def run(arguments: Sequence[str], *, program: str = "arcbridge") -> int:
             role = CLIENT  # the script is one for all roles
         invocation = parse(arguments, role)
     except UsageError:
-        return ExitCode.USAGE
+        return ExitCode.RUN_FAILED if role == CLIENT and first_word(arguments)[0] == "run" else ExitCode.USAGE
     except SystemExit as ended:  # argparse after --help
         return int(ended.code or 0)
     when = invocation.text("color", environment.get("ARCBRIDGE_COLOR", "auto"))
@@ -67,7 +67,7 @@ def run(arguments: Sequence[str], *, program: str = "arcbridge") -> int:
         return code
     except ArcbridgeError as error:
         print_error(error.told(), colour=colour)
-        return error.exit_code
+        return _own_code(invocation, error.exit_code)
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
     except BrokenPipeError:
@@ -78,7 +78,13 @@ def run(arguments: Sequence[str], *, program: str = "arcbridge") -> int:
         if invocation.switch("verbose"):
             raise
         print_error(describe(error), colour=colour)
-        return ExitCode.FAILURE
+        return _own_code(invocation, ExitCode.FAILURE)
+
+
+def _own_code(invocation: Invocation, code: ExitCode) -> ExitCode:
+    """Return the exit code of an error; where another program's code is expected, one that tells ours from it."""
+    another = invocation.role == CLIENT and invocation.command == ("run",)
+    return ExitCode.RUN_FAILED if another and code < ExitCode.RUN_FAILED else code
 
 
 def _run(invocation: Invocation) -> int:

@@ -229,41 +229,51 @@ def test_k9s_too(alice_at_home: Person, tmp_path: Path) -> None:
         run([*of_ours, "kill-server"], env=env, check=False)
 
 
+@contextmanager
+def suspended(pid: int) -> Iterator[None]:
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
+@pytest.mark.timeout(240)
 def test_a_process_that_hangs_is_named_and_ended(alice_at_home: Person, cluster: Cluster, tmp_path: Path) -> None:
     """Suspended, as by a debugger or by a kernel that is short of memory."""
     arguments = alice_at_home.document()["users"][0]["user"]["exec"]["args"]
     kubectl = Kubectl(cluster.binaries.kubectl, alice_at_home.kubeconfig, tmp_path / "kubectl", env=alice_at_home.env)
     pid = alice_at_home.pid()
-    os.kill(pid, signal.SIGSTOP)
     said = rf"the background process \(pid {pid}\) does not answer since \d\d:\d\d:\d\d"
-    way_out = f"`kill -CONT {pid}` lets it go on"
     commands = (("status",), ("disconnect", SECOND), ("connect", SECOND, *alice_at_home.flags), tuple(arguments))
-    for words in commands:
-        done = alice_at_home.run(*words, check=False)
-        assert done.returncode == ExitCode.UNREACHABLE, done
-        assert re.search(said, done.stderr), done.stderr
-        assert way_out in done.stderr
-        assert "`arcbridge stop` ends it" in done.stderr
-    assert re.search(said, alice_at_home.run("logs").stderr)
-    doctor = json.loads(alice_at_home.run("doctor", "-o", "json", *alice_at_home.flags, check=False).stdout)
-    hops = {one["hop"]: one for one in doctor["hops"]}
-    assert doctor["cause"] == "background_silent"
-    assert re.search(said, hops["background process"]["detail"])
-    assert hops["kubeconfig"]["code"] == "", "its own port is not another program's"
-    done = kubectl.run("get", "ns", check=False)
-    assert done.returncode == 1
-    assert len(re.findall(said, done.stderr)) == 1, done.stderr
+    with suspended(pid):
+        for words in commands:
+            done = alice_at_home.run(*words, check=False)
+            assert done.returncode == ExitCode.UNREACHABLE, done
+            assert re.search(said, done.stderr), done.stderr
+            assert f"`kill -CONT {pid}` lets it go on" in done.stderr
+            assert "`arcbridge stop` ends it" in done.stderr
+        assert re.search(said, alice_at_home.run("logs").stderr)
+        doctor = json.loads(alice_at_home.run("doctor", "-o", "json", *alice_at_home.flags, check=False).stdout)
+        hops = {one["hop"]: one for one in doctor["hops"]}
+        assert doctor["cause"] == "background_silent"
+        assert re.search(said, hops["background process"]["detail"])
+        assert hops["kubeconfig"]["code"] == "", "its own port is not another program's"
+        done = kubectl.run("get", "ns", check=False)
+        assert done.returncode == 1
+        assert len(re.findall(said, done.stderr)) == 1, done.stderr
     # It goes on as if nothing had been, and so does kubectl.
-    os.kill(pid, signal.SIGCONT)
     assert "namespace/default" in kubectl.run("get", "ns", "-o", "name").stdout
-    os.kill(pid, signal.SIGSTOP)
-    done = alice_at_home.run("stop")
+    with suspended(pid):
+        done = alice_at_home.run("stop")
     assert re.search(rf"warning: {said}.*; it gets SIGTERM now", done.stderr)
     assert done.stdout.startswith("Stopped.")
     assert not alive(pid)
     assert "namespace/default" in kubectl.run("get", "ns", "-o", "name").stdout
 
 
+@pytest.mark.timeout(240)
 def test_a_process_that_does_not_end_is_killed_once_the_user_says_so(person: Person, tmp_path: Path) -> None:
     """SIGTERM is blocked in it, which stands for a system call that never comes back."""
     deaf = (

@@ -29,6 +29,6 @@ def test_the_page_has_the_table() -> None:
 
 def test_exit_codes() -> None:
     findings = [ok("a", ""), warning("b", "", "", "relay_certificate_ends"), failed("c", "", "", "policy")]
-    assert exit_code(findings) == ExitCode.LOGIN
+    assert exit_code(findings) == ExitCode.DENIED
     assert exit_code([*findings[:2]]) == ExitCode.DONE
     assert exit_code([]) == ExitCode.DONE
