@@ -109,6 +109,8 @@ COMMANDS = (
             "login = login:login",
             "log in, at a relay that says where; commands that name no relay then mean this one",
             Flag("--renew-trust", "ask again whether to trust the relay's CA and its issuer"),
+            Flag("--force", "log in anew where there is a login"),
+            Flag("--wait DURATION", "end after that time, as 60s or 10m; without a terminal a login needs it"),
             Argument("relay_url", "https://host[:port] of the relay (default: the one logged in at last)", "*"),
         ),
         Command(

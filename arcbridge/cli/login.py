@@ -47,20 +47,47 @@ def login(invocation: Invocation) -> int:
     config = _settings(invocation)
     given = given_settings(invocation, os.environ)
     named = {path.removeprefix("login.") for path in given if path.startswith("login.")}
-    return _run(_log_in(config, invocation.texts("relay_url"), renew=invocation.switch("renew_trust"), named=named))
+    return _run(_log_in(config, invocation, named))
 
 
-async def _log_in(config: ClientConfig, relays: tuple[str, ...], *, renew: bool, named: set[str]) -> int:
+async def _log_in(config: ClientConfig, invocation: Invocation, named: set[str]) -> int:
     from arcbridge.cli.terminal import ask_yes, configure_logging, terminal
     from arcbridge.client.commands.sign_in import log_in
 
     configure_logging(config, default_level="warning")
     shown = terminal(sys.stderr)
     ask = ask_yes if shown.ask_trust is not None else None
-    who, ends = await log_in(config, relays, shown, ask=ask, renew=renew, named=named, environment=os.environ)
-    until = time.strftime(", until %Y-%m-%d %H:%M", time.localtime(ends)) if ends else ""
-    print(f"Logged in{f' as {plain(who)}' if who else ''}{until}")
+    found = await log_in(
+        config,
+        invocation.texts("relay_url"),
+        shown,
+        ask=ask,
+        renew=invocation.switch("renew_trust"),
+        named=named,
+        environment=os.environ,
+        force=invocation.switch("force"),
+        wait=_wait(invocation.text("wait")),
+    )
+    until = time.strftime(", until %Y-%m-%d %H:%M", time.localtime(found.until)) if found.until else ""
+    as_whom = f" as {plain(found.user)}" if found.user else ""
+    if found.already:
+        where = f" at {plain(found.relay)}" if found.relay else ""
+        print(f"You are logged in{where}{as_whom}{until}. `arcbridge login --force` logs in anew.")
+    else:
+        print(f"Logged in{as_whom}{until}")
     return ExitCode.DONE
+
+
+def _wait(text: str) -> float:
+    """Return the seconds of `--wait`; 0: it was not given. Raises ConfigError."""
+    from arcbridge.settings.config_loader import parse_duration
+
+    if not text:
+        return 0.0
+    try:
+        return max(parse_duration(text), 1.0)
+    except (ConfigError, ValueError) as error:
+        raise ConfigError(f"flag --wait: {text[:20]!r} is no duration; write 60s or 10m") from error
 
 
 # --- logout ---------------------------------------------------------------------------------------------------------

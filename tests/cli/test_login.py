@@ -77,7 +77,7 @@ class Person:
 
     async def log_in(self, *arguments: str, user: str = "alice") -> tuple[int | None, str, str]:
         """Run a login to its end, with the code entered on another device."""
-        process = await self.start("login", *arguments)
+        process = await self.start("login", "--force", "--wait", "100s", *arguments)
         assert process.stderr is not None
         assert process.stdout is not None
         said = b""
@@ -289,6 +289,29 @@ class TestTwoRelays:
 
 
 class TestWhoami:
+    async def test_a_login_where_there_is_one(self, person: Person, relay: Relay, issuer: Issuer) -> None:
+        """It says so and ends; `--force` logs in anew."""
+        assert (await person.log_in(url(relay), *known(relay, issuer)))[0] == ExitCode.DONE
+        status, out, err = await person.run("login", url(relay))
+        assert (status, err) == (ExitCode.DONE, "")
+        assert out.startswith(f"You are logged in at {url(relay)} as alice@example.com, until ")
+        assert out.endswith("`arcbridge login --force` logs in anew.\n")
+        assert (await person.log_in(url(relay), user="bob"))[1].startswith("Logged in as bob@example.com")
+
+    async def test_no_login_waits_for_a_user_who_is_not_there(
+        self, person: Person, relay: Relay, issuer: Issuer
+    ) -> None:
+        """As in a job with a stray `login`, which waited for the code's whole life."""
+        status, _, err = await person.run("login", url(relay), *known(relay, issuer))
+        assert status == ExitCode.LOGIN
+        assert "there is no terminal, so no user is there to log in: a job uses `arcbridge run --workload …`" in err
+        assert "enter the code" not in err
+        status, _, err = await person.run("login", "--wait", "1s", url(relay), *known(relay, issuer))
+        assert status == ExitCode.LOGIN
+        assert "the login was not done within 1 s (--wait); start again" in err
+        status, _, err = await person.run("login", "--wait", "soon", url(relay))
+        assert (status, err) == (ExitCode.USAGE, "error: flag --wait: 'soon' is no duration; write 60s or 10m\n")
+
     async def test_logged_out(self, person: Person, relay: Relay, issuer: Issuer) -> None:
         status, out, err = await person.run("whoami")
         assert (status, out) == (ExitCode.LOGIN, "")
