@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from arcbridge.cli.commands import DOCUMENTS
-from arcbridge.cli.output import print_document, print_error, print_rows, print_warning, rfc3339
+from arcbridge.cli.output import plain, print_document, print_error, print_rows, print_warning, rfc3339
 from arcbridge.cli.parser import Invocation
 from arcbridge.cli.settings import load_settings
 from arcbridge.cli.terminal import configure_logging, terminal
@@ -28,6 +28,7 @@ _TOKEN_WAS_SHOWN = "ARCBRIDGE_TOKEN_WAS_SHOWN"
 _writing = threading.Lock()
 """Held while output of commands is written, so that lines of two clusters do not mix."""
 _COLUMNS = (("name", "NAME"), ("state", "STATE"), ("agents", "AGENTS"), ("last_seen", "LAST SEEN"))
+_PINS = (("name", "NAME"), ("relay", "RELAY"), ("pin", "CLUSTER CA PIN"), ("file", "FILE"))
 _WIDE = (
     *_COLUMNS,
     ("version", "VERSION"),
@@ -312,6 +313,27 @@ def _one_cluster(invocation: Invocation, config: ClientConfig) -> str:
 
         check_name(name, "cluster ")
     return name
+
+
+@answering
+async def trust(invocation: Invocation, context: ClientContext) -> int:
+    """Print the pins of clusters, or have another one trusted in the place of one."""
+    from arcbridge.client.commands.pins import known_pins, renew
+
+    name = _one_cluster(invocation, context.config)
+    known = known_pins(context, name)
+    if invocation.switch("renew"):
+        if not name:
+            raise ConfigError("flag --renew: name the cluster")
+        for one in known:
+            sys.stderr.write(f"trusted until now: {plain(one['pin'])}\n")
+        print(f"{name} is trusted by {await renew(context, name)}")
+        return ExitCode.DONE
+    if not known:
+        of = f" of cluster {name!r}" if name else ""
+        raise StateError(f"no pin is known here{of}; `arcbridge connect` asks for one")
+    print_rows(known, _PINS, invocation.text("output", "table"))
+    return ExitCode.DONE
 
 
 def key(invocation: Invocation) -> int:

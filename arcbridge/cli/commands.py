@@ -119,6 +119,13 @@ COMMANDS = (
             OUTPUT,
             Flag("--check", "ask the relay whether it takes the login"),
         ),
+        Command(
+            "trust = client:trust",
+            "show the pins of the clusters that are trusted here, and trust another one",
+            Flag("--renew", "trust the pin that the cluster shows now, or that of --cluster-ca-pin"),
+            OUTPUT,
+            Argument("name", "name of the cluster (default: all)", "?"),
+        ),
         Command("key = client:key", "make the key of --proof-key-file, and print what names it", OUTPUT),
         Command("logout = login:logout", "forget the kept tokens, here and at the issuer"),
         Command(

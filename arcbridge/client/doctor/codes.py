@@ -105,7 +105,8 @@ _REMEDIES: dict[ExitCode, dict[str, str]] = {
             "compare the pin with its owner's and give --cluster-ca-pin, or run `arcbridge connect` at a terminal"
         ),
         "cluster_pin": (
-            "if the cluster's owner has not changed its CA, another party may be in between; else take the old pin out"
+            "if the cluster's owner has not changed its CA, another party may be in between; else "
+            "`arcbridge trust NAME --renew`"
         ),
         "state_directory": "put this right, or name another directory with --state-dir",
         "disk_full": "make room there: logins, certificates and the kubeconfig are written to it",
