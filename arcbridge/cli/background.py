@@ -15,7 +15,7 @@ from arcbridge.cli.commands import DOCUMENTS
 from arcbridge.cli.credential import is_news
 from arcbridge.cli.output import plain, print_document, print_error, print_rows, print_warning, rfc3339
 from arcbridge.cli.parser import Invocation
-from arcbridge.cli.settings import given_settings, load_settings, settings_file
+from arcbridge.cli.settings import given_settings, load_settings, read_settings, settings_file
 from arcbridge.cli.terminal import configure_logging, terminal
 from arcbridge.client.background.caller import (
     READY_VARIABLE,
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping
     from typing import Any, TextIO, TypeVar
 
+    from arcbridge.client.credentials.identity_summary import IdentitySummary
     from arcbridge.client.service import ClientContext
     from arcbridge.settings.config import ClientConfig
 
@@ -217,10 +218,13 @@ def status(invocation: Invocation) -> int:
             for key in ("since", "token_expires"):
                 if key in document:
                     document[key] = rfc3339(document[key] or 0.0)
-        print_document({"process": process, "clusters": clusters}, output)
+        mine, others = _logins(invocation)
+        logins = [{"relay": one.relay, "user": one.user or None} for one in (*mine, *others)]
+        print_document({"process": process, "clusters": clusters, "logins": logins}, output)
         return ExitCode.DONE
     if output == "table":
         print(_about(process))
+        print(_about_logins(*_logins(invocation)))
         if not clusters:
             return ExitCode.DONE
         clusters = [{**one, **_for_people(one)} for one in clusters]
@@ -229,6 +233,25 @@ def status(invocation: Invocation) -> int:
         if output == "table" and one.get("reason"):
             print(f"{plain(str(one['name']))}: {plain(str(one['reason']))}")
     return ExitCode.DONE
+
+
+def _logins(invocation: Invocation) -> tuple[list[IdentitySummary], list[IdentitySummary]]:
+    """Return the login that commands mean, and the others; none where the settings or what is kept is damaged."""
+    from arcbridge.client.credentials.identity_summary import logins
+    from arcbridge.client.state import StateDirectory
+
+    try:
+        config = read_settings(invocation, os.environ)[0]
+        return logins(config, StateDirectory.find(config.state_dir, os.environ))
+    except ArcbridgeError:
+        return [], []
+
+
+def _about_logins(mine: list[IdentitySummary], others: list[IdentitySummary]) -> str:
+    from arcbridge.client.credentials.identity_summary import in_words
+
+    here = f"Logged in at {plain(in_words(mine))}" if mine else "Not logged in"
+    return f"{here}{'; also ' if mine else ', but '}at {plain(in_words(others))}" if others else here
 
 
 def _about(process: Mapping[str, Any] | None) -> str:

@@ -12,11 +12,11 @@ from arcbridge.cli.commands import DOCUMENTS
 from arcbridge.cli.output import plain, print_document, print_rows, print_warning, rfc3339
 from arcbridge.cli.parser import Invocation
 from arcbridge.cli.settings import given_settings, load_settings
-from arcbridge.errors import ConfigError, ExitCode
+from arcbridge.errors import ConfigError, ExitCode, Unauthenticated
 from arcbridge.settings.config import ClientConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Coroutine, Sequence
 
     from arcbridge.client.credentials.identity_summary import IdentitySummary
 
@@ -107,10 +107,17 @@ async def _log_out(config: ClientConfig) -> int:
         raise ConfigError(
             "login.issuer: no OIDC login is configured and no relay was logged in at, so there is nothing to forget"
         )
+    from arcbridge.client.credentials.identity_summary import in_words, logins
+    from arcbridge.client.state import StateDirectory
+
+    mine, others = logins(config, StateDirectory.find(config.state_dir, os.environ))
     forgotten, warning = await log_out(config, os.environ)
     if warning:
         print_warning(warning)
-    print("Logged out." if forgotten else "There was no login to forget.")
+    named = in_words(mine) or ", ".join(config.relay_urls()[:1])
+    where = f" at {plain(named)}" if named else ""
+    still = f" Still logged in at {plain(in_words(others))}; `arcbridge logout --relay URL` ends one." if others else ""
+    print(f"Logged out{where}.{still}" if forgotten else f"There was no login{where} to forget.{still}")
     return ExitCode.DONE
 
 
@@ -120,10 +127,17 @@ async def _log_out(config: ClientConfig) -> int:
 def whoami(invocation: Invocation) -> int:
     """Print who is logged in, until when, and where; changes nothing."""
     config: ClientConfig = load_settings(invocation, os.environ)
-    from arcbridge.client.credentials.identity_summary import summary_of
+    from arcbridge.client.credentials.identity_summary import in_words, logins, summary_of
     from arcbridge.client.state import StateDirectory
 
-    found = summary_of(config, StateDirectory.find(config.state_dir, os.environ))
+    state = StateDirectory.find(config.state_dir, os.environ)
+    others = logins(config, state)[1]
+    try:
+        found = summary_of(config, state)
+    except Unauthenticated as error:
+        if others:
+            raise Unauthenticated(f"{error.message}\nlogged in at {in_words(others)}") from error
+        raise
     checked = ""
     if invocation.switch("check"):
         if (code := _run(_check(config))) != ExitCode.DONE:
@@ -131,11 +145,11 @@ def whoami(invocation: Invocation) -> int:
         checked = f"{found.relay} takes the login"
     output = invocation.text("output", "table")
     if output in DOCUMENTS:
-        print_document(_as_document(found, checked), output)
+        print_document(_as_document(found, checked, others), output)
     elif output == "name":
         print(plain(found.user or found.subject))
     else:
-        rows = [{"name": name, "value": value} for name, value in _as_rows(found, checked) if value]
+        rows = [{"name": name, "value": value} for name, value in _as_rows(found, checked, in_words(others)) if value]
         print_rows(rows, (("name", "NAME"), ("value", "VALUE")), output)
     return ExitCode.DONE
 
@@ -153,18 +167,22 @@ async def _check(config: ClientConfig) -> int:
     return ExitCode.DONE
 
 
-def _as_document(found: IdentitySummary, checked: str) -> dict[str, Any]:
+def _as_document(found: IdentitySummary, checked: str, others: Sequence[IdentitySummary]) -> dict[str, Any]:
     document = {name: value if isinstance(value, bool) else value or None for name, value in asdict(found).items()}
-    return {**document, "expires": rfc3339(found.expires), **({"checked": True} if checked else {})}
+    document |= {"expires": rfc3339(found.expires), "groups": list(found.groups)}
+    document["others"] = [{"relay": one.relay, "user": one.user or None} for one in others]
+    return {**document, **({"checked": True} if checked else {})}
 
 
-def _as_rows(found: IdentitySummary, checked: str) -> list[tuple[str, str]]:
+def _as_rows(found: IdentitySummary, checked: str, others: str) -> list[tuple[str, str]]:
     until = time.strftime("%Y-%m-%d %H:%M", time.localtime(found.expires)) if found.expires else ""
     renewed = "renewed by itself" if found.renews else "then log in again" if found.source == "login" else ""
     return [
         ("user", found.user),
         ("issuer", found.issuer),
+        ("groups", ", ".join(found.groups)),
         ("relay", found.relay),
+        ("also logged in", others and f"{others} (--relay URL)"),
         ("until", ", ".join(filter(None, (until, renewed)))),
         ("key", found.key or ("none: a copy of the token is as good as the token" if found.user else "")),
         ("tokens", "" if found.source == "login" else f"from {found.source}"),

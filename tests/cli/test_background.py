@@ -79,8 +79,13 @@ def arcbridge(home: Path, *words: str, **environment: str) -> subprocess.Complet
 
 def test_where_no_process_runs(tmp_path: Path) -> None:
     done = arcbridge(tmp_path, "status")
-    assert done.stdout == "No background process runs; kubectl starts it when a context needs it.\n"
-    assert json.loads(arcbridge(tmp_path, "status", "-o", "json").stdout) == {"process": None, "clusters": []}
+    said = "No background process runs; kubectl starts it when a context needs it."
+    assert done.stdout.splitlines() == [said, "Not logged in"]
+    assert json.loads(arcbridge(tmp_path, "status", "-o", "json").stdout) == {
+        "process": None,
+        "clusters": [],
+        "logins": [],
+    }
     assert arcbridge(tmp_path, "stop").stdout == "No background process runs.\n"
     assert arcbridge(tmp_path, "logs").stdout == "There is no log: no background process has run.\n"
     done = arcbridge(tmp_path, "disconnect", "berlin")

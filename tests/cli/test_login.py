@@ -249,9 +249,23 @@ class TestTwoRelays:
             assert err == f"at {url(second)}, the last login; for another one give --relay ({url(relay)})\n"
             status, out, err = await person.run("whoami", "-o", "name", "--relay", url(relay))
             assert (status, out, err) == (ExitCode.DONE, "alice@example.com\n", "")
+            # Each command names the one that it is about, and the others.
+            here, there = f"{url(second)} as bob@example.com", f"{url(relay)} as alice@example.com"
+            assert f"also logged in   {there} (--relay URL)\n" in (await person.run("whoami"))[1]
+            said = json.loads((await person.run("whoami", "-o", "json"))[1])
+            assert said["others"] == [{"relay": url(relay), "user": "alice@example.com"}]
+            assert (await person.run("status"))[1].splitlines()[1] == f"Logged in at {here}; also at {there}"
+            logins = json.loads((await person.run("status", "-o", "json"))[1])["logins"]
+            assert [one["relay"] for one in logins] == [url(second), url(relay)]
             # One is left, and the other one stays.
-            assert (await person.run("logout", "--relay", url(second)))[0] == ExitCode.DONE
-            assert (await person.run("whoami", "--relay", url(second)))[0] == ExitCode.LOGIN
+            out = (await person.run("logout", "--relay", url(second)))[1]
+            assert (
+                out == f"Logged out at {here}. Still logged in at {there}; `arcbridge logout --relay URL` ends one.\n"
+            )
+            status, _, err = await person.run("whoami", "--relay", url(second))
+            assert status == ExitCode.LOGIN
+            assert err.endswith(f"\nlogged in at {there}\n")
+            assert (await person.run("status"))[1].splitlines()[1] == f"Not logged in, but at {there}"
             assert (await person.run("whoami", "--relay", url(relay)))[0] == ExitCode.DONE
 
     async def test_b42_a_relay_is_shown_nothing_of_another_ones_login(
@@ -341,6 +355,8 @@ class TestWhoami:
             "relay": url(relay),
             "renews": True,
             "source": "login",
+            "groups": ["platform"],
+            "others": [],
         }
         _, table, _ = await person.run("whoami")
         assert "until" in table
@@ -360,10 +376,10 @@ class TestLogout:
         await person.log_in(*known(relay, issuer))
         asked = issuer.requests("/revoke")
         status, out, err = await person.run("logout")
-        assert (status, out, err) == (ExitCode.DONE, "Logged out.\n", "")
+        assert (status, out, err) == (ExitCode.DONE, f"Logged out at {url(relay)} as alice@example.com.\n", "")
         assert issuer.requests("/revoke") == asked + 1
         assert not list(person.home.rglob("tokens/*.json"))
-        assert (await person.run("logout"))[1] == "There was no login to forget.\n"
+        assert (await person.run("logout"))[1] == f"There was no login at {url(relay)} to forget.\n"
         assert issuer.requests("/revoke") == asked + 1
 
     async def test_a_login_with_other_settings_ends_the_former_one(
@@ -391,7 +407,7 @@ class TestLogout:
             status, out, err = await person.run("logout")
         finally:
             issuer.down(False)
-        assert (status, out) == (ExitCode.DONE, "Logged out.\n")
+        assert (status, out) == (ExitCode.DONE, f"Logged out at {url(relay)} as alice@example.com.\n")
         assert err.startswith(f"warning: the refresh token was not revoked at {issuer.url}: ")
         assert not list(person.home.rglob("tokens/*.json"))
 
