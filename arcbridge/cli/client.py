@@ -13,7 +13,7 @@ from arcbridge.cli.output import plain, print_document, print_error, print_rows,
 from arcbridge.cli.parser import Invocation
 from arcbridge.cli.settings import load_settings
 from arcbridge.cli.terminal import configure_logging, terminal
-from arcbridge.errors import ArcbridgeError, ConfigError, ExitCode, StateError
+from arcbridge.errors import ArcbridgeError, ConfigError, ExitCode, StateError, Unauthenticated
 from arcbridge.settings.config import ClientConfig
 from arcbridge.single_file import executable
 from arcbridge.units import duration
@@ -283,7 +283,7 @@ def doctor(invocation: Invocation) -> int:
 
     output = invocation.text("output", "table")
     from arcbridge.checks.diagnosis import failed
-    from arcbridge.client.doctor.codes import exit_code
+    from arcbridge.client.doctor.codes import exit_code, fault
     from arcbridge.client.doctor.examination import examine
     from arcbridge.client.doctor.machine_hops import look_at_directories
     from arcbridge.client.service import ClientContext, Terminal
@@ -295,11 +295,14 @@ def doctor(invocation: Invocation) -> int:
         cluster = _one_cluster(invocation, config)
         context = ClientContext(config, Terminal(), token=token)  # it asks nothing
         findings = run_until_signal(examine(context, cluster, throughput=invocation.switch("throughput")))
-    except (ConfigError, StateError) as error:
+    except (ConfigError, StateError, Unauthenticated) as error:
+        login = isinstance(error, Unauthenticated)
         given = invocation.text("state_dir") or os.environ.get("ARCBRIDGE_STATE_DIR", "")
         findings = [
             look_at_directories(Path(given).expanduser().absolute() if given else None, os.environ),
-            failed("settings", error.message, "correct the setting", "settings"),
+            fault("login", error.message, "login_missing")
+            if login
+            else failed("settings", error.message, "correct the setting", "settings"),
         ]
     sys.stdout.write(format_findings(findings, output))
     return exit_code(findings)

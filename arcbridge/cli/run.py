@@ -66,7 +66,7 @@ def run(arguments: Sequence[str], *, program: str = "arcbridge") -> int:
         sys.stdout.flush()
         return code
     except ArcbridgeError as error:
-        print_error(error.told(), colour=colour)
+        print_error(f"{error.told()}{_origin(error, invocation)}", colour=colour)
         return _own_code(invocation, error.exit_code)
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
@@ -79,6 +79,20 @@ def run(arguments: Sequence[str], *, program: str = "arcbridge") -> int:
             raise
         print_error(describe(error), colour=colour)
         return _own_code(invocation, ExitCode.FAILURE)
+
+
+def _origin(error: ArcbridgeError, invocation: Invocation) -> str:
+    """Return a line that says where the relay comes from that an error is about; empty where it is about none."""
+    if not (about := getattr(error, "about", ())):
+        return ""
+    from arcbridge.cli.settings import given_settings, place_of
+
+    given, place = given_settings(invocation, os.environ), place_of(invocation, os.environ)
+    for setting in about:
+        where = place(setting)
+        if where is not None and (setting in given or where.line):
+            return f"\nthe relay is that of {where}"
+    return ""
 
 
 def _own_code(invocation: Invocation, code: ExitCode) -> ExitCode:

@@ -109,8 +109,8 @@ class Succession:
             cas, pins = self.cas, self.pins
         else:
             raise PinMismatch(
-                f"{mismatch_message(what, last, found.pins[-1], then)}. No CA that is known here has announced the other "
-                "one: it was replaced without an announcement, or this end was away for too many rotations"
+                f"{mismatch_message(what, last, found.pins[-1], then)}. No CA that is known here has announced the "
+                "other one: it was replaced without an announcement, or this end was away for too many rotations"
             )
 
         def index(mine: int, pin: str) -> int:

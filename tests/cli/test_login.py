@@ -267,6 +267,12 @@ class TestTwoRelays:
             assert err.endswith(f"\nlogged in at {there}\n")
             assert (await person.run("status"))[1].splitlines()[1] == f"Not logged in, but at {there}"
             assert (await person.run("whoami", "--relay", url(relay)))[0] == ExitCode.DONE
+            status, _, err = await person.run("clusters", "--relay", "https://127.0.0.1:1")
+            assert status == ExitCode.LOGIN
+            assert err.startswith(
+                f"error: no login at https://127.0.0.1:1, and there is one at {there}; run `arcbridge login"
+            )
+            assert err.endswith("\nthe relay is that of flag --relay\n")
 
     async def test_b42_a_relay_is_shown_nothing_of_another_ones_login(
         self, person: Person, relay: Relay, issuer: Issuer, document: dict[str, Any]
