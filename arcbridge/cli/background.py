@@ -148,12 +148,13 @@ def _asked(context: ClientContext, line: bytes) -> dict[str, Any]:
     """Ask the process; once more after a login, where one is needed and there is a terminal for it."""
     from arcbridge.client.background.connecting import ask_again_after_login, login_may_help
 
+    began = time.time()
     try:
         return ask(BackgroundPaths.find(os.environ), line, os.environ)
     except ArcbridgeError as error:
         if not login_may_help(context, error):
             raise
-    return _run(context, ask_again_after_login(context, line))
+    return _run(context, ask_again_after_login(context, line, began))
 
 
 def _repair(state_dir: Path | None) -> None:

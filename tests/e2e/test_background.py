@@ -15,7 +15,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -413,10 +413,21 @@ def test_a_login_is_asked_for_where_there_is_a_terminal(person: Person, cluster:
     done = kubectl.run("auth", "whoami", check=False)
     assert done.returncode == 1
     assert "you are not logged in at" in done.stderr
-    with kubectl.start("auth", "whoami", terminal=(40, 120)) as asking:
-        log_in(asking)
-        asking.wait_for_line("alice@example.com", timeout=30)
-        assert asking.wait() == 0
+    codes = issuer.requests("/device_authorization")
+    with ExitStack() as stack:
+        # Of several at once one asks, and the others go on with its login.
+        asking = [stack.enter_context(kubectl.start("auth", "whoami", terminal=(40, 120))) for _ in range(4)]
+
+        def code() -> str:
+            found = [re.search(r"enter the code (\S+)", process.output()) for process in asking]
+            return next((one[1] for one in found if one is not None), "")
+
+        until(lambda: bool(code()), "a code is shown", timeout=60)
+        issuer.approve(code())
+        for process in asking:
+            process.wait_for_line("alice@example.com", timeout=60)
+            assert process.wait() == 0
+    assert issuer.requests("/device_authorization") == codes + 1
     assert "alice@example.com" in kubectl.run("auth", "whoami").stdout
 
 
