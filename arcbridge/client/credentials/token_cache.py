@@ -170,7 +170,8 @@ class TokenCache:
     async def locked(self, wait: float = 0.0) -> AsyncIterator[None]:
         """Hold the login's lock: parallel processes refresh once, and a rotated refresh token is used once.
 
-        `wait`: seconds for another process; 0: LOCK_WAIT. Raises StateError when one keeps it longer. Cancelling while waiting holds nothing.
+        `wait`: seconds for another process; 0: LOCK_WAIT. Raises StateError when one keeps the lock longer. Cancelling
+        while waiting holds nothing.
         """
         import asyncio  # `whoami` reads the file and waits for nothing
 

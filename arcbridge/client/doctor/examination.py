@@ -171,6 +171,7 @@ async def _who_am_i(session: MuxSession, token_mode: bool) -> ApiFacts:
         if answer.status >= 300:
             facts.message = str(document.get("message", ""))
             causes = document.get("details", {}).get("causes") or [{}]
+            facts.more = str(causes[0].get("message") or "")
             facts.rule = read_refusal(causes[0].get("reason")).rule or legacy_refusals.read(facts.message).rule
         else:
             user = document["status"]["userInfo"]
