@@ -40,8 +40,8 @@ EXIT_CODES: dict[ExitCode, tuple[str, str]] = {
     ),
     ExitCode.LOGIN: ("not logged in: the login is missing, has ended or is refused", "`arcbridge login`"),
     ExitCode.UNREACHABLE: (
-        "issuer, relay, agent, cluster or background process cannot be reached, or is at a limit",
-        "try again; `arcbridge doctor` says which hop it is",
+        "issuer, relay, agent, cluster or background process is out of reach or at a limit",
+        "`arcbridge doctor` says which",
     ),
     ExitCode.DENIED: ("not allowed: the login is taken, and may not do this", "ask the operator for access"),
     ExitCode.RUN_FAILED: ("`run` failed before its command, or beside it", "read the error, which has no prefix"),
