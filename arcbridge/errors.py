@@ -20,22 +20,36 @@ class ExitCode(IntEnum):
     USAGE = 2
     LOGIN = 3
     UNREACHABLE = 4
+    DENIED = 5
+    RUN_FAILED = 125
+    """`run` itself failed, and not its command: 125 to 127 are what env(1) and `docker run` have for that."""
+    CANNOT_RUN = 126
     NOT_FOUND = 127
-    """The command of `run` is not there, or cannot be run: as a shell says it."""
     INTERRUPTED = 130
 
 
-EXIT_CODES = {
-    ExitCode.DONE: "done",
-    ExitCode.FAILURE: "it failed: a file of this machine, a pin that does not match, a question answered with no, or "
-    "something that a check has found",
-    ExitCode.USAGE: "the command line or the settings are wrong; nothing was begun",
-    ExitCode.LOGIN: "the login is missing, has ended or is refused, or may not reach this",
-    ExitCode.UNREACHABLE: "issuer, relay, agent or cluster cannot be reached, or is at a limit; try again later",
-    ExitCode.NOT_FOUND: "the command of `run` cannot be run",
-    ExitCode.INTERRUPTED: "broken off by a signal before it served, or while it asked",
+EXIT_CODES: dict[ExitCode, tuple[str, str]] = {
+    ExitCode.DONE: ("done", ""),
+    ExitCode.FAILURE: (
+        "it failed: a file of this machine, a pin that does not match, a question that was answered with no",
+        "read the error",
+    ),
+    ExitCode.USAGE: (
+        "the command line or the settings are wrong; nothing was begun",
+        "correct what the error names; `--help`, `config check`",
+    ),
+    ExitCode.LOGIN: ("not logged in: the login is missing, has ended or is refused", "`arcbridge login`"),
+    ExitCode.UNREACHABLE: (
+        "issuer, relay, agent, cluster or background process is out of reach or at a limit",
+        "`arcbridge doctor` says which",
+    ),
+    ExitCode.DENIED: ("not allowed: the login is taken, and may not do this", "ask the operator for access"),
+    ExitCode.RUN_FAILED: ("`run` failed before its command, or beside it", "read the error, which has no prefix"),
+    ExitCode.CANNOT_RUN: ("the command of `run` is there and cannot be run", "look at its mode"),
+    ExitCode.NOT_FOUND: ("the command of `run` is not there", "name a command that is in `PATH`"),
+    ExitCode.INTERRUPTED: ("broken off by a signal before it served, or while it asked", ""),
 }
-"""What each exit code says, for the help, the man pages and the reference."""
+"""The exit codes of all commands: what each means, and what to do. docs/troubleshooting.md has the same table."""
 
 
 class ArcbridgeError(Exception):
@@ -152,7 +166,7 @@ class Unauthenticated(ArcbridgeError):
 class PermissionRefused(ArcbridgeError):
     """The caller is known and the policy says no."""
 
-    exit_code = ExitCode.LOGIN
+    exit_code = ExitCode.DENIED
     status_code = 403
     reason = "Forbidden"
 
@@ -216,3 +230,8 @@ class CommandNotFound(ArcbridgeError):
     """The program that `run` should start does not exist, or is no program."""
 
     exit_code = ExitCode.NOT_FOUND
+
+    def __init__(self, message: str, *, exists: bool = False) -> None:
+        super().__init__(message)
+        if exists:
+            self.exit_code = ExitCode.CANNOT_RUN

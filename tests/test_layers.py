@@ -31,6 +31,7 @@ LEAVES = frozenset(
         "loop_shares",
         "protobuf",
         "refusals",
+        "installation",
         "single_file",
         "tasks",
         "units",
@@ -64,6 +65,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "units": frozenset(),
     "untrusted_json": frozenset(),
     "socket_options": frozenset(),
+    "installation": frozenset(),
     "single_file": frozenset(),
     "": frozenset(),
 }

@@ -153,8 +153,12 @@ def reference() -> str:
             facts = ", ".join(filter(None, (one.kind, f"default `{one.default}`" if one.default else "")))
             flag = f"; `{one.flag}`" if one.flag else ""
             lines += _filled(f"* `{one.key}` ({facts}{flag}){f': {one.about}' if one.about else ''}", "  ")
-    lines += ["", "## Exit codes", "", *_pairs([(str(int(code)), text) for code, text in EXIT_CODES.items()], "")]
+    lines += ["", "## Exit codes", "", *_pairs(_exit_codes(), "")]
     return "\n".join(lines) + "\n"
+
+
+def _exit_codes() -> list[tuple[str, str]]:
+    return [(str(int(code)), f"{text}{f': {remedy}' if remedy else ''}") for code, (text, remedy) in EXIT_CODES.items()]
 
 
 def _pairs(pairs: list[tuple[str, str]], title: str) -> list[str]:
@@ -200,7 +204,7 @@ def man_page(role: str) -> str:
     for setting in settings(role):
         text = f"{setting.about} {f'(default: {setting.default})' if setting.default else ''}".strip()
         lines += _terms([(setting.key, text or setting.kind)])
-    lines += [".SH EXIT STATUS", *_terms([(str(int(code)), text) for code, text in EXIT_CODES.items()])]
+    lines += [".SH EXIT STATUS", *_terms(_exit_codes())]
     lines += [".SH FILES", *_terms(_places(role))]
     others = [other for one, other in NAMES.items() if one != role]
     lines += [".SH SEE ALSO", ", ".join(f"{other.partition('.')[0]}({other[-1]})" for other in others)]

@@ -12,13 +12,24 @@ import time
 from pathlib import Path
 
 from arcbridge.cli.commands import DOCUMENTS
-from arcbridge.cli.output import plain, print_document, print_error, print_note, print_prose, print_rows, rfc3339
+from arcbridge.cli.credential import is_news
+from arcbridge.cli.output import (
+    plain,
+    print_document,
+    print_error,
+    print_note,
+    print_prose,
+    print_rows,
+    print_warning,
+    rfc3339,
+)
 from arcbridge.cli.parser import Invocation
 from arcbridge.cli.screen import Column, Waiting
-from arcbridge.cli.settings import given_settings, load_settings, settings_file
+from arcbridge.cli.settings import given_settings, load_settings, read_settings, settings_file
 from arcbridge.cli.terminal import cluster_meant, configure_logging, terminal
 from arcbridge.client.background.caller import (
     READY_VARIABLE,
+    NoAnswer,
     NotRunning,
     OtherVersion,
     answer_of,
@@ -39,6 +50,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping
     from typing import Any, TextIO, TypeVar
 
+    from arcbridge.client.credentials.identity_summary import IdentitySummary
     from arcbridge.client.service import ClientContext
     from arcbridge.settings.config import ClientConfig
 
@@ -146,13 +158,14 @@ def _asked(context: ClientContext, line: bytes, wait: str) -> dict[str, Any]:
     """Ask the process; once more after a login, where one is needed and there is a terminal for it."""
     from arcbridge.client.background.connecting import ask_again_after_login, login_may_help
 
+    began = time.time()
     try:
         with Waiting(sys.stderr, wait):
             return ask(BackgroundPaths.find(os.environ), line, os.environ)
     except ArcbridgeError as error:
         if not login_may_help(context, error):
             raise
-    return _run(context, ask_again_after_login(context, line))
+    return _run(context, ask_again_after_login(context, line, began))
 
 
 def _repair(state_dir: Path | None) -> None:
@@ -217,10 +230,13 @@ def status(invocation: Invocation) -> int:
             for key in ("since", "token_expires"):
                 if key in document:
                     document[key] = rfc3339(document[key] or 0.0)
-        print_document({"process": process, "clusters": clusters}, output)
+        mine, others = _logins(invocation)
+        logins = [{"relay": one.relay, "user": one.user or None} for one in (*mine, *others)]
+        print_document({"process": process, "clusters": clusters, "logins": logins}, output)
         return ExitCode.DONE
     if output in ("table", "wide"):
         print_prose(_about(process))
+        print_prose(_about_logins(*_logins(invocation)))
         if not clusters:
             return ExitCode.DONE
         clusters = [{**one, **_for_people(one)} for one in clusters]
@@ -229,6 +245,25 @@ def status(invocation: Invocation) -> int:
         if output in ("table", "wide") and one.get("reason"):
             print_prose(f"{plain(str(one['name']))}: {plain(str(one['reason']))}")
     return ExitCode.DONE
+
+
+def _logins(invocation: Invocation) -> tuple[list[IdentitySummary], list[IdentitySummary]]:
+    """Return the login that commands mean, and the others; none where the settings or what is kept is damaged."""
+    from arcbridge.client.credentials.identity_summary import logins
+    from arcbridge.client.state import StateDirectory
+
+    try:
+        config = read_settings(invocation, os.environ)[0]
+        return logins(config, StateDirectory.find(config.state_dir, os.environ))
+    except ArcbridgeError:
+        return [], []
+
+
+def _about_logins(mine: list[IdentitySummary], others: list[IdentitySummary]) -> str:
+    from arcbridge.client.credentials.identity_summary import in_words
+
+    here = f"Logged in at {plain(in_words(mine))}" if mine else "Not logged in"
+    return f"{here}{'; also ' if mine else ', but '}at {plain(in_words(others))}" if others else here
 
 
 def _about(process: Mapping[str, Any] | None) -> str:
@@ -262,14 +297,41 @@ def _for_people(one: Mapping[str, Any]) -> dict[str, Any]:
 
 def stop(invocation: Invocation) -> int:
     """End the background process."""
+    place = BackgroundPaths.find(os.environ)
+    done = "Stopped. kubectl starts it again when a context needs it; `arcbridge disconnect --all` takes them out."
     try:
-        stop_process(BackgroundPaths.find(os.environ))
-        done = "Stopped. kubectl starts it again when a context needs it; `arcbridge disconnect --all` takes them out."
+        stop_process(place)
     except NotRunning:
-        done = "No background process runs."
+        from arcbridge.client.background.lock_holder import is_held
+
+        if is_held(place):  # it hangs, and its socket is gone
+            _end_by_force(place, force=invocation.switch("force"))
+        else:
+            done = "No background process runs."
+    except NoAnswer:
+        _end_by_force(place, force=invocation.switch("force"))
     _repair_for(invocation)
     print_prose(done)
     return ExitCode.DONE
+
+
+def _end_by_force(place: BackgroundPaths, *, force: bool) -> None:
+    """End a process that does not answer: by SIGTERM, then by SIGKILL where the user, or the flag, says so."""
+    from arcbridge.cli.loop import run_until_signal
+    from arcbridge.cli.terminal import ask_yes
+    from arcbridge.client.background.lock_holder import END_TIMEOUT, end, silence
+
+    print_warning(f"{silence(place)}; it gets SIGTERM now")
+    if end(place):
+        return
+    ended = f"it has not ended within {END_TIMEOUT:.0f} s"
+    at_terminal = sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
+    if not force and at_terminal:
+        force = run_until_signal(ask_yes(f"{ended}. Kill it (SIGKILL)? What runs through it is cut. [y/N] "))
+    if not force:
+        raise StateError(f"{ended}; `arcbridge stop --force` kills it (SIGKILL), and what runs through it is cut")
+    if not end(place, kill=True):
+        raise StateError("it has not ended after SIGKILL either: a disk or a network file system holds it")
 
 
 def logs(invocation: Invocation) -> int:
@@ -279,6 +341,8 @@ def logs(invocation: Invocation) -> int:
     if not path.exists() and not follow:
         print_prose("There is no log: no background process has run.")
         return ExitCode.DONE
+    if follow:
+        _warn_of_silence()
     former = path.with_name(f"{path.name}.1")
     if former.exists():
         sys.stdout.write(former.read_text(errors="replace"))
@@ -295,11 +359,21 @@ def logs(invocation: Invocation) -> int:
             pass  # it comes with the process
         sys.stdout.flush()
         if not follow:
+            _warn_of_silence()
             return ExitCode.DONE
         try:
             time.sleep(_FOLLOW)
         except KeyboardInterrupt:
             return ExitCode.DONE
+
+
+def _warn_of_silence() -> None:
+    try:
+        exchange(BackgroundPaths.find(os.environ), request("version"))
+    except NoAnswer as error:
+        print_warning(error.message)
+    except (NotRunning, ArcbridgeError):
+        pass  # its log is there all the same
 
 
 def credential(invocation: Invocation) -> int:
@@ -316,7 +390,12 @@ def credential(invocation: Invocation) -> int:
     arguments = sys.argv[sys.argv.index("credential") + 1 :] if "credential" in sys.argv else []
     # stdout is the credential alone.
     context = ClientContext(read_words(arguments).load(os.environ), terminal(sys.stderr))
-    answer = _asked(context, request("credential", arguments), "Waiting for the background process …")
+    try:
+        answer = _asked(context, request("credential", arguments), "Waiting for the background process …")
+    except ArcbridgeError as error:
+        if is_news(BackgroundPaths.find(os.environ), error.exit_code):
+            raise
+        return error.exit_code
     import json
 
     print(json.dumps(answer))

@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from arcbridge.cli.commands import DOCUMENTS
-from arcbridge.cli.output import print_document, print_error, print_note, print_rows, print_warning, rfc3339
+from arcbridge.cli.output import plain, print_document, print_error, print_note, print_rows, print_warning, rfc3339
 from arcbridge.cli.parser import Invocation
 from arcbridge.cli.screen import Column, Waiting
 from arcbridge.cli.settings import load_settings
 from arcbridge.cli.terminal import configure_logging, terminal
-from arcbridge.errors import ArcbridgeError, ConfigError, ExitCode, StateError
+from arcbridge.errors import ArcbridgeError, ConfigError, ExitCode, StateError, Unauthenticated
 from arcbridge.settings.config import ClientConfig
 from arcbridge.single_file import executable
 from arcbridge.units import duration
@@ -27,6 +28,7 @@ _TOKEN_WAS_SHOWN = "ARCBRIDGE_TOKEN_WAS_SHOWN"
 """In the environment of a process that began with a token on its command line."""
 _writing = threading.Lock()
 """Held while output of commands is written, so that lines of two clusters do not mix."""
+_PINS = (Column("name"), Column("relay"), Column("pin", "CLUSTER CA PIN"), Column("file", wide=True))
 _COLUMNS = (
     Column("name"),
     Column("state", state=True),
@@ -278,25 +280,33 @@ def _ago(seen: object) -> str:
 
 def doctor(invocation: Invocation) -> int:
     """Print what each hop is like; the exit code is that of the first that failed."""
-    config, token = _start(invocation)
     from arcbridge.cli.loop import run_until_signal
     from arcbridge.cli.output import FindingPrinter
 
     printer = FindingPrinter(invocation.text("output"))
-    # What it finds is on stdout; the log would tell it twice.
-    configure_logging(config, default_level="error")
     from arcbridge.checks.diagnosis import failed
-    from arcbridge.client.doctor.codes import exit_code
+    from arcbridge.client.doctor.codes import exit_code, fault
     from arcbridge.client.doctor.examination import examine
+    from arcbridge.client.doctor.machine_hops import look_at_directories
     from arcbridge.client.service import ClientContext, Terminal
 
     try:
+        config, token = _start(invocation)
+        # What it finds is on stdout; the log would tell it twice.
+        configure_logging(config, default_level="error")
         cluster = _one_cluster(invocation, config)
         context = ClientContext(config, Terminal(), token=token)  # it asks nothing
         with Waiting(sys.stderr, "Looking at the way to the cluster …"):
             run_until_signal(examine(context, cluster, printer.add, throughput=invocation.switch("throughput")))
-    except (ConfigError, StateError) as error:
-        printer.add(failed("settings", error.message, "correct the setting", "settings"))
+    except (ConfigError, StateError, Unauthenticated) as error:
+        given = invocation.text("state_dir") or os.environ.get("ARCBRIDGE_STATE_DIR", "")
+        printer.add(look_at_directories(Path(given).expanduser().absolute() if given else None, os.environ))
+        login = isinstance(error, Unauthenticated)
+        printer.add(
+            fault("login", error.message, "login_missing")
+            if login
+            else failed("settings", error.message, "correct the setting", "settings")
+        )
     printer.end()
     return exit_code(printer.findings)
 
@@ -309,6 +319,27 @@ def _one_cluster(invocation: Invocation, config: ClientConfig) -> str:
 
         check_name(name, "cluster ")
     return name
+
+
+@answering
+async def trust(invocation: Invocation, context: ClientContext) -> int:
+    """Print the pins of clusters, or have another one trusted in the place of one."""
+    from arcbridge.client.commands.pins import known_pins, renew
+
+    name = _one_cluster(invocation, context.config)
+    known = known_pins(context, name)
+    if invocation.switch("renew"):
+        if not name:
+            raise ConfigError("flag --renew: name the cluster")
+        for one in known:
+            sys.stderr.write(f"trusted until now: {plain(one['pin'])}\n")
+        print(f"{name} is trusted by {await renew(context, name)}")
+        return ExitCode.DONE
+    if not known:
+        of = f" of cluster {name!r}" if name else ""
+        raise StateError(f"no pin is known here{of}; `arcbridge connect` asks for one")
+    print_rows(known, _PINS, invocation.text("output", "table"))
+    return ExitCode.DONE
 
 
 def key(invocation: Invocation) -> int:

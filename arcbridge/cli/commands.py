@@ -113,7 +113,12 @@ COMMANDS = (
             Argument("name", "names of clusters or contexts", "*", kind="clusters"),
             "arcbridge disconnect berlin ;; arcbridge disconnect --all",
         ),
-        Command("stop = background:stop", "end the background process; kubectl starts it again", "arcbridge stop"),
+        Command(
+            "stop = background:stop",
+            "end the background process; kubectl starts it again",
+            Flag("--force", "kill it (SIGKILL) where it neither answers nor ends by SIGTERM"),
+            "arcbridge stop",
+        ),
         Command(
             "logs = background:logs",
             "print the log of the background process",
@@ -136,6 +141,8 @@ COMMANDS = (
             "login = login:login",
             "log in at a relay; commands that name no relay then mean it",
             Flag("--renew-trust", "ask again whether to trust the relay's CA and its issuer"),
+            Flag("--force", "log in anew where there is a login"),
+            Flag("--wait DURATION", "end after that time, as 60s or 10m; without a terminal a login needs it"),
             Argument("relay_url", "https://host[:port] of the relay (default: the one logged in at last)", "*"),
             "arcbridge login https://relay.example.org",
             "arcbridge login --grant-type device-code  # the browser is on another machine",
@@ -147,6 +154,15 @@ COMMANDS = (
             ROW_OUTPUT,
             Flag("--check", "ask the relay whether it takes the login"),
             "arcbridge whoami ;; arcbridge whoami --check  # does the relay take the login?",
+        ),
+        Command(
+            "trust = client:trust",
+            "show the pins of the clusters that are trusted here, and trust another one",
+            Flag("--renew", "trust the pin that the cluster shows now, or that of --cluster-ca-pin"),
+            OUTPUT,
+            Argument("name", "name of the cluster (default: all)", "?", kind="clusters"),
+            "arcbridge trust ;; arcbridge trust berlin --renew  # its CA was replaced",
+            uses="--cluster-ca-pin",
         ),
         Command(
             "key = client:key",

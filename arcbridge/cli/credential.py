@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 
 from arcbridge.cli.core_dumps import forbid_core_dumps
 from arcbridge.errors import ArcbridgeError
@@ -17,8 +18,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from arcbridge.client.background_paths import BackgroundPaths
+
 _NEITHER = ("-h", "--help", "--ended", "-v", "--verbose", "--debug")
 """Flags with which this is no question to the process."""
+_TOLD = 60.0
+"""Seconds for which one kubectl is not told the same again."""
 
 
 def print_credential(arguments: Sequence[str]) -> int | None:
@@ -57,9 +62,33 @@ def print_credential(arguments: Sequence[str]) -> int | None:
 
         if error.exit_code == ExitCode.LOGIN:
             return None  # there may be a terminal
-        sys.stderr.write(f"error: {error.message}\n")
+        if is_news(place, error.exit_code):
+            sys.stderr.write(f"error: {error.message}\n")
         return int(error.exit_code)
     return None
+
+
+def is_news(place: BackgroundPaths, code: int) -> bool:
+    """Return whether the kubectl that runs this has not been told yet why it gets no credential.
+
+    It runs the plugin again each time that it looks for the cluster's API groups, five times in one command, because
+    client-go keeps no failure (`discovery/cached/memory`), and prints a line of its own each time.
+    """
+    if "KUBERNETES_EXEC_INFO" not in os.environ:
+        return True  # a person, or a script, runs it
+    said = f"{os.getppid()} {code}"
+    try:
+        with open(place.told) as file:
+            if file.read(64) == said and time.time() - os.fstat(file.fileno()).st_mtime < _TOLD:
+                return False
+    except OSError:
+        pass
+    try:
+        with open(os.open(place.told, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as file:
+            file.write(said)
+    except OSError:
+        pass  # then it is told again
+    return True
 
 
 def _server(info: str) -> str:

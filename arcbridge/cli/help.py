@@ -184,7 +184,9 @@ def flags_page(role: str) -> HelpPage:
 
 def exit_codes_page() -> HelpPage:
     """Return what each exit code says."""
-    pairs = [(str(int(code)), text) for code, text in EXIT_CODES.items()]
+    pairs = [
+        (str(int(code)), f"{text}{f': {remedy}' if remedy else ''}") for code, (text, remedy) in EXIT_CODES.items()
+    ]
     return HelpPage("", "All commands end with these exit codes; scripts can rely on them.", [("exit codes", pairs)])
 
 

@@ -12,7 +12,7 @@ from arcbridge.cli.core_dumps import forbid_core_dumps
 from arcbridge.cli.output import describe, print_error
 from arcbridge.cli.parser import Invocation, Parser, UsageError, parse, unknown_command
 from arcbridge.cli.screen import Screen, use_colour
-from arcbridge.cli.words import role_of, words_of
+from arcbridge.cli.words import first_word, role_of, words_of
 from arcbridge.errors import ArcbridgeError, ConfigError, ExitCode
 from arcbridge.settings.flags import CLIENT, ROLES
 from arcbridge.single_file import is_single_file
@@ -39,7 +39,7 @@ def run(arguments: Sequence[str], *, program: str = "arcbridge") -> int:
             role = CLIENT  # the script is one for all roles
         invocation = parse(arguments, role)
     except UsageError:
-        return ExitCode.USAGE
+        return ExitCode.RUN_FAILED if role == CLIENT and first_word(arguments)[0] == "run" else ExitCode.USAGE
     except SystemExit as ended:  # argparse after --help
         return int(ended.code or 0)
     use_colour(invocation.text("color", environment.get("ARCBRIDGE_COLOR", "auto")))
@@ -48,8 +48,8 @@ def run(arguments: Sequence[str], *, program: str = "arcbridge") -> int:
         sys.stdout.flush()
         return code
     except ArcbridgeError as error:
-        print_error(error.told() + _cluster_meant(error, invocation))
-        return error.exit_code
+        print_error(error.told() + _cluster_meant(error, invocation) + _origin(error, invocation))
+        return _own_code(invocation, error.exit_code)
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
     except BrokenPipeError:
@@ -60,7 +60,27 @@ def run(arguments: Sequence[str], *, program: str = "arcbridge") -> int:
         if invocation.switch("verbose"):
             raise
         print_error(describe(error))
-        return ExitCode.FAILURE
+        return _own_code(invocation, ExitCode.FAILURE)
+
+
+def _origin(error: ArcbridgeError, invocation: Invocation) -> str:
+    """Return a line that says where the relay comes from that an error is about; empty where it is about none."""
+    if not (about := getattr(error, "about", ())):
+        return ""
+    from arcbridge.cli.settings import given_settings, place_of
+
+    given, place = given_settings(invocation, os.environ), place_of(invocation, os.environ)
+    for setting in about:
+        where = place(setting)
+        if where is not None and (setting in given or where.line):
+            return f"\nthe relay is that of {where}"
+    return ""
+
+
+def _own_code(invocation: Invocation, code: ExitCode) -> ExitCode:
+    """Return the exit code of an error; where another program's code is expected, one that tells ours from it."""
+    another = invocation.role == CLIENT and invocation.command == ("run",)
+    return ExitCode.RUN_FAILED if another and code < ExitCode.RUN_FAILED else code
 
 
 def _run(invocation: Invocation) -> int:

@@ -101,8 +101,8 @@ def place_of(invocation: Invocation, environment: Mapping[str, str]) -> Callable
 
 _WITHOUT_PROFILE = ("login", "key")
 """Sub-commands of the client that decide by themselves what a saved relay adds, or that need none."""
-_SILENT = ("config",)
-"""Sub-commands that are about the settings alone."""
+_SILENT = ("config", "status")
+"""Sub-commands that are about the settings alone, or that name the relay themselves."""
 
 
 def _with_profile(config: ClientConfig, invocation: Invocation, environment: Mapping[str, str]) -> ClientConfig:

@@ -31,7 +31,7 @@ MACHINE_ID = "/etc/machine-id"
 class BackgroundPaths:
     """The paths of one user on one machine. `make` makes the two directories, 0700."""
 
-    __slots__ = ("connections", "log", "process_lock", "runtime", "socket", "start_lock", "state")
+    __slots__ = ("connections", "log", "process_lock", "runtime", "silent", "socket", "start_lock", "state", "told")
 
     def __init__(self, runtime: str, state: str, machine: str = "") -> None:
         """`runtime`: the directory of the socket. `machine`: tells machines with one home apart; empty: there is one"""
@@ -39,6 +39,10 @@ class BackgroundPaths:
         self.runtime = runtime
         self.state = state
         self.socket = os.path.join(runtime, "control")
+        self.silent = os.path.join(runtime, "silent")
+        """Made by the first caller that gets no answer, and removed by the process when it goes on."""
+        self.told = os.path.join(runtime, "told")
+        """Names the kubectl that was told last why it got no credential."""
         self.start_lock = os.path.join(state, f".background-start{of_machine}.lock")
         """Held by who starts the process."""
         self.process_lock = os.path.join(state, f".background{of_machine}.lock")

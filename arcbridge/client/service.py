@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING
 
 from arcbridge.client.credentials.identity_summary import cache_of
 from arcbridge.client.credentials.token_files import check_token
-from arcbridge.client.credentials.tokens import TokenCommand, TokenPair, Tokens, refuse_contradictions, with_defaults
+from arcbridge.client.credentials.tokens import (
+    NoLogin,
+    TokenCommand,
+    TokenPair,
+    Tokens,
+    refuse_contradictions,
+    with_defaults,
+)
 from arcbridge.client.relay.relay_profile import RelayProfiles, has_login, login_command
 from arcbridge.client.relay.relays import Relays
 from arcbridge.client.session.session_manager import SessionManager
@@ -70,7 +77,9 @@ class ClientContext:
         self.token = check_token(token.encode(), "--token") if token else ""
         refuse_contradictions(login)
         token_file = None if token else config.token_file
-        self.tokens = Tokens(login, self._token_pair(), token=self.token, token_file=token_file)
+        self.tokens = Tokens(
+            login, self._token_pair(), token=self.token, token_file=token_file, no_login=self._no_login
+        )
         self.tokens.interactive = terminal.may_log_in
 
     def _token_pair(self) -> TokenPair | None:
@@ -123,18 +132,27 @@ class ClientContext:
         """
         login = self.config.login
         if not has_login(login):
-            what = "no login is configured"
-            if self.tokens.token_mode:
-                what = "--token and --token-file are for the cluster, and the relay needs a login of its own"
-            command = self._login_command() if self.config.relay_urls() else "arcbridge login https://RELAY"
-            raise Unauthenticated(
-                f"{what}; run `{command}`, or give --access-token-file and --id-token-file, or --oidc-issuer-url"
-            )
+            raise self._no_login()
         others = login.command or login.workload or login.access_token_file or login.id_token_file is not None
         if not others and login.grant_type != PROGRAM and not self.tokens.interactive:
             cache = cache_of(self.config, self.state)
             if not cache.load():
                 raise Unauthenticated(f"{cache.no_login}; run `{self._login_command()}`")
+
+    def _no_login(self) -> NoLogin:
+        """Return the error for settings that say nowhere where tokens come from; it says where there is a login."""
+        from arcbridge.client.credentials.identity_summary import in_words, logins
+
+        urls, others = self.config.relay_urls(), in_words(logins(self.config, self.state)[1])
+        command = self._login_command() if urls else "arcbridge login https://RELAY"
+        what = "no login is configured"
+        if self.tokens.token_mode:
+            what = "--token and --token-file are for the cluster, and the relay needs a login of its own"
+        elif urls and others:
+            what = f"no login at {urls[0]}, and there is one at {others}"
+        return NoLogin(
+            f"{what}; run `{command}`, or give --access-token-file and --id-token-file, or --oidc-issuer-url"
+        )
 
     def _login_command(self) -> str:
         return login_command(self.config, RelayProfiles(self.state.path))

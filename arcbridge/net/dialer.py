@@ -60,7 +60,6 @@ async def connect(address: Address, *, deadline: float, proxy: Proxy | str | Non
         proxy = proxy_for(address, os.environ)
     via = proxy if isinstance(proxy, Proxy) else None
     first = address if via is None else via.address
-    what = str(address) if via is None else f"{address} through the proxy {via.address}"
     try:
         async with asyncio.timeout(deadline):
             sock = await _race(await resolve(first))
@@ -72,9 +71,9 @@ async def connect(address: Address, *, deadline: float, proxy: Proxy | str | Non
                 raise
             return sock
     except TimeoutError as error:
-        raise _unreachable(what, f"no answer within {deadline:.0f} s") from error
+        raise _unreachable(address, f"no answer within {deadline:.0f} s", via) from error
     except OSError as error:
-        raise _unreachable(what, _words(error)) from error
+        raise _unreachable(address, _words(error), via) from error
 
 
 async def try_tls(
@@ -330,9 +329,10 @@ async def _open_by_socks(sock: socket.socket, address: Address, proxy: Proxy) ->
         raise OSError("the proxy does not speak SOCKS 5") from error
 
 
-def _unreachable(what: object, why: str) -> Unreachable:
-    error = Unreachable(f"cannot reach {what}: {why}")
-    error.detail = why
+def _unreachable(address: Address, why: str, via: Proxy | None = None) -> Unreachable:
+    through = "" if via is None else f" through the proxy {via.address}"
+    error = Unreachable(f"cannot reach {address}{through}: {why}")
+    error.detail = f"{why}{through}"
     return error
 
 

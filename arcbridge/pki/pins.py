@@ -98,12 +98,12 @@ def encoded(certificate_pem: str) -> str:
     return _one_certificate(certificate_pem).public_bytes(Encoding.PEM).decode()
 
 
-def mismatch_message(what: str, expected: str, found: str) -> str:
-    """Return the sentence that every pin mismatch says."""
+def mismatch_message(what: str, expected: str, found: str, then: str = "change or remove the old one") -> str:
+    """Return the sentence that every pin mismatch says; `then`: what to do once the owner has confirmed."""
     return (
         f"{what} is not the one that is trusted: expected {check_pin(expected)}, found {check_pin(found)}. "
         "Another party may be in between. "
-        "Go on only when the owner confirms the new pin, then change or remove the old one"
+        f"Go on only when the owner confirms the new pin, then {then}"
     )
 
 
@@ -138,6 +138,20 @@ class PinStore:
                 return
             tables.setdefault(self.relay, {})[cluster] = pin
             write_private(self.path, _format(tables).encode())
+
+    def entries(self) -> list[tuple[str, str, str]]:
+        """Return relay (empty: any), cluster and pin of each; raises `StateError`."""
+        return [(relay, name, pin) for relay, pins in self._read().items() for name, pin in pins.items()]
+
+    def forget(self, cluster: str) -> str:
+        """Take out what is kept for `cluster` under this relay alone; returns it, empty where nothing is."""
+        if not self.path.exists():
+            return ""
+        with locked(self.path.with_name(f".{self.path.name}.lock")):
+            tables = self._read()
+            if pin := tables.get(self.relay, {}).pop(check_cluster_name(cluster), ""):
+                write_private(self.path, _format(tables).encode())
+        return pin
 
     def _find(self, tables: dict[str, dict[str, str]], cluster: str) -> str | None:
         return tables.get("", {}).get(cluster) or tables.get(self.relay, {}).get(cluster)

@@ -90,8 +90,11 @@ class Succession:
         """The certificates of the CAs that count, as one PEM text."""
         return "".join(self.cas[self.since :])
 
-    def follow(self, found: Succession, what: str, *, retire: bool = False) -> Succession:
-        """Return this succession with what `found` adds to it. `what` as in "the relay's CA".
+    def follow(
+        self, found: Succession, what: str, *, retire: bool = False, then: str = "change or remove the old one"
+    ) -> Succession:
+        """Return this succession with what `found` adds to it. `what` as in "the relay's CA", `then` as for
+        `mismatch_message`.
 
         `retire`: `found` comes from the owner of the CA, over a connection that it vouches for, so that former CAs
         stop to count. Raises PinMismatch unless both agree from the last CA on that both know, and ConfigError for
@@ -106,8 +109,8 @@ class Succession:
             cas, pins = self.cas, self.pins
         else:
             raise PinMismatch(
-                f"{mismatch_message(what, last, found.pins[-1])}. No CA that is known here has announced the other "
-                "one: it was replaced without an announcement, or this end was away for too many rotations"
+                f"{mismatch_message(what, last, found.pins[-1], then)}. No CA that is known here has announced the "
+                "other one: it was replaced without an announcement, or this end was away for too many rotations"
             )
 
         def index(mine: int, pin: str) -> int:

@@ -18,6 +18,7 @@ from arcbridge.cli.parser import parse
 from arcbridge.client.background.connection_settings import read_words
 from arcbridge.client.background.connections import Connection, Connections
 from arcbridge.client.service import ClientContext, Terminal
+from arcbridge.errors import ExitCode
 from arcbridge.pki.private_files import try_lock
 from arcbridge.settings.config import ClientConfig
 from arcbridge.settings.flags import CLIENT
@@ -79,8 +80,13 @@ def arcbridge(home: Path, *words: str, **environment: str) -> subprocess.Complet
 
 def test_where_no_process_runs(tmp_path: Path) -> None:
     done = arcbridge(tmp_path, "status")
-    assert done.stdout == "No background process runs; kubectl starts it when a context needs it.\n"
-    assert json.loads(arcbridge(tmp_path, "status", "-o", "json").stdout) == {"process": None, "clusters": []}
+    said = "No background process runs; kubectl starts it when a context needs it."
+    assert done.stdout.splitlines() == [said, "Not logged in"]
+    assert json.loads(arcbridge(tmp_path, "status", "-o", "json").stdout) == {
+        "process": None,
+        "clusters": [],
+        "logins": [],
+    }
     assert arcbridge(tmp_path, "stop").stdout == "No background process runs.\n"
     assert arcbridge(tmp_path, "logs").stdout == "There is no log: no background process has run.\n"
     done = arcbridge(tmp_path, "disconnect", "berlin")
@@ -125,13 +131,16 @@ def test_w11_a_list_of_another_user_is_not_used(tmp_path: Path) -> None:
         (("connect", "a", "--file", "-", "--relay", "https://127.0.0.1:1"), "flag --file"),
         (("connect", "a", "--token", "x", "--relay", "https://127.0.0.1:1"), "--token-file"),
         (("disconnect", "a", "--all"), "flag --all"),
-        (("connect", "a"), "relays: none is set, and none was logged in at; run `arcbridge login https://RELAY`"),
+        (
+            ("connect", "a"),
+            "you are logged in at no relay, and no setting names one; run `arcbridge login https://RELAY`",
+        ),
     ],
     ids=["no name", "bad name", "port", "stdout", "token", "all", "no relay"],
 )
 def test_mistakes_are_one_clear_line(tmp_path: Path, words: tuple[str, ...], told: str) -> None:
     done = arcbridge(tmp_path, *words)
-    assert done.returncode == 2
+    assert done.returncode == (ExitCode.LOGIN if "logged in at no relay" in told else ExitCode.USAGE)
     assert told in done.stderr
     assert done.stderr.startswith("error: ")
     assert not (tmp_path / "state").exists() or not list((tmp_path / "state").rglob("control"))

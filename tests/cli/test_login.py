@@ -77,7 +77,7 @@ class Person:
 
     async def log_in(self, *arguments: str, user: str = "alice") -> tuple[int | None, str, str]:
         """Run a login to its end, with the code entered on another device."""
-        process = await self.start("login", *arguments)
+        process = await self.start("login", "--force", "--wait", "100s", *arguments)
         assert process.stderr is not None
         assert process.stdout is not None
         said = b""
@@ -249,10 +249,30 @@ class TestTwoRelays:
             assert err == f"at {url(second)}, the last login; for another one give --relay ({url(relay)})\n"
             status, out, err = await person.run("whoami", "-o", "name", "--relay", url(relay))
             assert (status, out, err) == (ExitCode.DONE, "alice@example.com\n", "")
+            # Each command names the one that it is about, and the others.
+            here, there = f"{url(second)} as bob@example.com", f"{url(relay)} as alice@example.com"
+            assert f"also logged in   {there} (--relay URL)\n" in (await person.run("whoami"))[1]
+            said = json.loads((await person.run("whoami", "-o", "json"))[1])
+            assert said["others"] == [{"relay": url(relay), "user": "alice@example.com"}]
+            assert (await person.run("status"))[1].splitlines()[1] == f"Logged in at {here}; also at {there}"
+            logins = json.loads((await person.run("status", "-o", "json"))[1])["logins"]
+            assert [one["relay"] for one in logins] == [url(second), url(relay)]
             # One is left, and the other one stays.
-            assert (await person.run("logout", "--relay", url(second)))[0] == ExitCode.DONE
-            assert (await person.run("whoami", "--relay", url(second)))[0] == ExitCode.LOGIN
+            out = (await person.run("logout", "--relay", url(second)))[1]
+            assert (
+                out == f"Logged out at {here}. Still logged in at {there}; `arcbridge logout --relay URL` ends one.\n"
+            )
+            status, _, err = await person.run("whoami", "--relay", url(second))
+            assert status == ExitCode.LOGIN
+            assert err.endswith(f"\nlogged in at {there}\n")
+            assert (await person.run("status"))[1].splitlines()[1] == f"Not logged in, but at {there}"
             assert (await person.run("whoami", "--relay", url(relay)))[0] == ExitCode.DONE
+            status, _, err = await person.run("clusters", "--relay", "https://127.0.0.1:1")
+            assert status == ExitCode.LOGIN
+            assert err.startswith(
+                f"error: no login at https://127.0.0.1:1, and there is one at {there}; run `arcbridge login"
+            )
+            assert err.endswith("\nthe relay is that of flag --relay\n")
 
     async def test_b42_a_relay_is_shown_nothing_of_another_ones_login(
         self, person: Person, relay: Relay, issuer: Issuer, document: dict[str, Any]
@@ -289,6 +309,29 @@ class TestTwoRelays:
 
 
 class TestWhoami:
+    async def test_a_login_where_there_is_one(self, person: Person, relay: Relay, issuer: Issuer) -> None:
+        """It says so and ends; `--force` logs in anew."""
+        assert (await person.log_in(url(relay), *known(relay, issuer)))[0] == ExitCode.DONE
+        status, out, err = await person.run("login", url(relay))
+        assert (status, err) == (ExitCode.DONE, "")
+        assert out.startswith(f"You are logged in at {url(relay)} as alice@example.com, until ")
+        assert out.endswith("`arcbridge login --force` logs in anew.\n")
+        assert (await person.log_in(url(relay), user="bob"))[1].startswith("Logged in as bob@example.com")
+
+    async def test_no_login_waits_for_a_user_who_is_not_there(
+        self, person: Person, relay: Relay, issuer: Issuer
+    ) -> None:
+        """As in a job with a stray `login`, which waited for the code's whole life."""
+        status, _, err = await person.run("login", url(relay), *known(relay, issuer))
+        assert status == ExitCode.LOGIN
+        assert "there is no terminal, so no user is there to log in: a job uses `arcbridge run --workload …`" in err
+        assert "enter the code" not in err
+        status, _, err = await person.run("login", "--wait", "1s", url(relay), *known(relay, issuer))
+        assert status == ExitCode.LOGIN
+        assert "the login was not done within 1 s (--wait); start again" in err
+        status, _, err = await person.run("login", "--wait", "soon", url(relay))
+        assert (status, err) == (ExitCode.USAGE, "error: flag --wait: 'soon' is no duration; write 60s or 10m\n")
+
     async def test_logged_out(self, person: Person, relay: Relay, issuer: Issuer) -> None:
         status, out, err = await person.run("whoami")
         assert (status, out) == (ExitCode.LOGIN, "")
@@ -318,6 +361,8 @@ class TestWhoami:
             "relay": url(relay),
             "renews": True,
             "source": "login",
+            "groups": ["platform"],
+            "others": [],
         }
         _, table, _ = await person.run("whoami")
         assert "until" in table
@@ -337,10 +382,10 @@ class TestLogout:
         await person.log_in(*known(relay, issuer))
         asked = issuer.requests("/revoke")
         status, out, err = await person.run("logout")
-        assert (status, out, err) == (ExitCode.DONE, "Logged out.\n", "")
+        assert (status, out, err) == (ExitCode.DONE, f"Logged out at {url(relay)} as alice@example.com.\n", "")
         assert issuer.requests("/revoke") == asked + 1
         assert not list(person.home.rglob("tokens/*.json"))
-        assert (await person.run("logout"))[1] == "There was no login to forget.\n"
+        assert (await person.run("logout"))[1] == f"There was no login at {url(relay)} to forget.\n"
         assert issuer.requests("/revoke") == asked + 1
 
     async def test_a_login_with_other_settings_ends_the_former_one(
@@ -368,7 +413,7 @@ class TestLogout:
             status, out, err = await person.run("logout")
         finally:
             issuer.down(False)
-        assert (status, out) == (ExitCode.DONE, "Logged out.\n")
+        assert (status, out) == (ExitCode.DONE, f"Logged out at {url(relay)} as alice@example.com.\n")
         assert err.startswith(f"warning: the refresh token was not revoked at {issuer.url}: ")
         assert not list(person.home.rglob("tokens/*.json"))
 

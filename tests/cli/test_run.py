@@ -12,6 +12,8 @@ import pytest
 from arcbridge.cli import run as run_module
 from arcbridge.cli.run import run
 from arcbridge.errors import (
+    EXIT_CODES,
+    CommandNotFound,
     ConfigError,
     ExitCode,
     PermissionRefused,
@@ -30,7 +32,7 @@ from arcbridge.errors import (
         (StateError("x"), ExitCode.FAILURE),
         (PinMismatch("x"), ExitCode.FAILURE),
         (Unauthenticated("x"), ExitCode.LOGIN),
-        (PermissionRefused("x"), ExitCode.LOGIN),
+        (PermissionRefused("x"), ExitCode.DENIED),
         (Unreachable("x"), ExitCode.UNREACHABLE),
         (SessionEnded(1, "x"), ExitCode.UNREACHABLE),
         (KeyboardInterrupt(), ExitCode.INTERRUPTED),
@@ -49,6 +51,43 @@ def test_exit_codes(
     assert told == "" if code == ExitCode.INTERRUPTED else told.startswith("error: ")
 
 
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConfigError("x"), ExitCode.RUN_FAILED),
+        (PinMismatch("x"), ExitCode.RUN_FAILED),
+        (Unauthenticated("x"), ExitCode.RUN_FAILED),
+        (OSError(28, "No space left on device"), ExitCode.RUN_FAILED),
+        (CommandNotFound("x"), ExitCode.NOT_FOUND),
+        (CommandNotFound("x", exists=True), ExitCode.CANNOT_RUN),
+    ],
+)
+def test_a_failure_of_run_is_not_taken_for_its_commands(
+    error: Exception, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> int:
+        raise error
+
+    monkeypatch.setattr(run_module, "_run", fail)
+    assert run(["run", "-n", "berlin", "--", "true"]) == code
+    if not isinstance(error, CommandNotFound):
+        assert run(["--role", "relay", "run"]) != ExitCode.RUN_FAILED
+
+
+def test_a_line_that_cannot_be_read_is_a_failure_of_run_too() -> None:
+    assert run(["run", "--no-such-flag", "--", "true"]) == ExitCode.RUN_FAILED
+    assert run(["clusters", "--no-such-flag"]) == ExitCode.USAGE
+
+
+def test_the_pages_have_the_table_of_exit_codes() -> None:
+    docs = Path(__file__).resolve().parents[2] / "docs"
+    text = (docs / "troubleshooting.md").read_text().partition("## Exit codes")[2].partition("\n#")[0]
+    lines = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
+    rows = [tuple(cell.strip() for cell in line) for line in lines[2:]]
+    assert rows == [(str(int(code)), *said) for code, said in EXIT_CODES.items()]
+    assert set(EXIT_CODES) == set(ExitCode)
+
+
 def test_an_internal_error_quotes_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def fail(_: object) -> int:
         raise ValueError("SECRET")
@@ -64,7 +103,7 @@ def test_without_a_role(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--help"]) == 0
     assert "arcbridge login https://" in capsys.readouterr().out
     assert run([]) == ExitCode.USAGE
-    assert run(["run"]) == ExitCode.USAGE
+    assert run(["run"]) == ExitCode.RUN_FAILED
     assert run(["--role", "king"]) == ExitCode.USAGE
     assert "error: --role king: unknown" in capsys.readouterr().err
     assert run(["completion", "bash"]) == 0

@@ -52,7 +52,7 @@ def rows(world: World, user: User, *words: str) -> list[dict[str, object]]:
 
 def refused(world: World, user: User, *words: str, why: str = REFUSED) -> bool:
     done = admin(world, user, *words)
-    return done.returncode == ExitCode.LOGIN and why in done.stderr and not done.stdout
+    return done.returncode == ExitCode.DENIED and why in done.stderr and not done.stdout
 
 
 @pytest.mark.timeout(600)

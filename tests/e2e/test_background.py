@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import yaml
 
 from arcbridge.client.background_paths import BackgroundPaths
 from arcbridge.errors import ExitCode
+from arcbridge.installation import own_path
 from tests.support.cluster import Cluster, Kubectl, Unavailable, helm, k9s
 from tests.support.processes import ManagedProcess, require_or_skip, run
 from tests.support.reports import until
@@ -153,7 +155,8 @@ def test_connect_status_disconnect_as_a_person_sees_them(person: Person) -> None
     ]
     table = person.run("status").stdout.splitlines()
     assert table[0].startswith(f"Background process {person.pid()}, version ")
-    assert table[1].split() == [
+    assert table[1] == f"Logged in at {person.world.relay_url} as alice@example.com" or table[1] == "Not logged in"
+    assert table[2].split() == [
         "CLUSTER",
         "USER",
         "PORT",
@@ -165,7 +168,7 @@ def test_connect_status_disconnect_as_a_person_sees_them(person: Person) -> None
         "TOKEN",
         "ENDS",
     ]
-    assert [line.split()[:5] for line in table[2:]] == [
+    assert [line.split()[:5] for line in table[3:]] == [
         [CLUSTER, "alice@example.com", str(first), CLUSTER, "connected"],
         [SECOND, "alice@example.com", str(second), SECOND, "connected"],
     ]
@@ -176,7 +179,7 @@ def test_connect_status_disconnect_as_a_person_sees_them(person: Person) -> None
     person.run("disconnect", "--all")
     until(lambda: not alive(pid), "the process ends with its last cluster")
     assert person.document()["contexts"] == []
-    assert person.status() == {"process": None, "clusters": []}
+    assert person.status() == {"process": None, "clusters": [], "logins": []}
     state = Path(person.env["XDG_STATE_HOME"]) / "arcbridge"
     assert json.loads((state / "ports.json").read_text()) == {}, "ports are given back"
 
@@ -227,6 +230,79 @@ def test_k9s_too(alice_at_home: Person, tmp_path: Path) -> None:
         run([*of_ours, "kill-server"], env=env, check=False)
 
 
+@contextmanager
+def suspended(pid: int) -> Iterator[None]:
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
+@pytest.mark.timeout(240)
+def test_a_process_that_hangs_is_named_and_ended(alice_at_home: Person, cluster: Cluster, tmp_path: Path) -> None:
+    """Suspended, as by a debugger or by a kernel that is short of memory."""
+    arguments = alice_at_home.document()["users"][0]["user"]["exec"]["args"]
+    kubectl = Kubectl(cluster.binaries.kubectl, alice_at_home.kubeconfig, tmp_path / "kubectl", env=alice_at_home.env)
+    pid = alice_at_home.pid()
+    said = rf"the background process \(pid {pid}\) does not answer since \d\d:\d\d:\d\d"
+    commands = (("status",), ("disconnect", SECOND), ("connect", SECOND, *alice_at_home.flags), tuple(arguments))
+    with suspended(pid):
+        for words in commands:
+            done = alice_at_home.run(*words, check=False)
+            assert done.returncode == ExitCode.UNREACHABLE, done
+            assert re.search(said, done.stderr), done.stderr
+            assert f"`kill -CONT {pid}` lets it go on" in done.stderr
+            assert "`arcbridge stop` ends it" in done.stderr
+        assert re.search(said, alice_at_home.run("logs").stderr)
+        doctor = json.loads(alice_at_home.run("doctor", "-o", "json", *alice_at_home.flags, check=False).stdout)
+        hops = {one["hop"]: one for one in doctor["hops"]}
+        assert doctor["cause"] == "background_silent"
+        assert re.search(said, hops["background process"]["detail"])
+        assert hops["kubeconfig"]["code"] == "", "its own port is not another program's"
+        done = kubectl.run("get", "ns", check=False)
+        assert done.returncode == 1
+        assert len(re.findall(said, done.stderr)) == 1, done.stderr
+    # It goes on as if nothing had been, and so does kubectl.
+    assert "namespace/default" in kubectl.run("get", "ns", "-o", "name").stdout
+    with suspended(pid):
+        done = alice_at_home.run("stop")
+    assert re.search(rf"warning: {said}.*; it gets SIGTERM now", done.stderr)
+    assert done.stdout.startswith("Stopped.")
+    assert not alive(pid)
+    assert "namespace/default" in kubectl.run("get", "ns", "-o", "name").stdout
+
+
+@pytest.mark.timeout(240)
+def test_a_process_that_does_not_end_is_killed_once_the_user_says_so(person: Person, tmp_path: Path) -> None:
+    """SIGTERM is blocked in it, which stands for a system call that never comes back."""
+    deaf = (
+        "import os, signal, sys\nsignal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])\n"
+        "os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    connect = arcbridge("connect", CLUSTER, *person.flags, "--trust-first-use")
+    run([sys.executable, "-c", deaf, *connect], env=person.env)
+    pid = person.pid()
+    os.kill(pid, signal.SIGSTOP)
+    done = person.run("stop", check=False)
+    assert done.returncode == ExitCode.FAILURE
+    assert "`arcbridge stop --force` kills it (SIGKILL), and what runs through it is cut" in done.stderr
+    assert alive(pid)
+    os.kill(pid, signal.SIGSTOP)
+    with ManagedProcess(
+        arcbridge("stop"), log_dir=tmp_path / "logs", name="stop", env=person.env, terminal=(40, 120)
+    ) as stop:
+        stop.wait_for_line(r"Kill it \(SIGKILL\)\? What runs through it is cut", timeout=30)
+        stop.send("n\n")
+        assert stop.wait() == ExitCode.FAILURE
+    assert alive(pid)
+    os.kill(pid, signal.SIGSTOP)
+    person.run("stop", "--force")
+    assert not alive(pid)
+    assert person.run("status").stdout.startswith("No background process runs")
+
+
 def test_twenty_at_once_start_one_process(alice_at_home: Person) -> None:
     arguments = alice_at_home.document()["users"][0]["user"]["exec"]["args"]
     alice_at_home.kill_everything()
@@ -254,12 +330,24 @@ def test_an_upgrade_replaces_it_and_what_runs_goes_on(alice_at_home: Person, clu
         "from arcbridge.__main__ import main\nsys.exit(main())\n"
     )
     script.chmod(0o755)
+    link = tmp_path / "stable" / "arcbridge"  # as package managers have one
+    link.parent.mkdir()
+
+    def point_at(program: Path) -> None:
+        (tmp_path / "next").symlink_to(program)
+        (tmp_path / "next").replace(link)
+
+    present = Path(own_path())
+    point_at(present)
+    before = alice_at_home.kubeconfig.read_text()
+    alice_at_home.kubeconfig.write_text(before.replace(str(present), str(link)))
     newer = {**alice_at_home.env, "PATH": f"{script.parent}:{alice_at_home.env['PATH']}"}
     through = Kubectl(cluster.binaries.kubectl, alice_at_home.kubeconfig, tmp_path / "kubectl", env=alice_at_home.env)
     former = alice_at_home.pid()
     through.run("create", "configmap", "before-the-upgrade", "-n", "default")
     with through.start("get", "configmaps", "-n", "default", "--watch", "-o", "name") as watch:
         watch.wait_for_line("configmap/before-the-upgrade", timeout=30)
+        point_at(script)
         assert "namespace/default" in through.run("get", "ns", "-o", "name", env=newer).stdout
         status = json.loads(run([script, "status", "-o", "json"], env=newer).stdout)
         assert (status["process"]["version"], status["process"]["former_versions"]) == ("999.0", 1)
@@ -270,8 +358,17 @@ def test_an_upgrade_replaces_it_and_what_runs_goes_on(alice_at_home: Person, clu
     until(lambda: not alive(former), "the former process ends with its last stream", timeout=30)
     through.run("delete", "configmap", "before-the-upgrade", "seen-during-the-upgrade", "-n", "default", env=newer)
     # And back: this version takes the place of the other one.
+    point_at(present)
     assert "namespace/default" in through.run("get", "ns", "-o", "name").stdout
     assert alice_at_home.status()["process"]["version"] == package.__version__
+    # Uninstalled, and installed elsewhere: the next command lets kubectl find it.
+    link.unlink()
+    done = alice_at_home.run("status")
+    assert f'context "{CLUSTER}" runs arcbridge where it is installed now' in done.stderr
+    assert (
+        "namespace/default"
+        in through.run("get", "ns", "-o", "name", env={**alice_at_home.env, "PATH": "/usr/bin:/bin"}).stdout
+    )
 
 
 def test_it_survives_its_terminal(person: Person, tmp_path: Path) -> None:
@@ -316,10 +413,21 @@ def test_a_login_is_asked_for_where_there_is_a_terminal(person: Person, cluster:
     done = kubectl.run("auth", "whoami", check=False)
     assert done.returncode == 1
     assert "you are not logged in at" in done.stderr
-    with kubectl.start("auth", "whoami", terminal=(40, 120)) as asking:
-        log_in(asking)
-        asking.wait_for_line("alice@example.com", timeout=30)
-        assert asking.wait() == 0
+    codes = issuer.requests("/device_authorization")
+    with ExitStack() as stack:
+        # Of several at once one asks, and the others go on with its login.
+        asking = [stack.enter_context(kubectl.start("auth", "whoami", terminal=(40, 120))) for _ in range(4)]
+
+        def code() -> str:
+            found = [re.search(r"enter the code (\S+)", process.output()) for process in asking]
+            return next((one[1] for one in found if one is not None), "")
+
+        until(lambda: bool(code()), "a code is shown", timeout=60)
+        issuer.approve(code())
+        for process in asking:
+            process.wait_for_line("alice@example.com", timeout=60)
+            assert process.wait() == 0
+    assert issuer.requests("/device_authorization") == codes + 1
     assert "alice@example.com" in kubectl.run("auth", "whoami").stdout
 
 

@@ -138,7 +138,7 @@ def test_a_cluster_that_is_unknown(world: World, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(world, "cluster", "no-such-cluster")
     mark = world.relay.mark()
     done = start(world)
-    assert done.returncode == ExitCode.LOGIN
+    assert done.returncode == ExitCode.DENIED
     assert error_of(done) == (
         'cluster "no-such-cluster" does not exist or you may not reach it; ask the relay\'s operator for access '
         '(known groups: "platform")'
@@ -357,7 +357,7 @@ def test_a_cluster_that_is_revoked_and_restored(
     only(world.relay, "sessions cut off", after=mark)
     only(world.relay, "agent cut off", after=mark)
     done = start(world)
-    assert done.returncode == ExitCode.LOGIN
+    assert done.returncode == ExitCode.DENIED
     world.agent.stop()
     relay_command(world, "cluster", "restore", CLUSTER)
     agent_again(world)

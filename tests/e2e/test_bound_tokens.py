@@ -73,7 +73,7 @@ def person(world: World, tmp_path: Path) -> Iterator[Person]:
 
 
 def log_in_by_device(person: Person) -> None:
-    login = person.begin(*person.login, "--grant-type", "device-code", "login")
+    login = person.begin(*person.login, "--grant-type", "device-code", "login", "--wait", "100s")
     code = login.wait_for_line(r"enter the code (\S+)", timeout=30)[1]
     person.world.issuer.approve(code)
     assert login.wait(30) == 0, login.tail()
@@ -138,7 +138,7 @@ def test_the_authorization_code_flow_binds_the_id_token_by_its_nonce(
     arguments += ["--oidc-ca-file", str(issuer.ca_file)]
     with login_ports():
         person.environment |= {"BROWSER": f"{browser} %s", "DISPLAY": ""}
-        login = person.begin(*arguments, "login")
+        login = person.begin(*arguments, "login", "--wait", "100s")
         assert login.wait(30) == 0, login.tail()
     document, key = person.kept, proof_keys.load(person.key_file)
     assert key is not None

@@ -195,7 +195,7 @@ def test_a_login(site: HostileSite, browser: Browser, world: World, tmp_path: Pa
     arguments = [
         *("--role", "client", "--relay", world.relay_url, "--relay-ca-pin", world.relay_pin),
         *("--oidc-issuer-url", world.issuer.url, "--oidc-client-id", "cli", "--oidc-ca-file", str(ca_file)),
-        *("--grant-type", "authcode", "login"),
+        *("--grant-type", "authcode", "login", "--wait", "100s"),
     ]
     login = ManagedProcess(
         arcbridge(*arguments),

@@ -198,7 +198,11 @@ class Run:
             with (
                 login_ports(),
                 ManagedProcess(
-                    arcbridge(*arguments, "login"), log_dir=world.logs, name=f"login-{grant}", env=env, cwd=self.working
+                    arcbridge(*arguments, "login", "--wait", "100s"),
+                    log_dir=world.logs,
+                    name=f"login-{grant}",
+                    env=env,
+                    cwd=self.working,
                 ) as login,
             ):
                 if grant == "device-code":
@@ -355,7 +359,17 @@ class Run:
             path = self.file(f"client-{name}", text.format(value, value))
             grant = 'grant_type = "device-code"\n'
             config = self.file(f"client-{name}.toml", f'[login]\n{issuer}{grant}{setting} = "{path}"\n')
-            words = ("--role", "client", "--config", str(config), "--relay", self.world.relay_url, "login")
+            words = (
+                "--role",
+                "client",
+                "--config",
+                str(config),
+                "--relay",
+                self.world.relay_url,
+                "login",
+                "--wait",
+                "100s",
+            )
             attempts.append(lambda n=name, w=words: self.command(f"client-{n}", *w))
         return attempts
 

@@ -91,7 +91,7 @@ class Colleague:
 def colleague(client: Path, world: World) -> Colleague:
     """Logged in by the device code."""
     person = Colleague(client, world)
-    login = person.start("login", "login")
+    login = person.start("login", "login", "--wait", "100s")
     world.approve(login)
     assert "Logged in as" in login.output()
     return person

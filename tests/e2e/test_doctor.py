@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,21 @@ from typing import Any
 import pytest
 
 from arcbridge.client.doctor.codes import CODES
+from arcbridge.client.kubeconfig.entries import Entry, render
+from arcbridge.installation import own_path
+from tests.support import citations
 from tests.support.cluster import Cluster
-from tests.support.processes import run
+from tests.support.processes import require_or_skip, run
 from tests.support.reports import agent_again, metrics, until
-from tests.support.world import ALICE, RELAY_AUDIENCE, ApiServer, User, World, arcbridge, fixed_port
+from tests.support.world import ALICE, MALLORY, RELAY_AUDIENCE, ApiServer, User, World, arcbridge, fixed_port
 
 WAY = [
-    "name resolution", "outbound proxy", "TCP", "TLS", "relay", "relay certificate", "clock", "login", "policy",
-    "agent", "session", "API server", "kubeconfig",
+    "state directory", "name resolution", "outbound proxy", "TCP", "TLS", "relay", "relay certificate", "clock",
+    "login", "policy", "agent", "session", "API server", "background process", "kubeconfig",
 ]  # fmt: skip
+
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "troubleshooting.md"
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +52,7 @@ class Patient:
         self.access, self.identity = world.login_files(ALICE, directory)
         self.env: dict[str, str] = world.client_env(directory)
         self.more = ["--trust-first-use"]
+        self.prefix: tuple[str, ...] = ()
 
     def line(self, *command: str) -> list[str]:
         tokens = ["--access-token-file", str(self.access), "--id-token-file", str(self.identity)]
@@ -52,7 +60,8 @@ class Patient:
 
     def examine(self) -> tuple[int, dict[str, dict[str, str]], str]:
         """Return the exit code, the findings by hop, and the code of the cause."""
-        done = run(self.line("doctor", self.cluster, "-o", "json"), env={**os.environ, **self.env}, check=False)
+        line = [*self.prefix, *self.line("doctor", self.cluster, "-o", "json")]
+        done = run(line, env={**os.environ, **self.env}, check=False)
         document = json.loads(done.stdout)
         return done.returncode, {row["hop"]: row for row in document["hops"]}, document["cause"]
 
@@ -78,7 +87,7 @@ def patient(world: World, tmp_path: Path) -> Patient:
 def test_a_way_that_works(patient: Patient) -> None:
     returncode, hops, cause = patient.examine()
     assert (returncode, cause, list(hops)) == (0, "", WAY), hops
-    assert {hop for hop in hops if hops[hop]["state"] != "ok"} == {"outbound proxy", "kubeconfig"}
+    assert {hop for hop in hops if hops[hop]["state"] != "ok"} == {"outbound proxy", "background process", "kubeconfig"}
     assert "alice@example.com" in hops["API server"]["detail"]
     assert f'"{RELAY_AUDIENCE}"' in hops["login"]["detail"]
     done = run(patient.line("doctor", patient.cluster), env={**os.environ, **patient.env})
@@ -106,6 +115,111 @@ def test_without_a_cluster_it_looks_as_far_as_the_relay(patient: Patient) -> Non
 
 
 # -- the way to the relay ----------------------------------------------------------------------------------------------
+
+
+def rows() -> dict[str, tuple[str, str]]:
+    """Of each fault of docs/troubleshooting.md#user-faults what the doctor says, and what is held by another test."""
+    text = PAGE.read_text().partition('<a id="user-faults"></a>')[2].partition("\n#")[0]
+    found = {}
+    for part in re.split(r'\n\* <a id="user-fault-', text)[1:]:
+        cells = dict(re.findall(r"\* \*([A-Z][a-z ]+):\* (.*?)(?= \* \*|$)", " ".join(part.split())))
+        found[part.partition('"')[0]] = cells["Doctor"], cells.get("Held by", "")
+    return found
+
+
+def tls_server(patient: Patient) -> None:
+    patient.relay = patient.world.issuer.url
+
+
+def dead_proxy(patient: Patient) -> None:
+    # A relay in loopback is asked through no proxy.
+    patient.relay = "https://relay.invalid"
+    patient.env |= {
+        "HTTPS_PROXY": f"http://127.0.0.1:{fixed_port()}",
+        "https_proxy": "",
+        "NO_PROXY": "",
+        "no_proxy": "",
+    }
+
+
+def refused_by_policy(patient: Patient) -> None:
+    patient.access, patient.identity = patient.world.login_files(MALLORY, patient.directory / "mallory")
+
+
+def kubeconfig(patient: Patient, text: str) -> None:
+    file = patient.directory / "kubeconfig"
+    file.write_text(text)
+    # The first one of the list is right, and kubectl reads both.
+    patient.env["KUBECONFIG"] = f"{patient.directory / 'absent'}:{file}"
+
+
+def lost_plugin(patient: Patient) -> None:
+    words = ("--cluster", patient.cluster)
+    address = f"https://127.0.0.1:{fixed_port()}"
+    entry = Entry(patient.cluster, patient.cluster, address, "CA", "CERT", "KEY", arguments=words, plugin=True)
+    kubeconfig(patient, render(entry).replace(own_path(), "/opt/former/bin/arcbridge"))
+
+
+def mistyped_setting(patient: Patient) -> None:
+    file = Path(patient.env["XDG_CONFIG_HOME"]) / "arcbridge" / "client.toml"
+    file.parent.mkdir(parents=True)
+    file.write_text('clutser = "prod"\n')
+
+
+def ended_login(patient: Patient) -> None:
+    patient.access, patient.identity = patient.world.login_files(ALICE, patient.directory / "former", lifetime=-60)
+
+
+def state_in_a_file(patient: Patient) -> None:
+    state = Path(patient.env["XDG_STATE_HOME"])
+    state.mkdir()
+    (state / "arcbridge").write_text("")
+
+
+def full_disk(patient: Patient) -> None:
+    state = Path(patient.env["XDG_STATE_HOME"])
+    state.mkdir()
+    own = ("unshare", "-m") if os.geteuid() == 0 else ("unshare", "-Urm")
+    mount = f"mount -t tmpfs -o size=32k none {state}"
+    if shutil.which("unshare") is None or run([*own, "sh", "-c", mount], check=False).returncode:
+        require_or_skip("mount", "this user can mount nothing here")
+    patient.prefix = (*own, "sh", "-c", f'{mount} && exec "$@"', "sh")
+
+
+FAULTS: dict[str, Callable[[Patient], None]] = {
+    "1": lambda patient: setattr(patient, "relay", "https://no-such-relay.invalid"),
+    "2": lambda patient: setattr(patient, "relay", f"https://127.0.0.1:{fixed_port()}"),
+    "4": tls_server,
+    "5": dead_proxy,
+    "7": refused_by_policy,
+    "8": lambda patient: kubeconfig(patient, "clusters: ["),
+    "9": lost_plugin,
+    "12": lambda patient: setattr(patient, "more", ["--cluster-ca-pin", f"sha256:{64 * '0'}"]),
+    "13": mistyped_setting,
+    "15": ended_login,
+    "16": state_in_a_file,
+    "17": full_disk,
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_users_fault_is_named_at_the_first_look(patient: Patient, name: str) -> None:
+    code = rows()[name][0].split("`")[1]
+    FAULTS[name](patient)
+    returncode, hops, cause = patient.examine()
+    assert cause == code, json.dumps(hops, indent=1)
+    assert returncode == CODES[code]
+    finding = next(one for one in hops.values() if one["code"] == code)
+    assert finding["remedy"]
+
+
+def test_each_of_the_users_faults_is_made_here_or_held_by_another_test() -> None:
+    found = rows()
+    assert list(found) == [str(number) for number in range(1, 22)]
+    for name, (said, held) in found.items():
+        assert name in FAULTS or "`tests/" in held or name == "19", name
+        assert citations.missing(held) == []
+        assert {code for code in re.findall(r"`([a-z_]+)`", said)} <= set(CODES)
 
 
 def test_a_wrong_pin(patient: Patient) -> None:

@@ -238,7 +238,7 @@ def test_revoking_at_one_of_two_relays_that_share_nothing(tmp_path: Path, echo: 
                 assert alice.recv(1) == b""
             assert exchanged(bob, b"bob goes on") == b"bob goes on"
             refused = world.run_client(ALICE, "forward", "echo", "--listen", "127.0.0.1:0")
-            assert refused.returncode == ExitCode.LOGIN, refused.stderr
+            assert refused.returncode == ExitCode.DENIED, refused.stderr
             # Relay 0 knows of nothing: the agent has refused.
             assert of(world, 0, "users_revoked") == 0
             assert command(world, 0, "user", "list", "-o", "name") == ""
@@ -371,7 +371,7 @@ def test_commands_work_on_the_registry_of_the_fleet(tmp_path: Path, echo: EchoSe
             (line,) = command(world, 0, *words, status=ExitCode.FAILURE).splitlines()
             assert line.startswith("error: the fleet's registry does not answer: NATS cannot be reached")
         refused = world.run_client(ALICE, "forward", "echo", "--listen", "127.0.0.1:0")
-        assert refused.returncode == ExitCode.LOGIN, refused.stderr
+        assert refused.returncode == ExitCode.DENIED, refused.stderr
         # The doctor repeats what the relay found last: it looks when NATS goes, and not a minute later.
         world.relay.wait_for_line('"check":"fleet","code":"fleet"', timeout=30)
         found = command(world, 0, "doctor", "-o", "json", status=ExitCode.FAILURE)

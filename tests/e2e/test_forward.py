@@ -55,7 +55,7 @@ def test_a_target_that_is_none_is_said_before_a_port_is_served(
     world: World, user: User, target: str, there: str
 ) -> None:
     done = world.run_client(user, "forward", target)
-    assert (done.returncode, done.stdout) == (ExitCode.LOGIN, "")
+    assert (done.returncode, done.stdout) == (ExitCode.DENIED, "")
     assert done.stderr.splitlines()[-1] == (
         f'error: the agent of cluster "{CLUSTER}" has no target {target!r} for you; {there} ([targets] in its settings)'
     )

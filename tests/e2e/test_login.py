@@ -45,7 +45,16 @@ class Person(Machine):
         """By a code on another device, as a script that was told the pin, the issuer and the client."""
         world, issuer = self.world, self.world.issuer
         process = self.begin(
-            *("login", world.relay_url, "--relay-ca-pin", world.relay_pin, "--oidc-issuer-url", issuer.url),
+            *(
+                "login",
+                "--wait",
+                "100s",
+                world.relay_url,
+                "--relay-ca-pin",
+                world.relay_pin,
+                "--oidc-issuer-url",
+                issuer.url,
+            ),
             *("--oidc-client-id", CLUSTER_AUDIENCE, "--oidc-ca-file", str(issuer.ca_file)),
             *("--grant-type", "device-code"),
         )

@@ -53,7 +53,7 @@ class Person:
 def person(world: World, tmp_path_factory: pytest.TempPathFactory) -> Person:
     """Logged in."""
     person = Person(world, tmp_path_factory.mktemp("windows") / "alice")
-    world.approve(person.start("login", "login"))
+    world.approve(person.start("login", "login", "--wait", "100s"))
     return person
 
 

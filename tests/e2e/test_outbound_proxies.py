@@ -72,7 +72,7 @@ def test_login_and_list_through_a_proxy(
     """What asks by aiohttp: the issuer's endpoints, and the relay's list of clusters."""
     arguments = world.login_arguments()
     environment = {**world.client_env(tmp_path, None), VARIABLE[scheme]: proxies[scheme].url()}
-    process = world._start(f"login-{scheme}", arcbridge(*arguments, "login"), env=environment)
+    process = world._start(f"login-{scheme}", arcbridge(*arguments, "login", "--wait", "100s"), env=environment)
     world.approve(process)
     port = urlsplit(world.issuer.url).port
     assert port is not None

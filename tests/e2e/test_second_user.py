@@ -175,7 +175,9 @@ def test_w12_another_user_cannot_answer_a_login(world: World, home: Path) -> Non
     arguments = [str(ca_file) if word == str(world.issuer.ca_file) else word for word in arguments]
     with (
         login_ports(),
-        of_the_owner(world, home, "login", "login", arguments=arguments, awaited="To log in, open") as login,
+        of_the_owner(
+            world, home, "login", "login", "--wait", "100s", arguments=arguments, awaited="To log in, open"
+        ) as login,
     ):
         url = login.wait_for_line(r"To log in, open (\S+)")[1]
         assert as_other(ANSWER, url) == ["", ""]

@@ -160,7 +160,7 @@ class Person(Machine):
 
     def log_in_by_device(self, *arguments: str) -> str:
         """Log in by a code on another device; return what the command said at its end."""
-        process = self.begin("login", "--grant-type", "device-code", *arguments)
+        process = self.begin("login", "--wait", "100s", "--grant-type", "device-code", *arguments)
         page = process.wait_for_line(r"^or open (https://\S+)", timeout=30)[1]
         url, text = self.browser.submit(*self.browser.get(page), username=self.name, password=PASSWORD)
         self.browser.submit(url, text, accept="Yes")

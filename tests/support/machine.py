@@ -109,7 +109,7 @@ class Machine:
     def logging_in(self) -> Iterator[tuple[ManagedProcess, str]]:
         """A login by browser: the command, which has ended well behind the block, and the page that it has opened."""
         with login_ports():
-            process = self.begin("login", "--grant-type", "authcode")
+            process = self.begin("login", "--wait", "100s", "--grant-type", "authcode")
             yield process, str(process.wait_for_line(r"^opened (https://\S+)", timeout=30)[1])
             assert process.wait(30) == 0, process.tail()
 

@@ -123,7 +123,7 @@ id_token_file = "cluster"
 
     def log_in_by_device(self) -> str:
         """Log in by a code on another device; return what the command said at its end."""
-        process = self.begin("login", "--grant-type", "device-code")
+        process = self.begin("login", "--wait", "100s", "--grant-type", "device-code")
         code = process.wait_for_line(r"enter the code (\S+)", timeout=30)[1]
         self.world.entra.approve(code, self.upn)
         assert process.wait(30) == 0, process.tail()

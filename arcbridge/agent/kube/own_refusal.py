@@ -30,7 +30,6 @@ KINDS: Final = ("credential", "impersonation", "verb")
 """What the API server can refuse of the agent, for the metrics."""
 OF_OTHERS: Final = frozenset(("proxy",))
 """Subresources whose answers are those of a pod, a Service or a node behind the API server: their 401 and 403 pass."""
-DOCTOR: Final = "its log, its metrics and `arcbridge --role agent doctor` say what is wrong"
 
 _FORBIDDEN: Final = re.compile(
     rb'(?:[a-z0-9./-]{1,512}+ (?:"(?:[^"\\]|\\.)*+" )?is )?forbidden: User "([^"\\]{1,512})" '
@@ -74,7 +73,7 @@ class OwnRefusals:
         return RequestRefusal(
             502,
             "the API server refuses the credential of this cluster's agent; this is not about your login: tell the "
-            f"cluster's operator (of the agent, {DOCTOR})",
+            "cluster's operator",
             refusal=Refusal(RefusalRule.AGENT_CREDENTIAL),
         )
 
@@ -102,9 +101,9 @@ class OwnRefusals:
         return RequestRefusal(
             502,
             f'the agent of this cluster may not act as you: its account {user} lacks the right "{verb}" for '
-            f"{resource or 'this path'}; this is not about your own rights: tell the cluster's operator (of the agent, "
-            f"{DOCTOR}). {source}: {said}",
+            f"{resource or 'this path'}; tell the cluster's operator, and see `arcbridge doctor`",
             refusal=Refusal(RefusalRule.AGENT_IMPERSONATION),
+            more=f"{source}: {said}",
         )
 
     def _count(self, kind: str) -> None:

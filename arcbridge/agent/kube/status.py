@@ -48,6 +48,7 @@ class RequestRefusal(ArcbridgeError):
         limit: str = "",
         refusal: Refusal = NO_REFUSAL,
         prefix: str = "arcbridge: ",
+        more: str = "",
     ) -> None:
         super().__init__(prefix + message, retry_after=retry_after)
         self.status_code = code
@@ -59,6 +60,8 @@ class RequestRefusal(ArcbridgeError):
         """Unix seconds before which another try is in vain; 0: `retry_after` says all."""
         self.limit = limit
         """`accounts.Limit` that the request reached after it was authorized, to be reported yet; else empty."""
+        self.more = more
+        """What stands behind the message, for `doctor`: kubectl shows the message alone, up to six times."""
         self.hold = hold
         """Seconds for which the answer is held, so that a flood costs no more than its streams."""
 
@@ -90,7 +93,8 @@ def status_body(error: ArcbridgeError, request_id: str = "") -> bytes:
     if error.retry_after is not None:
         details["retryAfterSeconds"] = error.retry_after
     if error.refusal.rule:
-        details["causes"] = [{"reason": error.refusal.rule, "message": error.refusal.wanted}]
+        more = error.more if isinstance(error, RequestRefusal) else ""
+        details["causes"] = [{"reason": error.refusal.rule, "message": more or error.refusal.wanted}]
     if details:
         document["details"] = details
     return json.dumps(document).encode()

@@ -9,11 +9,12 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import time
 
 from arcbridge import __version__
 from arcbridge.client.background_paths import BackgroundPaths
 from arcbridge.errors import ArcbridgeError, ConfigError, ExitCode, StateError, Unreachable
-from arcbridge.single_file import is_single_file, own_command
+from arcbridge.installation import program
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,6 +26,13 @@ PROTOCOL = 1
 ANSWER_LIMIT = 4 * 1024 * 1024
 ANSWER_TIMEOUT = 60.0
 """Seconds for an answer; a first session over a bad line, and a command that fetches tokens, take some."""
+SILENCE = 3.0
+"""Seconds without a byte after which a process counts as one that does not answer: it sends one each second while it
+prepares an answer (`BEAT`)."""
+SLOW = 15.0
+"""The same for a process that runs, or waits for a processor."""
+SILENT_ALREADY = 0.3
+"""The same where another caller has waited in vain by now: kubectl asks six times."""
 START_TIMEOUT = 30.0
 """Seconds in which a process that was started serves."""
 STOP_TIMEOUT = 10.0
@@ -37,6 +45,10 @@ KEPT_VARIABLES = ("ARCBRIDGE_LOOP", "ARCBRIDGE_DEBUGGABLE", READY_VARIABLE)
 
 class NotRunning(Exception):
     """There is no background process."""
+
+
+class NoAnswer(Unreachable):
+    """The process does not answer."""
 
 
 class OtherVersion(Exception):
@@ -60,35 +72,68 @@ def exchange(place: BackgroundPaths, line: bytes, *, timeout: float = ANSWER_TIM
 
     place.refuse_foreign_runtime()
     sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    patience = min(timeout, SILENT_ALREADY if os.path.exists(place.silent) else SILENCE)
+    began = heard = time.monotonic()
+    answer = bytearray()
     try:
-        sock.settimeout(timeout)
+        sock.settimeout(patience)
+        _connect(sock, place, began + patience)
+        if (owner := peer_user_id(sock)) not in (None, os.geteuid()):
+            raise StateError(f"{place.socket} is served by user id {owner}, and not by this user: remove it")
+        sock.sendall(line)
+        while not answer.endswith(b"\n"):
+            try:
+                received = sock.recv(65536)
+            except TimeoutError:
+                if time.monotonic() - heard > SLOW or not _is_working(place, patience):
+                    raise
+                continue
+            if not received:
+                raise NotRunning  # the process ended before it had answered
+            heard = time.monotonic()
+            answer += received
+            if len(answer) > ANSWER_LIMIT:
+                raise StateError("the background process answered more than it may")
+            if heard - began > timeout:
+                raise Unreachable(f"the background process had no answer within {timeout:.0f} s; see `arcbridge logs`")
+        return bytes(answer.lstrip(b" "))
+    except TimeoutError as error:
+        from arcbridge.client.background.lock_holder import silence
+
+        raise NoAnswer(f"{silence(place)}; `arcbridge stop` ends it") from error
+    except (BrokenPipeError, ConnectionResetError) as error:
+        raise NotRunning from error
+    finally:
+        sock.close()
+
+
+def _connect(sock: Any, place: BackgroundPaths, deadline: float) -> None:
+    """Connect to the process; raises NotRunning, StateError, and TimeoutError where it accepts none until `deadline`.
+
+    The kernel refuses what comes while its queue is full, as after hundreds of callers at once.
+    """
+    while True:
         try:
             sock.connect(place.socket)
+            return
+        except TimeoutError:
+            raise
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ECONNREFUSED):
                 raise NotRunning from error
-            raise StateError(f"cannot reach the background process at {place.socket}: {error.strerror}") from error
-        if (owner := peer_user_id(sock)) not in (None, os.geteuid()):
-            raise StateError(f"{place.socket} is served by user id {owner}, and not by this user: remove it")
-        try:
-            sock.sendall(line)
-            answer = bytearray()
-            while not answer.endswith(b"\n"):
-                received = sock.recv(65536)
-                if not received:
-                    raise NotRunning  # the process ended before it had answered
-                answer += received
-                if len(answer) > ANSWER_LIMIT:
-                    raise StateError("the background process answered more than it may")
-        except TimeoutError as error:
-            raise Unreachable(
-                f"the background process did not answer within {timeout:.0f} s; see `arcbridge logs`"
-            ) from error
-        except (BrokenPipeError, ConnectionResetError) as error:
-            raise NotRunning from error
-        return bytes(answer)
-    finally:
-        sock.close()
+            if error.errno != errno.EAGAIN:
+                raise StateError(f"cannot reach the background process at {place.socket}: {error.strerror}") from error
+            if time.monotonic() > deadline:
+                raise TimeoutError from error
+        time.sleep(0.01)
+
+
+def _is_working(place: BackgroundPaths, patience: float) -> bool:
+    if patience < SILENCE:
+        return False  # the caller, or one before it, has waited long enough
+    from arcbridge.client.background.lock_holder import is_working
+
+    return is_working(place)
 
 
 def peer_user_id(sock: Any) -> int | None:
@@ -139,11 +184,8 @@ def ask(place: BackgroundPaths, line: bytes, environment: Mapping[str, str], *, 
 
 
 def stop(place: BackgroundPaths) -> None:
-    """Have the process end, and wait until it has; raises NotRunning, StateError."""
-    import time
-    from pathlib import Path
-
-    from arcbridge.pki.private_files import try_lock
+    """Have the process end, and wait until it has; raises NotRunning, StateError, Unreachable."""
+    from arcbridge.client.background.lock_holder import is_held
 
     try:
         pid = f" {answer_of(exchange(place, request('version')))['pid']}"
@@ -151,15 +193,7 @@ def stop(place: BackgroundPaths) -> None:
         pid = ""
     exchange(place, request("stop"))
     deadline = time.monotonic() + STOP_TIMEOUT
-
-    def lives() -> bool:
-        if not os.path.exists(place.process_lock):
-            return False
-        if (lock := try_lock(Path(place.process_lock))) is not None:
-            os.close(lock)
-        return lock is None
-
-    while os.path.exists(place.socket) or lives():
+    while os.path.exists(place.socket) or is_held(place):
         if time.monotonic() > deadline:
             raise StateError(f"the background process{pid} has not ended; see `arcbridge logs`")
         time.sleep(0.02)
@@ -236,28 +270,6 @@ def _kept(environment: Mapping[str, str]) -> dict[str, str]:
         for name, value in environment.items()
         if not name.startswith("ARCBRIDGE_") or name in KEPT_VARIABLES
     }
-
-
-def program() -> list[str]:
-    """Return the command line that runs this very installation."""
-    if is_single_file():
-        return own_command()
-    file = os.path.abspath(sys.argv[0]) if sys.argv and sys.argv[0] else ""
-    name = os.path.basename(file)
-    if name.endswith((".pyz", ".pex")) or (name in ("arcbridge", "kubectl-arcbridge") and _is_python(file)):
-        return [sys.executable, file]
-    # -P: kubectl may run in a directory that has modules of its own.
-    return [sys.executable, "-P", "-m", "arcbridge"]
-
-
-def _is_python(file: str) -> bool:
-    """Return whether a program is a script of Python, as installers make them."""
-    try:
-        with open(file, "rb") as script:
-            first = script.readline(256)
-    except OSError:
-        return False
-    return first.startswith(b"#!") and b"python" in first
 
 
 def _read_word(descriptor: int) -> str:

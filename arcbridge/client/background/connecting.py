@@ -18,6 +18,8 @@ from arcbridge.errors import ArcbridgeError, ConfigError, ExitCode
 from arcbridge.settings.choices import PROGRAM
 from arcbridge.settings.config import ClientConfig
 
+JUST_NOW = 10.0
+"""Seconds before a command's start in which another one's login may not have reached the process's answer to it."""
 FAILURE_HELD = 1.1
 """Seconds after which the process makes another attempt: it gives the error of the last one for a moment
 (`FAILURE_HOLD`)."""
@@ -49,9 +51,13 @@ async def trust(context: ClientContext, name: str) -> None:
         await session.wait_closed()
 
 
-async def ask_again_after_login(context: ClientContext, line: bytes) -> dict[str, Any]:
-    """Log in, and ask the process once more; raises ArcbridgeError."""
-    await context.login().log_in()
+async def ask_again_after_login(context: ClientContext, line: bytes, began: float) -> dict[str, Any]:
+    """Log in, and ask the process once more; raises ArcbridgeError.
+
+    `began`: when this command did (unix seconds). A login since then, or shortly before, is another command's for the
+    same reason: of hundreds of kubectl at once one opens a browser.
+    """
+    await context.login().log_in(since=began - JUST_NOW)
     await asyncio.sleep(FAILURE_HELD)
     return await asyncio.to_thread(ask, BackgroundPaths.find(context.environment), line, context.environment)
 

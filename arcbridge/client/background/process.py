@@ -11,6 +11,7 @@ Invariant: a peer of another user is refused before a byte of it is read.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -22,7 +23,7 @@ from typing import Any
 import structlog
 
 from arcbridge import __version__
-from arcbridge.client.background import caller, handover
+from arcbridge.client.background import caller, handover, lock_holder
 from arcbridge.client.background.caller import PROTOCOL, peer_user_id, request
 from arcbridge.client.background.clusters import AskAgain, ServedClusters
 from arcbridge.client.background.connection_settings import ConnectionSettings, read_words
@@ -40,6 +41,8 @@ TAKE_OVER_WAIT = 15.0
 SOCKET_CHECK = 2.0
 """Seconds between two looks whether the control socket is where callers look for it; less than `TAKE_OVER_WAIT`, in
 which a process that finds the lock held waits for an answer."""
+BEAT = 1.0
+"""Seconds between two bytes that a caller gets while its answer is prepared; less than `caller.SILENCE`."""
 SWEEP_INTERVAL = 3600.0
 """Seconds between two looks for what commands of `run` have left that were killed."""
 _NOTHING = (0, 0)
@@ -82,6 +85,7 @@ class BackgroundProcess:
             return
         try:
             self._inode = _inode(self._place.socket)
+            self._forget_silence()
             await self._clusters.restore(inherited)
             asyncio.get_running_loop().add_reader(self._control, self._accept)
             log.info(
@@ -113,6 +117,7 @@ class BackgroundProcess:
         """
         told = False
         while True:
+            self._forget_silence()
             await asyncio.sleep(SOCKET_CHECK)
             if self._over.is_set():
                 return
@@ -145,6 +150,11 @@ class BackgroundProcess:
                 loop.add_reader(self._control, self._accept)
             log.warning("control socket made anew", path=self._place.socket)
 
+    def _forget_silence(self) -> None:
+        """Remove the mark of callers that got no answer before this process went on."""
+        with contextlib.suppress(OSError):
+            os.unlink(self._place.silent)
+
     def _has_the_socket(self) -> bool:
         """Return whether callers find the socket on which this process listens."""
         return _inode(self._place.socket) == self._inode != _NOTHING
@@ -160,8 +170,12 @@ class BackgroundProcess:
         if lock is None:
             return False
         os.close(self._lock)
-        self._lock = lock
+        self._hold(lock)
         return True
+
+    def _hold(self, lock: int) -> None:
+        self._lock = lock
+        lock_holder.sign(lock)
 
     async def _keep_swept(self) -> None:
         while True:
@@ -177,7 +191,7 @@ class BackgroundProcess:
         while True:
             lock = try_lock(Path(self._place.process_lock))
             if lock is not None:
-                self._lock = lock
+                self._hold(lock)
                 self._control = _listen(self._place.socket)
                 return {}
             taken = await asyncio.to_thread(self._take_over)
@@ -186,7 +200,7 @@ class BackgroundProcess:
             if self._control is None and await asyncio.to_thread(self._is_served):
                 return {}
             if time.monotonic() > deadline:
-                raise StateError("a background process holds the lock and does not answer; see `arcbridge logs`")
+                raise StateError(f"{lock_holder.silence(self._place)}; `arcbridge stop` ends it")
             await asyncio.sleep(0.05)  # the process that has the lock is about to end, or to listen
 
     def _is_served(self) -> bool:
@@ -217,7 +231,7 @@ class BackgroundProcess:
             return None
         self._control = socket.socket(fileno=given.control)
         self._control.setblocking(False)
-        self._lock = given.lock
+        self._hold(given.lock)
         sock.setblocking(False)
         self._former = [sock, *(socket.socket(fileno=descriptor) for descriptor in given.leashes)]
         inherited: dict[ConnectionSettings, list[socket.socket]] = {}
@@ -369,7 +383,11 @@ class BackgroundProcess:
                 {"error": "this process is of another version", "code": "version", "version": __version__}
             ), False
         try:
-            return _line(await self._do(operation, arguments, asked)), False
+            beating = asyncio.create_task(_beat(sock))
+            try:
+                return _line(await self._do(operation, arguments, asked)), False
+            finally:
+                beating.cancel()  # without waiting: where this process ends, the answer goes out first
         except AskAgain:
             return b"", False
         except ArcbridgeError as error:
@@ -463,6 +481,14 @@ def _listen(path: str) -> socket.socket:
         raise StateError(f"cannot listen at {path}: {error.strerror}") from error
     sock.setblocking(False)
     return sock
+
+
+async def _beat(sock: socket.socket) -> None:
+    """Show a caller that this process lives while it prepares an answer: spaces before JSON say nothing."""
+    with contextlib.suppress(OSError):
+        while True:
+            await asyncio.sleep(BEAT)
+            await asyncio.get_running_loop().sock_sendall(sock, b" ")
 
 
 def _inode(path: str) -> tuple[int, int]:

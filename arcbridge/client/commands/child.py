@@ -160,7 +160,7 @@ async def run(
             env=environment,
         )
     except OSError as error:
-        raise not_found(command[0], error.strerror or "") from error
+        raise not_found(command[0], error.strerror or "", exists=not isinstance(error, FileNotFoundError)) from error
     try:
         with signals.reaching(process):
             if signals.received:
@@ -178,9 +178,10 @@ async def run(
             await _end(process)
 
 
-def not_found(name: str, why: str = "") -> CommandNotFound:
-    """Return the error for a program that cannot be started."""
-    return CommandNotFound(f"cannot run {name!r}: {why.lower() or 'no such command'}; is it in PATH?")
+def not_found(name: str, why: str = "", *, exists: bool = False) -> CommandNotFound:
+    """Return the error for a program that cannot be started; `exists`: it is there, and is none that can be run."""
+    what = "is it a program, and may you run it?" if exists else "is it in PATH?"
+    return CommandNotFound(f"cannot run {name!r}: {why.lower() or 'no such command'}; {what}", exists=exists)
 
 
 class LinePrefix:

@@ -12,6 +12,7 @@ cluster that only a pattern chose says so, because then the relay has chosen its
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from arcbridge.client.kubeconfig.entries import Kubeconfig, render
 from arcbridge.client.kubeconfig.private import KUBECONFIG, private_directory, sweep
 from arcbridge.client.service import ClientContext, Terminal, check_name, refuse_for_several
 from arcbridge.client.serving.served_cluster import ServedCluster
-from arcbridge.errors import ArcbridgeError, ConfigError, PinMismatch, Unreachable
+from arcbridge.errors import ArcbridgeError, ConfigError, ExitCode, PinMismatch, Unreachable
 from arcbridge.net.loopback import listen_local
 from arcbridge.settings.config import ClientConfig
 from arcbridge.tasks import first_error
@@ -54,7 +55,8 @@ async def run_command(
     Raises ArcbridgeError when nothing was run: the settings, the list of clusters, or the one cluster.
     """
     if shutil.which(command[0], path=environment.get("PATH")) is None:
-        raise child.not_found(command[0])
+        there = "/" in command[0] and os.path.exists(command[0])
+        raise child.not_found(command[0], "not executable" if there else "", exists=there)
     wanted = list(dict.fromkeys(filter(None, (config.cluster, *config.clusters))))
     check_names(wanted)
     context = ClientContext(config, terminal, token=token, environment=environment)
@@ -74,7 +76,7 @@ async def run_command(
                     code = await _at(context, cluster, command, signals, prefix=prefix, write=write)
                 except ArcbridgeError as error:
                     report(cluster.name, error.told())
-                    return int(error.exit_code)
+                    return int(ExitCode.RUN_FAILED)
                 if code:
                     report(cluster.name, f"the command ended with exit code {code}")
                 return code

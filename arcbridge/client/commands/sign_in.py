@@ -7,12 +7,13 @@ kept (`client.relay.relay_profile`) before the login begins, so that a login tha
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import textwrap
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -41,7 +42,7 @@ from arcbridge.client.relay.relay_profile import (
 from arcbridge.client.relay.relays import concerns_all
 from arcbridge.client.service import ClientContext, Terminal
 from arcbridge.client.state import StateDirectory
-from arcbridge.errors import ArcbridgeError, ConfigError, ConnectionLost, PinMismatch, Unreachable
+from arcbridge.errors import ArcbridgeError, ConfigError, ConnectionLost, PinMismatch, Unauthenticated, Unreachable
 from arcbridge.net.address import parse_address
 from arcbridge.net.system_trust import read_cas
 from arcbridge.pki.pins import check_pin, pin_of
@@ -49,9 +50,28 @@ from arcbridge.pki.succession import Succession
 from arcbridge.settings.choices import PROGRAM
 from arcbridge.settings.config import ClientConfig, LoginConfig
 
+if TYPE_CHECKING:
+    from arcbridge.client.credentials.login import Login
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedIn:
+    """The outcome of `log_in`."""
+
+    user: str
+    until: float
+    """Unix seconds; 0: not known."""
+    relay: str
+    """URL of the relay that the login is for; empty: the settings name none."""
+    already: bool
+    """Whether there was a login, and none was begun."""
+
+
 Ask = Callable[[str], Awaitable[bool]]
 """Asks the user a question; returns whether the answer was yes."""
 Say = Callable[[str], None]
+_ANEW = {"dpop", "proof_key_file", "require_bound"}
+"""Settings of a login that those tokens do not have which were given before."""
 COLUMNS = 80
 """Width of the question, which fits every terminal."""
 _PUBLIC_CA = "a public one, which this system trusts"
@@ -385,10 +405,13 @@ async def log_in(
     renew: bool,
     named: Collection[str],
     environment: Mapping[str, str],
-) -> tuple[str, float]:
+    force: bool = False,
+    wait: float = 0.0,
+) -> LoggedIn:
     """Log in, at a relay that is trusted or at the issuer of the settings; see `trusted` for the arguments.
 
-    Returns as whom, and until when (unix seconds, 0: not known). Raises ArcbridgeError.
+    `force`: also where there is a login. `wait`: seconds after which it is given up; 0: the user at the terminal does
+    that. Raises ArcbridgeError.
     """
     state = StateDirectory.find(config.state_dir, environment)
     profiles = RelayProfiles(state.path)
@@ -399,12 +422,18 @@ async def log_in(
     # A login of the user's own settings is for the relay that commands with these settings mean.
     config = fill(config, profiles)[0] if profile is None else with_profile(config, profile)
     context = ClientContext(config, terminal, environment=environment)
+    urls = context.config.relay_urls()
+    relay = short_url(parse_address(urls[0])) if urls else ""
+    already = False
     if context.config.login.grant_type == PROGRAM:
         # Its tokens are asked for by each command; here it is seen whether the issuer gives any.
         await context.tokens.access()
         name, until = context.config.login.client_id, 0.0
     else:
-        found = await context.login().log_in()
+        login = context.login()
+        kept = None if force or renew or _ANEW & set(named) else await _kept_login(login)
+        already = kept is not None
+        found = kept or await _within(wait, login, may_wait=terminal.may_log_in)
         name, until = user_name(claims_unverified(found.id_token or found.access_token)), found.expires_at
     if profile is not None:
         # Commands that name no relay mean this one from now on.
@@ -417,7 +446,29 @@ async def log_in(
                 _, warning = await log_out(settings, environment)
                 if warning:
                     terminal.tell(f"warning: {warning}")
-    return name, until
+    return LoggedIn(name, until, relay, already)
+
+
+async def _kept_login(login: Login) -> TokenSet | None:
+    """Return the tokens of a login that is good, refreshed where they have to be; None where a new one is needed."""
+    try:
+        return await login.tokens(interactive=False)
+    except Unauthenticated:
+        return None
+
+
+async def _within(wait: float, login: Login, *, may_wait: bool) -> TokenSet:
+    """Log in anew, within `wait` seconds where that is not 0. Raises Unauthenticated where no user could do it."""
+    if not wait and not may_wait:
+        raise Unauthenticated(
+            "there is no terminal, so no user is there to log in: a job uses `arcbridge run --workload …` "
+            "(docs/how-to/ci.md); `--wait 10m` waits for a login on another device"
+        )
+    try:
+        async with asyncio.timeout(wait or None):
+            return await login.log_in()
+    except TimeoutError as error:
+        raise Unauthenticated(f"the login was not done within {wait:.0f} s (--wait); start again") from error
 
 
 async def log_out(config: ClientConfig, environment: Mapping[str, str]) -> tuple[bool, str]:

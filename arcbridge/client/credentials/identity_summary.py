@@ -6,7 +6,7 @@ It imports no event loop and no HTTP: `whoami` is asked often, by shells' prompt
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,15 @@ from typing import Any
 from arcbridge.client.credentials.jwt_unverified import claims_unverified, read_unverified
 from arcbridge.client.credentials.token_cache import TokenCache
 from arcbridge.client.credentials.token_files import read_token
-from arcbridge.client.relay.relay_profile import RelayProfiles, login_command, organisation, short_url
+from arcbridge.client.relay.relay_profile import RelayProfiles, apply, login_command, organisation, short_url
 from arcbridge.client.state import StateDirectory
-from arcbridge.errors import Unauthenticated
+from arcbridge.errors import ConfigError, Unauthenticated
 from arcbridge.net.address import parse_address
 from arcbridge.settings.choices import PROGRAM
 from arcbridge.settings.config import ClientConfig
+
+_GROUPS = 200
+"""Groups that are shown at most: a token may have thousands."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,8 @@ class IdentitySummary:
     """Thumbprint (RFC 7638) of the key that the relay's token is bound to; empty: it is a bearer token."""
     source: str = "login"
     """Where the tokens come from: `login`, `files`, `command`, `workload` or `client-credentials`."""
+    groups: tuple[str, ...] = ()
+    """What the identity's claim `groups` has; relay and agents may read another one."""
 
 
 def summary_of(config: ClientConfig, state: StateDirectory, *, now: float | None = None) -> IdentitySummary:
@@ -73,6 +78,28 @@ def summary_of(config: ClientConfig, state: StateDirectory, *, now: float | None
     return replace(found, issuer=login.issuer, expires=tokens.expires_at, renews=renews, source="login")
 
 
+def logins(config: ClientConfig, state: StateDirectory) -> tuple[list[IdentitySummary], list[IdentitySummary]]:
+    """Return the login that these settings mean, where there is one, and those at other relays. Raises StateError."""
+    try:
+        mine = [summary_of(config, state)]
+    except (Unauthenticated, ConfigError):
+        mine = []
+    meant = {parse_address(url).url for url in config.relay_urls()}
+    others = []
+    for profile in RelayProfiles(state.path).all():
+        if meant.isdisjoint(profile.relays):
+            try:
+                others.append(summary_of(apply(ClientConfig(state_dir=config.state_dir), profile), state))
+            except (Unauthenticated, ConfigError):
+                continue
+    return mine, others
+
+
+def in_words(found: Sequence[IdentitySummary]) -> str:
+    """Write logins for people: where, and as whom."""
+    return ", ".join(f"{one.relay} as {one.user}" if one.user else one.relay for one in found)
+
+
 def cache_of(config: ClientConfig, state: StateDirectory) -> TokenCache:
     """Return the cache in which the tokens of the configured login are kept, for these relays alone.
 
@@ -93,8 +120,12 @@ def user_name(claims: Mapping[str, Any]) -> str:
 def _described(identity: str, access: str, relay: str, key_file: Path | None = None) -> IdentitySummary:
     """Return what the tokens say: `identity` of the person, `access` of the key."""
     said = read_unverified(identity)
-    name, key = user_name(claims_unverified(identity)), _key(access, key_file)
-    return IdentitySummary(name, said.subject, said.issuer, relay, said.expires_at, key=key, source="files")
+    claims, key = claims_unverified(identity), _key(access, key_file)
+    name, listed = user_name(claims), claims.get("groups")
+    groups = tuple(one for one in listed[:_GROUPS] if isinstance(one, str)) if isinstance(listed, list) else ()
+    return IdentitySummary(
+        name, said.subject, said.issuer, relay, said.expires_at, key=key, source="files", groups=groups
+    )
 
 
 def _key(token: str, key_file: Path | None) -> str:

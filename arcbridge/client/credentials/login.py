@@ -31,7 +31,7 @@ from arcbridge.client.credentials.client_authentication import ClientAuthenticat
 from arcbridge.client.credentials.issuer import Issuer, IssuerError, page_of
 from arcbridge.client.credentials.jwt_unverified import claims_unverified, positive, read_unverified
 from arcbridge.client.credentials.login_callback import HEAD_LIMIT, LoginCallback, check_redirect_path, redirect_path
-from arcbridge.client.credentials.token_cache import TokenCache, TokenSet, token_set
+from arcbridge.client.credentials.token_cache import LOCK_WAIT, TokenCache, TokenSet, token_set
 from arcbridge.errors import ConfigError, Unauthenticated, Unreachable
 from arcbridge.identity.proof import ProofKey, binding
 from arcbridge.net.address import check_origins, origin_of
@@ -136,6 +136,8 @@ class Login:
                         if error.code == "invalid_dpop_proof":
                             raise _refused(error) from error  # a new login would fare the same
                         why = f" ({error.words})"  # revoked or too old: a new login is the answer
+                        if error.code == "invalid_grant":
+                            self._end(kept)
                     except Unreachable:
                         if kept.usable(self._clock()) and suits and not force:
                             return kept
@@ -147,9 +149,13 @@ class Login:
                     raise Unauthenticated(f"{state}; run `{self._command}`")
                 return await self._log_in(issuer)
 
-    async def log_in(self) -> TokenSet:
-        """Log in anew, whatever is kept."""
-        async with self._cache.locked(), self._issuer() as issuer:
+    async def log_in(self, *, since: float = 0.0) -> TokenSet:
+        """Log in anew, whatever is kept; `since`: a login that another process has made since then (unix seconds)
+        counts, so that of many which wait for the user one asks. 0: none does."""
+        async with self._cache.locked(BROWSER_WAIT + LOCK_WAIT), self._issuer() as issuer:
+            kept = self._cache.load()
+            if 0 < since <= kept.logged_in_at and kept.usable(self._clock()):
+                return kept
             return await self._log_in(issuer)
 
     async def for_audience(self, audience: str, *, interactive: bool, force: bool = False) -> TokenSet:
@@ -213,7 +219,12 @@ class Login:
         unfit = "id_token" not in answer or (self._config.require_bound and not self._is_bound(str(answer["id_token"])))
         if unfit and read_unverified(kept.id_token).expires_at > self._clock():
             answer = {**answer, "id_token": kept.id_token}
-        return self._keep(answer, kept.refresh_token, kept.by_audience)
+        return self._keep(answer, kept)
+
+    def _end(self, kept: TokenSet) -> None:
+        """Keep that the issuer has ended the login: else each further process, and each of kubectl's attempts, would
+        ask it once more. Raises StateError."""
+        self._cache.save(replace(kept, refresh_token="", expires_at=self._clock(), by_audience={}))
 
     async def _trade_or_log_in(self, issuer: Issuer, kept: TokenSet, audience: str, *, interactive: bool) -> TokenSet:
         try:
@@ -222,6 +233,7 @@ class Login:
             if error.code != "invalid_grant":
                 raise
             if not interactive:
+                self._end(kept)
                 raise Unauthenticated(f"the login has ended ({error.words}); run `{self._command}`") from error
         return await self._trade(issuer, await self._log_in(issuer), audience)
 
@@ -401,7 +413,7 @@ class Login:
     async def _begin(self, issuer: Issuer, answer: Mapping[str, object]) -> TokenSet:
         """Keep what a new login gave, once it is such that each end may have its part."""
         if not self._config.relay_scopes:
-            return self._keep(answer)
+            return self._keep(answer, TokenSet(logged_in_at=self._clock()))
         # This access token is good at every end, and stays here: the relay gets one that is good at the relay alone.
         # Until then the cache has nothing that another process could show.
         refresh = answer.get("refresh_token")
@@ -410,7 +422,7 @@ class Login:
                 "login.relay_scopes: the login gave no refresh token, which the relay's token needs (scope "
                 "offline_access); have the issuer set up for it, or take the setting out"
             )
-        login = TokenSet(refresh_token=refresh)
+        login = TokenSet(refresh_token=refresh, logged_in_at=self._clock())
         self._cache.save(login)
         return await self._refresh(issuer, login)
 
@@ -420,14 +432,9 @@ class Login:
             wanted["audience"] = self._config.audience
         return wanted
 
-    def _keep(
-        self,
-        answer: Mapping[str, object],
-        former_refresh_token: str = "",
-        by_audience: Mapping[str, TokenSet] | None = None,
-    ) -> TokenSet:
-        tokens = token_set(dict(answer), self._clock(), former_refresh_token)
-        tokens = replace(tokens, by_audience=dict(by_audience or {}))
+    def _keep(self, answer: Mapping[str, object], former: TokenSet) -> TokenSet:
+        tokens = token_set(dict(answer), self._clock(), former.refresh_token)
+        tokens = replace(tokens, by_audience=former.by_audience, logged_in_at=former.logged_in_at)
         if not tokens.access_token and not tokens.id_token:
             raise Unreachable(f"the issuer {self._config.issuer} answered without tokens")
         self._cache.save(tokens)

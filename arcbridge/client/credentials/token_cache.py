@@ -45,6 +45,8 @@ class TokenSet:
     """When the first of access and id token ends; 0: not said."""
     by_audience: dict[str, TokenSet] = field(default_factory=dict)
     """Tokens for one cluster each, by their audiences (`login.cluster_audience`)."""
+    logged_in_at: float = 0.0
+    """When the user logged in; refreshed tokens keep it. 0: not known."""
 
     def __repr__(self) -> str:
         return f"TokenSet(expires_at={self.expires_at:.0f}, refreshable={bool(self.refresh_token)})"
@@ -165,19 +167,21 @@ class TokenCache:
         return kept or former
 
     @asynccontextmanager
-    async def locked(self) -> AsyncIterator[None]:
+    async def locked(self, wait: float = 0.0) -> AsyncIterator[None]:
         """Hold the login's lock: parallel processes refresh once, and a rotated refresh token is used once.
 
-        Raises StateError when another process keeps it too long. Cancelling while waiting holds nothing.
+        `wait`: seconds for another process; 0: LOCK_WAIT. Raises StateError when one keeps the lock longer. Cancelling
+        while waiting holds nothing.
         """
         import asyncio  # `whoami` reads the file and waits for nothing
 
         ensure_private_directory(self.path.parent)
+        wait = wait or LOCK_WAIT
         lock = self.path.with_suffix(".lock")
-        deadline = asyncio.get_running_loop().time() + LOCK_WAIT
+        deadline = asyncio.get_running_loop().time() + wait
         while (descriptor := try_lock(lock)) is None:
             if asyncio.get_running_loop().time() > deadline:
-                raise StateError(f"another process has held {lock} for {LOCK_WAIT:.0f} s; is a login waiting there?")
+                raise StateError(f"another process has held {lock} for {wait:.0f} s; is a login waiting there?")
             await asyncio.sleep(LOCK_RETRY)
         try:
             yield
@@ -201,7 +205,7 @@ def _read(document: Mapping[str, Any]) -> TokenSet:
     """Return what `save` has written; an empty set where it is damaged. A damaged one of an audience is asked for
     again."""
     texts = {name: document.get(name, "") for name in ("access_token", "id_token", "refresh_token")}
-    times = {name: document.get(name, 0.0) for name in ("obtained_at", "expires_at")}
+    times = {name: document.get(name, 0.0) for name in ("obtained_at", "expires_at", "logged_in_at")}
     if not all(isinstance(one, str) for one in texts.values()) or not all(
         one == 0 or positive(one) for one in times.values()
     ):

@@ -51,7 +51,10 @@ class ClusterToken:
 
 
 class NoLogin(Unauthenticated):
-    """No setting says where tokens come from."""
+    """No setting says where tokens come from, and at the relay that is meant there is no login."""
+
+    about = ("relay", "relays")
+    """The settings that say which relay is meant; the command line says where they come from."""
 
 
 class TokenExpired(Unauthenticated):
@@ -137,8 +140,11 @@ class Tokens:
         token: str = "",
         token_file: Path | None = None,
         clock: Callable[[], float] = time.time,
+        no_login: Callable[[], NoLogin] = lambda: NoLogin("no login is configured"),
     ) -> None:
+        """`no_login`: makes the error for settings that say nowhere where tokens come from."""
         self._login = login
+        self._no_login = no_login
         self._pair = pair
         self._token = token
         self._token_file = token_file
@@ -284,10 +290,7 @@ class Tokens:
             return tokens.id_token, "the login gives no access token"
         if login.id_token_file is not None:
             return self._read(login.id_token_file)
-        raise NoLogin(
-            "no login is configured; run `arcbridge login https://RELAY`, or give --access-token-file and "
-            "--id-token-file, or --oidc-issuer-url and --oidc-client-id"
-        )
+        raise self._no_login()
 
     async def _cluster_token(self) -> ClusterToken:
         if self._token_file is not None:

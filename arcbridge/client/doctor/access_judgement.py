@@ -27,6 +27,7 @@ from arcbridge.errors import (
     Unauthenticated,
 )
 from arcbridge.net.join import JoinCode
+from arcbridge.observe.untrusted_text import clean
 from arcbridge.refusals import RefusalRule
 from arcbridge.units import duration
 from arcbridge.wire.frames import GoawayCode
@@ -237,6 +238,8 @@ class ApiFacts:
     error: Exception | None = None
     message: str = ""
     """Of the Status object, where it is one."""
+    more: str = ""
+    """What the agent says behind its sentence: which right it lacks, in the API server's words."""
     rule: RefusalRule = RefusalRule.NONE
     """Of the agent, where the answer is its own refusal."""
     user: str = ""
@@ -261,7 +264,8 @@ def judge_api(facts: ApiFacts) -> Finding:
     if facts.status == 401:
         return fault(hop, f"the API server does not take the ServiceAccount token{which}", "cluster_credential")
     if facts.rule is RefusalRule.AGENT_IMPERSONATION:
-        return fault(hop, f"the agent's account may not impersonate you{which}", "agent_impersonation")
+        why = f". {clean(facts.more, 500)}" if facts.more else ""
+        return fault(hop, f"the agent's account may not impersonate you{which}{why}", "agent_impersonation")
     if facts.status >= 500:
         return fault(
             hop,

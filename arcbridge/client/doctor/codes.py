@@ -58,6 +58,7 @@ _REMEDIES: dict[ExitCode, dict[str, str]] = {
         "agent_unavailable": (
             "tell the cluster's operator: `arcbridge --role agent doctor` says whether it has the issuer's keys"
         ),
+        "background_silent": "`arcbridge stop` ends it, and kubectl starts another",
         "session": "try again; the agent's log has this session's id",
         "api_server": "tell the cluster's operator: `arcbridge --role agent doctor` says why",
         "agent_credential": (
@@ -76,14 +77,16 @@ _REMEDIES: dict[ExitCode, dict[str, str]] = {
         "relay_token_audience": "",
         "relay_token_issuer": "",
         "relay_token": "log in again; the relay's log names the rule",
-        "policy": "check the name (`arcbridge clusters` lists yours), or ask the relay's operator for access",
         "cluster_token_audience": "",
         "cluster_token_issuer": "",
         "cluster_token_claim": "ask the cluster's operator which claim is missing",
         "cluster_token": "log in again; the log of the cluster's agent names the rule",
-        "access_revoked": "ask the operator who revoked it",
-        "agent_forbids": "ask the cluster's operator for access",
         "cluster_credential": "have a new one made",
+    },
+    ExitCode.DENIED: {
+        "policy": "check the name (`arcbridge clusters` lists yours), or ask the relay's operator for access",
+        "access_revoked": "ask the operator of the cluster, who revoked it",
+        "agent_forbids": "ask the cluster's operator for access",
     },
     ExitCode.USAGE: {
         "settings": "",
@@ -102,13 +105,21 @@ _REMEDIES: dict[ExitCode, dict[str, str]] = {
             "compare the pin with its owner's and give --cluster-ca-pin, or run `arcbridge connect` at a terminal"
         ),
         "cluster_pin": (
-            "if the cluster's owner has not changed its CA, another party may be in between; else take the old pin out"
+            "if the cluster's owner has not changed its CA, another party may be in between; else "
+            "`arcbridge trust NAME --renew`"
         ),
+        "state_directory": "put this right, or name another directory with --state-dir",
+        "disk_full": "make room there: logins, certificates and the kubeconfig are written to it",
+        "background": "`arcbridge stop` ends it, and kubectl starts another; `arcbridge logs` says what it met",
         "kubeconfig": "repair the file, or name another one in KUBECONFIG",
+        "plugin_missing": "any command that changes something writes today's path: `arcbridge status` does",
         "kubeconfig_dead": "",
         "port_taken": "end that program, or serve the cluster at another port (--port)",
     },
     ExitCode.DONE: {
+        "state_open": "chmod g-w it",
+        "plugin_other": "`arcbridge connect NAME` writes the path of this one",
+        "kubeconfig_elsewhere": "name that file in KUBECONFIG, or run `arcbridge connect NAME` for this one",
         "relay_certificate_ends": "ask the relay's operator to renew it",
         "token_ends": "run `arcbridge login`, or have the program that writes the token files write new ones",
     },

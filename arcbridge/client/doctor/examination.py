@@ -26,6 +26,7 @@ from arcbridge.client.doctor.access_judgement import (
     judge_session,
 )
 from arcbridge.client.doctor.kubeconfig_hop import look_at_kubeconfig
+from arcbridge.client.doctor.machine_hops import look_at_background, look_at_directories
 from arcbridge.client.doctor.relay_hops import RelayHops
 from arcbridge.client.doctor.throughput import measure
 from arcbridge.client.service import ClientContext
@@ -52,8 +53,10 @@ async def examine(
     """
     context.tokens.interactive = False
     findings = ReportedFindings(report)
+    findings.append(look_at_directories(context.config.state_dir, context.environment))
+    of_machine = len(findings)
     await _all_relays(context, findings)
-    reached = first_failure(findings) is None
+    reached = first_failure(findings[of_machine:]) is None
     tokens = context.tokens.for_cluster(cluster) if cluster else context.tokens
     login, login_finding = await _login(context, tokens, cluster)
     findings.append(login_finding)
@@ -63,7 +66,10 @@ async def examine(
         findings.extend(skipped(hop, why) for hop in behind)
     else:
         await _behind_relay(context, tokens, cluster, login, findings, throughput=throughput)
-    findings.append(await look_at_kubeconfig(context, cluster))
+    background = await asyncio.to_thread(look_at_background, context.environment, cluster)
+    findings.append(background)
+    silent = background.state is FindingState.FAILED
+    findings.append(await look_at_kubeconfig(context, cluster, silent=silent))
 
 
 # -- the relays --------------------------------------------------------------------------------------------------------
@@ -186,6 +192,7 @@ async def _who_am_i(session: MuxSession, token_mode: bool) -> ApiFacts:
         if answer.status >= 300:
             facts.message = str(document.get("message", ""))
             causes = document.get("details", {}).get("causes") or [{}]
+            facts.more = str(causes[0].get("message") or "")
             facts.rule = read_refusal(causes[0].get("reason")).rule or legacy_refusals.read(facts.message).rule
         else:
             user = document["status"]["userInfo"]

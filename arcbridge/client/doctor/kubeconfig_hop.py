@@ -6,6 +6,7 @@ The kubeconfig and the kept ports are read and never changed. Each look has a de
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,12 +14,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from arcbridge.checks.diagnosis import Finding, ok, skipped
-from arcbridge.client.doctor.codes import clip, fault
+from arcbridge.checks.diagnosis import Finding, FindingState, ok, skipped
+from arcbridge.client.doctor.codes import clip, fault, fault_to_come
 from arcbridge.client.kubeconfig.entries import MARK, Kubeconfig
 from arcbridge.client.service import ClientContext
 from arcbridge.client.state import StateDirectory
 from arcbridge.errors import ArcbridgeError, StateError
+from arcbridge.installation import is_another, is_there, own_path
 from arcbridge.net.address import Address
 from arcbridge.net.dialer import DIRECT, connect
 from arcbridge.net.loopback import port_holder
@@ -36,15 +38,17 @@ class ContextFacts:
     port: int
     current: bool = False
     starts_itself: bool = False
-    """Its user is an exec plugin, which starts what serves the port."""
+    """Its user is an exec plugin, which starts what serves the port: that of a `proxy` that has ended only says so."""
     listening: bool = False
     ours: bool = False
     """What listens shows a certificate of this user's local CA."""
     holder: str = ""
+    plugin: str = ""
+    """The program of its exec plugin; empty: it has a client certificate."""
 
 
-async def look_at_kubeconfig(context: ClientContext, cluster: str) -> Finding:
-    """Look at our contexts of `cluster`, or at all where that is empty."""
+async def look_at_kubeconfig(context: ClientContext, cluster: str, *, silent: bool = False) -> Finding:
+    """Look at our contexts of `cluster`, or at all where that is empty. `silent`: the background process hangs."""
     file = context.config.file
     # `-` is standard output, which cannot be looked at.
     kubeconfig = Kubeconfig.find("" if file == "-" else file, context.environment)
@@ -53,15 +57,40 @@ async def look_at_kubeconfig(context: ClientContext, cluster: str) -> Finding:
     except ArcbridgeError as error:
         return fault("kubeconfig", clip(error.message), "kubeconfig")
     kept = await kept_port(context.state, context.relays.names, cluster) if cluster else None
-    return judge_kubeconfig(found, cluster, kept)
+    finding = judge_kubeconfig(found, cluster, kept, silent=silent)
+    if finding.state is FindingState.SKIPPED and not silent and (elsewhere := _elsewhere(context, kubeconfig, cluster)):
+        return fault_to_come(
+            finding.hop, f"{finding.detail} that kubectl reads here; {elsewhere}", "kubeconfig_elsewhere"
+        )
+    return finding
 
 
-def judge_kubeconfig(contexts: Sequence[ContextFacts], cluster: str, kept: ContextFacts | None = None) -> Finding:
+def _elsewhere(context: ClientContext, kubeconfig: Kubeconfig, cluster: str) -> str:
+    """Say in which other kubeconfig there are contexts of `cluster`; empty: in none."""
+    here = {os.path.abspath(file.path) for file in kubeconfig.files}
+    for files in context.state.kubeconfigs():
+        other = [file for file in Kubeconfig(files).files if os.path.abspath(file.path) not in here]
+        for file in other:
+            try:
+                file.read()
+            except ArcbridgeError:
+                continue
+            for name, body in file.bodies("contexts"):
+                if (managed := _managed(body)) is not None and cluster in ("", managed):
+                    return f'context "{clip(name)}" is in {clip(str(file.path))}'
+    return ""
+
+
+def judge_kubeconfig(
+    contexts: Sequence[ContextFacts], cluster: str, kept: ContextFacts | None = None, *, silent: bool = False
+) -> Finding:
     """Judge our contexts of `cluster`, or all where that is empty; `kept`: the port that is kept for it."""
     hop = "kubeconfig"
     looked_at = [one for one in contexts if not cluster or one.cluster == cluster]
     for one in [*looked_at, *([kept] if kept is not None else [])]:
         if one.listening and not one.ours:
+            if silent:  # it listens there, and shows no certificate
+                return skipped(hop, f"what listens at port {one.port} cannot be told while that process is silent")
             by = f" of {clip(one.holder)}" if one.holder else ""
             detail = f'port {one.port}, which "{one.cluster}" has, is held by another program{by}'
             return fault(hop, detail, "port_taken")
@@ -71,6 +100,14 @@ def judge_kubeconfig(contexts: Sequence[ContextFacts], cluster: str, kept: Conte
         detail = f"nothing listens at the port of the {_named(dead)}{' (the current one)' if dead[0].current else ''}"
         again = f"start it again: arcbridge proxy -n {dead[0].cluster}"
         return fault(hop, detail, "kubeconfig_dead", f"{again}; or use another: kubectl config use-context NAME")
+    for one in looked_at:
+        if one.plugin and not is_there(one.plugin):
+            return fault(
+                hop, f'context "{clip(one.name)}" runs {clip(one.plugin)}, which is not there', "plugin_missing"
+            )
+        if one.plugin and is_another(one.plugin):
+            detail = f'context "{clip(one.name)}" runs {clip(one.plugin)}, and this is {clip(own_path())}'
+            return fault_to_come(hop, detail, "plugin_other")
     if not looked_at:
         which = f' for "{cluster}"' if cluster else ""
         return skipped(hop, f"no context of arcbridge{which}")
@@ -98,16 +135,20 @@ async def contexts(kubeconfig: Kubeconfig, state: StateDirectory) -> list[Contex
         managed = _managed(body)
         port = _local_port(str(cluster.get("server", "")))
         if managed is not None and port:
-            starts = _starts(sections["users"].get(str(body.get("user")), {}))
-            facts = ContextFacts(name, managed, port, current=name == current, starts_itself=starts)
+            plugin = _plugin(sections["users"].get(str(body.get("user")), {}))
+            starts, command = (
+                bool(plugin) and "--ended" not in (plugin.get("args") or []),
+                str(plugin.get("command", "")),
+            )
+            facts = ContextFacts(name, managed, port, current=name == current, starts_itself=starts, plugin=command)
             found.append(await at_port(facts, state))
     return found
 
 
-def _starts(user: Mapping[Any, Any]) -> bool:
-    """Return whether kubectl starts what serves: the plugin of a `proxy` that has ended only says so."""
+def _plugin(user: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Return the exec plugin of a user; empty where it has none."""
     plugin = user.get("exec")
-    return isinstance(plugin, dict) and "--ended" not in (plugin.get("args") or [])
+    return plugin if isinstance(plugin, dict) else {}
 
 
 async def at_port(facts: ContextFacts, state: StateDirectory) -> ContextFacts:

@@ -26,6 +26,7 @@ from typing import Any
 
 from arcbridge.client.kubeconfig.file import KubeconfigFile, Plain, dump, is_empty
 from arcbridge.errors import ConfigError
+from arcbridge.installation import NAME, is_there, own_path
 
 MARK = "arcbridge.io/managed"
 _DISPLACED = {
@@ -157,6 +158,32 @@ class Kubeconfig:
             self._save()
         return dead
 
+    def heal(self) -> list[str]:
+        """Let plugins of ours whose program is not there any more be this program; return their entries' names.
+
+        So are those of former versions, which kubectl looks up in PATH. Raises StateError.
+        """
+        self._read()
+        if not (path := own_path()).startswith("/") or not any(True for _ in self._lost_plugins()):
+            return []
+        with self._locked():
+            healed = []
+            for file, name, plugin, mark in self._lost_plugins():
+                plugin["command"] = mark["command"] = path
+                file.changed = True
+                healed.append(name.removeprefix("arcbridge-"))
+            self._save()
+        return healed
+
+    def _lost_plugins(self) -> Iterator[tuple[KubeconfigFile, str, dict[Any, Any], dict[Any, Any]]]:
+        for file in self.files:
+            for name, body in file.bodies("users"):
+                mark, plugin = _mark_of(body), body.get("exec")
+                if mark is None or not isinstance(plugin, dict) or _was_edited("users", body, mark):
+                    continue
+                if (command := str(plugin.get("command"))) == NAME or not is_there(command):
+                    yield file, name, plugin, mark
+
     def remove(self, name: str, cluster: str, relays: tuple[str, ...]) -> None:
         """Take a cluster's entries out, whatever served them."""
         with self._locked():
@@ -203,6 +230,7 @@ class Kubeconfig:
                 if section == "users" and not _was_edited(section, body, mark):
                     arguments = _texts(mark.get("arguments")) or ("--cluster", str(mark["cluster"]), "--ended")
                     _fill(section, body, {"exec": _plugin(arguments)})
+                    mark["command"] = body["exec"]["command"]
                 mark.pop("process")  # so that an entry is retired only once
                 file.changed = True
 
@@ -324,13 +352,13 @@ def _plugin(arguments: tuple[str, ...]) -> dict[str, Any]:
     (client.authentication.k8s.io/v1)."""
     return {
         "apiVersion": "client.authentication.k8s.io/v1",
-        # A bare name: kuberc's credentialPluginPolicy allows plugins by name.
-        "command": "arcbridge",
+        # An IDE has another PATH. kuberc's allowlist looks its names up in PATH, and so takes this path as well.
+        "command": own_path(),
         "args": ["credential", *arguments],
         "interactiveMode": "IfAvailable",
         # Without cluster info the plugin could not see to which port kubectl is about to connect.
         "provideClusterInfo": Plain("true"),
-        "installHint": "arcbridge is not on the PATH: install it, or put its directory there",
+        "installHint": "arcbridge is not here any more: install it, and run `arcbridge status`, which puts this right",
     }
 
 
@@ -360,6 +388,8 @@ def _mark(body: dict[Any, Any], entry: Entry, section: str, former: str | None) 
                 mark["arguments"] = list(entry.arguments)
     if section == "contexts" and former is not None:
         mark["former"] = former
+    if "exec" in body:
+        mark["command"] = body["exec"]["command"]
     extensions.append({"name": MARK, "extension": mark})
 
 
@@ -396,7 +426,7 @@ def _was_edited(section: str, body: dict[Any, Any], mark: dict[Any, Any]) -> boo
     if section == "users":
         plugin = body.get("exec")
         if isinstance(plugin, dict):
-            return str(plugin.get("command")) != "arcbridge"
+            return str(plugin.get("command")) != str(mark.get("command", NAME))
         return "client-certificate-data" not in body
     return False
 

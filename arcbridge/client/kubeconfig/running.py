@@ -83,12 +83,16 @@ def running_of(state: StateDirectory, environment: Mapping[str, str]) -> Running
 
 
 def repair_kubeconfigs(state: StateDirectory, running: Running) -> list[str]:
-    """Let no context point at the port of a process that ended without a word; returns the names of those that did."""
+    """Let no context point at the port of a process that ended without a word, or at a program that is gone; returns a
+    sentence for each."""
     repaired: list[str] = []
     for files in state.kubeconfigs():
         kubeconfig = Kubeconfig(files)
         try:
-            repaired += kubeconfig.repair(running.alive)
+            dead = kubeconfig.repair(running.alive)
+            repaired += [f'what served context "{name}" had ended; the kubeconfig says so now' for name in dead]
+            healed = kubeconfig.heal()
+            repaired += [f'context "{name}" runs arcbridge where it is installed now' for name in healed]
             if not kubeconfig.has_ours():
                 state.drop_kubeconfig(files)
         except ArcbridgeError as error:
@@ -102,7 +106,4 @@ def repair_contexts(state_dir: Path | None, environment: Mapping[str, str]) -> l
     """Repair what a state directory knows (None: the user's own); returns a sentence for each context. Raises
     StateError."""
     state = StateDirectory.find(state_dir, environment)
-    return [
-        f'what served context "{name}" had ended; the kubeconfig says so now'
-        for name in repair_kubeconfigs(state, running_of(state, environment))
-    ]
+    return repair_kubeconfigs(state, running_of(state, environment))

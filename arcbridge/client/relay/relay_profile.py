@@ -195,8 +195,10 @@ class RelayProfiles:
         """Return all profiles, the one logged in at last first."""
         try:
             names = sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith("."))
-        except OSError:
+        except FileNotFoundError:
             return []  # there is no directory before the first login
+        except OSError as error:
+            raise StateError(f"cannot read {self.path}: {error.strerror}; see `arcbridge doctor`") from error
         found = [profile for name in names if (profile := self._load(self.path / name)) is not None]
         return sorted(found, key=operator.attrgetter("logged_in_at"), reverse=True)
 

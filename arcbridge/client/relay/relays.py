@@ -72,9 +72,9 @@ class Relays:
         # One that is named twice is tried once.
         self.all = list({relay.address: relay for relay in relays}.values())
         if not self.all:
-            raise ConfigError(
-                "relays: none is set, and none was logged in at; run `arcbridge login https://RELAY`, or give --relay "
-                "https://host:port"
+            raise Unauthenticated(
+                "you are logged in at no relay, and no setting names one; run `arcbridge login https://RELAY`, or give "
+                "--relay https://host:port"
             )
         self._shuffle = shuffle
         self._clock = clock
@@ -84,7 +84,8 @@ class Relays:
 
     @classmethod
     def of(cls, config: ClientConfig, successions: SuccessionStore | None = None) -> Relays:
-        """Return the relays of the settings; `successions`: as in `RelayAccess`. Raises ConfigError."""
+        """Return the relays of the settings; `successions`: as in `RelayAccess`. Raises Unauthenticated where there are
+        none, ConfigError."""
         trust = {"ca_file": config.relay_ca_file, "ca_pin": config.relay_ca_pin, "successions": successions}
         return cls([RelayAccess(url, **trust) for url in config.relay_urls()])  # type: ignore[arg-type]
 

@@ -95,13 +95,15 @@ class Connector:
         self.counters = SessionCounters()
         self.revoked = RevocationHold()
         self.waiters = Waiters()
+        self._presented = ""
+        """The token that the cluster was shown last; what a login or a workload gives is nowhere else to be read."""
         self.sessions: dict[MuxSession, ResumableSession] = {}
         """The sessions that have not ended; one whose handshake is under way is among them."""
 
     @property
     def shown(self) -> Shown:
         """The token that the cluster is shown, as errors name it."""
-        return Shown(self.tokens.cluster_at_hand(), self.tokens.cluster_source)
+        return Shown(self._presented or self.tokens.cluster_at_hand(), self.tokens.cluster_source)
 
     async def connect(self, handler: BaseHandler, leaving: RelayAccess | None = None) -> ResumableSession:
         """Return a new session, whose events go to `handler`, by another relay than `leaving` where that is possible.
@@ -180,6 +182,7 @@ class Connector:
 
         try:
             token = await self.tokens.cluster()
+            self._presented = token.text
             session = MuxSession(
                 Side.INITIATOR,
                 Kind.SESSION,

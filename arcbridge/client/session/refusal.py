@@ -199,8 +199,9 @@ def _wrong_with(refusal: Refusal, place: str, shown: Shown) -> str:
     token, claims, wanted = shown.source or "the token", read_unverified(shown.token), refusal.wanted
     match refusal.rule:
         case RefusalRule.TOKEN_AUD if wanted:
-            audiences = ", ".join(f'"{clean(one, 200)}"' for one in claims.audiences) or "none"
-            return f'{token} is for audience {audiences}, {place} wants "{wanted}"'
+            audiences = ", ".join(f'"{clean(one, 200)}"' for one in claims.audiences)
+            says = f"is for audience {audiences}" if audiences else "names no audience"
+            return f'{token} {says}, {place} wants "{wanted}"{_audience_setting(place, shown)}'
         case RefusalRule.TOKEN_AUD:
             return (
                 f"{token} is for another audience; have one issued for {place} (login.audience, "
@@ -239,6 +240,16 @@ def _wrong_with(refusal: Refusal, place: str, shown: Shown) -> str:
             return explain(rule, place)
         case _:
             return ""
+
+
+def _audience_setting(place: str, shown: Shown) -> str:
+    """Say which setting asks for a token's audience; nothing of a token from a file, which another program writes."""
+    if shown.source:
+        return ""
+    setting, variable = ("login.cluster_audience", "ARCBRIDGE_CLUSTER_AUDIENCE")
+    if place == "the relay":
+        setting, variable = "login.audience", "ARCBRIDGE_OIDC_AUDIENCE"
+    return f" ({setting}, {variable})"
 
 
 class _Ending(NamedTuple):

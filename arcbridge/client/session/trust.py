@@ -56,9 +56,17 @@ class ClusterTrust:
 
     def known(self, cluster: str) -> str:
         """Return the pin that the cluster must have; empty when nothing is known. Raises StateError."""
+        return self._found(cluster)[0]
+
+    def _found(self, cluster: str) -> tuple[str, str]:
+        """Return the pin, and what to do once another one is right."""
         if self._pin:
-            return self._pin
-        return next((pin for store in self._stores if (pin := store.get(cluster))), "")
+            return self._pin, "give the new one (--cluster-ca-pin, ARCBRIDGE_CLUSTER_CA_PIN)"
+        for store in self._stores:
+            if pin := store.get(cluster):
+                own = self._remembered is not None and store.path == self._remembered.path
+                return pin, f"run `arcbridge trust {cluster} --renew`" if own else f"change it in {store.path}"
+        return "", ""
 
     def check(self, cluster: str, found: Succession) -> Succession | None:
         """Return the CAs of the cluster that are trusted, of what a relay says; None when no pin is known.
@@ -66,9 +74,10 @@ class ClusterTrust:
         `found`: the CA that the relay states, with those that followed it. Raises PinMismatch for another CA than the
         known one, or than one that followed it.
         """
-        if not (pin := self.known(cluster)):
+        pin, then = self._found(cluster)
+        if not pin:
             return None
-        followed = self._known_succession(pin).follow(found, f"the CA of cluster {cluster!r}")
+        followed = self._known_succession(pin).follow(found, f"the CA of cluster {cluster!r}", then=then)
         self.keep(cluster, followed)
         return followed
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -13,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from arcbridge import __version__, single_file
+from arcbridge import __version__
 from arcbridge.client.background import caller
-from arcbridge.client.background.caller import NotRunning, OtherVersion, answer_of, exchange, request
+from arcbridge.client.background.caller import NoAnswer, NotRunning, OtherVersion, answer_of, exchange, request
 from arcbridge.client.background_paths import BackgroundPaths
 from arcbridge.errors import ArcbridgeError, ExitCode, StateError, Unreachable
 
@@ -79,8 +80,69 @@ def test_a_process_that_ends_or_is_silent(place: BackgroundPaths, listener: sock
     answering(listener, b"")
     with pytest.raises(NotRunning):
         exchange(place, request("status"))
-    with pytest.raises(Unreachable, match="did not answer"):
+    with pytest.raises(NoAnswer, match=r"does not answer since \d\d:\d\d:\d\d; `arcbridge stop` ends it"):
         exchange(place, request("status"), timeout=0.05)
+
+
+def test_silence_is_between_two_bytes_and_an_answer_has_its_own_time(
+    place: BackgroundPaths, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that prepares an answer shows that it lives; one that is heard of no more has stopped."""
+    monkeypatch.setattr(caller, "SILENCE", 0.5)
+    gate, heard = threading.Event(), threading.Event()
+
+    def serve() -> None:
+        for answer in (b"", b"{}\n"):
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                for _ in range(8):
+                    connection.sendall(b" ")
+                    gate.wait(0.1)  # the pace
+                if answer:
+                    connection.sendall(answer)
+                else:
+                    heard.wait(10)
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    with pytest.raises(NoAnswer):
+        exchange(place, request("status"))
+    os.unlink(place.silent)
+    heard.set()
+    assert exchange(place, request("status")) == b"{}\n"
+    thread.join(10)
+
+
+def test_the_second_caller_waits_no_more(
+    place: BackgroundPaths, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """kubectl runs the plugin six times."""
+    Path(place.silent).touch()
+    os.utime(place.silent, (0, 1_000_000))
+    monkeypatch.setattr(caller, "SILENCE", 60.0)
+    with pytest.raises(NoAnswer, match="since 1970-01-1"):
+        exchange(place, request("status"))
+
+
+def test_a_full_queue_is_waited_for(place: BackgroundPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel refuses at once what it cannot queue."""
+    monkeypatch.setattr(caller, "SILENCE", 0.2)
+    with socket.socket(socket.AF_UNIX) as listener, contextlib.ExitStack() as stack:
+        listener.bind(place.socket)
+        listener.listen(0)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                sock = stack.enter_context(socket.socket(socket.AF_UNIX))
+                sock.setblocking(False)
+                sock.connect(place.socket)
+        with pytest.raises(NoAnswer):
+            exchange(place, request("status"))
+        os.unlink(place.silent)
+        monkeypatch.setattr(caller, "SILENCE", 10.0)
+        threading.Timer(0.1, lambda: [listener.accept()[0].close() for _ in range(2)]).start()
+        with pytest.raises(NotRunning):  # it was taken, and closed
+            exchange(place, request("status"))
 
 
 def test_w14_a_socket_of_another_user_is_not_spoken_to(
@@ -158,20 +220,6 @@ def test_a_process_that_does_not_start_is_told(place: BackgroundPaths, monkeypat
     monkeypatch.setattr(caller, "program", lambda: ["/bin/false"])
     with pytest.raises(StateError, match="it ended without a word"):
         caller.ask(place, request("status"), os.environ)
-
-
-@pytest.mark.parametrize("name", ["arcbridge", "kubectl-arcbridge"])
-def test_this_very_installation_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    script = tmp_path / name
-    script.write_text("#!/usr/bin/python3\n")
-    monkeypatch.setattr(sys, "argv", [str(script)])
-    assert caller.program() == [sys.executable, str(script)]
-    script.write_text("#!/bin/sh\n")
-    assert caller.program() == [sys.executable, "-P", "-m", "arcbridge"]
-    monkeypatch.setattr(sys, "argv", ["/opt/arcbridge.pyz"])
-    assert caller.program() == [sys.executable, "/opt/arcbridge.pyz"]
-    monkeypatch.setattr(single_file, "_file", "/opt/arcbridge-linux-x86_64")
-    assert caller.program() == ["/opt/arcbridge-linux-x86_64"]
 
 
 def test_what_a_question_imports() -> None:

@@ -22,6 +22,7 @@ from arcbridge.client.background.connections import Connections
 from arcbridge.client.kubeconfig.entries import Kubeconfig
 from arcbridge.client.serving.served_cluster import ServedCluster
 from arcbridge.errors import ArcbridgeError, ExitCode
+from arcbridge.installation import own_path
 from arcbridge.net.join import JoinCode
 from arcbridge.wire.records import JoinReply
 from tests.client.background.conftest import Background
@@ -43,7 +44,7 @@ async def test_connect_status_and_disconnect(background: Background) -> None:
         document = background.document()
         assert document["current-context"] == CLUSTER
         user = document["users"][0]["user"]["exec"]
-        assert (user["command"], user["args"]) == ("arcbridge", ["credential", *background.arguments])
+        assert (user["command"], user["args"]) == (own_path(), ["credential", *background.arguments])
         status = await background.ask("status")
         (one,) = status["clusters"]
         assert (one["name"], one["user"], one["state"], one["port"]) == (CLUSTER, "alice", "connected", answer["port"])

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from arcbridge.client.commands.run import Chosen, check_names, choose, is_pattern, run_command
-from arcbridge.errors import ArcbridgeError, CommandNotFound, ConfigError, PermissionRefused, PinMismatch, Unreachable
+from arcbridge.errors import ArcbridgeError, CommandNotFound, ConfigError, ExitCode, PermissionRefused, Unreachable
 from arcbridge.net.join import JoinCode
 from arcbridge.wire.records import JoinReply
 from tests.client.commands.test_proxy import Case as ProxyCase
@@ -72,7 +72,7 @@ async def test_of_several_each_is_told_and_the_worst_counts(case: Case, far: Far
     assert {cluster for cluster, _ in case.reported} == {CLUSTER, "other"}
     assert (CLUSTER, "the command ended with exit code 1") in case.reported
     assert case.written == [(1, b"prod  | hello\n")]
-    assert code == max(1, PinMismatch.exit_code)
+    assert code == ExitCode.RUN_FAILED
 
 
 @pytest.mark.parametrize(

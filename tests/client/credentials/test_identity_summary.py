@@ -48,6 +48,16 @@ def test_a_login(state: StateDirectory) -> None:
     )
 
 
+def test_its_groups_are_those_of_the_token_and_bounded(state: StateDirectory) -> None:
+    groups = [*(f"group-{number}" for number in range(500))]
+    keep(state, id_token=token(groups=["platform", 7, *groups]), expires_at=NOW + 600)
+    found = summary_of(CONFIG, state, now=NOW).groups
+    assert found[:2] == ("platform", "group-0")
+    assert len(found) < 300
+    keep(state, id_token=token(groups="none"), expires_at=NOW + 600)
+    assert summary_of(CONFIG, state, now=NOW).groups == ()
+
+
 def test_b42_each_organisation_has_tokens_of_its_own(state: StateDirectory) -> None:
     other = replace(CONFIG, relays=("https://relay.example.net",))
     assert cache_of(CONFIG, state).path != cache_of(other, state).path

@@ -17,6 +17,7 @@ from arcbridge.client.credentials import login as login_module
 from arcbridge.client.credentials import login_callback
 from arcbridge.client.credentials.jwt_unverified import read_unverified
 from arcbridge.client.credentials.login import POLL_LEAST, check_login
+from arcbridge.client.credentials.token_cache import TokenCache, TokenSet
 from arcbridge.errors import ConfigError, Unauthenticated, Unreachable
 from arcbridge.net.peer_user import PeerUser
 from arcbridge.settings.config import LoginConfig
@@ -199,6 +200,40 @@ class TestRefresh:
         with pytest.raises(Unauthenticated, match="login has ended"):
             await login.tokens(interactive=False, force=True)
         assert (await login.tokens(interactive=True, force=True)).access_token != tokens.access_token
+
+    async def test_an_issuer_that_has_ended_it_is_asked_once(self, issuer: Issuer, tmp_path: Path) -> None:
+        """kubectl runs its plugin six times, and each command is a process of its own."""
+        login = make(issuer, tmp_path)
+        tokens = await login.log_in()
+        issuer.request("POST", "/revoke", {"token": tokens.refresh_token, "client_id": "cli"})
+        before = issuer.requests("/token")
+        for _ in range(6):
+            with pytest.raises(Unauthenticated, match="login has ended"):
+                await make(issuer, tmp_path).tokens(interactive=False, force=True)
+        assert issuer.requests("/token") == before + 1
+        assert not TokenCache(tmp_path, "r", login._config).load().usable(time.time())
+
+    async def test_of_200_kubectl_with_an_ended_login_one_opens_a_browser(self, issuer: Issuer, tmp_path: Path) -> None:
+        opened: list[str] = []
+
+        async def visit(url: str) -> int:
+            opened.append(url)
+            return (await browse(url, issuer))[0]
+
+        began = time.time()
+        logins = [with_browser(issuer, tmp_path, visit) for _ in range(200)]
+        cache = TokenCache(tmp_path, "r", logins[0]._config)
+        cache.save(TokenSet("ended", "ended", obtained_at=began - 7200, expires_at=began - 3600))
+        found = await asyncio.gather(*(one.log_in(since=began) for one in logins))
+        assert len({tokens.id_token for tokens in found}) == 1
+        assert len(opened) == 1
+        assert await asyncio.gather(*(visit for one in logins for visit in one.visits)) == [200]
+        # A login of before is none of theirs, and one that was refreshed keeps its time.
+        assert (await logins[0].tokens(interactive=False, force=True)).logged_in_at == found[0].logged_in_at
+        await logins[0].log_in(since=time.time())
+        assert len(opened) == 2
+        await logins[0].log_in()
+        assert len(opened) == 3
 
     async def test_what_is_usable_bridges_an_outage(self, issuer: Issuer, tmp_path: Path) -> None:
         login = make(issuer, tmp_path)

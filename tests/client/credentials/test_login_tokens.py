@@ -265,6 +265,11 @@ class TestOneAudiencePerCluster:
         issuer.request("POST", "/revoke", {"client_id": "cli", "token": tokens.refresh_token})
         with pytest.raises(Unauthenticated, match="run `arcbridge login`"):
             await login.for_audience("arcbridge-a", interactive=False)
+        asked = issuer.requests("/token")
+        for _ in range(6):  # as kubectl does
+            with pytest.raises(Unauthenticated, match="the login has ended; run `arcbridge login`"):
+                await make(issuer, tmp_path, person, **PER_CLUSTER).for_audience("arcbridge-a", interactive=False)
+        assert issuer.requests("/token") == asked, "the issuer has said so once"
         shown = len(person.lines)
         assert (await login.for_audience("arcbridge-a", interactive=True)).access_token
         assert len(person.lines) > shown

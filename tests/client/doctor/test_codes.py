@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from arcbridge.checks.diagnosis import failed, ok, warning
-from arcbridge.client.doctor import access_judgement, kubeconfig_hop, relay_hops
+from arcbridge.client.doctor import access_judgement, kubeconfig_hop, machine_hops, relay_hops
 from arcbridge.client.doctor.codes import CODES, exit_code
 from arcbridge.errors import ExitCode
 from tests.support import pages
@@ -15,9 +15,8 @@ PAGE = Path(__file__).resolve().parents[3] / "docs" / "troubleshooting.md"
 
 
 def test_the_table_has_what_the_judgements_give() -> None:
-    sources = "".join(
-        Path(str(module.__file__)).read_text() for module in (relay_hops, access_judgement, kubeconfig_hop)
-    )
+    modules = (relay_hops, access_judgement, kubeconfig_hop, machine_hops)
+    sources = "".join(Path(str(module.__file__)).read_text() for module in modules)
     used = {code for code in re.findall(r'"([a-z]+(?:_[a-z]+)*)"', sources) if code in CODES}
     made = {f"{kind}_token{end}" for kind in ("relay", "cluster") for end in ("", "_audience", "_issuer")}
     assert used | made | {"settings"} == set(CODES)
@@ -30,6 +29,6 @@ def test_the_page_has_the_table() -> None:
 
 def test_exit_codes() -> None:
     findings = [ok("a", ""), warning("b", "", "", "relay_certificate_ends"), failed("c", "", "", "policy")]
-    assert exit_code(findings) == ExitCode.LOGIN
+    assert exit_code(findings) == ExitCode.DENIED
     assert exit_code([*findings[:2]]) == ExitCode.DONE
     assert exit_code([]) == ExitCode.DONE

@@ -15,6 +15,7 @@ import yaml
 
 from arcbridge.client.kubeconfig.entries import MARK, Entry, Kubeconfig, render
 from arcbridge.errors import ConfigError, StateError
+from arcbridge.installation import own_path
 from tests.support.processes import require_or_skip
 
 KUBECTL = shutil.which("kubectl", path=str(Path(sys.executable).parent)) or shutil.which("kubectl")
@@ -251,7 +252,7 @@ class TestRepair:
         document = load(tmp_path / "config")
         assert document["current-context"] == "home"
         user = named(document, "users", "arcbridge-prod")
-        assert user["exec"]["command"] == "arcbridge"
+        assert user["exec"]["command"] == own_path()
         assert user["exec"]["args"] == ["credential", "--cluster", "prod", "--ended"]
         assert "client-key-data" not in user
         assert kubeconfig.repair(lambda process: False) == []
@@ -269,6 +270,29 @@ class TestRepair:
         kubeconfig = self.crashed(tmp_path / "config", arguments=("--cluster", "prod"), plugin=True)
         assert kubeconfig.repair(lambda process: False) == []
         assert kubeconfig.served("prod") == ("gone", "https://127.0.0.1:47011")
+
+    def test_a_plugin_that_is_gone_is_this_installation_again(self, tmp_path: Path) -> None:
+        """After an upgrade that moved it, or from a version that wrote the bare name; a hand's change stays."""
+        kubeconfig = self.crashed(tmp_path / "config", arguments=("--cluster", "prod"), plugin=True)
+        assert kubeconfig.heal() == []
+        written = (tmp_path / "config").read_text()
+        for command, mark, healed in (
+            ("/opt/gone/arcbridge", "/opt/gone/arcbridge", True),
+            ("arcbridge", "arcbridge", True),
+            ("/bin/sh", "/bin/sh", False),
+            ("/home/me/gone-wrapper", own_path(), False),
+        ):
+            text = written.replace(f"command: {own_path()}", f"command: {command}", 1)
+            (tmp_path / "config").write_text(text.replace(f"command: {own_path()}", f"command: {mark}", 1))
+            assert [one["command"] for one in self.commands(tmp_path)] == [command, mark]
+            assert at(tmp_path / "config").heal() == (["prod"] if healed else [])
+            after = [own_path()] * 2 if healed else [command, mark]
+            assert [one["command"] for one in self.commands(tmp_path)] == after
+
+    def commands(self, directory: Path) -> list[dict[str, Any]]:
+        """What kubectl runs, and what we have noted of it."""
+        user = named(load(directory / "config"), "users", "arcbridge-prod")
+        return [user["exec"], user["extensions"][0]["extension"]]
 
     def test_what_another_process_serves_by_now_is_not_undone(self, path: Path) -> None:
         for process in ("one", "two"):

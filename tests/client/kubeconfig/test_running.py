@@ -76,7 +76,7 @@ def test_each_file_is_repaired_and_one_without_entries_of_ours_is_forgotten(tmp_
     damaged.write_text("a: [")
     state.add_kubeconfig([damaged])
     state.add_kubeconfig([tmp_path / "absent"])
-    assert repair_kubeconfigs(state, running) == ["prod"]
+    assert repair_kubeconfigs(state, running) == ['what served context "prod" had ended; the kubeconfig says so now']
     assert yaml.safe_load(mine.read_text())["current-context"] == "prod"
     assert "current-context" not in yaml.safe_load(gone.read_text())
     assert state.kubeconfigs() == [[mine], [gone], [damaged]]

@@ -11,7 +11,7 @@ import pytest
 from arcbridge.client.relay import relays as relays_module
 from arcbridge.client.relay.relay_access import RelayAccess
 from arcbridge.client.relay.relays import FAILED_LATELY, Relays, RelaysFailed
-from arcbridge.errors import ConfigError, PermissionRefused, Unauthenticated, Unreachable
+from arcbridge.errors import PermissionRefused, Unauthenticated, Unreachable
 from arcbridge.settings.config import ClientConfig
 from tests.support.clock import Clock
 from tests.support.eventually import until
@@ -96,7 +96,7 @@ class TestSettings:
         assert Relays.of(ClientConfig(relay="https://a")).names == ("a:443",)
 
     def test_none(self) -> None:
-        with pytest.raises(ConfigError, match="--relay"):
+        with pytest.raises(Unauthenticated, match="logged in at no relay"):
             Relays.of(ClientConfig())
 
 

@@ -8,14 +8,27 @@ from typing import Any
 
 import pytest
 
+from arcbridge.client.credentials.token_cache import TokenSet
+from arcbridge.client.credentials.tokens import Tokens
 from arcbridge.client.session import connector
 from arcbridge.client.session.connection import Joined
 from arcbridge.client.session.connector import HOLD_FIRST, HOLD_LONGEST, RevocationHold
 from arcbridge.client.session.trust import ClusterTrust
-from arcbridge.errors import ArcbridgeError, ConnectionLost, PermissionRefused, PinMismatch
+from arcbridge.errors import (
+    ArcbridgeError,
+    ConnectionLost,
+    PermissionRefused,
+    PinMismatch,
+    SessionEnded,
+    Unauthenticated,
+)
 from arcbridge.pki.pins import PinStore
+from arcbridge.refusals import Refusal, RefusalRule
+from arcbridge.settings.config import LoginConfig
+from arcbridge.wire.frames import GoawayCode
+from tests.client.credentials.test_tokens import Pair
 from tests.client.far_side import CLUSTER, CLUSTER_CA, OTHER_CA, FarSide
-from tests.client.session.test_session_manager import make, running
+from tests.client.session.test_session_manager import jwt_like, make, running
 from tests.support.eventually import until
 
 
@@ -37,6 +50,24 @@ async def test_a_try_that_waits_for_a_handover_ends_with_the_attempt(
     with pytest.raises(ArcbridgeError):
         await session.connect_once()
     await until(lambda: not tries())
+
+
+async def test_a_refused_token_of_a_login_is_the_one_that_was_sent(
+    far: FarSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing but the attempt has it: it is in no file."""
+    identity = jwt_like(3600, aud="the-clusters")
+    tokens = Tokens(LoginConfig(), Pair(TokenSet("the-access-token", identity)))
+
+    async def refused(*_: object) -> None:
+        refusal = Refusal(RefusalRule.TOKEN_AUD, "another")
+        raise SessionEnded(GoawayCode.UNAUTHENTICATED, "words", refusal=refusal)
+
+    monkeypatch.setattr(connector, "shake_hands", refused)
+    with pytest.raises(Unauthenticated) as caught:
+        await make(far, tmp_path, tokens=tokens).connect_once()
+    assert 'the token is for audience "the-clusters", its agent wants "another"' in caught.value.message
+    assert "ARCBRIDGE_CLUSTER_AUDIENCE" in caught.value.message
 
 
 class TestTrust:

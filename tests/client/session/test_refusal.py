@@ -131,8 +131,9 @@ def test_a_token_without_a_file_and_an_agent_that_refuses() -> None:
         raise_user_error(error, "prod", shown=shown("", aud="relay"), session="a7681c0e5b1f2d34")
     assert raised.value.told() == (
         'cluster "prod" does not accept the token: the token is for audience "relay", its agent wants "cluster" '
-        "(session a7681c0e5b1f2d34)"
+        "(login.cluster_audience, ARCBRIDGE_CLUSTER_AUDIENCE) (session a7681c0e5b1f2d34)"
     )
+    assert "the token names no audience" in of_session(error, "prod", shown("")).message
 
 
 def test_what_a_token_says_cannot_move_the_terminal() -> None:

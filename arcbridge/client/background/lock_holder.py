@@ -1,0 +1,151 @@
+"""Names the process that holds the background process's lock, says that it does not answer, and ends it.
+
+The process writes its id and the time of its start into the file that it has locked. It cannot be asked when it hangs,
+the kernel's word on the socket (SO_PEERCRED) is that of the process which listened first, and its descriptors in /proc
+are closed to this user (`cli.core_dumps`). Invariant: no signal goes to a process unless the lock is held, the file
+names the process, and a process of that id began at that time: an id that was used again is another process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from arcbridge.client.background_paths import BackgroundPaths
+from arcbridge.errors import StateError
+from arcbridge.pki.private_files import read_file, try_lock
+
+END_TIMEOUT = 5.0
+"""Seconds in which a process that got SIGTERM, or SIGKILL, has ended."""
+_STATE, _START = 0, 19
+"""Fields of /proc/PID/stat behind the name of the program (proc_pid_stat(5)): state, and start in ticks since boot."""
+
+
+class Holder(NamedTuple):
+    """A process that holds the lock."""
+
+    pid: int
+    start: str
+    """When it began, as `_start_of` says."""
+
+
+def sign(descriptor: int) -> None:
+    """Write into the lock file, which this process has locked, that it is this one."""
+    pid = os.getpid()
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"{pid} {_start_of(pid)}\n".encode(), 0)
+
+
+def holder_of(place: BackgroundPaths) -> Holder | None:
+    """Return the process that holds the lock; None where none does, or which one it is cannot be told."""
+    if not is_held(place):
+        return None
+    try:
+        pid, _, start = (read_file(Path(place.process_lock)) or b"").decode("ascii").strip().partition(" ")
+        found = Holder(int(pid), start)
+    except (StateError, ValueError):
+        return None  # one of a former version signs nothing
+    return found if start and _start_of(found.pid) == start else None
+
+
+def is_held(place: BackgroundPaths) -> bool:
+    """Return whether a process holds the lock. Raises StateError."""
+    if not os.path.exists(place.process_lock):
+        return False
+    if (lock := try_lock(Path(place.process_lock))) is not None:
+        os.close(lock)
+    return lock is None
+
+
+def is_working(place: BackgroundPaths) -> bool:
+    """Return whether the process runs, or waits for a processor: it is slow and does not hang."""
+    holder = holder_of(place)
+    return holder is not None and "".join(_fields(holder.pid)[_STATE : _STATE + 1]) == "R"
+
+
+def silence(place: BackgroundPaths) -> str:
+    """Say of a process that does not answer which one it is, and since when.
+
+    The first caller that gets no answer leaves a mark, which the process removes when it goes on.
+    """
+    holder, now = holder_of(place), time.time()
+    since = min(now, _silent_since(place) or now)
+    with contextlib.suppress(OSError):  # the next caller then says a later time
+        os.close(os.open(place.silent, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    clock = time.strftime("%H:%M:%S" if now - since < 43200 else "%Y-%m-%d %H:%M", time.localtime(since))
+    if holder is None:
+        return f"the background process does not answer since {clock}"
+    suspended = "".join(_fields(holder.pid)[_STATE : _STATE + 1]) in ("T", "t")
+    why = f" because it is suspended (`kill -CONT {holder.pid}` lets it go on)" if suspended else ""
+    return f"the background process (pid {holder.pid}) does not answer since {clock}{why}"
+
+
+def _silent_since(place: BackgroundPaths) -> float:
+    """Return when a caller first got no answer, unix seconds; 0: none is known to have waited in vain."""
+    try:
+        return os.stat(place.silent).st_mtime
+    except OSError:
+        return 0.0
+
+
+def end(place: BackgroundPaths, *, kill: bool = False) -> bool:
+    """Send SIGTERM, or SIGKILL, to the process that holds the lock; return whether it has ended within END_TIMEOUT.
+
+    One that was suspended is let go on, so that SIGTERM reaches it. Raises StateError where it is not known to be ours.
+    """
+    holder = holder_of(place)
+    if holder is None:
+        if not is_held(place):
+            return True
+        raise StateError(
+            f"which process holds {place.process_lock} cannot be told, so none is ended: "
+            "look for `arcbridge --role client background` in the list of processes and end it by hand"
+        )
+    _send(holder, *((signal.SIGKILL,) if kill else (signal.SIGTERM, signal.SIGCONT)))
+    deadline = time.monotonic() + END_TIMEOUT
+    while is_held(place):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def _send(holder: Holder, *numbers: int) -> None:
+    """Send signals to that process, and to no other that has its id by now."""
+    with contextlib.suppress(ProcessLookupError):
+        pidfd_open: Callable[[int], int] | None = getattr(os, "pidfd_open", None)
+        if pidfd_open is None:  # as on macOS
+            for number in numbers:
+                os.kill(holder.pid, number)
+            return
+        process = pidfd_open(holder.pid)
+        try:
+            if _start_of(holder.pid) == holder.start:  # from here on the descriptor is that very process
+                for number in numbers:
+                    signal.pidfd_send_signal(process, number)
+        finally:
+            os.close(process)
+
+
+def _start_of(pid: int) -> str:
+    """Return when a process began, in words that are the same for as long as it lives; empty where there is none."""
+    if os.path.exists("/proc/self/stat"):
+        return "".join(_fields(pid)[_START : _START + 1])
+    command = ["ps", "-o", "lstart=", "-p", str(pid)]
+    surroundings = {"PATH": "/bin:/usr/bin", "LC_ALL": "C", "TZ": "UTC"}
+    done = subprocess.run(command, env=surroundings, capture_output=True, text=True, check=False)
+    return " ".join(done.stdout.split())
+
+
+def _fields(pid: int) -> list[str]:
+    """Return the fields of /proc/PID/stat behind the program's name; empty where there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return []

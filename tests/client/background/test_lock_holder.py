@@ -1,0 +1,134 @@
+"""Which process holds the lock: never one that has its id by chance, and none of another user's choice."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from arcbridge.client.background import lock_holder
+from arcbridge.client.background.lock_holder import Holder, end, holder_of, is_held, is_working, sign, silence
+from arcbridge.client.background_paths import BackgroundPaths
+from arcbridge.errors import StateError
+from arcbridge.pki.private_files import try_lock
+from tests.support.reports import until
+
+HOLD = """
+import os, signal, sys
+from pathlib import Path
+from arcbridge.client.background.lock_holder import sign
+from arcbridge.pki.private_files import try_lock
+if "deaf" in sys.argv:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+lock = try_lock(Path(sys.argv[1]))
+sign(lock)
+print("held", flush=True)
+while "busy" in sys.argv:
+    pass
+signal.pause()
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> BackgroundPaths:
+    return BackgroundPaths(str(tmp_path), str(tmp_path))
+
+
+class Holding:
+    """Starts processes that hold the lock."""
+
+    def __init__(self, place: BackgroundPaths) -> None:
+        self.place = place
+        self.processes: list[subprocess.Popen[str]] = []
+
+    def start(self, *how: str) -> subprocess.Popen[str]:
+        argv = [sys.executable, "-c", HOLD, self.place.process_lock, *how]
+        process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+        self.processes.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        return process
+
+
+@pytest.fixture
+def holding(place: BackgroundPaths) -> Iterator[Holding]:
+    found = Holding(place)
+    yield found
+    for process in found.processes:
+        process.kill()
+        process.wait(10)
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+def test_none_holds_it(place: BackgroundPaths) -> None:
+    assert not is_held(place)
+    assert holder_of(place) is None
+    assert end(place)
+
+
+def test_one_that_ends_by_sigterm(place: BackgroundPaths, holding: Holding) -> None:
+    process = holding.start()
+    holder = holder_of(place)
+    assert holder is not None
+    assert holder.pid == process.pid
+    process.send_signal(signal.SIGSTOP)
+    state = Path(f"/proc/{process.pid}/stat")
+    until(lambda: state.read_text().rpartition(")")[2].split()[0] == "T", "it is suspended")
+    assert f"(pid {process.pid}) does not answer since" in silence(place)
+    assert f"`kill -CONT {process.pid}` lets it go on" in silence(place)
+    assert not is_working(place)
+    assert end(place)
+    assert process.wait(10) == -signal.SIGTERM
+
+
+def test_one_that_ends_by_sigkill_alone(
+    place: BackgroundPaths, holding: Holding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = holding.start("deaf", "busy")
+    assert is_working(place)
+    monkeypatch.setattr(lock_holder, "END_TIMEOUT", 0.2)
+    assert not end(place)
+    monkeypatch.setattr(lock_holder, "END_TIMEOUT", 10.0)
+    assert end(place, kill=True)
+    assert process.wait(10) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("signed", ["", "{pid} 1\n", "{pid}\n", "x y\n", "999999999 1\n"])
+def test_no_signal_goes_to_a_process_that_is_not_the_one(place: BackgroundPaths, holding: Holding, signed: str) -> None:
+    """The file names one that has the id of the holder and began at another time, none, or one that is gone."""
+    other = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
+    try:
+        process = holding.start()
+        Path(place.process_lock).write_text(signed.format(pid=other.pid))
+        assert holder_of(place) is None
+        assert "(pid" not in silence(place)
+        with pytest.raises(StateError, match="cannot be told, so none is ended"):
+            end(place, kill=True)
+        assert process.poll() is None
+        assert other.poll() is None
+    finally:
+        other.kill()
+        other.wait(10)
+
+
+def test_a_process_that_ended_before_the_signal_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = subprocess.Popen([sys.executable, "-c", ""])
+    holder = Holder(other.pid, "1")
+    lock_holder._send(holder, signal.SIGKILL)  # another process has that id
+    assert other.wait(10) == 0
+    lock_holder._send(holder, signal.SIGKILL)
+
+
+def test_what_is_signed_is_read_again(place: BackgroundPaths) -> None:
+    lock = try_lock(Path(place.process_lock))
+    assert lock is not None
+    os.write(lock, b"a longer text of a former version, which goes\n")
+    sign(lock)
+    assert holder_of(place) == Holder(os.getpid(), lock_holder._start_of(os.getpid()))
+    os.close(lock)
