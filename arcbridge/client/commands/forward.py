@@ -50,7 +50,7 @@ async def run_forward(
         if config.observe.listen:
             from arcbridge.client.serving.observation import observe
 
-            observer = await observe(config.observe.listen, [session], forwards=[forward])
+            observer = await observe(config.observe.listen, [session], forwards=[forward.stats])
         await session.connect_once()
         check_offered(target, session.targets, cluster)
         async with asyncio.TaskGroup() as group:
