@@ -71,10 +71,12 @@ COMMANDS = (
         Command("proxy = client:proxy", "serve kubectl on a local port (the default)"),
         Command(
             "forward = client:forward",
-            "carry a TCP target of the cluster to a local port",
-            Flag("--listen HOST:PORT", "local address (default: 127.0.0.1:0)"),
-            Flag("--any-user", "let programs of other users of this machine use the port"),
-            Argument("target", "name of the target in the agent's settings"),
+            "carry local ports to pods behind a name, whichever these are, or to a TCP target of the agent's settings",
+            Flag("-n --namespace NAME", "namespace of what is named (default: default)"),
+            Flag("--address ADDRESS…", "where the local ports listen (default: localhost); may be repeated"),
+            Flag("--listen HOST:PORT", "local address of a target of the agent (default: 127.0.0.1:0)"),
+            Flag("--any-user", "let programs of other users of this machine use the ports"),
+            Argument("target", "TYPE/NAME and [LOCAL:]PORT, several of each; or the name of a target", "+"),
         ),
         Command(
             "connect = background:connect",

@@ -16,7 +16,7 @@ from arcbridge.settings.suggest import listed, nearest, unknown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from typing import Any, NoReturn
 
 
@@ -142,13 +142,14 @@ def first_word(arguments: Sequence[str]) -> tuple[str, list[str]]:
     return "", flags
 
 
-def _add_flag(parser: argparse._ActionsContainer, flag: Flag) -> None:
+def _add_flag(parser: argparse._ActionsContainer, flag: Flag, taken: Collection[str] = ()) -> None:
     takes: dict[str, Any] = {"action": "store_true"}
     if flag.takes_value:
         # Choices are checked by the loader, so that a wrong value in a file and on the command line get one answer.
         metavar = "|".join(flag.choices) if flag.choices else flag.metavar
         takes = {"action": "append" if flag.kind == LIST else "store", "metavar": metavar}
-    parser.add_argument(*flag.names, dest=flag.dest, help=flag.help, **takes)
+    names = [name for name in flag.names if name not in taken]
+    parser.add_argument(*names, dest=flag.dest, help=flag.help, **takes)
 
 
 def build(role: str, commands: Sequence[Command]) -> Parser:
@@ -202,7 +203,8 @@ def _texts(name: str, command: Command) -> dict[str, Any]:
 
 
 def _add_flags(parser: Parser, role: str, own: Sequence[Flag]) -> None:
-    """The command's own flags, then the role's; a flag of the command hides the role's of the same name."""
+    """The command's own flags, then the role's; a flag of the command hides the role's of the same long name, and
+    takes a short one from it."""
     taken = {name for flag in own for name in flag.names}
     if own:
         section = parser.add_argument_group("flags of this sub-command")
@@ -211,8 +213,8 @@ def _add_flags(parser: Parser, role: str, own: Sequence[Flag]) -> None:
     section = parser.add_argument_group(f"flags of --role {role}")
     section.add_argument("-h", "--help", action="help", help="show this text")
     for flag in flags_of(role):
-        if not taken.intersection(flag.names):
-            _add_flag(section, flag)
+        if flag.long not in taken:
+            _add_flag(section, flag, taken)
 
 
 def _refuse_unknown_flags(parser: Parser, arguments: Sequence[str], role: str) -> None:
@@ -263,6 +265,22 @@ def _split_command(arguments: list[str], role: str) -> tuple[list[str], list[str
     return arguments[:end], arguments[end + 1 :]
 
 
+def _add_words(parser: Parser, given: dict[str, object], more: Sequence[str], role: str) -> None:
+    """Give words behind flags to the argument that takes several: argparse ends it at the first flag."""
+    several = {
+        command.argument.name
+        for command in commands_of(role)
+        if command.argument is not None
+        and command.argument.count in ("*", "+")
+        and command.path[0] == given.get("command_0")
+    }
+    words = given.get(next(iter(several), ""))
+    if more and (not isinstance(words, list) or any(word.startswith("-") for word in more)):
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
+    if isinstance(words, list):
+        words += more
+
+
 def parse(arguments: Sequence[str], role: str) -> Invocation:
     """Parse the whole command line of one role. Raises UsageError (told), or SystemExit(0) after `--help`."""
     arguments, behind = _split_command(list(arguments), role)
@@ -270,7 +288,9 @@ def parse(arguments: Sequence[str], role: str) -> Invocation:
     if behind == [] and "-h" not in arguments and "--help" not in arguments:
         parser.error("the command goes behind --, as in `arcbridge run --cluster NAME -- kubectl get pods`")
     _refuse_unknown_flags(parser, arguments, role)
-    given = vars(parser.parse_args(arguments))
+    namespace, more = parser.parse_known_args(arguments)
+    given = vars(namespace)
+    _add_words(parser, given, more, role)
     if behind:
         given["command_line"] = behind
     path = tuple(str(given.pop(f"command_{level}")) for level in (0, 1, 2) if given.get(f"command_{level}"))

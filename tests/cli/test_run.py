@@ -94,7 +94,7 @@ def test_a_line_that_names_no_role(line: str, said: str, capsys: pytest.CaptureF
         ("help token create", "usage: arcbridge --role relay token create [FLAGS]"),
         ("--role agent help", "usage: arcbridge --role agent [FLAGS] [SUB-COMMAND]"),
         ("run --help", "usage: arcbridge --role client run [FLAGS] -- COMMAND …"),
-        ("--role client help forward", "usage: arcbridge --role client forward TARGET [FLAGS]"),
+        ("--role client help forward", "usage: arcbridge --role client forward TARGET … [FLAGS]"),
     ],
 )
 def test_help_is_a_sub_command_too(line: str, usage: str, capsys: pytest.CaptureFixture[str]) -> None:
