@@ -30,7 +30,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, NoReturn, Self
 
-
 Stream = Literal["stdout", "stderr", "any"]
 
 
