@@ -131,6 +131,11 @@ COMMANDS = (
             Argument("name", "cluster to look at (default: --cluster)", "?"),
         ),
         Command("status = background:status", "show what is connected here", OUTPUT),
+        Command(
+            "uninstall = uninstall:uninstall",
+            "take contexts, logins, ports, keys and pins of this user away, and say what stays",
+            Flag("--yes", "do not ask"),
+        ),
     ),
     *_commands(
         (RELAY, AGENT),
