@@ -7,6 +7,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Processes that the tests are spread over, file by file: three for two cores, because most of a test's time is waiting.
 JOBS ?= $(shell $(PYTHON) -c 'import os; print((3 * os.cpu_count() + 1) // 2)')
+# Two stages: what `make run` needs, and everything.
+DEMO_STAMP := $(VENV)/.demo-installed
 STAMP := $(VENV)/.installed
 # What takes long shows on a terminal where it is, and elsewhere says that it begins and that it has ended.
 PROGRESS := $(PYTHON) tests/support/progress.py
@@ -31,22 +33,33 @@ help:
 	@echo "  make lock    the lock files anew, after a change of dependencies (UPGRADE=1: to the newest of each)"
 	@echo "  make unit    every test that does not start the roles as processes (VENV=DIRECTORY PYTHON=python3.13: on another Python)"
 
-$(STAMP): pyproject.toml arcbridge/__init__.py
+INSTALL = $(PROGRESS) "installing into $(VENV)" -- $(BIN)/python -m pip install --no-compile --progress-bar off --disable-pip-version-check
+
+$(DEMO_STAMP): pyproject.toml arcbridge/__init__.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: $(PYTHON) is older than 3.11; try: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || \
 		{ echo "error: $(PYTHON) cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	@$(PROGRESS) "preparing $(VENV)" -- $(BIN)/python -m pip install --progress-bar off --disable-pip-version-check --upgrade 'pip>=25.1'
-	@$(PROGRESS) "installing into $(VENV)" -- $(BIN)/python -m pip install --no-compile --progress-bar off --disable-pip-version-check --editable . --group dev
+	@$(INSTALL) --editable . --group demo
+	@touch $(DEMO_STAMP)
+
+$(STAMP): $(DEMO_STAMP)
+	@$(INSTALL) --group dev
 	@touch $(STAMP)
 
-run: $(STAMP)
+run: $(DEMO_STAMP)
 	@$(BIN)/python -m tests.demo $(if $(ONCE),--once) $(if $(REAL),--real)
+
+# What runs on Windows and macOS too; each has lines that the other does not reach.
+ELSEWHERE := arcbridge/client arcbridge/cli arcbridge/__main__.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --platform win32 --no-warn-unreachable --cache-dir .mypy_cache/win32 $(ELSEWHERE)
+	$(BIN)/mypy --platform darwin --no-warn-unreachable --cache-dir .mypy_cache/darwin $(ELSEWHERE)
 
 # Building the real parts takes minutes the first time, far beyond the deadline of any one test. Where they cannot be
 # built the tests that need them say so.

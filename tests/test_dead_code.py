@@ -32,6 +32,7 @@ FROM_OUTSIDE: dict[str, str] = {
     "sslobject_class": "ssl.SSLContext",
     "log_debug": "aiohttp's server",
     "log_exception": "aiohttp's server",
+    "makefile": "http.client",
     "yaml_implicit_resolvers": "PyYAML's loader",
     **{f"code_{number}xx": "`getattr(stats, f'code_{code}')` in agent/metrics.py" for number in range(1, 6)},
 }

@@ -43,6 +43,7 @@ READERS: dict[str, str] = {
     "cli/parser.py: message.partition('the following arguments are required: ')": "argparse has no codes",
     "cli/parser.py: message.endswith(': ')": "argparse has no codes",
     "client/doctor/relay_hops.py: error.reason != 'TLSV1_ALERT_NO_APPLICATION_PROTOCOL'": "OpenSSL's name of an alert",
+    "client/serving/pod_ports/tunnel.py: 'connection refused' in str(error).lower()": "a kubelet has no code for it",
     "net/dialer.py: 'uthentication' in str(error)": "python-socks has no code for it",
 }
 

@@ -35,11 +35,11 @@ from arcbridge.client.background.caller import (
     answer_of,
     ask,
     exchange,
-    leave_terminal,
     request,
 )
 from arcbridge.client.background.caller import stop as stop_process
 from arcbridge.client.background.connection_settings import ConnectionSettings, read_words
+from arcbridge.client.background.local_channel import leave_terminal
 from arcbridge.client.background_paths import BackgroundPaths
 from arcbridge.errors import ArcbridgeError, ConfigError, ExitCode, StateError
 from arcbridge.settings.flags import CLIENT, LIST, OFF, flags_of

@@ -69,17 +69,45 @@ def proxy(invocation: Invocation) -> int:
 
 
 def forward(invocation: Invocation) -> int:
-    """Carry a TCP target of the cluster to a local port."""
-    config, token = _start(invocation, repair=True)
-    target, listen = invocation.text("target"), invocation.text("listen", "127.0.0.1:0")
-    wide = invocation.switch("any_user")
-    configure_logging(config)
-    from arcbridge.client.commands.forward import run_forward
+    """Carry ports of pods, or a TCP target of the agent's settings, to local ports."""
+    from arcbridge.client.serving.pod_ports.target import is_kubernetes
 
-    shown = terminal(sys.stdout)
+    words, space = invocation.texts("target"), invocation.text("namespace")
+    pods = is_kubernetes(words)
+    if not pods and space and "cluster" not in invocation.given:
+        invocation.given["cluster"] = [space]  # -n, as all other commands mean it
+    config, token = _start(invocation, repair=True)
+    configure_logging(config)
+    from arcbridge.client.commands.forward import run_forward, run_pod_forward
+
+    shown, any_user = terminal(sys.stdout), invocation.switch("any_user")
+    listen, addresses = invocation.text("listen"), invocation.texts("address")
+    if (pods and listen) or (not pods and addresses):
+        raise ConfigError("flag --listen is for a target of the agent, and --address for things of Kubernetes")
+    if pods:
+        return _serve(
+            lambda ready: run_pod_forward(
+                config,
+                shown,
+                words,
+                namespace=space or "default",
+                addresses=addresses or ("localhost",),
+                environment=os.environ,
+                any_user=any_user,
+                token=token,
+                ready=ready,
+            )
+        )
     return _serve(
         lambda ready: run_forward(
-            config, shown, target, listen, environment=os.environ, any_user=wide, token=token, ready=ready
+            config,
+            shown,
+            words[0],
+            listen or "127.0.0.1:0",
+            environment=os.environ,
+            any_user=any_user,
+            token=token,
+            ready=ready,
         )
     )
 

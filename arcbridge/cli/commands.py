@@ -89,12 +89,14 @@ COMMANDS = (
         ),
         Command(
             "forward = client:forward",
-            "carry a TCP target of the cluster to a local port",
-            Flag("--listen HOST:PORT", "local address (default: 127.0.0.1:0)"),
-            Flag("--any-user", "let programs of other users of this machine use the port"),
-            Argument("target", "name of the target in the agent's settings"),
-            "arcbridge forward -n berlin db --listen 127.0.0.1:5432",
-            "arcbridge forward -n berlin db  # at a port that is free",
+            "carry local ports to pods behind a name, whichever these are, or to a TCP target of the agent's settings",
+            Flag("-n --namespace NAME", "namespace of what is named (default: default)"),
+            Flag("--address ADDRESS…", "where the local ports listen (default: localhost); may be repeated"),
+            Flag("--listen HOST:PORT", "local address of a target of the agent (default: 127.0.0.1:0)"),
+            Flag("--any-user", "let programs of other users of this machine use the ports"),
+            Argument("target", "TYPE/NAME and [LOCAL:]PORT, several of each; or the name of a target", "+"),
+            "arcbridge forward -n shop --cluster berlin svc/web 8080:80",
+            "arcbridge forward --cluster berlin db --listen 127.0.0.1:5432  # a TCP target of the agent",
             uses="--cluster",
         ),
         Command(
@@ -195,6 +197,12 @@ COMMANDS = (
             "show what is connected here",
             OUTPUT,
             "arcbridge status ;; arcbridge status -o wide  # all columns, however narrow the terminal is",
+        ),
+        Command(
+            "uninstall = uninstall:uninstall",
+            "take contexts, logins, ports, keys and pins of this user away, and say what stays",
+            Flag("--yes", "do not ask"),
+            "arcbridge uninstall",
         ),
     ),
     *_commands(

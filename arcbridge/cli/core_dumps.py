@@ -21,10 +21,10 @@ def forbid_core_dumps() -> None:
         return
     # Python's default TLS contexts follow it: those towards the issuer, the API server and NATS.
     os.environ.pop("SSLKEYLOGFILE", None)
-    try:
-        import resource
-    except ImportError:  # Windows
+    if sys.platform == "win32":
         return
+    import resource
+
     # The hard limit stays: a browser or a login command that is started from here may ask for its own.
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     if sys.platform != "linux":

@@ -83,6 +83,8 @@ def run_until_drained(main: Callable[[asyncio.Event, asyncio.Event], Coroutine[A
     """
     received: list[int] = []
 
+    reloads: list[signal.Signals] = [signal.SIGHUP] if hasattr(signal, "SIGHUP") else []
+
     async def watched() -> None:
         stopping, hurry = asyncio.Event(), asyncio.Event()
 
@@ -98,11 +100,12 @@ def run_until_drained(main: Callable[[asyncio.Event, asyncio.Event], Coroutine[A
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, on_signal, number)
         # A reload before the role serves is none: it reads its settings just now. The role puts its own handler here.
-        loop.add_signal_handler(signal.SIGHUP, lambda: None)
+        for number in reloads:
+            loop.add_signal_handler(number, lambda: None)
         try:
             await main(stopping, hurry)
         finally:
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            for number in (signal.SIGINT, signal.SIGTERM, *reloads):
                 loop.remove_signal_handler(number)
 
     _run(watched())

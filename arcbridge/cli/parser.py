@@ -19,7 +19,7 @@ from arcbridge.settings.suggest import listed, nearest, unknown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from typing import Any, NoReturn
 
 
@@ -108,12 +108,13 @@ class Invocation:
         return self.given.get(name) is True
 
 
-def _add_flag(parser: argparse._ActionsContainer, flag: Flag) -> None:
+def _add_flag(parser: argparse._ActionsContainer, flag: Flag, taken: Collection[str] = ()) -> None:
     takes: dict[str, Any] = {"action": "store_true"}
     if flag.takes_value:
         # Choices are checked by the loader, so that a wrong value in a file and on the command line get one answer.
         takes = {"action": "append" if flag.kind == LIST else "store"}
-    parser.add_argument(*flag.names, dest=flag.dest, **takes)
+    names = [name for name in flag.names if name not in taken]
+    parser.add_argument(*names, dest=flag.dest, **takes)
 
 
 def build(role: str, commands: Sequence[Command]) -> Parser:
@@ -148,11 +149,15 @@ def _parser_of(role: str, path: tuple[str, ...], among: argparse._SubParsersActi
 
 
 def _add_flags(parser: Parser, role: str, own: Sequence[Flag]) -> None:
-    """The command's own flags, then the role's; a flag of the command hides the role's of the same name."""
+    """The command's own flags, then the role's; a flag of the command hides the role's of the same long name, and
+    takes a short one from it."""
     taken = {name for flag in own for name in flag.names}
     parser.add_argument("-h", "--help", action="help")
-    for flag in (*own, *(flag for flag in flags_of(role) if not taken.intersection(flag.names))):
+    for flag in own:
         _add_flag(parser, flag)
+    for flag in flags_of(role):
+        if flag.long not in taken:
+            _add_flag(parser, flag, taken)
 
 
 def _refuse_unknown_flags(parser: Parser, arguments: Sequence[str], role: str) -> None:
@@ -203,6 +208,22 @@ def _split_command(arguments: list[str], role: str) -> tuple[list[str], list[str
     return arguments[:end], arguments[end + 1 :]
 
 
+def _add_words(parser: Parser, given: dict[str, object], more: Sequence[str], role: str) -> None:
+    """Give words behind flags to the argument that takes several: argparse ends it at the first flag."""
+    several = {
+        command.argument.name
+        for command in commands_of(role)
+        if command.argument is not None
+        and command.argument.count in ("*", "+")
+        and command.path[0] == given.get("command_0")
+    }
+    words = given.get(next(iter(several), ""))
+    if more and (not isinstance(words, list) or any(word.startswith("-") for word in more)):
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
+    if isinstance(words, list):
+        words += more
+
+
 def parse(arguments: Sequence[str], role: str) -> Invocation:
     """Parse the whole command line of one role. Raises UsageError (told), or SystemExit(0) after `--help`."""
     arguments, behind = _split_command(list(arguments), role)
@@ -214,7 +235,9 @@ def parse(arguments: Sequence[str], role: str) -> Invocation:
         parser.error("the command goes behind --, as in `arcbridge run --cluster NAME -- kubectl get pods`")
     _refuse_unknown_flags(parser, arguments, role)
     parser.asked = ""
-    given = vars(parser.parse_args(arguments))
+    namespace, more = parser.parse_known_args(arguments)
+    given = vars(namespace)
+    _add_words(parser, given, more, role)
     if behind:
         given["command_line"] = behind
     path = tuple(str(given.pop(f"command_{level}")) for level in (0, 1, 2) if given.get(f"command_{level}"))

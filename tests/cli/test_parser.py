@@ -69,8 +69,21 @@ def test_defaults_of_the_sub_command_do_not_hide_what_came_before() -> None:
     assert found.text("port") == "1"
 
 
+def test_words_of_one_argument_may_stand_around_flags() -> None:
+    found = parse(
+        ["forward", "svc/web", "-n", "shop", "8080:80", "--cluster", "c", "deploy/api", "9000", "-v", ":http"], "client"
+    )
+    assert found.texts("target") == ("svc/web", "8080:80", "deploy/api", "9000", ":http")
+    assert (found.text("namespace"), found.texts("cluster"), found.switch("verbose")) == ("shop", ("c",), True)
+    assert parse(["connect", "a", "-n", "c", "b"], "client").texts("name") == ("a", "b")
+    assert parse(["-n", "c", "forward", "db"], "client").texts("cluster") == ("c",)
+    for line in ("doctor a -v b", "forward svc/web -v 80 --port=1 -x", "whoami a"):
+        with pytest.raises(UsageError):
+            parse(line.split(), "client")
+
+
 def test_positionals_and_groups() -> None:
-    assert parse(["forward", "db", "--listen", "127.0.0.1:1"], "client").text("target") == "db"
+    assert parse(["forward", "db", "--listen", "127.0.0.1:1"], "client").texts("target") == ("db",)
     found = parse(["token", "create", "--cluster", "c", "--uses", "3", "--rebind", "-o", "json"], "relay")
     assert found.command == ("token", "create")
     assert (found.text("cluster"), found.text("uses"), found.switch("rebind")) == ("c", "3", True)
@@ -88,7 +101,11 @@ def test_positionals_and_groups() -> None:
         ("relay", "token x", "unknown sub-command 'x'; there are create, list, delete"),
         ("relay", "token", "a sub-command is needed: one of create, list, delete"),
         ("client", "completion bsh", "SHELL: 'bsh' is unknown; did you mean bash? Use bash, zsh, fish or powershell"),
-        ("client", "forward", "TARGET (name of the target in the agent's settings) is missing"),
+        (
+            "client",
+            "forward",
+            "TARGET (TYPE/NAME and [LOCAL:]PORT, several of each; or the name of a target) is missing",
+        ),
         ("client", "--clust x", "unknown flag --clust"),
         ("client", "--port", "argument --port: expected one argument"),
         ("relay", "user", "a sub-command is needed: one of revoke, restore, list"),

@@ -139,7 +139,7 @@ def test_a_line_that_names_no_role(line: str, said: str, capsys: pytest.CaptureF
         ("help flags", "All commands of the client take these flags, before and behind their words. Each"),
         ("help flags --role agent", "All commands of the agent take these flags, before and behind their words. Each"),
         ("help exit-codes", "All commands end with these exit codes; scripts can rely on them."),
-        ("--role client help forward", "usage: arcbridge forward TARGET [FLAGS]"),
+        ("--role client help forward", "usage: arcbridge forward TARGET … [FLAGS]"),
     ],
 )
 def test_help_is_a_sub_command_too(line: str, usage: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ from tests.client.echo_stream import Lines
 from tests.client.far_side import FarSide
 
 BOTH = (
+    "serving.pod_ports.test_pod_forward",
     "serving.test_endpoint",
     "serving.test_forward",
     "session.test_connection",

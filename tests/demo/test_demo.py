@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
 import sys
 import tempfile
+import tomllib
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
 import pytest
@@ -20,6 +23,34 @@ ROOT = Path(__file__).parents[2]
 def scratch() -> Path:
     """Return a short path in which the demonstration makes its temporary directories, and removes them."""
     return Path(tempfile.mkdtemp(prefix="arcbridge-"))
+
+
+_DISTRIBUTIONS = """
+import importlib.metadata, sys
+before = set(sys.modules)
+import arcbridge.relay.service, arcbridge.agent.service, arcbridge.client.commands.proxy
+import tests.demo.__main__, tests.demo.api
+owners = importlib.metadata.packages_distributions()
+names = {module.partition(".")[0] for module in set(sys.modules) - before}
+print(*sorted({owner.lower() for name in names for owner in owners.get(name, ())}))
+"""
+
+
+def test_it_imports_nothing_beside_the_package_and_its_group() -> None:
+    """`make run` installs no more than that."""
+    document = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    waiting = ["arcbridge", *document["dependency-groups"]["demo"]]
+    installed: set[str] = set()
+    while waiting:
+        requirement = waiting.pop()
+        name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0].lower().replace("_", "-")
+        if name in installed or "extra ==" in requirement:
+            continue
+        installed.add(name)
+        with contextlib.suppress(PackageNotFoundError):  # of another system
+            waiting += requires(name) or ()
+    loaded = run([sys.executable, "-c", _DISTRIBUTIONS], cwd=ROOT).stdout.decode().split()
+    assert {name.replace("_", "-") for name in loaded} <= installed
 
 
 def test_a_real_api_server_that_cannot_be_built_is_an_error(scratch: Path) -> None:

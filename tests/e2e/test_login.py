@@ -106,6 +106,25 @@ def test_after_a_login_no_command_needs_a_flag(world: World, cluster: Cluster, p
     assert (status, f"run `arcbridge login {world.relay_url}`" in shown) == (3, True), shown
 
 
+def test_an_uninstallation_logs_out_and_leaves_no_file(world: World, person: Person) -> None:
+    person.log_in()
+    proxy = person.proxy()
+    status, shown = person.run("uninstall", "--yes", check=False)
+    assert (status, "serves a context: end it (Ctrl-C), and try again" in shown) == (1, True), shown
+    proxy.stop()
+    before = world.issuer.requests("/revoke")
+    status, shown = person.run("uninstall", "--yes", check=False)
+    assert (status, f"removed: the login at {world.relay_url}\n" in shown) == (0, True), shown
+    assert f'removed: context "{CLUSTER}"' in shown
+    assert world.issuer.requests("/revoke") == before + 1
+    assert {path.name for path in person.directory.rglob("*") if path.is_file()} <= {
+        *("kubeconfig", "kubeconfig.before-arcbridge"),
+        *(path.name for path in person.directory.glob("*.log")),
+    }
+    status, shown = person.run("whoami", check=False)
+    assert status == 3, shown
+
+
 def test_tokens_are_renewed_under_what_runs(world: World, cluster: Cluster, person: Person) -> None:
     world.issuer.settings(lifetime=BRIEF)
     try:

@@ -49,6 +49,24 @@ class Person:
         )
 
 
+_IMPORTS = """
+from tests.support.windows import pretend; pretend(windows=True)
+import importlib, pkgutil
+import arcbridge.client
+names = [one.name for one in pkgutil.walk_packages(arcbridge.client.__path__, "arcbridge.client.")]
+commands = ("background", "client", "credential", "login", "run", "uninstall")
+for name in [*names, *(f"arcbridge.cli.{one}" for one in commands)]:
+    importlib.import_module(name)
+print(len(names))
+"""
+
+
+def test_every_module_of_the_client_can_be_imported() -> None:
+    done = subprocess.run([sys.executable, "-c", _IMPORTS], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 60
+
+
 @pytest.fixture(scope="module")
 def person(world: World, tmp_path_factory: pytest.TempPathFactory) -> Person:
     """Logged in."""

@@ -137,6 +137,8 @@ READERS: dict[str, Read] = targets.FILES | {
     "nats_message": remote_targets.nats_message,
     "plain_request": lambda data: plain_head(data, KnownLines()),
     "pod_body": caller_targets.read_pod_body,
+    "pod_document": remote_targets.pod_document,
+    "pod_stream": remote_targets.read_pod_stream,
     "port_forward": caller_targets.read_port_forward,
     "proof": _proof,
     "proxy_header": remote_targets.proxy_header,

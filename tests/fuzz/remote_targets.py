@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http_exceptions import HttpProcessingError
@@ -25,6 +25,8 @@ from arcbridge.client.kubeconfig.entries import Entry, Kubeconfig
 from arcbridge.client.kubeconfig.file import KubeconfigFile, dump, is_empty, parse
 from arcbridge.client.relay import update_notice
 from arcbridge.client.relay.relay_profile import LoginOffer
+from arcbridge.client.serving.pod_ports import spdy, workload
+from arcbridge.client.serving.pod_ports.target import parse_targets
 from arcbridge.errors import ArcbridgeError, ConfigError, EnrolmentRefused, StateError, Unauthenticated, Unreachable
 from arcbridge.identity import authentication, keys
 from arcbridge.identity.cel.mapping import BudgetExceeded, CostBudget
@@ -41,6 +43,7 @@ from arcbridge.relay.http.answers import ApiRefusal
 from arcbridge.relay.registry import nats as nats_registry
 from arcbridge.relay.registry.base import RegistryUnavailable
 from arcbridge.relay.registry.nats_bucket import Bucket
+from arcbridge.untrusted_json import read_json
 
 _LOOP = asyncio.new_event_loop()
 
@@ -257,6 +260,57 @@ def login_profile(data: bytes) -> None:
     texts = [one for one in offer.settings.values() if isinstance(one, str)]
     texts += [text for one in offer.settings.values() if isinstance(one, tuple) for text in one]
     assert all(32 < ord(letter) < 127 for text in texts for letter in text)
+
+
+# -- what an API server, or an agent in its place, answers a `forward` -------------------------------------------------
+
+
+class _NoWriter:
+    def write(self, data: bytes) -> None: ...
+
+
+def read_pod_stream(data: bytes, size: int = 256 * 1024) -> bytes | None:
+    """Return what a pod has sent, from pieces of `size`; None where it has not ended in order."""
+    reader = asyncio.StreamReader(spdy.CHUNK, loop=_LOOP)
+    for at in range(0, len(data), size):
+        reader.feed_data(data[at : at + size])
+    reader.feed_eof()
+    pod = spdy.PodReader(reader, cast(Any, _NoWriter()))
+
+    async def all_of_it() -> bytes:
+        return b"".join([part async for part in pod.payload()])
+
+    try:
+        return _LOOP.run_until_complete(all_of_it())
+    except (spdy.SpdyError, asyncio.IncompleteReadError):
+        return None
+    finally:
+        assert len(pod._text) <= spdy.MAX_TEXT
+
+
+def pod_stream(data: bytes) -> None:
+    """What comes out does not depend on how the bytes were cut, and is no more than came."""
+    whole = read_pod_stream(data)
+    assert read_pod_stream(data, 7) == whole
+    assert whole is None or len(whole) < len(data)
+
+
+def pod_document(data: bytes) -> None:
+    """A document is a pod, or a thing with pods, or it is refused; a name is safe in a path."""
+    for kind in ("pod", "svc", "deploy"):
+        (target,) = parse_targets([f"{kind}/web", "80"], "shop")
+        try:
+            document = read_json(data)
+            found = workload.Workload.of(target, document)
+            assert len(found.ports) <= workload.MAX_PORTS
+        except (ValueError, ConfigError):
+            continue
+    try:
+        name = workload.Pod.of(read_json(data)).name
+    except ValueError:
+        return
+    assert name.isascii()
+    assert not set(name) & set("/\r\n %?#")
 
 
 # -- files of other programs ------------------------------------------------------------------------------------------

@@ -79,6 +79,12 @@ class Machines:
         """Return the directory of a machine, which is a clone of the repository for the reader."""
         return self._directory / name
 
+    @property
+    def output(self) -> str:
+        """What the last command has written."""
+        assert self._last is not None
+        return self._last.output()
+
     def run(self, block: Block) -> None:
         """Do what a block says. Raises AssertionError that names the block."""
         if block.kind == "not run":

@@ -22,6 +22,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Cluster:
         require_or_skip("apiserver", str(error))
 
 
+def is_secret(path: Path) -> bool:
+    kubectls = ".kube" in path.parts and "cache" in path.parts
+    return path.name in ("join-token", "agent-token") or (b"PRIVATE KEY" in path.read_bytes() and not kubectls)
+
+
 def address(number: int) -> str:
     """Return a loopback address that no other test process has: the ports of a page stay as they are written."""
     pid = os.getpid()
@@ -43,8 +48,12 @@ def test_every_block_of_the_tutorial(cluster: Cluster, tmp_path: Path) -> None:
         shutil.copy(cluster.kubeconfig, kubeconfig)
         for block in blocks(ROOT / "docs" / "tutorial.md"):
             machines.run(block)
+            if "config check" in block.text:
+                assert "warning" not in machines.output, f"{block.place}: of what the page itself has the reader write"
         for machine in ("vm", "workstation"):
-            assert (machines.at(machine) / "join-token").stat().st_mode & 0o777 == 0o600
+            secrets = [path for path in machines.at(machine).rglob("*") if path.is_file() and is_secret(path)]
+            assert len(secrets) > 1
+            assert [path for path in secrets if path.stat().st_mode & 0o077] == []
         assert (
             "current-context: test" in kubeconfig.read_text() or '"current-context": "test"' in kubeconfig.read_text()
         )

@@ -30,8 +30,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, NoReturn, Self
 
-import pytest
-
 Stream = Literal["stdout", "stderr", "any"]
 
 
@@ -60,6 +58,8 @@ def required() -> frozenset[str]:
 
 def require_or_skip(name: str, reason: str) -> NoReturn:
     """Skip the test, saying what is left out and why; fail instead when ARCBRIDGE_REQUIRE lists the name."""
+    import pytest  # `make run` does without
+
     if required() & {name, "all"}:
         pytest.fail(f"ARCBRIDGE_REQUIRE lists {name!r}, but: {reason}", pytrace=False)
     pytest.skip(f"LEFT OUT: {name}: {reason}")

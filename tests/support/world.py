@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -433,6 +434,16 @@ class World:
         process = self._start(f"forward-{self._clients}", argv, env=self.client_env(directory))
         process.wait_for_line(r"[Ff]orwarding", timeout=30)
         return process, port
+
+    def start_pod_forward(self, *words: str, user: User = ALICE, ports: int = 1) -> tuple[ManagedProcess, list[int]]:
+        """Start a person's `forward` of pods; return the process and its local ports."""
+        directory = self._new_home(user)
+        argv = [*self.client_prefix, *arcbridge(*self.client_arguments(user, directory), "forward", *words)]
+        process = self._start(f"forward-{self._clients}", argv, env=self.client_env(directory))
+        process.wait_for_line(r"Press Ctrl\+C", timeout=30)
+        found = re.findall(r"Forwarding \S+:(\d+) to port", process.output("stdout"))
+        assert len(found) == ports, process.tail()
+        return process, [int(port) for port in found]
 
     def run_client(
         self, user: User, *arguments: str, check: bool = False, timeout: float = 30

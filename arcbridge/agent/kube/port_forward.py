@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 from arcbridge.agent.audit import AuditRecord
 from arcbridge.agent.audit.record import Value
-from arcbridge.agent.kube.spdy_dictionary import DICTIONARY
+from arcbridge.net.spdy_dictionary import DICTIONARY
 
 TUNNEL = b"SPDY/3.1+portforward.k8s.io"
 """The WebSocket subprotocol of kubectl since 1.31."""

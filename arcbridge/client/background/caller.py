@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
 import time
 
 from arcbridge import __version__
+from arcbridge.client.background import local_channel
 from arcbridge.client.background_paths import BackgroundPaths
-from arcbridge.errors import ArcbridgeError, ConfigError, ExitCode, StateError, Unreachable
+from arcbridge.errors import ArcbridgeError, ExitCode, StateError, Unreachable
 from arcbridge.installation import program
 
 TYPE_CHECKING = False
@@ -68,17 +68,15 @@ def request(operation: str, arguments: Sequence[str] = (), **more: str) -> bytes
 
 def exchange(place: BackgroundPaths, line: bytes, *, timeout: float = ANSWER_TIMEOUT) -> bytes:
     """Send one request and return the answer's line; raises NotRunning, StateError, Unreachable."""
-    import _socket  # `socket` takes 4 ms to import
-
     place.refuse_foreign_runtime()
-    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    sock = local_channel.quick_socket()
     patience = min(timeout, SILENT_ALREADY if os.path.exists(place.silent) else SILENCE)
     began = heard = time.monotonic()
     answer = bytearray()
     try:
         sock.settimeout(patience)
         _connect(sock, place, began + patience)
-        if (owner := peer_user_id(sock)) not in (None, os.geteuid()):
+        if (owner := local_channel.foreign_user(sock)) is not None:
             raise StateError(f"{place.socket} is served by user id {owner}, and not by this user: remove it")
         sock.sendall(line)
         while not answer.endswith(b"\n"):
@@ -134,16 +132,6 @@ def _is_working(place: BackgroundPaths, patience: float) -> bool:
     from arcbridge.client.background.lock_holder import is_working
 
     return is_working(place)
-
-
-def peer_user_id(sock: Any) -> int | None:
-    """Return the user id of the process at the other end of a Unix socket; None where the system does not tell."""
-    import _socket
-
-    if hasattr(_socket, "SO_PEERCRED"):
-        credentials = sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, 12)  # struct ucred: pid, uid, gid
-        return int.from_bytes(credentials[4:8], sys.byteorder)
-    return None
 
 
 def answer_of(line: bytes) -> dict[str, Any]:
@@ -204,8 +192,6 @@ def ensure_started(place: BackgroundPaths, environment: Mapping[str, str], *, ta
 
     `take_over`: in the place of one of another version, which keeps its running streams.
     """
-    if sys.platform == "win32":
-        raise ConfigError("there is no background process on Windows; use `arcbridge --role client proxy`")
     from pathlib import Path
 
     from arcbridge.pki.private_files import locked
@@ -229,7 +215,7 @@ def _start(environment: Mapping[str, str]) -> None:
     reading, writing = os.pipe()
     try:
         os.set_inheritable(writing, True)
-        child = _spawn(command, {**_kept(environment), READY_VARIABLE: str(writing)})
+        child = local_channel.spawn(command, {**_kept(environment), READY_VARIABLE: str(writing)})
     except OSError as error:
         os.close(reading)
         raise StateError(f"cannot start the background process ({command[0]}): {error.strerror}") from error
@@ -239,29 +225,8 @@ def _start(environment: Mapping[str, str]) -> None:
     os.close(reading)
     if said == "ready":
         return
-    try:
-        os.waitpid(child, os.WNOHANG)
-    except ChildProcessError:
-        pass
+    local_channel.reap(child)
     raise StateError(f"the background process did not start: {said or 'it ended without a word'}; see `arcbridge logs`")
-
-
-def _spawn(command: list[str], environment: Mapping[str, str]) -> int:
-    # Not `os.fork`: this process may have threads by now.
-    null = [(os.POSIX_SPAWN_OPEN, descriptor, os.devnull, os.O_RDWR, 0) for descriptor in (0, 1, 2)]
-    try:
-        return os.posix_spawn(command[0], command, environment, file_actions=null, setsid=True)
-    except NotImplementedError:  # then `leave_terminal` does it a moment later
-        return os.posix_spawn(command[0], command, environment, file_actions=null)
-
-
-def leave_terminal() -> None:
-    """Give the process that was started a session of its own, and a directory that is never unmounted."""
-    try:
-        os.setsid()
-    except PermissionError:
-        pass  # the process leads a session already
-    os.chdir("/")
 
 
 def _kept(environment: Mapping[str, str]) -> dict[str, str]:

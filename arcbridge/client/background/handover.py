@@ -17,6 +17,7 @@ import socket
 from dataclasses import dataclass, field
 from typing import Any
 
+from arcbridge.client.background import local_channel
 from arcbridge.errors import StateError
 
 TAKEN = b"taken\n"
@@ -47,7 +48,7 @@ def send(sock: socket.socket, given: Inheritance) -> None:
     sock.sendall(json.dumps(document).encode() + b"\n")
     groups = [[given.control, given.lock], *(found for _, found in given.clusters), *([one] for one in given.leashes)]
     for descriptors in groups:
-        socket.send_fds(sock, [b"+"], descriptors)
+        local_channel.send_descriptors(sock, b"+", descriptors)
     if read_line(sock) != TAKEN:
         raise StateError("the next background process did not take over")
 
@@ -93,8 +94,8 @@ def read_line(sock: socket.socket) -> bytes:
 def _receive_descriptors(sock: socket.socket, received: list[int]) -> list[int]:
     """Return the descriptors of one message, which are added to `received` as well."""
     # One byte at a time, because the kernel gives the descriptors with the byte that they were sent with.
-    _, descriptors, _, _ = socket.recv_fds(sock, 1, 8)
+    descriptors = local_channel.receive_descriptors(sock, 8)
     if not descriptors:
         raise StateError("the former background process ended while it handed over")
     received += descriptors
-    return list(descriptors)
+    return descriptors

@@ -10,7 +10,7 @@ import io
 import os
 from pathlib import Path
 
-from arcbridge.pki.private_files import ensure_private_directory
+from arcbridge.pki.private_files import OPEN_SAFELY, ensure_private_directory
 
 LOG_LIMIT = 2 * 1024 * 1024
 """Bytes after which a new file is begun; one former file is kept, so twice as much is the most on disk."""
@@ -29,7 +29,7 @@ class LogFile(io.TextIOBase):
         self._open()
 
     def _open(self) -> None:
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | OPEN_SAFELY
         descriptor = os.open(self._path, flags, 0o600)
         if self._descriptor >= 0:
             os.close(self._descriptor)

@@ -23,8 +23,8 @@ from typing import Any
 import structlog
 
 from arcbridge import __version__
-from arcbridge.client.background import caller, handover, lock_holder
-from arcbridge.client.background.caller import PROTOCOL, peer_user_id, request
+from arcbridge.client.background import caller, handover, local_channel, lock_holder
+from arcbridge.client.background.caller import PROTOCOL, request
 from arcbridge.client.background.clusters import AskAgain, ServedClusters
 from arcbridge.client.background.connection_settings import ConnectionSettings, read_words
 from arcbridge.client.background_paths import BackgroundPaths
@@ -215,7 +215,7 @@ class BackgroundProcess:
         """Take the place of a process of another version; None where there is none that hands over."""
         if self._is_served():
             return None
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock = local_channel.new_socket()
         sock.settimeout(handover.TIMEOUT)
         try:
             sock.connect(self._place.socket)
@@ -322,7 +322,7 @@ class BackgroundProcess:
                 sock, _ = self._control.accept()
             except OSError:
                 return  # no caller waits, or no descriptor is left, in which case the socket stays readable
-            if (user := peer_user_id(sock)) not in (None, os.geteuid()):
+            if (user := local_channel.foreign_user(sock)) is not None:
                 log.warning("program of another user refused", user=user)
                 sock.close()
                 continue
@@ -468,7 +468,7 @@ class BackgroundProcess:
 def _listen(path: str) -> socket.socket:
     """Open the control socket, 0600, in the place of what a process that was killed left there. The lock is held."""
     Path(path).unlink(missing_ok=True)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock = local_channel.new_socket()
     try:
         before = os.umask(0o177)
         try:

@@ -123,6 +123,8 @@ def _passed_on() -> tuple[int, ...]:
 
 def _in_foreground() -> bool:
     """Return whether the terminal's own signals come to this process and to its children."""
+    if sys.platform == "win32":
+        return True  # the console's come to all of its processes
     try:
         terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError:
@@ -231,6 +233,8 @@ async def _end(process: asyncio.subprocess.Process) -> None:
 
 def _make_blocking() -> None:
     """Undo for the program what an event loop does to a descriptor that it has watched (libuv, uv_poll_init)."""
+    if sys.platform == "win32":
+        return
     for descriptor in (0, 1, 2):
         try:
             os.set_blocking(descriptor, True)

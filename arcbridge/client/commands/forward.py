@@ -1,22 +1,28 @@
-"""Runs `forward`: carries a TCP target of one cluster to a local address until it is interrupted.
+"""Runs `forward`: carries local ports into one cluster until it is interrupted.
 
-It prints nothing: what the user reads goes to the `Terminal` of the command line. Invariant: the address accepts only
-once the agent has said that the user may open the target.
+What they lead to is a TCP target of the agent's settings (`run_forward`), or pods behind names, by the API server's
+port-forward (`run_pod_forward`). It prints nothing: what the user reads goes to the `Terminal` of the command line.
+Invariant: a port accepts only once what it leads to is known to be there for the user.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+import ipaddress
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 
 from arcbridge.client.service import ClientContext, Terminal
 from arcbridge.client.serving.forward import Forward, check_offered, check_target_name
+from arcbridge.client.serving.local_port import ForwardStats
 from arcbridge.client.serving.served_cluster import send_resets
+from arcbridge.client.session.session_manager import SessionManager
 from arcbridge.client.settings import required
 from arcbridge.errors import ConfigError
 from arcbridge.net.address import parse_listen
 from arcbridge.net.loopback import listen_at
 from arcbridge.settings.config import ClientConfig
+from arcbridge.tasks import first_error
 
 
 async def run_forward(
@@ -35,36 +41,95 @@ async def run_forward(
     `any_user`: also for programs of other users of this machine.
     """
     check_target_name(target)
+    session = _session(config, terminal, environment, token)
+    address = parse_listen(listen, default_port=0)
+    sock = listen_at(address.host or "127.0.0.1", address.port)
+    forward = Forward(session, target, sock, any_user=any_user)
+    try:
+        async with _running(config, session, [forward.stats]):
+            check_offered(target, session.targets, session.cluster)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(session.run())
+                forward.start()
+                host, port = sock.getsockname()[:2]
+                shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+                terminal.tell(f"Forwarding {shown} to {target} of cluster {session.cluster}")
+                terminal.tell("Press Ctrl+C to close.")
+                ready()
+    finally:
+        await forward.close()
+
+
+async def run_pod_forward(
+    config: ClientConfig,
+    terminal: Terminal,
+    words: Sequence[str],
+    *,
+    namespace: str,
+    addresses: Sequence[str],
+    environment: Mapping[str, str],
+    any_user: bool = False,
+    token: str = "",
+    ready: Callable[[], None] = lambda: None,
+) -> None:
+    """Carry local ports to pods behind the names in `words` until cancelled."""
+    from arcbridge.client.serving.pod_ports.pod_forward import LOOPBACK, PodForward
+    from arcbridge.client.serving.pod_ports.target import parse_targets
+
+    targets = parse_targets(words, namespace)
+    for address in addresses:
+        _check_address(address, LOOPBACK)
+    session = _session(config, terminal, environment, token)
+    forwards = [PodForward(session, target, terminal.tell, any_user=any_user) for target in targets]
+    async with _running(config, session, [forward.stats for forward in forwards]):
+        try:
+            async with asyncio.TaskGroup() as group:
+                for work in (session.run(), *(forward.run() for forward in forwards)):
+                    group.create_task(work)
+                for forward in forwards:
+                    await forward.open(addresses)
+                terminal.tell("Press Ctrl+C to close.")
+                ready()
+        except BaseExceptionGroup as errors:
+            raise first_error(errors) from errors
+        finally:
+            for forward in forwards:
+                await forward.close()
+
+
+def _session(config: ClientConfig, terminal: Terminal, environment: Mapping[str, str], token: str) -> SessionManager:
+    """Return the session to the one cluster of the settings. Raises ArcbridgeError."""
     context = ClientContext(config, terminal, token=token, environment=environment)
     cluster, *more = context.clusters()
     required(config, environment)
     if more:
         raise ConfigError("flag --cluster: `forward` is for one cluster; start one process for each")
     context.require_login()
-    address = parse_listen(listen, default_port=0)
-    sock = listen_at(address.host or "127.0.0.1", address.port)
-    session = context.session(cluster)
-    forward = Forward(session, target, sock, any_user=any_user)
+    return context.session(cluster)
+
+
+@asynccontextmanager
+async def _running(config: ClientConfig, session: SessionManager, stats: Sequence[ForwardStats]) -> AsyncIterator[None]:
+    """Establish the session, and at the end close it and what observes it."""
     observer = None
     try:
         if config.observe.listen:
             from arcbridge.client.serving.observation import observe
 
-            observer = await observe(config.observe.listen, [session], forwards=[forward])
+            observer = await observe(config.observe.listen, [session], forwards=stats)
         await session.connect_once()
-        check_offered(target, session.targets, cluster)
-        async with asyncio.TaskGroup() as group:
-            group.create_task(session.run())
-            forward.start()
-            host, port = sock.getsockname()[:2]
-            shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-            terminal.tell(f"Forwarding {shown} to {target} of cluster {cluster}")
-            terminal.tell("Press Ctrl+C to close.")
-            ready()
+        yield
     finally:
-        await forward.close()
         session.close()
         await session.wait_closed()
         await send_resets()
         if observer is not None:
             await observer.stop()
+
+
+def _check_address(address: str, loopback: str) -> None:
+    try:
+        if address != loopback:
+            ipaddress.ip_address(address)
+    except ValueError as error:
+        raise ConfigError(f"flag --address: {address[:64]!r} is no IP address; give one, or {loopback}") from error

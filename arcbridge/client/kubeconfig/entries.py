@@ -190,6 +190,22 @@ class Kubeconfig:
             self._retire(name, lambda mark: _owns(mark, cluster, relays), remove=True)
             self._save()
 
+    def remove_all(self) -> list[str]:
+        """Take all entries of ours out, whatever served them, but for parts that were edited since; returns their
+        names. Raises StateError."""
+        with self._locked():
+            names = {
+                name.removeprefix("arcbridge-") if section == "users" else name
+                for file in self.files
+                for section in _DISPLACED
+                for name, body in file.bodies(section)
+                if _mark_of(body) is not None
+            }
+            for name in sorted(names):
+                self._retire(name, lambda mark: True, remove=True)
+            self._save()
+        return sorted(names)
+
     def has_ours(self) -> bool:
         """Return whether any entry is ours; raises StateError."""
         self._read()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -277,7 +278,7 @@ def _write_in_place(target: Path, data: bytes, mode: int) -> None:
     descriptor = os.open(target, os.O_WRONLY | OPEN_SAFELY)
     with os.fdopen(descriptor, "wb") as file:
         # The mode first: the key must not be readable for a moment.
-        if os.name == "posix" and os.fstat(file.fileno()).st_mode & 0o077:
+        if sys.platform != "win32" and os.fstat(file.fileno()).st_mode & 0o077:
             os.fchmod(file.fileno(), mode)
         file.write(data)
         file.truncate()

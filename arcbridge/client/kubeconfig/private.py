@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -36,7 +37,7 @@ def place(environment: Mapping[str, str]) -> Path:
 
 
 def _is_own(directory: str) -> bool:
-    return os.name != "posix" or os.stat(directory).st_uid == os.geteuid()
+    return sys.platform == "win32" or os.stat(directory).st_uid == os.geteuid()
 
 
 @contextmanager

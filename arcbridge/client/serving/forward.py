@@ -2,26 +2,21 @@
 
 Bytes move in `SocketSplice`, socket to stream and back, without a task and without being looked at. A stream opens
 as soon as a connection is accepted, because in many protocols the server speaks first.
-
-The port asks its callers for nothing, and what it leads to is reached with this user's rights: on loopback the programs
-of other users of the machine are refused, unless all users are to be served (docs/threats.md#W13).
 """
 
 from __future__ import annotations
 
 import asyncio
 import socket
-from dataclasses import dataclass
 
 import structlog
 
+from arcbridge.client.serving.local_port import ForwardStats, LocalPort
 from arcbridge.client.session.session_manager import SessionManager
 from arcbridge.errors import ArcbridgeError, ConfigError, PermissionRefused, StreamReset
 from arcbridge.mux.session import MuxSession
 from arcbridge.mux.splice import SocketSplice, SpliceResult
-from arcbridge.net.descriptors import explain
-from arcbridge.net.peer_user import PeerUser, peer_user
-from arcbridge.net.sockets import AcceptLoop, reset
+from arcbridge.net.sockets import reset
 from arcbridge.tasks import cancel_and_wait
 from arcbridge.wire.frames import ResetCode
 
@@ -33,17 +28,6 @@ TARGETS_SHOWN = 20
 log = structlog.get_logger("arcbridge.client")
 
 
-@dataclass
-class ForwardStats:
-    """Counters of one forward."""
-
-    accepted: int = 0
-    open: int = 0
-    failed: int = 0
-    bytes_to_cluster: int = 0
-    bytes_from_cluster: int = 0
-
-
 class Forward:
     """Serves one target on a listening, non-blocking socket, which it owns; `start`, then `close`."""
 
@@ -51,35 +35,20 @@ class Forward:
         self._session = session
         self._target = f"{PREFIX}{check_target_name(target)}"
         self._loop = asyncio.get_running_loop()
-        self._accepting = AcceptLoop([sock], self._accepted, self._exhausted)
         self._tasks: set[asyncio.Task[None]] = set()
         self.stats = ForwardStats()
-        self._any_user = any_user
-        """Whether programs of other users of this machine are served."""
         self._log = log.bind(cluster=session.cluster, target=target)
+        self._port = LocalPort([sock], self._accepted, self.stats, self._log, any_user=any_user)
 
     def start(self) -> None:
-        self._accepting.start()
+        self._port.start()
 
     async def close(self) -> None:
         """Stop accepting; running connections end with their session."""
-        self._accepting.close()
+        self._port.close()
         await cancel_and_wait(*self._tasks)
 
-    def _accepted(self, sock: socket.socket, _host: str) -> None:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.stats.accepted += 1
-        user = PeerUser.OWN if self._any_user else peer_user(sock)
-        if user is not PeerUser.OWN:
-            self.stats.failed += 1
-            if user is PeerUser.GONE:
-                self._log.debug("connection refused", reason="the program has closed it before it was accepted")
-            else:
-                self._log.warning(
-                    "connection refused", reason="a program of another user of this machine; --any-user lets them in"
-                )
-            reset(sock)
-            return
+    def _accepted(self, sock: socket.socket) -> None:
         session = self._session.current
         if session is not None:
             self._open(session, sock)
@@ -87,10 +56,6 @@ class Forward:
             task = self._loop.create_task(self._wait(sock))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-
-    def _exhausted(self, _listening: socket.socket, error: OSError, again: bool) -> None:
-        if not again:  # once, not at each try for as long as it lasts
-            self._log.warning("cannot accept", reason=explain(error))
 
     async def _wait(self, sock: socket.socket) -> None:
         """Wait for a session for a connection that came while none is up."""

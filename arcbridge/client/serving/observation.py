@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from arcbridge.client.serving.endpoint import EndpointStats
-from arcbridge.client.serving.forward import Forward, ForwardStats
+from arcbridge.client.serving.local_port import ForwardStats
 from arcbridge.client.serving.served_cluster import ServedCluster
 from arcbridge.client.session.resumable_session import DETACHED_BOUNDS, REASONS
 from arcbridge.client.session.session_manager import SessionManager
@@ -28,7 +28,7 @@ async def observe(
     sessions: Sequence[SessionManager],
     *,
     proxies: Sequence[ServedCluster] = (),
-    forwards: Sequence[Forward] = (),
+    forwards: Sequence[ForwardStats] = (),
 ) -> ObserveServer:
     """Return the listener, which has started. Raises ConfigError."""
     metrics, checks = Metrics("client"), Checks()
@@ -36,7 +36,7 @@ async def observe(
         metrics,
         sessions,
         lambda: [proxy.endpoint.stats for proxy in proxies if proxy.endpoint is not None],
-        lambda: [forward.stats for forward in forwards],
+        lambda: forwards,
     )
     for session in sessions:
         checks.add(f"session-{session.cluster}", _session_check(session))

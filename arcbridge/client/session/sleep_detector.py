@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+import sys
 import time
 from collections.abc import Callable
 
@@ -24,8 +25,9 @@ def seconds_asleep() -> float:
 
     Where that is not known, 0.
     """
-    clock = getattr(time, "CLOCK_BOOTTIME", None)
-    return time.clock_gettime(clock) - time.monotonic() if clock is not None else 0.0
+    if sys.platform != "linux":
+        return 0.0
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic()
 
 
 def is_gone(address: tuple[str, int] | tuple[str, int, int, int]) -> bool:

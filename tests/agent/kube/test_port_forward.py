@@ -15,7 +15,7 @@ from arcbridge.agent.audit import AuditRecord
 from arcbridge.agent.audit.budget import AuditBudget
 from arcbridge.agent.audit.record import AuditSubject
 from arcbridge.agent.kube.port_forward import MAX_BLOCK, MAX_FRAMES, MAX_PORTS, ForwardedPorts, forwarded_ports
-from arcbridge.agent.kube.spdy_dictionary import DICTIONARY
+from arcbridge.net.spdy_dictionary import DICTIONARY
 from tests.fuzz.costs import lines
 from tests.support.eventually import until
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from arcbridge import __version__
-from arcbridge.client.background import caller
+from arcbridge.client.background import caller, local_channel
 from arcbridge.client.background.caller import NoAnswer, NotRunning, OtherVersion, answer_of, exchange, request
 from arcbridge.client.background_paths import BackgroundPaths
 from arcbridge.errors import ArcbridgeError, ExitCode, StateError, Unreachable
@@ -148,7 +148,7 @@ def test_a_full_queue_is_waited_for(place: BackgroundPaths, monkeypatch: pytest.
 def test_w14_a_socket_of_another_user_is_not_spoken_to(
     place: BackgroundPaths, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(caller, "peer_user_id", lambda sock: os.geteuid() + 1)
+    monkeypatch.setattr(local_channel, "foreign_user", lambda sock: os.geteuid() + 1)
     with pytest.raises(StateError, match="and not by this user"):
         exchange(place, request("status"))
 
@@ -158,7 +158,7 @@ def test_b45_nothing_is_sent_into_a_directory_that_others_can_change(
     place: BackgroundPaths, listener: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, planted: str
 ) -> None:
     """Where the kernel does not say whose process answers, as on macOS, the directory in /tmp is all that does."""
-    monkeypatch.setattr(caller, "peer_user_id", lambda sock: None)
+    monkeypatch.setattr(local_channel, "foreign_user", lambda sock: None)
     listener.settimeout(0)
     if planted == "open":
         tmp_path.chmod(0o777)
@@ -171,13 +171,6 @@ def test_b45_nothing_is_sent_into_a_directory_that_others_can_change(
         exchange(place, request("status"))
     with pytest.raises(BlockingIOError):
         listener.accept()
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="SO_PEERCRED")
-def test_the_kernel_says_whose_a_peer_is() -> None:
-    one, other = socket.socketpair()
-    with one, other:
-        assert caller.peer_user_id(one) == os.geteuid()
 
 
 def test_errors_come_back_as_they_were() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from arcbridge.client.background import local_channel
 from arcbridge.client.background import process as process_module
 from arcbridge.client.background.caller import NotRunning, OtherVersion, exchange, request
 from arcbridge.client.background.clusters import ServedClusters
@@ -248,7 +249,9 @@ async def test_w14_a_program_of_another_user_is_refused(
     background: Background, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with background.running():
-        monkeypatch.setattr(process_module, "peer_user_id", lambda sock: 12345)
+        monkeypatch.setattr(
+            local_channel, "foreign_user", lambda sock: 12345 if isinstance(sock, socket.socket) else None
+        )
         with pytest.raises(NotRunning):
             await background.ask("version")
         monkeypatch.undo()

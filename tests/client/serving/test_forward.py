@@ -11,12 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from arcbridge.client.serving import forward as forward_module
 from arcbridge.client.serving.forward import Forward, check_offered, check_target_name, reason
 from arcbridge.errors import ConfigError, PermissionRefused, SessionEnded, StreamReset
 from arcbridge.net.join import JoinCode
 from arcbridge.net.loopback import listen_at
-from arcbridge.net.peer_user import PeerUser
 from arcbridge.wire.frames import GoawayCode, ResetCode
 from arcbridge.wire.records import JoinReply
 from tests.client.far_side import Echo, FarSide
@@ -34,7 +32,7 @@ async def forward(far: FarSide, tmp_path: Path) -> AsyncIterator[Forward]:
 
 
 async def connect(forward: Forward) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    return await asyncio.open_connection(*forward._accepting._listening[0].getsockname()[:2])
+    return await asyncio.open_connection(*forward._port._accepting._listening[0].getsockname()[:2])
 
 
 async def settled(forward: Forward) -> None:
@@ -67,25 +65,6 @@ async def test_the_server_may_speak_first(forward: Forward, far: FarSide) -> Non
     far.protocol = lambda target: ResumeHandshake()
     reader, writer = await connect(forward)
     assert await reader.readline() == b"220 hello\r\n"
-    writer.close()
-
-
-@pytest.mark.parametrize("user", [PeerUser.OTHER, PeerUser.GONE])
-async def test_w13_programs_of_other_users_are_refused(
-    forward: Forward, far: FarSide, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], user: PeerUser
-) -> None:
-    """A program that has gone is refused as well, because whose it was cannot be told; that is not worth a warning."""
-    monkeypatch.setattr(forward_module, "peer_user", lambda sock: user)
-    sock = socket.create_connection(forward._accepting._listening[0].getsockname()[:2], timeout=10)
-    with sock, pytest.raises(ConnectionResetError):
-        await asyncio.to_thread(sock.recv, 1)
-    assert (forward.stats.failed, far.targets) == (1, [])
-    told = "".join(capsys.readouterr())
-    assert ("--any-user lets them in" in told, "warning" in told) == (user is PeerUser.OTHER,) * 2
-    forward._any_user = True
-    reader, writer = await connect(forward)
-    writer.write(b"x")
-    assert await asyncio.wait_for(reader.readexactly(1), 10) == b"x"
     writer.close()
 
 

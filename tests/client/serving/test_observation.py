@@ -8,7 +8,7 @@ from typing import Any, cast
 import aiohttp
 
 from arcbridge.client.serving.endpoint import EndpointStats
-from arcbridge.client.serving.forward import ForwardStats
+from arcbridge.client.serving.local_port import ForwardStats
 from arcbridge.client.serving.observation import observe, register
 from arcbridge.client.session.resumable_session import SessionCounters
 from arcbridge.errors import Unreachable

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 
-from arcbridge.agent.kube.spdy_dictionary import DICTIONARY
+from arcbridge.net.spdy_dictionary import DICTIONARY
 
 
 def test_the_dictionary_is_that_of_the_draft() -> None:

@@ -1,0 +1,53 @@
+"""`uninstall`: what it shows before it asks, and what it says of each part."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from arcbridge.cli.output import plain
+from arcbridge.cli.parser import Invocation
+from arcbridge.cli.settings import load_settings
+from arcbridge.cli.terminal import ask_yes, configure_logging
+from arcbridge.errors import ConfigError, ExitCode
+from arcbridge.settings.config import ClientConfig
+from arcbridge.single_file import is_single_file, own_command
+
+if TYPE_CHECKING:
+    from arcbridge.client.commands.uninstall import Installed
+
+
+def uninstall(invocation: Invocation) -> int:
+    """Remove what there is of this user, after a question; print what went and what stays."""
+    from arcbridge.cli.loop import run_until_signal
+    from arcbridge.client.commands.uninstall import survey
+
+    config: ClientConfig = load_settings(invocation, os.environ)
+    configure_logging(config, default_level="error")
+    return run_until_signal(_uninstall(config, survey(config, os.environ), yes=invocation.switch("yes")))
+
+
+async def _uninstall(config: ClientConfig, found: Installed, *, yes: bool) -> int:
+    from arcbridge.client.commands.uninstall import uninstall
+
+    parts = [
+        *([f"the unit {found.unit}"] if found.unit is not None else []),
+        *(f'context "{one.context}"' for one in found.connections),
+        *(f"entries of arcbridge in {', '.join(map(str, files))}" for files in found.kubeconfigs),
+        *(f"the login at {profile.url}" for profile in found.logins),
+        *map(str, found.paths),
+    ]
+    if parts and not yes:
+        if not sys.stdin.isatty():
+            raise ConfigError("uninstall asks before it removes anything; give --yes where there is no terminal")
+        shown = "".join(f"  {plain(part)}\n" for part in parts)
+        if not await ask_yes(f"This ends the background process and removes\n{shown}Remove all of it? [y/N] "):
+            return ExitCode.FAILURE
+    async for sentence in uninstall(config, found, os.environ):
+        print(f"removed: {plain(sentence)}")
+    for sentence in found.left:
+        print(f"left: {plain(sentence)}")
+    program = f"rm {own_command()[0]}" if is_single_file() else "pip uninstall arcbridge, or as you installed it"
+    print(f"left: kubectl's own caches in ~/.kube/cache, and the program itself: {program}")
+    return ExitCode.DONE
