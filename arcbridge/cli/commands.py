@@ -500,7 +500,7 @@ GROUPS = {
     CLIENT: (
         ("first steps", "login clusters connect"),
         ("every day", "status disconnect run doctor proxy forward logs stop"),
-        ("login", "whoami logout key"),
+        ("login and trust", "whoami logout trust key"),
         ("administration", "admin"),
         ("settings and shells", "config completion version"),
     ),
