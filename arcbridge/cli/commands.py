@@ -119,7 +119,7 @@ COMMANDS = (
             "stop = background:stop",
             "end the background process; kubectl starts it again",
             Flag("--force", "kill it (SIGKILL) where it neither answers nor ends by SIGTERM"),
-            "arcbridge stop",
+            "arcbridge stop ;; arcbridge stop --force  # where it hangs",
         ),
         Command(
             "logs = background:logs",
