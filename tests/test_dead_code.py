@@ -23,7 +23,6 @@ FROM_OUTSIDE: dict[str, str] = {
     "_check_value": "argparse",
     "_create_connection": "aiohttp's connector",
     "_wrap_create_connection": "aiohttp's connector",
-    "EXIT_CODES": "the pages' table of exit codes (tests/cli/test_run.py)",
     "emit": "logging's handler",
     "format_help": "argparse",
     "get_protocol": "asyncio's transport",

@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from arcbridge.cli.commands import DOCUMENTS
-from arcbridge.cli.output import plain, print_document, print_error, print_note, print_rows, print_warning, rfc3339
+from arcbridge.cli.output import (
+    plain,
+    print_document,
+    print_error,
+    print_note,
+    print_prose,
+    print_rows,
+    print_warning,
+    rfc3339,
+)
 from arcbridge.cli.parser import Invocation
 from arcbridge.cli.screen import Column, Waiting
 from arcbridge.cli.settings import load_settings
@@ -360,8 +369,8 @@ async def trust(invocation: Invocation, context: ClientContext) -> int:
         if not name:
             raise ConfigError("flag --renew: name the cluster")
         for one in known:
-            sys.stderr.write(f"trusted until now: {plain(one['pin'])}\n")
-        print(f"{name} is trusted by {await renew(context, name)}")
+            print_note(f"trusted until now: {plain(one['pin'])}")
+        print_prose(f"{name} is trusted by {await renew(context, name)}")
         return ExitCode.DONE
     if not known:
         of = f" of cluster {name!r}" if name else ""

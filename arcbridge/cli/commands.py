@@ -119,7 +119,7 @@ COMMANDS = (
             "stop = background:stop",
             "end the background process; kubectl starts it again",
             Flag("--force", "kill it (SIGKILL) where it neither answers nor ends by SIGTERM"),
-            "arcbridge stop",
+            "arcbridge stop ;; arcbridge stop --force  # where it hangs",
         ),
         Command(
             "logs = background:logs",
@@ -500,7 +500,7 @@ GROUPS = {
     CLIENT: (
         ("first steps", "login clusters connect"),
         ("every day", "status disconnect run doctor proxy forward logs stop"),
-        ("login", "whoami logout key"),
+        ("login and trust", "whoami logout trust key"),
         ("administration", "admin"),
         ("settings and shells", "config completion version"),
     ),

@@ -19,6 +19,7 @@ from arcbridge.checks.diagnosis import Finding, failed, ok, skipped, warning
 from arcbridge.cli.administration import format_done, format_list
 from arcbridge.client.background.caller import NotRunning, OtherVersion
 from arcbridge.client.commands.administration import Answered
+from arcbridge.client.commands.sign_in import LoggedIn
 from arcbridge.client.credentials.identity_summary import IdentitySummary
 from arcbridge.errors import ArcbridgeError, PermissionRefused, Unauthenticated, Unreachable
 from arcbridge.relay.backup import Manifest, Restored
@@ -204,6 +205,9 @@ WHO = IdentitySummary(
 )
 
 
+PINS = [{"name": "berlin", "relay": "https://relay.example.org", "pin": PIN, "file": "/home/alice/pins.toml"}]
+
+
 def who(value: object) -> Patch:
     return returns("arcbridge.client.credentials.identity_summary.summary_of", value)
 
@@ -216,7 +220,7 @@ def logs_in(by: str) -> Patch:
         from arcbridge.client.credentials.token_cache import TokenSet
         from arcbridge.settings.config import LoginConfig
 
-        async def log_in(config: object, relays: object, terminal: Any, **_: object) -> tuple[str, float]:
+        async def log_in(config: object, relays: object, terminal: Any, **_: object) -> LoggedIn:
             class Cache:
                 def save(self, tokens: object) -> None:
                     pass
@@ -253,7 +257,7 @@ def logs_in(by: str) -> Patch:
             )
             if by == "device":
                 await login._device_code(AtIssuer(), Endpoints())
-            return "alice@example.com", NOW + 3600
+            return LoggedIn("alice@example.com", NOW + 3600, "https://relay.example.org", already=by == "kept")
 
         monkeypatch.setattr("arcbridge.client.commands.sign_in.log_in", log_in)
 
@@ -315,7 +319,15 @@ CLIENT = {
     ],
     "login": [
         Scene("login RELAY", logs_in("device"), title="login by a code"),
+        Scene("login RELAY", logs_in("kept"), title="login, when logged in"),
         Scene("whoami RELAY", who(WHO)),
+        Scene("trust RELAY", returns("arcbridge.client.commands.pins.known_pins", PINS)),
+        Scene("trust berlin RELAY", returns("arcbridge.client.commands.pins.known_pins", [])),
+        Scene(
+            "trust berlin --renew RELAY",
+            returns("arcbridge.client.commands.pins.known_pins", PINS),
+            answers("arcbridge.client.commands.pins.renew", PIN),
+        ),
         Scene("whoami RELAY", who(NOT_LOGGED_IN), title="whoami, without a login"),
         Scene("logout", title="logout, without a login"),
         Scene("clusters RELAY", cluster_rows(LONG), title="an error of two sentences"),
