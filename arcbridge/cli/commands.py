@@ -89,7 +89,7 @@ COMMANDS = (
         ),
         Command(
             "forward = client:forward",
-            "carry local ports to pods behind a name, whichever these are, or to a TCP target of the agent's settings",
+            "carry local ports to pods behind a name, or to a TCP target of the agent",
             Flag("-n --namespace NAME", "namespace of what is named (default: default)"),
             Flag("--address ADDRESS…", "where the local ports listen (default: localhost); may be repeated"),
             Flag("--listen HOST:PORT", "local address of a target of the agent (default: 127.0.0.1:0)"),
@@ -200,9 +200,9 @@ COMMANDS = (
         ),
         Command(
             "uninstall = uninstall:uninstall",
-            "take contexts, logins, ports, keys and pins of this user away, and say what stays",
+            "remove contexts, logins and keys of this user, and say what stays",
             Flag("--yes", "do not ask"),
-            "arcbridge uninstall",
+            "arcbridge uninstall ;; arcbridge uninstall --yes  # ask nothing",
         ),
     ),
     *_commands(
@@ -502,7 +502,7 @@ GROUPS = {
         ("every day", "status disconnect run doctor proxy forward logs stop"),
         ("login and trust", "whoami logout trust key"),
         ("administration", "admin"),
-        ("settings and shells", "config completion version"),
+        ("settings and shells", "config completion uninstall version"),
     ),
     RELAY: (
         ("serve", "run doctor backup restore recovery"),

@@ -311,6 +311,7 @@ CLIENT = {
         Scene("stop", returns("arcbridge.cli.background.stop_process", None)),
         Scene("stop", returns("arcbridge.cli.background.stop_process", NotRunning()), title="stop, no process"),
         Scene("logs", title="logs, no process has run"),
+        Scene("uninstall --yes", title="uninstall, nothing is there"),
     ],
     "doctor": [
         Scene("doctor berlin-factory RELAY", examined(FINDINGS)),
