@@ -202,7 +202,7 @@ COMMANDS = (
             "uninstall = uninstall:uninstall",
             "take contexts, logins, ports, keys and pins of this user away, and say what stays",
             Flag("--yes", "do not ask"),
-            "arcbridge uninstall",
+            "arcbridge uninstall ;; arcbridge uninstall --yes  # without a question",
         ),
     ),
     *_commands(
@@ -502,7 +502,7 @@ GROUPS = {
         ("every day", "status disconnect run doctor proxy forward logs stop"),
         ("login and trust", "whoami logout trust key"),
         ("administration", "admin"),
-        ("settings and shells", "config completion version"),
+        ("settings and shells", "config completion version uninstall"),
     ),
     RELAY: (
         ("serve", "run doctor backup restore recovery"),

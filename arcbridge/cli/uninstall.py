@@ -6,7 +6,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from arcbridge.cli.output import plain
+from arcbridge.cli.output import plain, print_prose
 from arcbridge.cli.parser import Invocation
 from arcbridge.cli.settings import load_settings
 from arcbridge.cli.terminal import ask_yes, configure_logging
@@ -45,9 +45,9 @@ async def _uninstall(config: ClientConfig, found: Installed, *, yes: bool) -> in
         if not await ask_yes(f"This ends the background process and removes\n{shown}Remove all of it? [y/N] "):
             return ExitCode.FAILURE
     async for sentence in uninstall(config, found, os.environ):
-        print(f"removed: {plain(sentence)}")
+        print_prose(f"removed: {plain(sentence)}")
     for sentence in found.left:
-        print(f"left: {plain(sentence)}")
+        print_prose(f"left: {plain(sentence)}")
     program = f"rm {own_command()[0]}" if is_single_file() else "pip uninstall arcbridge, or as you installed it"
-    print(f"left: kubectl's own caches in ~/.kube/cache, and the program itself: {program}")
+    print_prose(f"left: kubectl's own caches in ~/.kube/cache, and the program itself: {program}")
     return ExitCode.DONE

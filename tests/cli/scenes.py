@@ -330,6 +330,7 @@ CLIENT = {
         ),
         Scene("whoami RELAY", who(NOT_LOGGED_IN), title="whoami, without a login"),
         Scene("logout", title="logout, without a login"),
+        Scene("uninstall --yes", title="uninstall --yes, of nothing"),
         Scene("clusters RELAY", cluster_rows(LONG), title="an error of two sentences"),
     ],
     "usage": [
