@@ -12,13 +12,14 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from arcbridge.client.background.local_channel import NOT_HERE
 from arcbridge.client.background_paths import BackgroundPaths
-from arcbridge.errors import StateError
+from arcbridge.errors import ConfigError, StateError
 from arcbridge.pki.private_files import read_file, try_lock
 
 END_TIMEOUT = 5.0
@@ -37,6 +38,8 @@ class Holder(NamedTuple):
 
 def sign(descriptor: int) -> None:
     """Write into the lock file, which this process has locked, that it is this one."""
+    if sys.platform == "win32":
+        raise ConfigError(NOT_HERE)
     pid = os.getpid()
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"{pid} {_start_of(pid)}\n".encode(), 0)
@@ -77,7 +80,7 @@ def silence(place: BackgroundPaths) -> str:
     holder, now = holder_of(place), time.time()
     since = min(now, _silent_since(place) or now)
     with contextlib.suppress(OSError):  # the next caller then says a later time
-        os.close(os.open(place.silent, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        os.close(os.open(place.silent, os.O_WRONLY | os.O_CREAT, 0o600))
     clock = time.strftime("%H:%M:%S" if now - since < 43200 else "%Y-%m-%d %H:%M", time.localtime(since))
     if holder is None:
         return f"the background process does not answer since {clock}"
@@ -99,6 +102,8 @@ def end(place: BackgroundPaths, *, kill: bool = False) -> bool:
 
     One that was suspended is let go on, so that SIGTERM reaches it. Raises StateError where it is not known to be ours.
     """
+    if sys.platform == "win32":
+        raise ConfigError(NOT_HERE)
     holder = holder_of(place)
     if holder is None:
         if not is_held(place):
@@ -118,13 +123,14 @@ def end(place: BackgroundPaths, *, kill: bool = False) -> bool:
 
 def _send(holder: Holder, *numbers: int) -> None:
     """Send signals to that process, and to no other that has its id by now."""
+    if sys.platform == "win32":
+        raise ConfigError(NOT_HERE)
     with contextlib.suppress(ProcessLookupError):
-        pidfd_open: Callable[[int], int] | None = getattr(os, "pidfd_open", None)
-        if pidfd_open is None:  # as on macOS
+        if sys.platform != "linux":  # macOS has no descriptor of a process
             for number in numbers:
                 os.kill(holder.pid, number)
             return
-        process = pidfd_open(holder.pid)
+        process = os.pidfd_open(holder.pid)
         try:
             if _start_of(holder.pid) == holder.start:  # from here on the descriptor is that very process
                 for number in numbers:
