@@ -59,11 +59,8 @@ class Installed:
 def survey(config: ClientConfig, environment: Mapping[str, str]) -> Installed:
     """Look at what there is; changes nothing. Raises StateError while a `proxy` or a `forward` serves contexts."""
     state, place = StateDirectory.find(config.state_dir, environment), BackgroundPaths.find(environment)
-    running = running_of(state, environment)
-    directory = state.path / "running"
-    for entry in directory.iterdir() if directory.is_dir() else ():
-        if running.alive(entry.name):
-            raise StateError(f"process {entry.name.partition('-')[0]} serves a context: end it (Ctrl-C), and try again")
+    for name in running_of(state, environment).serving():
+        raise StateError(f"process {name.partition('-')[0]} serves a context: end it (Ctrl-C), and try again")
     unit = user_directory("config", environment).parent / "systemd" / "user" / UNIT
     connections = connected(place)
     left = [f"settings that you wrote: {file}"] if (file := find_file("client", environment)) is not None else []
