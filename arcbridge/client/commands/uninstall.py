@@ -50,7 +50,6 @@ _STATE = {
 }
 """Files of the state directory, by the lock under which arcbridge writes them: where that is absent they are another
 program's."""
-_TOKENS = (*(f"tokens/{_HEX * 32}.{kind}" for kind in ("json", "key", "lock")), f"tokens/.{_HEX * 32}.key.lock")
 _CACHE = {"clusters": is_cluster_name, "update-notice": str.isdecimal}
 """Files of the cache, and what each word of theirs is."""
 _SHOWN = 5
@@ -88,7 +87,10 @@ class Installed:
             if (state / lock).is_file():
                 found += _found(state, *names, lock)
         cache = self.state.cache
-        found += _found(cache, *_TOKENS, *(name for name, is_own in _CACHE.items() if _is_list(cache / name, is_own)))
+        for lock in sorted(path.stem for path in cache.glob(f"tokens/{_HEX * 32}.lock")):
+            names = (f"{lock}.json", f"{lock}.key", f".{lock}.key.lock", f"{lock}.lock")
+            found += _found(cache / "tokens", *names)
+        found += _found(cache, *(name for name, is_own in _CACHE.items() if _is_list(cache / name, is_own)))
         if self.whole:
             place = self.place
             kept = Path(place.log), Path(f"{place.log}.1"), Path(place.connections)
@@ -217,6 +219,7 @@ async def uninstall(config: ClientConfig, found: Installed, environment: Mapping
                 )
         async for sentence in _log_out(config, found, environment):
             yield sentence
+        _refuse_serving(found.state, environment)
         for path in found.paths:
             _remove(path)
         if had_files:
@@ -250,7 +253,7 @@ async def _log_out(config: ClientConfig, found: Installed, environment: Mapping[
             forgotten, warning = False, error.message
         if forgotten or warning:
             yield f"the login at {name}{f' ({warning})' if warning else ''}"
-    if others := len(_found(found.state.cache, _TOKENS[0])):
+    if others := len(_found(found.state.token_directory, f"{_HEX * 32}.json")):
         found.left.append(
             f"{others} login{'' if others == 1 else 's'} at issuers that no settings here name: forgotten, but not "
             "revoked, so that a copy of the tokens is good until they end"
@@ -280,7 +283,11 @@ def _found(directory: Path, *patterns: str) -> list[Path]:
 
 
 def _is_list(path: Path, is_own: Callable[[str], bool]) -> bool:
-    return all(map(is_own, _text(path).split()))
+    """Return whether a file is this user's alone, as arcbridge makes its own, and each word of it passes."""
+    try:
+        return not others_may_use(path.stat()) and all(map(is_own, (read_file(path) or b"").decode().split()))
+    except (OSError, StateError, UnicodeDecodeError):
+        return False
 
 
 def _text(path: Path) -> str:

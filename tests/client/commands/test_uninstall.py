@@ -152,13 +152,15 @@ async def test_w23_what_another_program_has_in_the_directory_stays(
             "local-ca/ca.key",
             "successions/x.pem",
         ),
-        *("tokens/x", "cache/clusters/prod", "cache/tokens/notes.json", "cache/program/main", "cache/update-notice"),
+        *("tokens/x", "cache/clusters", "cache/program/main", "cache/update-notice"),
+        *("cache/tokens/notes.json", f"cache/tokens/{'0' * 32}.json", f"cache/tokens/{'0' * 32}.key"),
         f"cache/program/arcbridge-1-{'0' * 16}/arcbridge",
     )
     for name in names:
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
         (directory / name).write_text('["it is mine"]')
-    (directory / "empty").mkdir()
+    (directory / "cache" / "clusters").chmod(0o600)
+    (directory / "running" / "empty").mkdir()
     before = {*directory.rglob("*")}
     config = ClientConfig(state_dir=directory)
     found = survey(config, environment, whole=whole)
@@ -290,7 +292,8 @@ async def test_logins_that_settings_name_are_revoked_and_others_are_said(
     state = used(environment, tmp_path / "kubeconfig")
     damaged = RelayProfiles(state.path).save(SECOND).directory
     write_private(damaged / "profile.json", b"{")
-    write_private(state.token_directory / f"{'0' * 32}.json", b"{}")
+    for kind in ("json", "lock"):
+        write_private(state.token_directory / f"{'0' * 32}.{kind}", b"{}")
     config = ClientConfig(login=LOGIN)
     found = survey(config, environment)
     assert [one.url for one in found.logins] == [PROFILE.url]
