@@ -41,16 +41,23 @@ class RotationWatch:
         self._file = data_dir / ROTATION_FILE
         self._seen: bytes | None = None
         """The document that was taken over last; None: none was there yet."""
+        self._due = False
+        """Whether a step was taken over of which `done` was not called."""
 
     async def look(self, authority: Authority) -> bool:
-        """Have `authority` be what the document says; return whether it is another. Raises StateError."""
-        if (data := await asyncio.to_thread(read_file, self._file)) == self._seen:
-            return False
-        if data is None:
-            raise StateError(f"{self._file} has disappeared; is its volume still mounted?")
-        changed = authority.become(Rotation.decode(data, authority.certificate_pem).authority())
-        self._seen = data  # not before: one that cannot be read is looked at again
-        return changed
+        """Have `authority` be what the document says; return whether it has become another since `done` was called.
+        Raises StateError."""
+        if (data := await asyncio.to_thread(read_file, self._file)) != self._seen:
+            if data is None:
+                raise StateError(f"{self._file} has disappeared; is its volume still mounted?")
+            found = Rotation.decode(data, authority.certificate_pem).authority()
+            self._due = authority.become(found) or self._due
+            self._seen = data  # not before: one that cannot be read is looked at again
+        return self._due
+
+    def done(self) -> None:
+        """Note that all that depends on the CA has followed it."""
+        self._due = False
 
 
 async def status(config: RelayConfig, clock: Callable[[], float] = time.time) -> RotationStatus:

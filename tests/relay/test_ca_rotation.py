@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -26,6 +27,8 @@ from arcbridge.relay.control import ANNOUNCEMENTS, ControlConnection
 from arcbridge.relay.data_dir import change_authority, open_authority, open_registry, read_authority, read_rotation
 from arcbridge.relay.fleet.base import AgentReport
 from arcbridge.relay.hop import Hops
+from arcbridge.relay.registry.base import RegistryUnavailable
+from arcbridge.relay.service import _Maintenance
 from arcbridge.settings.config import RelayConfig, RelayLimitsConfig
 from arcbridge.wire.records import CaSuccession, Status
 from tests.net.ends import authority
@@ -84,7 +87,9 @@ async def test_a_step_waits_for_all_and_names_those_it_waits_for(config: RelayCo
         StateError, match=r"relay 127.0.0.1:443 \(worker 1\) has another ca-rotation.json; cluster far is"
     ):
         await take_step(config, "activate", force=False)
-    assert await running.watch.look(running.authority)
+    for _ in range(2):
+        assert await running.watch.look(running.authority), "until all that depends on it has followed"
+    running.watch.done()
     assert not await running.watch.look(running.authority)
     second = running.authority.succession.pins[1]
     running.agents = [{"cluster": name, "relay_ca": pin} for name, pin in (("near", second), ("far", first))]
@@ -166,6 +171,22 @@ async def test_a_directory_that_vanishes_under_a_relay_makes_no_other_ca(config:
         await running.watch.look(running.authority)
     assert running.authority.pin == known
     assert list(config.data_dir.iterdir()) == []
+
+
+async def test_a_step_that_is_not_yet_announced_is_announced_at_the_next_look(
+    config: RelayConfig, running: Running
+) -> None:
+    basis, recovery = mock.Mock(authority=running.authority), mock.Mock()
+    basis.checked.config = config
+    recovery.rotated = mock.AsyncMock(side_effect=[RegistryUnavailable("not now"), None])
+    maintenance = _Maintenance(basis, mock.Mock(), mock.Mock(), mock.Mock(), recovery)
+    await take_step(config, "next", force=True)
+    for error in ("not now", "", ""):
+        await maintenance._look_at_ca()
+        assert maintenance.ca_error == error
+    assert recovery.rotated.await_count == 2
+    assert basis.certificate.refresh.call_count == 2
+    assert [one.kwargs.get("outcome", "done") for one in basis.audit.note.call_args_list] == ["refused", "done"]
 
 
 async def test_a_command_that_hangs_holds_no_relay_up(config: RelayConfig, running: Running) -> None:
