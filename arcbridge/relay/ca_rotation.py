@@ -8,15 +8,17 @@ at their next join, also much later, by the certificates that lead from CA to CA
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from arcbridge.errors import StateError
+from arcbridge.errors import ArcbridgeError, StateError
 from arcbridge.net.address import parse_address
 from arcbridge.pki.authority import Authority
 from arcbridge.pki.private_files import read_file
 from arcbridge.pki.rotation import Rotation, RotationStatus
+from arcbridge.pki.succession import Succession
 from arcbridge.relay.admin_socket import ask
 from arcbridge.relay.audit.commands import acting
 from arcbridge.relay.backend import registry_of
@@ -51,9 +53,20 @@ class RotationWatch:
             if data is None:
                 raise StateError(f"{self._file} has disappeared; is its volume still mounted?")
             found = Rotation.decode(data, authority.certificate_pem).authority()
+            self._require_newer(found.succession, authority.succession)
             self._due = authority.become(found) or self._due
             self._seen = data  # not before: one that cannot be read is looked at again
         return self._due
+
+    def _require_newer(self, found: Succession, known: Succession) -> None:
+        """Refuse an older step, or another next CA: agents have followed this one, and forget nothing."""
+        with contextlib.suppress(ArcbridgeError):
+            if found.follow(known, "the relay's CA", retire=True) == found:
+                return
+        raise StateError(
+            f"{self._file} is older than the CA that this relay runs with, or has another next CA. If it was copied "
+            "from another relay, copy the newest one of all relays here instead; if not, restore it from a backup"
+        )
 
     def done(self) -> None:
         """Note that all that depends on the CA has followed it."""

@@ -153,6 +153,24 @@ async def test_a_document_that_cannot_be_read_leaves_the_ca_as_it_is(config: Rel
     assert not await running.watch.look(running.authority)
 
 
+async def test_an_older_document_and_another_next_ca_are_not_taken_over(config: RelayConfig, running: Running) -> None:
+    """A relay that went back would sign with a CA that its agents have left; they would renew again and again."""
+    file, state = config.data_dir / "ca-rotation.json", read_rotation(config.data_dir)
+    other = state.take("next", time.time())
+    older = [other]
+    for step in ("next", "activate", "retire", "next"):
+        state = state.take(step, time.time())
+        file.write_bytes(state.encode())
+        assert await running.watch.look(running.authority)
+        known = copy_of(running.authority), running.authority.announced
+        for one in older:
+            file.write_bytes(one.encode())
+            with pytest.raises(StateError, match="is older than the CA that this relay runs with|is of another CA"):
+                await running.watch.look(running.authority)
+            assert (running.authority.pin, running.authority.announced) == (known[0].pin, known[1])
+        older.append(state)
+
+
 async def test_a_step_before_the_first_look_is_taken_over(config: RelayConfig) -> None:
     authority = open_authority(config.data_dir)
     await take_step(config, "next", force=True)
