@@ -165,7 +165,7 @@ async def test_an_older_document_and_another_next_ca_are_not_taken_over(config: 
         known = copy_of(running.authority), running.authority.announced
         for one in older:
             file.write_bytes(one.encode())
-            with pytest.raises(StateError, match="is older than the CA that this relay runs with|is of another CA"):
+            with pytest.raises(StateError, match=r"is older than the CA that this relay runs with|is of another CA"):
                 await running.watch.look(running.authority)
             assert (running.authority.pin, running.authority.announced) == (known[0].pin, known[1])
         older.append(state)
