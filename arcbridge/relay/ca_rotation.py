@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from arcbridge.errors import ArcbridgeError, StateError
@@ -26,6 +26,11 @@ from arcbridge.relay.data_dir import ROTATION_FILE, change_authority, open_autho
 from arcbridge.relay.fleet.base import AgentReport
 from arcbridge.relay.operations import Row
 from arcbridge.settings.config import RelayConfig
+
+_ALONE = (
+    "no agent is connected at all: if this relay was restored from a backup, agents may have followed to the next CA, "
+    "and trust it alone: then 'ca activate --force' brings them back"
+)
 
 
 def is_behind(report: AgentReport, authority: Authority) -> bool:
@@ -94,6 +99,7 @@ async def status(config: RelayConfig, clock: Callable[[], float] = time.time) ->
     if here < config.workers:
         others.append(f"{config.workers - here} of {config.workers} processes of this relay do not answer")
     missing = []
+    strayed = followers_of_another_ca(agents, known)
     for record in records:
         rows = [one for one in agents if one.get("cluster") == record.name]
         if not rows:
@@ -104,7 +110,22 @@ async def status(config: RelayConfig, clock: Callable[[], float] = time.time) ->
             missing.append(f"cluster {record.name} has an agent with a certificate of the former CA")
     relays = sorted({str(one.get("relay")) for one in processes})
     followed = f"{len(records) - len(missing)} of {len(records)} clusters"
-    return RotationStatus(rotation, followed, (*others, *missing), tuple(relays))
+    if rotation.step == "activate" and records and not agents:
+        others.insert(0, _ALONE)
+    return RotationStatus(rotation, followed, (*strayed, *others, *missing), tuple(relays), strayed)
+
+
+def followers_of_another_ca(agents: Iterable[Row], known: Succession) -> tuple[str, ...]:
+    """Return which agents have followed the relay's CA to one that this relay does not have.
+
+    An agent that verifies relays by another CA than that of its certificate reports the one it verifies by.
+    """
+    found = {
+        f"cluster {one.get('cluster')} has an agent that follows {pin}, which this relay does not have": None
+        for one in agents
+        if one.get("certificate_ca") and (pin := one.get("relay_ca")) and pin not in known.pins
+    }
+    return tuple(found)
 
 
 def _origin(row: Row) -> str:

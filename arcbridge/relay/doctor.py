@@ -29,7 +29,7 @@ from arcbridge.checks.diagnosis import (
 from arcbridge.checks.running import look_at_process, look_at_refusals
 from arcbridge.errors import ArcbridgeError, ConfigError
 from arcbridge.pki.authority import Authority, certificate_validity
-from arcbridge.pki.rotation import NAMED
+from arcbridge.pki.rotation import LATER_BACKUP, NAMED
 from arcbridge.relay import ca_rotation
 from arcbridge.relay.admin_socket import ask
 from arcbridge.relay.certificate import read_text
@@ -79,7 +79,9 @@ async def diagnose(config: RelayConfig, place: Callable[[str], Place | None] = l
         found.append(skipped(PUBLIC_ADDRESS, "the files of [tls] do not say by which certificate to know the relay"))
     elif checked.public.host:
         found.append(await _guarded(PUBLIC_ADDRESS, "public_address", lambda: _public_address(checked, authority)))
-    if authority is not None and authority.trusted_pem != authority.certificate_pem:
+    if authority is not None and (strayed := await _strayed(config, authority)) is not None:
+        found.append(strayed)
+    elif authority is not None and authority.trusted_pem != authority.certificate_pem:
         found.append(await _guarded(ROTATION, "relay_ca_rotation", lambda: _rotation(config)))
     found += await look_at_collectors(config.audit.sinks)
     return found + await _running(config)
@@ -100,6 +102,18 @@ def _authority(config: RelayConfig) -> tuple[Authority | None, Finding]:
         words = f"there is none in {config.data_dir}: the relay makes it at its first start"
         return None, failed(CA, words, "start the relay, or correct data_dir", "relay_ca")
     return authority, ok(CA, authority.pin)
+
+
+async def _strayed(config: RelayConfig, authority: Authority) -> Finding | None:
+    """Return that agents follow a CA which this relay does not have; None where none does."""
+    try:
+        agents = await ask(config.data_dir, {"ask": "agents"}) or []
+    except ArcbridgeError:
+        return None  # the running relay's own row says it
+    strayed = ca_rotation.followers_of_another_ca(agents, authority.succession)
+    if not strayed:
+        return None
+    return failed(ROTATION, "; ".join(strayed[:NAMED]), LATER_BACKUP, "relay_ca_rotation")
 
 
 async def _rotation(config: RelayConfig) -> Finding:

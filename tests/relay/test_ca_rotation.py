@@ -108,6 +108,35 @@ async def test_a_step_waits_for_all_and_names_those_it_waits_for(config: RelayCo
     assert (read_authority(config.data_dir) or running.authority).pin == second
 
 
+async def test_a_relay_restored_from_before_next_makes_no_other_next_ca(config: RelayConfig, running: Running) -> None:
+    await enrol(config, "prod")
+    first, other = running.authority.pin, Authority.create("x").pin
+    words = f"cluster prod has an agent that follows {other}, which this relay does not have"
+    running.agents = [{"cluster": "prod", "relay_ca": other, "certificate_ca": first}]
+    assert (await status(config)).strayed == (words,)
+    with pytest.raises(StateError, match=rf"^{words}\. Restore a later backup"):
+        await take_step(config, "next", force=False)
+    # Of a relay with a certificate of another CA: the agent verifies relays by that one, and knows no other yet.
+    running.agents = [{"cluster": "prod", "relay_ca": other, "certificate_ca": ""}]
+    await take_step(config, "next", force=False)
+
+
+async def test_a_relay_restored_from_behind_next_says_how_its_agents_come_back(
+    config: RelayConfig, running: Running
+) -> None:
+    await enrol(config, "prod")
+    await take_step(config, "next", force=False)
+    await running.watch.look(running.authority)
+    with pytest.raises(StateError, match="'ca activate --force' brings them back; cluster prod is not connected"):
+        await take_step(config, "activate", force=False)
+    restored, ends = read_rotation(config.data_dir), Succession.of_pin(running.authority.pin)
+    retired = restored.take("activate", time.time()).take("retire", time.time()).list
+    ends = ends.follow(retired, "the relay's CA", retire=True)
+    await take_step(config, "activate", force=True)
+    await running.watch.look(running.authority)
+    assert running.authority.links_pem == ends.trusted
+
+
 async def test_a_relay_that_does_not_say_which_ca_it_has_has_not_followed(
     config: RelayConfig, running: Running
 ) -> None:
