@@ -22,7 +22,7 @@ from arcbridge.pki.succession import Succession
 from arcbridge.relay.admin_socket import ask
 from arcbridge.relay.audit.commands import acting
 from arcbridge.relay.backend import registry_of
-from arcbridge.relay.data_dir import ROTATION_FILE, change_authority, open_authority, read_rotation
+from arcbridge.relay.data_dir import ROTATION_FILE, change_authority, read_rotation
 from arcbridge.relay.fleet.base import AgentReport
 from arcbridge.relay.operations import Row
 from arcbridge.settings.config import RelayConfig
@@ -79,12 +79,11 @@ class RotationWatch:
 
 
 async def status(config: RelayConfig, clock: Callable[[], float] = time.time) -> RotationStatus:
-    """Return how far the rotation is, as the relay that runs says. Raises StateError."""
-    await asyncio.to_thread(open_authority, config.data_dir)
+    """Return how far the rotation is, as the relay that runs says. Raises StateError, also where there is no CA."""
     rotation = await asyncio.to_thread(read_rotation, config.data_dir)
     known = rotation.list
     wanted = known.pins[-1]
-    async with registry_of(config, clock=clock) as registry:
+    async with registry_of(config, must_exist=True, clock=clock) as registry:
         records = [one for one in await registry.clusters() if not one.revoked and one.certificate_expires > clock()]
     agents, processes, checks = [await ask(config.data_dir, {"ask": one}) for one in ("agents", "ca", "checks")]
     if agents is None or processes is None or checks is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from unittest import mock
@@ -11,12 +12,18 @@ import pytest
 from arcbridge.cli import ca
 from arcbridge.cli.parser import Invocation
 from arcbridge.errors import StateError
-from arcbridge.relay.data_dir import read_rotation
+from arcbridge.relay.data_dir import open_authority, open_registry, read_rotation
 from tests.relay.conftest import relay_config
+
+
+async def make_registry(data_dir: Path) -> None:
+    await (await open_registry(data_dir)).close()
 
 
 def test_steps_and_status(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = relay_config(tmp_path, "")
+    open_authority(config.data_dir)
+    asyncio.run(make_registry(config.data_dir))
 
     def run(command: str, **given: object) -> str:
         with mock.patch.object(ca, "load_settings", return_value=config):

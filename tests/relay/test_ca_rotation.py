@@ -140,6 +140,7 @@ async def test_a_relay_restored_from_behind_next_says_how_its_agents_come_back(
 async def test_a_relay_that_does_not_say_which_ca_it_has_has_not_followed(
     config: RelayConfig, running: Running
 ) -> None:
+    await enrol(config)
     await take_step(config, "next", force=False)
     assert await running.watch.look(running.authority)
     running.others = [{"relay": "older.test:8443", "worker": None}]
@@ -234,6 +235,16 @@ async def test_a_step_that_is_not_yet_announced_is_announced_at_the_next_look(
     assert recovery.rotated.await_count == 2
     assert basis.certificate.refresh.call_count == 2
     assert [one.kwargs.get("outcome", "done") for one in basis.audit.note.call_args_list] == ["refused", "done"]
+
+
+@pytest.mark.parametrize("force", [False, True])
+async def test_a_wrong_data_dir_is_said_and_nothing_is_made(tmp_path: Path, force: bool) -> None:
+    config = replace(relay_config(tmp_path, ""), data_dir=tmp_path / "typo")
+    for command in (status(config), take_step(config, "next", force=force)):
+        with pytest.raises(StateError, match="there is no CA in"):
+            await command
+    assert not (config.data_dir / "ca.key").exists()
+    assert not (config.data_dir / "registry.db").exists()
 
 
 async def test_a_command_that_hangs_holds_no_relay_up(config: RelayConfig, running: Running) -> None:
