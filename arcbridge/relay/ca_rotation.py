@@ -31,6 +31,10 @@ _ALONE = (
     "no agent is connected at all: if this relay was restored from a backup, agents may have followed to the next CA, "
     "and trust it alone: then 'ca activate --force' brings them back"
 )
+_RECOVERING = (
+    "revocations may be missing, and behind 'ca retire' the clusters that are awaited can no longer give them back: "
+    "'recovery list' names them"
+)
 
 
 def is_behind(report: AgentReport, authority: Authority) -> bool:
@@ -85,6 +89,7 @@ async def status(config: RelayConfig, clock: Callable[[], float] = time.time) ->
     wanted = known.pins[-1]
     async with registry_of(config, must_exist=True, clock=clock) as registry:
         records = [one for one in await registry.clusters() if not one.revoked and one.certificate_expires > clock()]
+        recovering = await registry.recovery() is not None
     agents, processes, checks = [await ask(config.data_dir, {"ask": one}) for one in ("agents", "ca", "checks")]
     if agents is None or processes is None or checks is None:
         return RotationStatus(rotation, "", ("no relay runs here that could say who has followed",))
@@ -111,6 +116,8 @@ async def status(config: RelayConfig, clock: Callable[[], float] = time.time) ->
     followed = f"{len(records) - len(missing)} of {len(records)} clusters"
     if rotation.step == "activate" and records and not agents:
         others.insert(0, _ALONE)
+    if rotation.step == "retire" and recovering:
+        others.append(_RECOVERING)
     return RotationStatus(rotation, followed, (*strayed, *others, *missing), tuple(relays), strayed)
 
 

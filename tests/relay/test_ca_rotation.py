@@ -27,7 +27,7 @@ from arcbridge.relay.control import ANNOUNCEMENTS, ControlConnection
 from arcbridge.relay.data_dir import change_authority, open_authority, open_registry, read_authority, read_rotation
 from arcbridge.relay.fleet.base import AgentReport
 from arcbridge.relay.hop import Hops
-from arcbridge.relay.registry.base import RegistryUnavailable
+from arcbridge.relay.registry.base import Recovery, RegistryUnavailable
 from arcbridge.relay.service import _Maintenance
 from arcbridge.settings.config import RelayConfig, RelayLimitsConfig
 from arcbridge.wire.records import CaSuccession, Status
@@ -135,6 +135,21 @@ async def test_a_relay_restored_from_behind_next_says_how_its_agents_come_back(
     await take_step(config, "activate", force=True)
     await running.watch.look(running.authority)
     assert running.authority.links_pem == ends.trusted
+
+
+async def test_a_ca_is_not_retired_while_revocations_come_back(config: RelayConfig, running: Running) -> None:
+    """docs/threats.md#E13: what agents keep of them under the former CA does not open any more then."""
+    await enrol(config)
+    registry = await open_registry(config.data_dir)
+    await registry.change_recovery(lambda _: Recovery("restored", time.time(), awaited=("away",)))
+    for step in ("next", "activate"):
+        await take_step(config, step, force=False)
+        await running.watch.look(running.authority)
+    with pytest.raises(StateError, match="before: revocations may be missing"):
+        await take_step(config, "retire", force=False)
+    await registry.change_recovery(lambda _: None)
+    await registry.close()
+    await take_step(config, "retire", force=False)
 
 
 async def test_a_relay_that_does_not_say_which_ca_it_has_has_not_followed(
