@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Final
 
@@ -152,14 +152,15 @@ class RotationStatus:
     def require(self, step: str) -> None:
         """Raise StateError, which names who has not followed, where a step has to wait."""
         if step == "next" and self.strayed:
-            raise StateError(f"{_named(self.strayed)}. {LATER_BACKUP}")
+            raise StateError(f"{'; '.join(named(self.strayed))}. {LATER_BACKUP}")
         if step != "next" and step == self.rotation.step and self.missing:
             raise StateError(
-                f"not all have followed the step before: {_named(self.missing)}. Wait for them "
+                f"not all have followed the step before: {'; '.join(named(self.missing))}. Wait for them "
                 "('ca status'), or give --force: what is away follows when it comes back, and only an agent whose "
                 "certificate is of a retired CA enrols again"
             )
 
 
-def _named(who: tuple[str, ...]) -> str:
-    return "; ".join(who[:NAMED]) + (f"; and {len(who) - NAMED} more" if len(who) > NAMED else "")
+def named(who: Sequence[str]) -> list[str]:
+    """Return the first `NAMED` of these, and how many more there are."""
+    return [*who[:NAMED], *([f"and {len(who) - NAMED} more"] if len(who) > NAMED else [])]

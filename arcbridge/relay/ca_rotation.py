@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -102,10 +103,13 @@ async def status(config: RelayConfig, clock: Callable[[], float] = time.time) ->
     here = sum(one.get("relay") == str(parse_address(config.public_address)) for one in processes)
     if here < config.workers:
         others.append(f"{config.workers - here} of {config.workers} processes of this relay do not answer")
+    agents_of = defaultdict[str, list[Row]](list)
+    for one in agents:
+        agents_of[str(one.get("cluster"))].append(one)
     missing = []
     strayed = followers_of_another_ca(agents, known)
     for record in records:
-        rows = [one for one in agents if one.get("cluster") == record.name]
+        rows = agents_of[record.name]
         if not rows:
             missing.append(f"cluster {record.name} is not connected")
         elif any(one.get("relay_ca") != wanted for one in rows):

@@ -29,7 +29,7 @@ from arcbridge.checks.diagnosis import (
 from arcbridge.checks.running import look_at_process, look_at_refusals
 from arcbridge.errors import ArcbridgeError, ConfigError
 from arcbridge.pki.authority import Authority, certificate_validity
-from arcbridge.pki.rotation import LATER_BACKUP, NAMED
+from arcbridge.pki.rotation import LATER_BACKUP, named
 from arcbridge.relay import ca_rotation
 from arcbridge.relay.admin_socket import ask
 from arcbridge.relay.certificate import read_text
@@ -113,7 +113,7 @@ async def _strayed(config: RelayConfig, authority: Authority) -> Finding | None:
     strayed = ca_rotation.followers_of_another_ca(agents, authority.succession)
     if not strayed:
         return None
-    return failed(ROTATION, "; ".join(strayed[:NAMED]), LATER_BACKUP, "relay_ca_rotation")
+    return failed(ROTATION, "; ".join(named(strayed)), LATER_BACKUP, "relay_ca_rotation")
 
 
 async def _rotation(config: RelayConfig) -> Finding:
@@ -122,7 +122,7 @@ async def _rotation(config: RelayConfig) -> Finding:
     step = found.rotation.step
     if not found.missing:
         return ok(ROTATION, f"{found.followed} have followed: it is safe to run `ca {step}` now")
-    words = f"{found.followed} have followed, so wait with `ca {step}`: {'; '.join(found.missing[:NAMED])}"
+    words = f"{found.followed} have followed, so wait with `ca {step}`: {'; '.join(named(found.missing))}"
     return warning(ROTATION, words, "`arcbridge --role relay ca status` shows them", "relay_ca_rotation")
 
 
