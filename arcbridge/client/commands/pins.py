@@ -57,7 +57,7 @@ async def renew(context: ClientContext, cluster: str) -> str:
             for name, pin in former.items():
                 if pin:
                     PinStore(store.path, relay=name).remember(cluster, pin)
-    if pin := store.get(cluster):
+    if trusted := store.get(cluster):
         # Another next CA of the same CA may have been followed, which the user does not mean.
-        context.state.successions.forget(pin)
-    return pin or ""
+        context.state.successions.forget(trusted)
+    return trusted or ""
