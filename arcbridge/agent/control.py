@@ -28,7 +28,7 @@ from arcbridge.agent.enrol import CredentialKeeper, outer_context
 from arcbridge.agent.relay_choice import RelayChoice
 from arcbridge.agent.sessions import Sessions
 from arcbridge.build import build
-from arcbridge.errors import ArcbridgeError, ConnectionLost, RemoteProtocolError, SessionEnded
+from arcbridge.errors import ArcbridgeError, ConfigError, ConnectionLost, PinMismatch, RemoteProtocolError, SessionEnded
 from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.net.address import Address
 from arcbridge.net.dialer import connect
@@ -63,7 +63,7 @@ DEPARTURE_MEMORY = 60.0
 """Seconds after which a relay's GOAWAY is forgotten: it has cut what came through it long before."""
 FOLLOW_PAUSE, REFUSED_PAUSE = 2.0, 30.0
 """Seconds behind an announcement of a relay's CAs, which costs signatures, until its next one is looked at: behind one
-that was taken, and behind one that was refused."""
+that was taken, and behind one that was refused or could not be kept."""
 FAILURE_LIMIT = 200
 """Bytes of a failure's reason that are kept: a relay may have written it."""
 RETRY_DELAY_LIMIT = 5.0
@@ -359,7 +359,7 @@ class ControlConnections:
             link.following.add_done_callback(self._tasks.discard)
 
     async def _follow(self, link: ControlLink) -> None:
-        while link.told:
+        while link.told and link in self._links:
             cas, link.told = link.told, ""
             try:
                 await self._keeper.follow_relay(cas)
@@ -367,6 +367,9 @@ class ControlConnections:
             except ArcbridgeError as error:
                 _log.error("relay CA not followed", connection=str(link.relay), reason=error.message)
                 pause = REFUSED_PAUSE
+                if not isinstance(error, ConfigError | PinMismatch):
+                    # The store failed, and the relay announces each step once.
+                    link.told = link.told or cas
             await asyncio.sleep(pause)
 
     def _note_connected(self) -> None:

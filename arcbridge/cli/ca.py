@@ -14,6 +14,7 @@ from arcbridge.cli.screen import Column
 from arcbridge.cli.settings import load_settings
 from arcbridge.errors import ExitCode
 from arcbridge.observe import logging
+from arcbridge.pki.rotation import named
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def status(invocation: Invocation) -> int:
     """Print the CAs that count, and who has not followed the last step."""
     rotation, config = _rotation(invocation)
     found = asyncio.run(rotation.status(config))
-    for one in found.missing:
+    for one in named(found.missing):
         print_warning(one)
     form = invocation.text("output", "table")
     rows = [{**row, "certificate_expires": rfc3339(row["certificate_expires"])} for row in found.rows]

@@ -37,7 +37,13 @@ _TOKEN_WAS_SHOWN = "ARCBRIDGE_TOKEN_WAS_SHOWN"
 """In the environment of a process that began with a token on its command line."""
 _writing = threading.Lock()
 """Held while output of commands is written, so that lines of two clusters do not mix."""
-_PINS = (Column("name"), Column("relay"), Column("pin", "CLUSTER CA PIN"), Column("file", wide=True))
+_PINS = (
+    Column("name"),
+    Column("relay"),
+    Column("pin", "CLUSTER CA PIN"),
+    Column("followed_by"),
+    Column("file", wide=True),
+)
 _COLUMNS = (
     Column("name"),
     Column("state", state=True),
@@ -375,7 +381,8 @@ async def trust(invocation: Invocation, context: ClientContext) -> int:
     if not known:
         of = f" of cluster {name!r}" if name else ""
         raise StateError(f"no pin is known here{of}; `arcbridge connect` asks for one")
-    print_rows(known, _PINS, invocation.text("output", "table"))
+    columns = [one for one in _PINS if one.key != "followed_by" or any(row["followed_by"] for row in known)]
+    print_rows(known, columns, invocation.text("output", "table"))
     return ExitCode.DONE
 
 

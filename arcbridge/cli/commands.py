@@ -164,7 +164,7 @@ COMMANDS = (
             Flag("--renew", "trust the pin that the cluster shows now, or that of --cluster-ca-pin"),
             OUTPUT,
             Argument("name", "name of the cluster (default: all)", "?", kind="clusters"),
-            "arcbridge trust ;; arcbridge trust berlin --renew  # its CA was replaced",
+            "arcbridge trust ;; arcbridge trust berlin --renew  # its CA was replaced (a rotation needs nothing)",
             uses="--cluster-ca-pin",
         ),
         Command(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Final
 
@@ -23,6 +23,7 @@ from arcbridge.untrusted_json import read_json
 
 NAMED: Final = 20
 """Clusters and relays that a refusal names."""
+LATER_BACKUP: Final = "Restore a later backup, or copy ca-rotation.json from the relay that has this CA"
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,8 @@ class RotationStatus:
     """Why the next step has to wait: who has not followed."""
     relays: tuple[str, ...] = ()
     """Relays that have answered: one of a fleet that is frozen is missing, and no other knows of it."""
+    strayed: tuple[str, ...] = ()
+    """Of `missing`: agents that follow a CA that is not known here, so that a next one would be of no use to them."""
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -148,10 +151,16 @@ class RotationStatus:
 
     def require(self, step: str) -> None:
         """Raise StateError, which names who has not followed, where a step has to wait."""
+        if step == "next" and self.strayed:
+            raise StateError(f"{'; '.join(named(self.strayed))}. {LATER_BACKUP}")
         if step != "next" and step == self.rotation.step and self.missing:
-            more = f"; and {len(self.missing) - NAMED} more" if len(self.missing) > NAMED else ""
             raise StateError(
-                f"not all have followed the step before: {'; '.join(self.missing[:NAMED])}{more}. Wait for them "
+                f"not all have followed the step before: {'; '.join(named(self.missing))}. Wait for them "
                 "('ca status'), or give --force: what is away follows when it comes back, and only an agent whose "
                 "certificate is of a retired CA enrols again"
             )
+
+
+def named(who: Sequence[str]) -> list[str]:
+    """Return the first `NAMED` of these, and how many more there are."""
+    return [*who[:NAMED], *([f"and {len(who) - NAMED} more"] if len(who) > NAMED else [])]

@@ -19,7 +19,7 @@ import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from arcbridge.errors import ConfigError, PinMismatch
+from arcbridge.errors import ConfigError, PinMismatch, StateError
 from arcbridge.pki.pins import check_pin, encoded, mismatch_message, pin_of
 from arcbridge.pki.private_files import ensure_private_directory, locked, read_file, write_private
 
@@ -200,6 +200,13 @@ class SuccessionStore:
         with locked(self._directory / ".lock"):
             merged = self.known(pin).follow(succession, "the CA that is kept", retire=True)
             write_private(self._file(pin), merged.text.encode())
+
+    def forget(self, pin: str) -> None:
+        """Give up what is kept for a pin, because its user has agreed to it anew. Raises StateError."""
+        try:
+            self._file(pin).unlink(missing_ok=True)
+        except OSError as error:
+            raise StateError(f"cannot remove {self._file(pin)}: {error.strerror}") from error
 
     def _file(self, pin: str) -> Path:
         return self._directory / f"{check_pin(pin).removeprefix('sha256:')}.pem"

@@ -8,22 +8,34 @@ at their next join, also much later, by the certificates that lead from CA to CA
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from arcbridge.errors import StateError
+from arcbridge.errors import ArcbridgeError, StateError
 from arcbridge.net.address import parse_address
 from arcbridge.pki.authority import Authority
 from arcbridge.pki.private_files import read_file
 from arcbridge.pki.rotation import Rotation, RotationStatus
+from arcbridge.pki.succession import Succession
 from arcbridge.relay.admin_socket import ask
 from arcbridge.relay.audit.commands import acting
 from arcbridge.relay.backend import registry_of
-from arcbridge.relay.data_dir import ROTATION_FILE, change_authority, open_authority, read_rotation
+from arcbridge.relay.data_dir import ROTATION_FILE, change_authority, read_rotation
 from arcbridge.relay.fleet.base import AgentReport
 from arcbridge.relay.operations import Row
 from arcbridge.settings.config import RelayConfig
+
+_ALONE = (
+    "no agent is connected at all: if this relay was restored from a backup, agents may have followed to the next CA, "
+    "and trust it alone: then 'ca activate --force' brings them back"
+)
+_RECOVERING = (
+    "revocations may be missing, and behind 'ca retire' the clusters that are awaited can no longer give them back: "
+    "'recovery list' names them"
+)
 
 
 def is_behind(report: AgentReport, authority: Authority) -> bool:
@@ -41,26 +53,44 @@ class RotationWatch:
         self._file = data_dir / ROTATION_FILE
         self._seen: bytes | None = None
         """The document that was taken over last; None: none was there yet."""
+        self._due = False
+        """Whether a step was taken over of which `done` was not called."""
 
     async def look(self, authority: Authority) -> bool:
-        """Have `authority` be what the document says; return whether it is another. Raises StateError."""
-        if (data := await asyncio.to_thread(read_file, self._file)) == self._seen:
-            return False
-        if data is None:
-            raise StateError(f"{self._file} has disappeared; is its volume still mounted?")
-        changed = authority.become(Rotation.decode(data, authority.certificate_pem).authority())
-        self._seen = data  # not before: one that cannot be read is looked at again
-        return changed
+        """Have `authority` be what the document says; return whether it has become another since `done` was called.
+        Raises StateError."""
+        if (data := await asyncio.to_thread(read_file, self._file)) != self._seen:
+            if data is None:
+                raise StateError(f"{self._file} has disappeared; is its volume still mounted?")
+            found = Rotation.decode(data, authority.certificate_pem).authority()
+            self._require_newer(found.succession, authority.succession)
+            self._due = authority.become(found) or self._due
+            self._seen = data  # not before: one that cannot be read is looked at again
+        return self._due
+
+    def _require_newer(self, found: Succession, known: Succession) -> None:
+        """Refuse an older step, or another next CA: agents have followed this one, and forget nothing."""
+        with contextlib.suppress(ArcbridgeError):
+            if found.follow(known, "the relay's CA", retire=True) == found:
+                return
+        raise StateError(
+            f"{self._file} is older than the CA that this relay runs with, or has another next CA. If it was copied "
+            "from another relay, copy the newest one of all relays here instead; if not, restore it from a backup"
+        )
+
+    def done(self) -> None:
+        """Note that all that depends on the CA has followed it."""
+        self._due = False
 
 
 async def status(config: RelayConfig, clock: Callable[[], float] = time.time) -> RotationStatus:
-    """Return how far the rotation is, as the relay that runs says. Raises StateError."""
-    await asyncio.to_thread(open_authority, config.data_dir)
+    """Return how far the rotation is, as the relay that runs says. Raises StateError, also where there is no CA."""
     rotation = await asyncio.to_thread(read_rotation, config.data_dir)
     known = rotation.list
     wanted = known.pins[-1]
-    async with registry_of(config, clock=clock) as registry:
+    async with registry_of(config, must_exist=True, clock=clock) as registry:
         records = [one for one in await registry.clusters() if not one.revoked and one.certificate_expires > clock()]
+        recovering = await registry.recovery() is not None
     agents, processes, checks = [await ask(config.data_dir, {"ask": one}) for one in ("agents", "ca", "checks")]
     if agents is None or processes is None or checks is None:
         return RotationStatus(rotation, "", ("no relay runs here that could say who has followed",))
@@ -73,9 +103,13 @@ async def status(config: RelayConfig, clock: Callable[[], float] = time.time) ->
     here = sum(one.get("relay") == str(parse_address(config.public_address)) for one in processes)
     if here < config.workers:
         others.append(f"{config.workers - here} of {config.workers} processes of this relay do not answer")
+    agents_of = defaultdict[str, list[Row]](list)
+    for one in agents:
+        agents_of[str(one.get("cluster"))].append(one)
     missing = []
+    strayed = followers_of_another_ca(agents, known)
     for record in records:
-        rows = [one for one in agents if one.get("cluster") == record.name]
+        rows = agents_of[record.name]
         if not rows:
             missing.append(f"cluster {record.name} is not connected")
         elif any(one.get("relay_ca") != wanted for one in rows):
@@ -84,7 +118,24 @@ async def status(config: RelayConfig, clock: Callable[[], float] = time.time) ->
             missing.append(f"cluster {record.name} has an agent with a certificate of the former CA")
     relays = sorted({str(one.get("relay")) for one in processes})
     followed = f"{len(records) - len(missing)} of {len(records)} clusters"
-    return RotationStatus(rotation, followed, (*others, *missing), tuple(relays))
+    if rotation.step == "activate" and records and not agents:
+        others.insert(0, _ALONE)
+    if rotation.step == "retire" and recovering:
+        others.append(_RECOVERING)
+    return RotationStatus(rotation, followed, (*strayed, *others, *missing), tuple(relays), strayed)
+
+
+def followers_of_another_ca(agents: Iterable[Row], known: Succession) -> tuple[str, ...]:
+    """Return which agents have followed the relay's CA to one that this relay does not have.
+
+    An agent that verifies relays by another CA than that of its certificate reports the one it verifies by.
+    """
+    found = {
+        f"cluster {one.get('cluster')} has an agent that follows {pin}, which this relay does not have": None
+        for one in agents
+        if one.get("certificate_ca") and (pin := one.get("relay_ca")) and pin not in known.pins
+    }
+    return tuple(found)
 
 
 def _origin(row: Row) -> str:

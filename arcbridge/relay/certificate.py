@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import structlog
@@ -31,6 +31,7 @@ class Loaded:
     """Dates of the files before they were read."""
     chain_pem: str
     """What handshakes show: the certificate, and those of its CAs that came with it."""
+    key_pem: str = field(repr=False)
     contexts: dict[str, ServerContext]
     """By ALPN protocol."""
     expires: float
@@ -78,12 +79,13 @@ class ServerCertificate:
 
     def refresh(self, *, rotated: bool = False) -> None:
         """Take over changed files; issue a new certificate at two thirds of the life of an own one, or where the CA was
-        `rotated`."""
+        `rotated`. What it cannot read or issue it tries again the next time."""
         config = self.loaded.config
+        if rotated:
+            # From memory: which agents are let in must not depend on files that cannot be read now.
+            self.loaded = replace(self.loaded, contexts=self._contexts(self.loaded), renew_at=0.0)
         try:
-            if rotated:
-                pass
-            elif config.certificate is not None:
+            if config.certificate is not None:
                 if _stamp(config) == self.loaded.stamp:
                     return
             elif self._clock() < self.loaded.renew_at:
@@ -105,8 +107,11 @@ class ServerCertificate:
             # With the way back to the CAs that ends know who have not heard of this one.
             certificate_pem, key_pem = issued.certificate_pem + self._authority.links_pem, issued.key_pem
         not_before, not_after = certificate_validity(certificate_pem)
-        contexts = outer_server_contexts(certificate_pem, key_pem, self._authority.trusted_pem)
-        return Loaded(config, stamp, certificate_pem, contexts, not_after, renew_at(not_before, not_after))
+        loaded = Loaded(config, stamp, certificate_pem, key_pem, {}, not_after, renew_at(not_before, not_after))
+        return replace(loaded, contexts=self._contexts(loaded))
+
+    def _contexts(self, loaded: Loaded) -> dict[str, ServerContext]:
+        return outer_server_contexts(loaded.chain_pem, loaded.key_pem, self._authority.trusted_pem)
 
 
 def _stamp(config: RelayTlsConfig) -> tuple[object, ...]:

@@ -55,8 +55,9 @@ def open_authority(data_dir: Path, *, clock: Callable[[], float] = time.time) ->
 
 
 def change_authority(data_dir: Path, step: Callable[[Rotation], Rotation]) -> Rotation:
-    """Take a step of the CA's rotation and keep it; return what is in force then. Raises `StateError`."""
-    open_authority(data_dir)
+    """Take a step of the CA's rotation and keep it; return what is in force then. Raises `StateError`, also where there
+    is no CA."""
+    read_rotation(data_dir)  # before a lock file is made
     with locked(data_dir / _LOCK):
         known = read_rotation(data_dir)
         changed = step(known)

@@ -29,7 +29,7 @@ from arcbridge.checks.diagnosis import (
 from arcbridge.checks.running import look_at_process, look_at_refusals
 from arcbridge.errors import ArcbridgeError, ConfigError
 from arcbridge.pki.authority import Authority, certificate_validity
-from arcbridge.pki.rotation import NAMED
+from arcbridge.pki.rotation import LATER_BACKUP, named
 from arcbridge.relay import ca_rotation
 from arcbridge.relay.admin_socket import ask
 from arcbridge.relay.certificate import read_text
@@ -79,7 +79,9 @@ async def diagnose(config: RelayConfig, place: Callable[[str], Place | None] = l
         found.append(skipped(PUBLIC_ADDRESS, "the files of [tls] do not say by which certificate to know the relay"))
     elif checked.public.host:
         found.append(await _guarded(PUBLIC_ADDRESS, "public_address", lambda: _public_address(checked, authority)))
-    if authority is not None and authority.trusted_pem != authority.certificate_pem:
+    if authority is not None and (strayed := await _strayed(config, authority)) is not None:
+        found.append(strayed)
+    elif authority is not None and authority.trusted_pem != authority.certificate_pem:
         found.append(await _guarded(ROTATION, "relay_ca_rotation", lambda: _rotation(config)))
     found += await look_at_collectors(config.audit.sinks)
     return found + await _running(config)
@@ -102,13 +104,25 @@ def _authority(config: RelayConfig) -> tuple[Authority | None, Finding]:
     return authority, ok(CA, authority.pin)
 
 
+async def _strayed(config: RelayConfig, authority: Authority) -> Finding | None:
+    """Return that agents follow a CA which this relay does not have; None where none does."""
+    try:
+        agents = await ask(config.data_dir, {"ask": "agents"}) or []
+    except ArcbridgeError:
+        return None  # the running relay's own row says it
+    strayed = ca_rotation.followers_of_another_ca(agents, authority.succession)
+    if not strayed:
+        return None
+    return failed(ROTATION, "; ".join(named(strayed)), LATER_BACKUP, "relay_ca_rotation")
+
+
 async def _rotation(config: RelayConfig) -> Finding:
     """Return how far the rotation of the CA is, of which one step is left."""
     found = await ca_rotation.status(config)
     step = found.rotation.step
     if not found.missing:
         return ok(ROTATION, f"{found.followed} have followed: it is safe to run `ca {step}` now")
-    words = f"{found.followed} have followed, so wait with `ca {step}`: {'; '.join(found.missing[:NAMED])}"
+    words = f"{found.followed} have followed, so wait with `ca {step}`: {'; '.join(named(found.missing))}"
     return warning(ROTATION, words, "`arcbridge --role relay ca status` shows them", "relay_ca_rotation")
 
 

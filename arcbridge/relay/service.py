@@ -18,7 +18,7 @@ import structlog
 
 from arcbridge.checks.groups_claim import missing_groups_logger
 from arcbridge.checks.self_checks import SelfChecks
-from arcbridge.errors import StateError
+from arcbridge.errors import ArcbridgeError, StateError
 from arcbridge.identity.groups import GroupSources
 from arcbridge.identity.policy import PolicyFile
 from arcbridge.identity.proof import ProofChecker
@@ -460,9 +460,10 @@ class _Maintenance:
             if await self._rotation.look(authority):
                 self._basis.certificate.refresh(rotated=True)
                 await self.recovery.rotated(authority)
+                self._rotation.done()
                 audit.note("ca follow", {"present": authority.pin, "newest": authority.succession.pins[-1]})
             self.ca_error = ""
-        except StateError as error:
+        except ArcbridgeError as error:
             if error.message != self.ca_error:
                 log.error("CA rotation not taken over", reason=error.message)
                 audit.note("ca follow", outcome="refused", reason=error.message)

@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 from arcbridge.agent import control as module
 from arcbridge.agent import revocations
 from arcbridge.agent.sessions import Sessions
-from arcbridge.errors import ConfigError
+from arcbridge.errors import ArcbridgeError, ConfigError, StateError
 from arcbridge.identity.claims import Identity
 from arcbridge.mux.session import MuxSession
 from arcbridge.net.backoff import Backoff
@@ -385,3 +385,29 @@ async def test_e14_a_flood_of_announcements_costs_an_agent_the_last_one_and_one_
     (link,) = world.control._links
     assert link.told.startswith("999 of 1000"), "nothing but the last is kept"
     assert world.connected == [0]
+
+
+async def test_an_announcement_that_cannot_be_kept_is_taken_later(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The relay announces a step once: the store of a cluster whose API server restarts must not lose it."""
+    monkeypatch.setattr(module, "FOLLOW_PAUSE", 0.0)
+    monkeypatch.setattr(module, "REFUSED_PAUSE", 0.0)
+    answers: list[ArcbridgeError | None] = [StateError("no API server"), StateError("no API server"), None]
+    judged: list[str] = []
+
+    async def follow(cas: str) -> None:
+        judged.append(cas)
+        if (error := answers.pop(0)) is not None:
+            raise error
+
+    monkeypatch.setattr(world.control._keeper, "follow_relay", follow)
+    link_of(world).send(CaSuccession("step"))
+    await world.until(lambda: not answers, "it is tried again")
+    assert judged == ["step"] * 3
+    answers += [ConfigError("not a succession"), None]
+    link_of(world).send(CaSuccession("wrong"))
+    await world.until(lambda: len(judged) == 4, "it is judged")
+    link_of(world).send(CaSuccession("right"))
+    await world.until(lambda: not answers, "the next one is judged")
+    assert judged[3:] == ["wrong", "right"], "what is wrong stays so"

@@ -205,7 +205,15 @@ WHO = IdentitySummary(
 )
 
 
-PINS = [{"name": "berlin", "relay": "https://relay.example.org", "pin": PIN, "file": "/home/alice/pins.toml"}]
+PINS = [
+    {
+        "name": "berlin",
+        "relay": "https://relay.example.org",
+        "pin": PIN,
+        "followed_by": "sha256:" + "5e0d" * 16,
+        "file": "/home/alice/pins.toml",
+    }
+]
 
 
 def who(value: object) -> Patch:

@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -26,6 +27,8 @@ from arcbridge.relay.control import ANNOUNCEMENTS, ControlConnection
 from arcbridge.relay.data_dir import change_authority, open_authority, open_registry, read_authority, read_rotation
 from arcbridge.relay.fleet.base import AgentReport
 from arcbridge.relay.hop import Hops
+from arcbridge.relay.registry.base import Recovery, RegistryUnavailable
+from arcbridge.relay.service import _Maintenance
 from arcbridge.settings.config import RelayConfig, RelayLimitsConfig
 from arcbridge.wire.records import CaSuccession, Status
 from tests.net.ends import authority
@@ -84,7 +87,9 @@ async def test_a_step_waits_for_all_and_names_those_it_waits_for(config: RelayCo
         StateError, match=r"relay 127.0.0.1:443 \(worker 1\) has another ca-rotation.json; cluster far is"
     ):
         await take_step(config, "activate", force=False)
-    assert await running.watch.look(running.authority)
+    for _ in range(2):
+        assert await running.watch.look(running.authority), "until all that depends on it has followed"
+    running.watch.done()
     assert not await running.watch.look(running.authority)
     second = running.authority.succession.pins[1]
     running.agents = [{"cluster": name, "relay_ca": pin} for name, pin in (("near", second), ("far", first))]
@@ -103,9 +108,54 @@ async def test_a_step_waits_for_all_and_names_those_it_waits_for(config: RelayCo
     assert (read_authority(config.data_dir) or running.authority).pin == second
 
 
+async def test_a_relay_restored_from_before_next_makes_no_other_next_ca(config: RelayConfig, running: Running) -> None:
+    await enrol(config, "prod")
+    first, other = running.authority.pin, Authority.create("x").pin
+    words = f"cluster prod has an agent that follows {other}, which this relay does not have"
+    running.agents = [{"cluster": "prod", "relay_ca": other, "certificate_ca": first}]
+    assert (await status(config)).strayed == (words,)
+    with pytest.raises(StateError, match=rf"^{words}\. Restore a later backup"):
+        await take_step(config, "next", force=False)
+    # Of a relay with a certificate of another CA: the agent verifies relays by that one, and knows no other yet.
+    running.agents = [{"cluster": "prod", "relay_ca": other, "certificate_ca": ""}]
+    await take_step(config, "next", force=False)
+
+
+async def test_a_relay_restored_from_behind_next_says_how_its_agents_come_back(
+    config: RelayConfig, running: Running
+) -> None:
+    await enrol(config, "prod")
+    await take_step(config, "next", force=False)
+    await running.watch.look(running.authority)
+    with pytest.raises(StateError, match="'ca activate --force' brings them back; cluster prod is not connected"):
+        await take_step(config, "activate", force=False)
+    restored, ends = read_rotation(config.data_dir), Succession.of_pin(running.authority.pin)
+    retired = restored.take("activate", time.time()).take("retire", time.time()).list
+    ends = ends.follow(retired, "the relay's CA", retire=True)
+    await take_step(config, "activate", force=True)
+    await running.watch.look(running.authority)
+    assert running.authority.links_pem == ends.trusted
+
+
+async def test_a_ca_is_not_retired_while_revocations_come_back(config: RelayConfig, running: Running) -> None:
+    """docs/threats.md#E13: what agents keep of them under the former CA does not open any more then."""
+    await enrol(config)
+    registry = await open_registry(config.data_dir)
+    await registry.change_recovery(lambda _: Recovery("restored", time.time(), awaited=("away",)))
+    for step in ("next", "activate"):
+        await take_step(config, step, force=False)
+        await running.watch.look(running.authority)
+    with pytest.raises(StateError, match="before: revocations may be missing"):
+        await take_step(config, "retire", force=False)
+    await registry.change_recovery(lambda _: None)
+    await registry.close()
+    await take_step(config, "retire", force=False)
+
+
 async def test_a_relay_that_does_not_say_which_ca_it_has_has_not_followed(
     config: RelayConfig, running: Running
 ) -> None:
+    await enrol(config)
     await take_step(config, "next", force=False)
     assert await running.watch.look(running.authority)
     running.others = [{"relay": "older.test:8443", "worker": None}]
@@ -148,6 +198,24 @@ async def test_a_document_that_cannot_be_read_leaves_the_ca_as_it_is(config: Rel
     assert not await running.watch.look(running.authority)
 
 
+async def test_an_older_document_and_another_next_ca_are_not_taken_over(config: RelayConfig, running: Running) -> None:
+    """A relay that went back would sign with a CA that its agents have left; they would renew again and again."""
+    file, state = config.data_dir / "ca-rotation.json", read_rotation(config.data_dir)
+    other = state.take("next", time.time())
+    older = [other]
+    for step in ("next", "activate", "retire", "next"):
+        state = state.take(step, time.time())
+        file.write_bytes(state.encode())
+        assert await running.watch.look(running.authority)
+        known = copy_of(running.authority), running.authority.announced
+        for one in older:
+            file.write_bytes(one.encode())
+            with pytest.raises(StateError, match=r"is older than the CA that this relay runs with|is of another CA"):
+                await running.watch.look(running.authority)
+            assert (running.authority.pin, running.authority.announced) == (known[0].pin, known[1])
+        older.append(state)
+
+
 async def test_a_step_before_the_first_look_is_taken_over(config: RelayConfig) -> None:
     authority = open_authority(config.data_dir)
     await take_step(config, "next", force=True)
@@ -166,6 +234,32 @@ async def test_a_directory_that_vanishes_under_a_relay_makes_no_other_ca(config:
         await running.watch.look(running.authority)
     assert running.authority.pin == known
     assert list(config.data_dir.iterdir()) == []
+
+
+async def test_a_step_that_is_not_yet_announced_is_announced_at_the_next_look(
+    config: RelayConfig, running: Running
+) -> None:
+    basis, recovery = mock.Mock(authority=running.authority), mock.Mock()
+    basis.checked.config = config
+    recovery.rotated = mock.AsyncMock(side_effect=[RegistryUnavailable("not now"), None])
+    maintenance = _Maintenance(basis, mock.Mock(), mock.Mock(), mock.Mock(), recovery)
+    await take_step(config, "next", force=True)
+    for error in ("not now", "", ""):
+        await maintenance._look_at_ca()
+        assert maintenance.ca_error == error
+    assert recovery.rotated.await_count == 2
+    assert basis.certificate.refresh.call_count == 2
+    assert [one.kwargs.get("outcome", "done") for one in basis.audit.note.call_args_list] == ["refused", "done"]
+
+
+@pytest.mark.parametrize("force", [False, True])
+async def test_a_wrong_data_dir_is_said_and_nothing_is_made(tmp_path: Path, force: bool) -> None:
+    config = replace(relay_config(tmp_path, ""), data_dir=tmp_path / "typo")
+    for command in (status(config), take_step(config, "next", force=force)):
+        with pytest.raises(StateError, match="there is no CA in"):
+            await command
+    assert not (config.data_dir / "ca.key").exists()
+    assert not (config.data_dir / "registry.db").exists()
 
 
 async def test_a_command_that_hangs_holds_no_relay_up(config: RelayConfig, running: Running) -> None:

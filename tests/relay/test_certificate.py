@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
-from arcbridge.errors import ConfigError
+from arcbridge.errors import ConfigError, StateError
 from arcbridge.net.tls import ALPN_CONTROL, ALPN_HTTP, ALPN_JOIN
 from arcbridge.pki.authority import Authority
+from arcbridge.pki.rotation import Rotation
 from arcbridge.relay.certificate import ServerCertificate
 from arcbridge.settings.config import RelayTlsConfig
 from tests.support.clock import Clock
@@ -51,6 +54,42 @@ def test_given_files_are_taken_over_when_both_fit(tmp_path: Path) -> None:
     files.key.write_text(two.key_pem)
     certificate.refresh()
     assert certificate.loaded.contexts[ALPN_HTTP] is not first
+
+
+def test_agents_of_a_retired_ca_are_refused_also_while_the_files_cannot_be_read(tmp_path: Path) -> None:
+    """docs/threats.md#E14: the relay lets agents in by what it has in memory, and reads the files again later."""
+    authority = Authority.create("test")
+    rotation = Rotation(authority.certificate_pem, authority.key_pem)
+    files = RelayTlsConfig(certificate=tmp_path / "tls.crt", key=tmp_path / "tls.key")
+    one, two = authority.issue_server(["relay.test"]), authority.issue_server(["relay.test"])
+    (tmp_path / "tls.crt").write_text(one.certificate_pem)
+    (tmp_path / "tls.key").write_text(one.key_pem)
+    certificate = ServerCertificate(files, authority, "relay.test")
+    (tmp_path / "tls.crt").write_text(two.certificate_pem)  # half of a new pair
+    for step, trusted in (("next", 2), ("activate", 2), ("retire", 1)):
+        rotation = rotation.take(step, time.time())
+        authority.become(rotation.authority())
+        certificate.refresh(rotated=True)
+        contexts = certificate.loaded.contexts
+        assert [len(one.get_ca_certs()) for one in contexts.values()] == [trusted] * 3
+        assert certificate.loaded.chain_pem == one.certificate_pem
+    (tmp_path / "tls.key").write_text(two.key_pem)
+    certificate.refresh()
+    assert certificate.loaded.chain_pem == two.certificate_pem
+
+
+def test_an_own_certificate_that_the_next_ca_could_not_issue_is_issued_later() -> None:
+    authority = Authority.create("test")
+    certificate = ServerCertificate(RelayTlsConfig(), authority, "relay.test")
+    first = certificate.loaded
+    with mock.patch.object(Authority, "issue_server", side_effect=StateError("not now")):
+        certificate.refresh(rotated=True)
+    assert certificate.loaded.chain_pem == first.chain_pem
+    certificate.refresh()
+    assert certificate.loaded.chain_pem != first.chain_pem
+    issued = certificate.loaded
+    certificate.refresh()
+    assert certificate.loaded is issued
 
 
 def test_a_read_changes_nothing_and_a_put_everything(tmp_path: Path) -> None:

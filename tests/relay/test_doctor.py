@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from arcbridge.checks.diagnosis import Finding, FindingState
+from arcbridge.pki.authority import Authority
 from arcbridge.relay import doctor
 from arcbridge.relay.data_dir import instance_lock, open_authority, open_registry
 from arcbridge.relay.doctor import diagnose
@@ -123,3 +124,20 @@ async def test_a_ca_that_lost_its_key(config: RelayConfig) -> None:
     open_authority(config.data_dir)
     (config.data_dir / "ca.key").unlink()
     assert "ca.key" in (await codes(config))["relay_ca"].detail
+
+
+async def test_agents_that_follow_a_ca_of_a_later_backup_are_named(
+    config: RelayConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, other = open_authority(config.data_dir).pin, Authority.create("x").pin
+    rows = [{"cluster": "prod", "relay_ca": other, "certificate_ca": first}]
+
+    async def answer(data_dir: Path, question: dict[str, str]) -> list[dict[str, str]] | None:
+        return rows if question["ask"] == "agents" else None
+
+    monkeypatch.setattr(doctor, "ask", answer)
+    found = (await codes(config))["relay_ca_rotation"]
+    assert found.detail == f"cluster prod has an agent that follows {other}, which this relay does not have"
+    assert "Restore a later backup" in found.remedy
+    rows[0]["relay_ca"] = first
+    assert "relay_ca_rotation" not in await codes(config)

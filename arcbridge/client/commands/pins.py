@@ -13,12 +13,21 @@ from arcbridge.pki.pins import PinStore, check_pin
 
 
 def known_pins(context: ClientContext, cluster: str) -> list[dict[str, str]]:
-    """Return the pins of `cluster`, or of all where that is empty: name, relay, pin, and the file that has it."""
+    """Return the pins of `cluster`, or of all where that is empty: name, relay, pin, the pin of the newest CA that
+    followed (empty: none has), and the file that has it."""
+    known = context.state.successions.known
     files = filter(None, (context.config.pins_file, context.state.pins_file))
     return [
-        {"name": name, "relay": relay or "any", "pin": pin, "file": str(file)}
+        {
+            "name": name,
+            "relay": relay or "any",
+            "pin": pin,
+            "followed_by": newest if newest != pin else "",
+            "file": str(file),
+        }
         for file in files
         for relay, name, pin in PinStore(file).entries()
+        for newest in [known(pin).pins[-1]]
         if cluster in ("", name)
     ]
 
@@ -48,4 +57,7 @@ async def renew(context: ClientContext, cluster: str) -> str:
             for name, pin in former.items():
                 if pin:
                     PinStore(store.path, relay=name).remember(cluster, pin)
-    return store.get(cluster) or ""
+    if trusted := store.get(cluster):
+        # Another next CA of the same CA may have been followed, which the user does not mean.
+        context.state.successions.forget(trusted)
+    return trusted or ""

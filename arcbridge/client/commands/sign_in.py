@@ -209,6 +209,9 @@ class _ContactWithRelay:
         if former is not None:
             kept = former.issuer_ca_pem if former.login.issuer == offer.issuer else ""
             profile = replace(profile, directory=former.directory, issuer_ca_pem=profile.issuer_ca_pem or kept)
+            if profile.ca_pin:
+                # The user agreed to the pin as the relay shows it now, also where another CA had followed it here.
+                self.profiles.successions.forget(profile.ca_pin)
         return self._save(profile, contact.cas)
 
     def _save(self, profile: RelayProfile, cas: Succession | None) -> RelayProfile:

@@ -467,7 +467,8 @@ def admit(record: ClusterRecord | None, certificate_der: bytes) -> ClusterRecord
         raise EnrolmentRefused("this cluster's name belongs to another cluster CA now: enrol with a new join token")
     # Two relays over one CA may have bound one name to two clusters, each with a join token of its own.
     pin = agent_ca_pin(certificate_der)
-    if pin and not is_bound_to(record.ca_pin, record.cas, pin):
+    # Also a retired one: the certificate was issued before, to this cluster, and its renewal states the present one.
+    if pin and not is_bound_to(record.ca_pin, record.cas, pin, retired=True):
         raise ForeignCa(
             f"this cluster's name belongs to another cluster CA at this relay: expected {record.ca_pin}, the agent's "
             f"certificate states {pin}. Enrol under another name, or have the operator make a join token with --rebind "
@@ -498,10 +499,14 @@ async def follow_cluster_ca(registry: Registry, name: str, announced: CaSuccessi
     return followed.pins[-1]
 
 
-def is_bound_to(ca_pin: str, cas: str, pin: str) -> bool:
-    """Return whether a name that is bound to `ca_pin`, and to those in `cas`, is bound to `pin`."""
+def is_bound_to(ca_pin: str, cas: str, pin: str, *, retired: bool = False) -> bool:
+    """Return whether a name that is bound to `ca_pin`, and to those in `cas`, is bound to `pin`; `retired`: also to one
+    that counts no more."""
     with contextlib.suppress(ConfigError):  # as in `ClusterRecord.succession`
-        return same_pin(ca_pin, pin) or (cas != "" and pin in Succession.read(cas, own=True).pins)
+        if same_pin(ca_pin, pin) or not cas:
+            return same_pin(ca_pin, pin)
+        known = Succession.read(cas, own=True)
+        return pin in known.pins[0 if retired else known.since :]
     return False
 
 

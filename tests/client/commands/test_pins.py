@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from arcbridge.client.commands.pins import known_pins, renew
 from arcbridge.client.service import ClientContext, Terminal
 from arcbridge.errors import ArcbridgeError, ConfigError, PinMismatch
 from arcbridge.pki.pins import PinStore
+from arcbridge.pki.rotation import Rotation
 from arcbridge.settings.config import ClientConfig
 from tests.client.far_side import CLUSTER, CLUSTER_CA, OTHER_CA, RELAY_CA, FarSide
 from tests.client.session.test_session_manager import login
@@ -98,3 +100,17 @@ async def test_what_an_organisation_ships_is_changed_there(machine: Machine, tmp
     with pytest.raises(PinMismatch, match=r"then change it in .*shipped\.toml"):
         await context.session(CLUSTER).connect_once()
     assert [one["relay"] for one in known_pins(context, "")] == ["any", machine.store.relay]
+
+
+async def test_the_newest_ca_that_followed_is_shown_until_the_pin_is_renewed(machine: Machine) -> None:
+    """Another next CA may have followed it here, as of a cluster that was restored and rotated again."""
+    context, pin = machine.context(), CLUSTER_CA.pin
+    assert [one["followed_by"] for one in known_pins(context, "")] == [""]
+    followed = Rotation(CLUSTER_CA.certificate_pem, CLUSTER_CA.key_pem).take("next", time.time()).list
+    for renewed in (context, machine.context(cluster_ca_pin=pin)):
+        context.state.successions.keep(pin, followed)
+        assert await renew(renewed, CLUSTER) == pin
+        assert [one["followed_by"] for one in known_pins(context, "")] == [""]
+    context.state.successions.keep(pin, followed)
+    (one,) = known_pins(context, CLUSTER)
+    assert (one["pin"], one["followed_by"]) == followed.pins

@@ -406,3 +406,18 @@ async def test_e14_a_login_while_the_ca_is_rotated_and_after_changes_no_pin(
                 assert (await ask_relay(access, given=True)).ca_pin == first.pin
                 access.follow(now.announced)  # as it joins
     assert "relay's CA" not in "".join(person.questions)
+
+
+async def test_a_relay_with_another_next_ca_is_trusted_anew(person: Person, tmp_path: Path) -> None:
+    """As one that was restored from a backup of before its rotation, and rotated again: the pin is the former one."""
+    first = Authority.create("relay CA")
+    kept, shown = [Rotation(first.certificate_pem, first.key_pem).take("next", time.time()) for _ in range(2)]
+    shown = shown.take("activate", time.time())
+    (tmp_path / "relay").mkdir()
+    async with serving(tmp_path / "relay", dict(DOCUMENT), authority=shown.authority()) as relay:
+        await person.trust(relay, relay_ca_pin=first.pin)
+        person.profiles.successions.forget(first.pin)
+        person.profiles.successions.keep(first.pin, kept.list)
+        for _ in range(2):
+            await person.trust(relay, relay_ca_pin=first.pin, renew=True)
+            assert person.profiles.successions.known(first.pin) == shown.list

@@ -504,12 +504,14 @@ class RegistryConformance:
         assert (record.ca_pem, record.ca_pin) == (state.certificate, state.list.pins[1])
         assert record.succession == state.list
         assert not await registry.succeed(replace(record, cas="another"), first.certificate_pem, "")
-        # Enrolments, and certificates that state either, go on; a foreign CA does not.
-        await registry.redeem_join_token(token, KEY_B, first.certificate_pem)
+        # Enrolments go on with the CAs that count, certificates with those before, too; a foreign CA does not.
         await registry.redeem_join_token(token, KEY_B, state.certificate)
+        for refused in (first.certificate_pem, hostile.certificate):
+            with pytest.raises(EnrolmentRefused, match="another cluster CA"):
+                await registry.redeem_join_token(token, KEY_A, refused)
+        assert await known(other) == await known(registry)
+        assert (await known(other)).ca_pin == state.list.pins[1]
         assert (await known(other)).valid_since == 0
-        with pytest.raises(EnrolmentRefused, match="another cluster CA"):
-            await registry.redeem_join_token(token, KEY_A, hostile.certificate)
         again = await registry.create_join_token("prod", expires_at=clock.now + HOUR, rebind=True)
         await registry.redeem_join_token(again, KEY_A, hostile.certificate)
         assert (await known(other)).cas == ""
