@@ -49,6 +49,11 @@ class Parser(argparse.ArgumentParser):
 
         return page_of(self.role, self.path).text(Screen.of(sys.stdout))
 
+    def print_help(self, file: object = None) -> None:
+        """Print the help; argparse's own method hides that it could not be written."""
+        sys.stdout.write(self.format_help())
+        sys.stdout.flush()
+
     def error(self, message: str) -> NoReturn:
         groups = [action for action in self._actions if isinstance(action, argparse._SubParsersAction)]
         missing = message.partition("the following arguments are required: ")[2]

@@ -182,7 +182,45 @@ def test_a_line_that_goes_wrong_is_answered_in_a_sentence(line: str, said: str, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_closed_pipe_is_no_traceback() -> None:
-    program = f"{sys.executable} -m arcbridge completion zsh | true"
+@pytest.mark.parametrize(
+    ("line", "code", "said"),
+    [
+        ("{} completion zsh | true", 0, ""),
+        ("{} help flags | true", 0, ""),
+        ("{} help >/dev/full", 1, "error: No space left on device\n"),
+        ("{} connect --help >/dev/full", 1, "error: No space left on device\n"),
+        ("{} completion zsh >/dev/full", 1, "error: No space left on device\n"),
+        ("{} help >&-", 0, ""),
+        ("{} lgoin 2>&-", 2, ""),
+        ("PYTHONIOENCODING=ascii {} help login | grep -q RELAY_URL", 0, ""),
+        ("LC_ALL=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0 {} help login | grep -q RELAY_URL", 0, ""),
+    ],
+)
+def test_an_output_that_takes_nothing_is_no_traceback(line: str, code: int, said: str) -> None:
+    program = line.format(f"{sys.executable} -m arcbridge")
     done = subprocess.run(["sh", "-c", program], capture_output=True, text=True, check=False, timeout=30)
-    assert done.stderr == ""
+    assert (done.returncode, done.stderr) == (code, said)
+
+
+@pytest.mark.parametrize("line", ["--role king help", "help --role king", "--role king connect --help"])
+def test_help_of_a_role_that_is_none(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(line.split()) == ExitCode.USAGE
+    assert capsys.readouterr().err.startswith("error: --role king: unknown")
+
+
+@pytest.mark.parametrize("line", ["help --color always", "connect --help --color=always", "lgoin --color always"])
+def test_colour_is_decided_before_anything_is_said(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    run(line.split())
+    assert "\x1b[" in "".join(capsys.readouterr())
+    run(line.replace("always", "never").split())
+    assert "\x1b[" not in "".join(capsys.readouterr())
+
+
+def test_a_colour_that_is_none(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["help", "--color", "king"]) == ExitCode.USAGE
+    monkeypatch.setenv("ARCBRIDGE_COLOR", "king")
+    assert run(["version", "--role", "client"]) == ExitCode.USAGE
+    assert capsys.readouterr().err.splitlines() == [
+        "error: flag --color: 'king' is unknown; use auto, always or never",
+        "error: environment variable ARCBRIDGE_COLOR: 'king' is unknown; use auto, always or never",
+    ]
