@@ -7,7 +7,7 @@ reference (`.ci/release/manual.py`) are made from the same pages.
 from __future__ import annotations
 
 from arcbridge.cli.commands import COMMANDS, GROUP_HELP, GROUPS, Command, commands_of, find_command
-from arcbridge.cli.screen import DEFAULT_WIDTH, WIDEST_PROSE, Screen, cells, prose, wrap
+from arcbridge.cli.screen import DEFAULT_WIDTH, LEAST_PROSE, WIDEST_PROSE, Screen, cells, prose, wrap
 from arcbridge.cli.words import spelled
 from arcbridge.errors import EXIT_CODES
 from arcbridge.settings.flags import CLIENT, ROLES, Flag, flags_of
@@ -78,15 +78,17 @@ class HelpPage:
 
 
 def definitions(pairs: Pairs, screen: Screen) -> str:
-    """Return terms with their texts beside them, or below those that are long."""
+    """Return terms with their texts beside them, or below those that are long; below all of them on a narrow screen."""
     width = screen.width or WIDEST_PROSE
     column = max((cells(term) for term, _ in pairs if cells(term) <= _TERM), default=8) + 5
+    narrow = width - column < LEAST_PROSE
+    column = 6 if narrow else column
     lines: list[str] = []
     for term, text in pairs:
-        beside = cells(term) + 5 <= column
+        beside = not narrow and cells(term) + 5 <= column
         first, *rest = wrap(text, width - column)
         if not beside:
-            lines += wrap(f"  {term}", width, "    ")
+            lines += wrap(f"  {term}", width, "  ")
         lines.append(f"  {term:{column - 2}}{first}" if beside else " " * column + first)
         lines += [" " * column + line for line in rest]
     return "".join(f"{line.rstrip()}\n" for line in lines)
@@ -94,7 +96,7 @@ def definitions(pairs: Pairs, screen: Screen) -> str:
 
 def _lines(examples: Pairs, screen: Screen) -> str:
     """Return command lines, each below what it does."""
-    return "".join(prose(f"  # {text}", screen, "  # ") * bool(text) + f"  {line}\n" for line, text in examples)
+    return "".join(prose(f"  # {text}", screen, "# ") * bool(text) + f"  {line}\n" for line, text in examples)
 
 
 # --- the pages --------------------------------------------------------------------------------------------------------

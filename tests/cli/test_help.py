@@ -54,11 +54,20 @@ def test_a_command_lists_its_own_flags_and_those_that_it_is_about() -> None:
 
 
 def test_a_long_term_has_its_text_below() -> None:
-    pairs = [("--short", "one two three four"), ("--as-long-as-a-term-can-hardly-be TEXT", "text")]
-    assert definitions(pairs, Screen(24)).splitlines() == [
-        "  --short   one two",
-        "            three four",
+    pairs = [("--short", "one two three four fifteen"), ("--as-long-as-a-term-can-hardly-be TEXT", "text")]
+    assert definitions(pairs, Screen(36)).splitlines() == [
+        "  --short   one two three four",
+        "            fifteen",
         "  --as-long-as-a-term-can-hardly-be",
         "    TEXT",
         "            text",
     ]
+
+
+@pytest.mark.parametrize("width", range(20, 81))
+def test_a_narrow_screen_leaves_room_for_texts(width: int) -> None:
+    text = "one two three four five six seven"
+    lines = definitions([("--short", text), ("--a-longer-flag NAME", text)], Screen(width)).splitlines()
+    assert " ".join(" ".join(lines).split()) == f"--short {text} --a-longer-flag NAME {text}"
+    assert max(map(len, lines)) <= width
+    assert lines[0].startswith("  --short   ") is (width >= 25 + 24)
