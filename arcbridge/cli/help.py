@@ -194,11 +194,11 @@ def exit_codes_page() -> HelpPage:
 
 def help_for(arguments: list[str], role: str) -> HelpPage | None:
     """Return the page that `arcbridge help WORD …` asks for; None: the words are none of any role."""
-    if arguments[:1] == ["flags"]:
-        return flags_page(role or CLIENT)
-    if arguments[:1] == ["exit-codes"]:
+    if arguments[:1] == ["flags"] and arguments[1:] in ([], *([one] for one in ROLES)):
+        return flags_page("".join(arguments[1:]) or role or CLIENT)
+    if arguments == ["exit-codes"]:
         return exit_codes_page()
-    path = tuple(arguments)
+    path = () if arguments == ["help"] else tuple(arguments)
     for one in (role,) if role else (CLIENT, *ROLES):
         if not path or any(command.path[: len(path)] == path for command in COMMANDS if one in command.roles):
             return page_of(one, path)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from arcbridge.cli.commands import DEFAULT_COMMAND, GONE, Command, commands_of
+from arcbridge.cli.commands import DEFAULT_COMMAND, GONE, INTERNAL, Command, commands_of
 from arcbridge.cli.output import print_error
 from arcbridge.cli.screen import Screen
 from arcbridge.cli.words import first_word, spelled, words_of
@@ -21,6 +21,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
     from typing import Any, NoReturn
+
+
+_FEW = 9
+"""Sub-commands of a group that a message lists; all of a role's would hide what is wrong."""
 
 
 class UsageError(SystemExit):
@@ -85,9 +89,14 @@ def unknown_command(word: str, known: Sequence[str], role: str = "") -> str:
     others = [other for other in ROLES if other != role and any(c.path[0] == word for c in commands_of(other))]
     if others and role:
         return f"unknown sub-command {word!r}; it is one of --role {listed(others)}"
-    near = nearest(word, known)
-    hint = f"did you mean {near}?" if near else f"there {'are' if len(known) > 1 else 'is'} {', '.join(known)}"
-    return f"unknown sub-command {word!r}; {hint}"
+    known = [one for one in dict.fromkeys(known) if one not in INTERNAL]
+    near = nearest(word, [*known, *GONE])
+    if near in GONE:
+        return f"unknown sub-command {word!r}; `{near}` is gone; {GONE[near]}"
+    hint = f"; did you mean {near}?" if near else ""
+    if not near and len(known) <= _FEW:
+        hint = f"; there {'are' if len(known) > 1 else 'is'} {', '.join(known)}"
+    return f"unknown sub-command {word!r}{hint}"
 
 
 class Invocation:
@@ -239,7 +248,6 @@ def parse(arguments: Sequence[str], role: str) -> Invocation:
     if behind == [] and "-h" not in arguments and "--help" not in arguments:
         parser.error("the command goes behind --, as in `arcbridge run --cluster NAME -- kubectl get pods`")
     _refuse_unknown_flags(parser, arguments, role)
-    parser.asked = ""
     namespace, more = parser.parse_known_args(arguments)
     given = vars(namespace)
     _add_words(parser, given, more, role)

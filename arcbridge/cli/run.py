@@ -7,7 +7,7 @@ import sys
 from importlib import import_module
 
 from arcbridge import __version__
-from arcbridge.cli.commands import COMMANDS, find_command
+from arcbridge.cli.commands import COMMANDS, commands_of, find_command
 from arcbridge.cli.core_dumps import forbid_core_dumps
 from arcbridge.cli.output import describe, plain, print_error
 from arcbridge.cli.parser import Invocation, Parser, UsageError, parse, unknown_command
@@ -35,10 +35,10 @@ def run(arguments: Sequence[str], *, program: str = "arcbridge") -> int:
         if (page := _help(arguments, role)) is not None:
             sys.stdout.write(page.text(Screen.of(sys.stdout)))
             code: int = ExitCode.DONE
-        elif role not in ROLES and (role or list(arguments[:1]) != ["completion"]):
+        elif role not in ROLES and (role or invocation.command not in (("completion",), ("version",))):
             code = _without_role(arguments, role)
         else:
-            invocation = parse(arguments, role or CLIENT)  # the script of `completion` is one for all roles
+            invocation = parse(arguments, role or CLIENT)  # those two are the same for all roles
             code = _run(invocation)
         sys.stdout.flush()
         return code
@@ -175,9 +175,15 @@ def _help(arguments: Sequence[str], role: str) -> HelpPage | None:
         return None
     if not asked and (role or not {"-h", "--help"}.intersection(arguments)):
         return None
-    from arcbridge.cli.help import help_for
+    from arcbridge.cli.help import HELP_WORDS, help_for
 
-    return help_for(words[asked:], role)
+    page = help_for(words[asked:], role)
+    if page is None and asked:
+        known = [*(command.path[0] for command in COMMANDS if not role or role in command.roles), *HELP_WORDS]
+        several = words[1] in known
+        what = f"there is no command `{' '.join(words[1:])}`" if several else unknown_command(words[1], known, role)
+        Parser(prog="arcbridge").error(what)
+    return page
 
 
 def _without_role(arguments: Sequence[str], role: str) -> int:
@@ -185,7 +191,7 @@ def _without_role(arguments: Sequence[str], role: str) -> int:
     if role:
         print_error(f"--role {role}: unknown; use one of {', '.join(ROLES)}")
         return ExitCode.USAGE
-    if "--version" in arguments or arguments == ["version"]:
+    if "--version" in arguments:
         print(f"arcbridge {__version__}")
         return ExitCode.DONE
     if not arguments:
@@ -194,11 +200,9 @@ def _without_role(arguments: Sequence[str], role: str) -> int:
         sys.stderr.write(page_of(CLIENT, ()).text(Screen.of(sys.stderr)))
         return ExitCode.USAGE
     parser = Parser(prog="arcbridge")
-    words = words_of(arguments)
-    word = next(iter(words[words[:1] == ["help"] :]), "")
-    known = {command.path[0]: None for command in COMMANDS}
-    if word and word not in known:
-        parser.error(unknown_command(word, [*known, "help"]))
-    if word:
-        parser.error(f"`{word}` is for the settings of one role: give --role {'|'.join(ROLES)}")
+    if word := next(iter(words_of(arguments)), ""):
+        roles = [one for one in ROLES if any(command.path[0] == word for command in commands_of(one))]
+        if not roles:
+            parser.error(unknown_command(word, [*(command.path[0] for command in COMMANDS), "help"]))
+        parser.error(f"`{word}` is for the settings of one role: give --role {'|'.join(roles)}")
     parser.error(f"which role? give --role {'|'.join(ROLES)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from arcbridge.cli import run as run_module
+from arcbridge.cli.commands import GONE
 from arcbridge.cli.run import run
 from arcbridge.errors import (
     EXIT_CODES,
@@ -116,17 +118,32 @@ def test_without_a_role(capsys: pytest.CaptureFixture[str]) -> None:
         ("lgoin", "unknown sub-command 'lgoin'; did you mean login?"),
         ("stauts", "unknown sub-command 'stauts'; did you mean status?"),
         ("config check", "`config` is for the settings of one role: give --role relay|agent|client"),
+        ("ca status", "`ca` is for the settings of one role: give --role relay|agent"),
         ("--log-level debug", "which role? give --role relay|agent|client"),
+        ("elevate", "unknown sub-command 'elevate'"),
+        ("credentials", "unknown sub-command 'credentials'"),
+        ("exit-codes", "unknown sub-command 'exit-codes'"),
+        ("spedtest", f"unknown sub-command 'spedtest'; `speedtest` is gone; {GONE['speedtest']}"),
+        ("help exit", "unknown sub-command 'exit'"),
+        ("help doctr", "unknown sub-command 'doctr'; did you mean doctor?"),
+        ("help connect doctor", "there is no command `connect doctor`"),
+        ("help flags king", "there is no command `flags king`"),
+        ("help token x", "there is no command `token x`"),
+        ("version -o json", "unrecognized arguments: -o json"),
     ],
 )
 def test_a_line_that_names_no_role(line: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(line.split()) == ExitCode.USAGE
-    assert capsys.readouterr().err.splitlines()[0] == f"error: {said}"
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == f"error: {said}"
+    assert re.fullmatch(r"run `arcbridge (version )?--help` for the (commands|flags and examples)", second)
 
 
 @pytest.mark.parametrize(
     ("line", "usage"),
     [
+        ("help help", "usage: arcbridge COMMAND [FLAGS]"),
+        ("help flags relay", "All commands of the relay take these flags, before and behind their words. Each"),
         ("help", "usage: arcbridge COMMAND [FLAGS]"),
         ("help login", "usage: arcbridge login [RELAY_URL …] [FLAGS]"),
         ("login --help", "usage: arcbridge login [RELAY_URL …] [FLAGS]"),
