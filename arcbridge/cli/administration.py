@@ -99,8 +99,8 @@ def format_token(made: NewToken, output: str) -> str:
     ]
     if made.in_cluster:
         lines += [
-            "For an agent on a machine that is no pod give this command --kube-server https://HOST:PORT and "
-            "--kube-token-file FILE (and --kube-ca-file FILE) too: it prints what starts that agent.",
+            "For an agent on a machine that is no pod give this command `--kube-server https://HOST:PORT` and "
+            "`--kube-token-file FILE` (and `--kube-ca-file FILE`) too: it prints what starts that agent.",
             "",
         ]
     if not made.relay_ca_pin:
