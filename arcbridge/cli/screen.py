@@ -323,8 +323,11 @@ class Waiting:
             self._stream.write(f"\r\x1b[K{self._screen.paint(fits, DIM)}\r")
             self._stream.flush()
         if shown:
-            self._stream.write("\r\x1b[K")
-            self._stream.flush()
+            self.erase()
+
+    def erase(self) -> None:
+        self._stream.write("\r\x1b[K")
+        self._stream.flush()
 
 
 _shown: list[Waiting] = []
@@ -332,8 +335,12 @@ _shown: list[Waiting] = []
 
 def over_waiting(line: str, stream: TextIO) -> str:
     """Return a line as it is to be written to `stream` in one piece: one that shows a wait is erased first, and comes
-    again."""
-    return f"\r\x1b[K{line}" if _shown and stream.isatty() else line
+    again. Where `stream` is no terminal it may still lead to that one (`| tee`)."""
+    if _shown and stream.isatty():
+        return f"\r\x1b[K{line}"
+    if _shown:
+        _shown[-1].erase()
+    return line
 
 
 def _minutes(seconds: float) -> str:

@@ -153,7 +153,10 @@ def test_a_wait_is_a_line_that_goes(monkeypatch: pytest.MonkeyPatch) -> None:
     with Waiting(stream, "Waiting for the login", 300):
         assert written.wait(30)
         assert over_waiting("a line", stream) == "\r\x1b[Ka line"
-        assert over_waiting("a line", io.StringIO()) == "a line"
+        erased = re.compile(r"\r\x1b\[K(\r|$)")
+        assert not erased.search(stream.getvalue())
+        assert over_waiting("a line", io.StringIO()) == "a line"  # `| tee` leads to the same terminal
+        assert erased.search(stream.getvalue())
     assert "Waiting for the login 0:00 of 5:00" in stream.getvalue()
     assert stream.getvalue().endswith("\r\x1b[K")
     assert over_waiting("a line", stream) == "a line"
