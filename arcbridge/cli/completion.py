@@ -191,8 +191,7 @@ def _bash() -> str:
 _arcbridge() {{
     local cur=${{COMP_WORDS[COMP_CWORD]}} prev=${{COMP_WORDS[COMP_CWORD-1]}} words='' flags='' kind='' i
     COMPREPLY=()
-    [[ $cur == = ]] && cur=''
-    [[ $prev == = ]] && prev=${{COMP_WORDS[COMP_CWORD-2]}}
+    [[ $cur == = ]] && cur=''; [[ $prev == = ]] && prev=${{COMP_WORDS[COMP_CWORD-2]}}
     set -- "${{COMP_WORDS[@]:1:COMP_CWORD-1}}"
 {_posix_walk()}    for (( i = 1; i < COMP_CWORD; i++ )); do
         [[ ${{COMP_WORDS[i]}} == -- ]] || continue

@@ -50,14 +50,11 @@ class Parser(argparse.ArgumentParser):
         defaults["formatter_class"] = lambda prog: argparse.HelpFormatter(prog, width=DEFAULT_WIDTH)
         super().__init__(**(defaults | options))
 
-    def format_help(self) -> str:
+    def print_help(self, file: object = None) -> None:
+        """Print the page; argparse's own method hides that it could not be written."""
         from arcbridge.cli.help import page_of
 
-        return page_of(self.role, self.path).text(Screen.of(sys.stdout))
-
-    def print_help(self, file: object = None) -> None:
-        """Print the help; argparse's own method hides that it could not be written."""
-        sys.stdout.write(self.format_help())
+        sys.stdout.write(page_of(self.role, self.path).text(Screen.of(sys.stdout)))
         sys.stdout.flush()
 
     def error(self, message: str) -> NoReturn:
