@@ -44,7 +44,7 @@ EXIT_CODES: dict[ExitCode, tuple[str, str]] = {
         "`arcbridge doctor` says which",
     ),
     ExitCode.DENIED: ("not allowed: the login is taken, and may not do this", "ask the operator for access"),
-    ExitCode.RUN_FAILED: ("`run` failed before its command, or beside it", "read the error, which has no prefix"),
+    ExitCode.RUN_FAILED: ("`run` failed before its command, or beside it", "read the line that begins with `error:`"),
     ExitCode.CANNOT_RUN: ("the command of `run` is there and cannot be run", "look at its mode"),
     ExitCode.NOT_FOUND: ("the command of `run` is not there", "name a command that is in `PATH`"),
     ExitCode.INTERRUPTED: ("broken off by a signal before it served, or while it asked", ""),

@@ -24,7 +24,7 @@ FROM_OUTSIDE: dict[str, str] = {
     "_create_connection": "aiohttp's connector",
     "_wrap_create_connection": "aiohttp's connector",
     "emit": "logging's handler",
-    "format_help": "argparse",
+    "print_help": "argparse",
     "get_protocol": "asyncio's transport",
     "get_write_buffer_limits": "asyncio's transport",
     "handle_error": "aiohttp's server",

@@ -14,7 +14,19 @@ from arcbridge.build import build
 from tests.client.far_side import CLUSTER, CLUSTER_CA, RELAY_CA, FarSide
 from tests.client.session.test_session_manager import login
 
-HEAVY = ("ssl", "asyncio", "aiohttp", "yaml", "cryptography", "structlog", "jwt", "uvloop", "dataclasses", "inspect")
+HEAVY = (
+    "ssl",
+    "asyncio",
+    "aiohttp",
+    "yaml",
+    "cryptography",
+    "structlog",
+    "jwt",
+    "uvloop",
+    "dataclasses",
+    "inspect",
+    "lzma",
+)
 
 
 def arc(*arguments: str) -> subprocess.CompletedProcess[str]:

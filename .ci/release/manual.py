@@ -16,7 +16,6 @@ from pathlib import Path
 
 from arcbridge.cli import help as pages
 from arcbridge.cli.commands import GROUPS, INTERNAL, commands_of
-from arcbridge.errors import EXIT_CODES
 from arcbridge.settings import config
 from arcbridge.settings.flags import AGENT, CLIENT, OFF, RELAY, ROLES, Flag, flags_of
 
@@ -153,12 +152,8 @@ def reference() -> str:
             facts = ", ".join(filter(None, (one.kind, f"default `{one.default}`" if one.default else "")))
             flag = f"; `{one.flag}`" if one.flag else ""
             lines += _filled(f"* `{one.key}` ({facts}{flag}){f': {one.about}' if one.about else ''}", "  ")
-    lines += ["", "## Exit codes", "", *_pairs(_exit_codes(), "")]
+    lines += ["", "## Exit codes", "", *_pairs(pages.exit_codes_page().sections[0][1], "")]
     return "\n".join(lines) + "\n"
-
-
-def _exit_codes() -> list[tuple[str, str]]:
-    return [(str(int(code)), f"{text}{f': {remedy}' if remedy else ''}") for code, (text, remedy) in EXIT_CODES.items()]
 
 
 def _pairs(pairs: list[tuple[str, str]], title: str) -> list[str]:
@@ -204,7 +199,7 @@ def man_page(role: str) -> str:
     for setting in settings(role):
         text = f"{setting.about} {f'(default: {setting.default})' if setting.default else ''}".strip()
         lines += _terms([(setting.key, text or setting.kind)])
-    lines += [".SH EXIT STATUS", *_terms(_exit_codes())]
+    lines += [".SH EXIT STATUS", *_terms(pages.exit_codes_page(role).sections[0][1])]
     lines += [".SH FILES", *_terms(_places(role))]
     others = [other for one, other in NAMES.items() if one != role]
     lines += [".SH SEE ALSO", ", ".join(f"{other.partition('.')[0]}({other[-1]})" for other in others)]

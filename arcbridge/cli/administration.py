@@ -6,7 +6,7 @@ It asks no relay. Invariant: what comes from a relay reaches a terminal escaped,
 from __future__ import annotations
 
 from arcbridge.cli.commands import DOCUMENTS
-from arcbridge.cli.output import as_prose, format_document, format_rows, plain, rfc3339
+from arcbridge.cli.output import as_prose, format_document, format_rows, plain, print_note, rfc3339
 from arcbridge.cli.screen import Column
 
 TYPE_CHECKING = False
@@ -28,6 +28,14 @@ _LISTS = {
     "policy list": "hash rules/1 held reason… relay/2 worker/3",
 }
 """The columns of each list; the first one names a row. `/N`: its rank, `+`: in `-o wide` alone, `…`: sentences."""
+_NONE = {
+    "token list": "no join tokens",
+    "cluster list": "no clusters: none is enrolled",
+    "session list": "no sessions: none runs now",
+    "user list": "no users: none is revoked",
+    "recovery list": "no clusters: none has revocations to give back",
+}
+"""What is said beside a list without rows."""
 _DONE = {
     "token delete": "join token {id} is deleted: it enrols no more agents",
     "cluster revoke": "cluster {cluster} is revoked: its agents are cut off within seconds and refused",
@@ -50,7 +58,9 @@ _TIMES = frozenset(
 
 
 def format_list(command: str, rows: Sequence[Row], output: str) -> str:
-    """Return the rows of a list; `output` as in `--output`."""
+    """Return the rows of a list; `output` as in `--output`. A note on standard error says that there are none."""
+    if not rows and command in _NONE and output in ("", "table", "wide"):
+        print_note(_NONE[command])
     columns = [_column(text) for text in _LISTS[command].split()]
     return format_rows([_dated(row) for row in rows], columns, output, name=columns[0].key)
 
@@ -99,8 +109,8 @@ def format_token(made: NewToken, output: str) -> str:
     ]
     if made.in_cluster:
         lines += [
-            "For an agent on a machine that is no pod give this command --kube-server https://HOST:PORT and "
-            "--kube-token-file FILE (and --kube-ca-file FILE) too: it prints what starts that agent.",
+            "For an agent on a machine that is no pod give this command `--kube-server https://HOST:PORT` and "
+            "`--kube-token-file FILE` (and `--kube-ca-file FILE`) too: it prints what starts that agent.",
             "",
         ]
     if not made.relay_ca_pin:

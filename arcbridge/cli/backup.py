@@ -57,8 +57,8 @@ def restore(invocation: Invocation) -> int:
     lines += [
         f"Revocations made after {since} are missing until agents give them back: {done.awaited} clusters are awaited, "
         "and no user begins anything before they were heard, or recovery_wait is over. Revoke again what you know of "
-        "('user revoke', 'cluster revoke'), a cluster above all: its own agents will not tell. Join tokens of the "
-        "backup are void: make new ones. Then start the relay; 'cluster list' says what is still missing."
+        "(`user revoke`, `cluster revoke`), a cluster above all: its own agents will not tell. Join tokens of the "
+        "backup are void: make new ones. Then start the relay; `cluster list` says what is still missing."
     ]
     print_prose("\n".join(lines))
     return ExitCode.DONE

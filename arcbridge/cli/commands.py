@@ -211,8 +211,7 @@ COMMANDS = (
         Command(
             "run = serve:run",
             "run the role (the default)",
-            "arcbridge --role agent run --config agent.toml",
-            "arcbridge --role relay --config relay.toml  # the same without the word",
+            "arcbridge --role relay run --config relay.toml ;; arcbridge --role agent run --config agent.toml",
         ),
         Command(
             "doctor = serve:doctor",
@@ -432,6 +431,7 @@ COMMANDS = (
             "check the settings and the files they name as a start does; exit code 2 with errors",
             TEXT_OUTPUT,
             "arcbridge --role relay config check --config relay.toml ;; arcbridge --role client config check -o json",
+            "arcbridge --role agent config check --config agent.toml",
         ),
         Command(
             "config init = initial_settings:init",
@@ -451,12 +451,14 @@ COMMANDS = (
                 "--group NAME…", "a group that may reach every cluster (relay), as the issuer names it; may be repeated"
             ),
             "arcbridge --role client config init ;; arcbridge --role relay config init --directory . --group platform",
+            "arcbridge --role agent config init --directory .",
         ),
         Command(
             "config print = configuration:show",
             "print the settings in force",
             SETTINGS_OUTPUT,
             "arcbridge --role client config print ;; arcbridge --role agent config print -o json",
+            "arcbridge --role relay config print --config relay.toml",
         ),
         Command("version = run:version", "print the version", "arcbridge version"),
         Command(

@@ -28,6 +28,10 @@ _NAME = "^[a-z0-9.-]+$"
 _CLUSTERS, _FILES, _NOTHING = "clusters", "files", "nothing"
 
 
+_BEFORE_COMMANDS = next(f"{CLIENT} {' '.join(one.path)}" for one in COMMANDS if one.takes_command)
+"""The words behind whose `--` another program is completed."""
+
+
 def print_script(invocation: Invocation) -> int:
     sys.stdout.write(script(invocation.text("shell")))
     return ExitCode.DONE
@@ -127,6 +131,8 @@ _POSIX_NAMES = f"grep -xE '{_NAME}' {_POSIX_CACHE} 2>/dev/null"
 _POSIX_WALK = """    local word='' role='' given='' skip='' helping='' cache=$HOME/.cache place
     [[ $OSTYPE == darwin* ]] && cache=$HOME/Library/Caches
     for word in "$@"; do
+        [[ $word == -- ]] && break
+        [[ $word == = ]] && continue  # bash makes three words of --role=relay
         if [[ -n $skip ]]; then
             [[ $skip == --role ]] && role=$word
             skip=''
@@ -185,8 +191,11 @@ def _bash() -> str:
 _arcbridge() {{
     local cur=${{COMP_WORDS[COMP_CWORD]}} prev=${{COMP_WORDS[COMP_CWORD-1]}} words='' flags='' kind='' i
     COMPREPLY=()
-    for (( i = 1; i < COMP_CWORD; i++ )); do
+    [[ $cur == = ]] && cur=''; [[ $prev == = ]] && prev=${{COMP_WORDS[COMP_CWORD-2]}}
+    set -- "${{COMP_WORDS[@]:1:COMP_CWORD-1}}"
+{_posix_walk()}    for (( i = 1; i < COMP_CWORD; i++ )); do
         [[ ${{COMP_WORDS[i]}} == -- ]] || continue
+        [[ $place == '{_BEFORE_COMMANDS}' ]] || return
         if declare -F _command_offset >/dev/null; then
             _command_offset $((i + 1))
         elif (( i + 1 == COMP_CWORD )); then
@@ -196,8 +205,7 @@ _arcbridge() {{
         fi
         return
     done
-    set -- "${{COMP_WORDS[@]:1:COMP_CWORD-1}}"
-{_posix_walk()}    case $prev in
+    case $prev in
 {cases}
     esac
     case $place in
@@ -206,7 +214,7 @@ _arcbridge() {{
     case $place in
 {common}
     esac
-    [[ -n $helping ]] && words="${{words/ help/}} {" ".join(HELP_WORDS)}" kind=''
+    [[ -n $helping ]] && kind='' && [[ -z $given ]] && words="${{words/ help/}} {" ".join(HELP_WORDS)}"
     if [[ $cur == -* ]]; then
         words=$flags
     elif [[ $kind == clusters ]]; then
@@ -244,15 +252,16 @@ def _zsh() -> str:
 _arcbridge() {{
     local cur=${{words[CURRENT]}} prev=${{words[CURRENT-1]}} kind='' i
     local -a list flags
-    i=${{words[(i)--]}}
+    set -- "${{(@)words[2,CURRENT-1]}}"
+{_posix_walk()}    i=${{words[(i)--]}}
     if (( i < CURRENT )); then
+        [[ $place == '{_BEFORE_COMMANDS}' ]] || return
         shift $i words
         (( CURRENT -= i ))
         _normal
         return
     fi
-    set -- "${{(@)words[2,CURRENT-1]}}"
-{_posix_walk()}    case $prev in
+    case $prev in
 {cases}
     esac
     case $place in
@@ -261,7 +270,7 @@ _arcbridge() {{
     case $place in
 {common}
     esac
-    [[ -n $helping ]] && list=(${{list:#help:*}} {" ".join(HELP_WORDS)}) kind=''
+    [[ -n $helping ]] && kind='' && [[ -z $given ]] && list=(${{list:#help:*}} {" ".join(HELP_WORDS)})
     if [[ $cur == -* ]]; then
         _describe -o flag flags
         return
@@ -289,12 +298,8 @@ function __arcbridge_complete
     set -l file @cache@
     set -l role '' ; set -l given '' ; set -l skip '' ; set -l helping 0 ; set -l kind ''
     set -l dashes (string match -q -- '-*' $cur; and echo 1; or echo 0)
-    if contains -- -- $words
-        set -l rest (string join ' ' -- (string escape -- $words[(math (contains -i -- -- $words) + 1)..-1]) $cur)
-        complete -C "$rest"
-        return
-    end
     for word in $words[2..-1]
+        test $word = --; and break
         if test -n "$skip"
             test $skip = --role; and set role $word
             set skip ''
@@ -321,6 +326,12 @@ function __arcbridge_complete
         end
     end
     test -z "$role"; and set role client
+    if contains -- -- $words
+        test "$role$given" = '@before_commands@'; or return
+        set -l rest (string join ' ' -- (string escape -- $words[(math (contains -i -- -- $words) + 1)..-1]) $cur)
+        complete -C "$rest"
+        return
+    end
     switch "$skip"
 @values@
     end
@@ -332,7 +343,7 @@ function __arcbridge_complete
 @common@
         end
     else if test $helping = 1
-        @help@
+        test -z "$given"; and @help@
     else if test "$kind" = clusters
         test -r $file; and @names@
     else if test "$kind" = files
@@ -371,6 +382,7 @@ def _fish() -> str:
     return _filled(
         _FISH,
         cache=cache,
+        before_commands=_BEFORE_COMMANDS,
         flags=flags,
         roles=roles,
         keys=keys,
@@ -412,7 +424,7 @@ Register-ArgumentCompleter -Native -CommandName arcbridge -ScriptBlock {
     $typed = @($ast.CommandElements | Where-Object { $_.Extent.EndOffset -lt $cursor } | ForEach-Object { "$_" })
     foreach ($word in @($typed | Select-Object -Skip 1)) {
         if ($word -eq '--') {
-            if ($typed[-1] -ne '--') { return }
+            if ($typed[-1] -ne '--' -or "$role$given" -ne '@before_commands@') { return }
             return [System.Management.Automation.CompletionCompleters]::CompleteCommand($current)
         }
         if ($skip) { if ($skip -eq '--role') { $role = $word }; $skip = ''; continue }
@@ -441,7 +453,7 @@ Register-ArgumentCompleter -Native -CommandName arcbridge -ScriptBlock {
     } elseif ($current -like '-*') { $place.Flags + $common[$role] }
     else {
         $place.Words
-        if ($helping) { @help@ }
+        if ($helping) { if (-not $given) { @help@ } }
         elseif ($place.Kind -eq 'clusters') { & $names }
     }
     $offers | Where-Object { $_ -and $_[0] -like "$current*" } | ForEach-Object {
@@ -470,6 +482,7 @@ def _powershell() -> str:
         common=common,
         roles=roles,
         name=_NAME,
+        before_commands=_BEFORE_COMMANDS,
         help=", ".join(f"@({_ps(word)}, {_ps(word)})" for word in HELP_WORDS),
     )
 

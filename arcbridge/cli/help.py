@@ -7,8 +7,8 @@ reference (`.ci/release/manual.py`) are made from the same pages.
 from __future__ import annotations
 
 from arcbridge.cli.commands import COMMANDS, GROUP_HELP, GROUPS, Command, commands_of, find_command
-from arcbridge.cli.screen import DEFAULT_WIDTH, WIDEST_PROSE, Screen, cells, prose, wrap
-from arcbridge.cli.words import spelled
+from arcbridge.cli.screen import DEFAULT_WIDTH, LEAST_PROSE, WIDEST_PROSE, Screen, cells, prose, wrap
+from arcbridge.cli.words import spelled, value_of
 from arcbridge.errors import EXIT_CODES
 from arcbridge.settings.flags import CLIENT, ROLES, Flag, flags_of
 from arcbridge.settings.suggest import listed
@@ -29,7 +29,7 @@ _ABOUT = {
 _ROLE_EXAMPLES = {
     CLIENT: [
         ("arcbridge login https://relay.example.org", ""),
-        ("arcbridge connect berlin", "then `kubectl get pods` works from any terminal"),
+        ("arcbridge connect berlin", "makes `kubectl get pods` work from any terminal"),
     ],
     "relay": [
         ("arcbridge --role relay --config relay.toml", ""),
@@ -78,15 +78,17 @@ class HelpPage:
 
 
 def definitions(pairs: Pairs, screen: Screen) -> str:
-    """Return terms with their texts beside them, or below those that are long."""
+    """Return terms with their texts beside them, or below those that are long; below all of them on a narrow screen."""
     width = screen.width or WIDEST_PROSE
     column = max((cells(term) for term, _ in pairs if cells(term) <= _TERM), default=8) + 5
+    narrow = width - column < LEAST_PROSE
+    column = 6 if narrow else column
     lines: list[str] = []
     for term, text in pairs:
-        beside = cells(term) + 5 <= column
+        beside = not narrow and cells(term) + 5 <= column
         first, *rest = wrap(text, width - column)
         if not beside:
-            lines += wrap(f"  {term}", width, "    ")
+            lines += wrap(f"  {term}", width, "  ")
         lines.append(f"  {term:{column - 2}}{first}" if beside else " " * column + first)
         lines += [" " * column + line for line in rest]
     return "".join(f"{line.rstrip()}\n" for line in lines)
@@ -94,7 +96,7 @@ def definitions(pairs: Pairs, screen: Screen) -> str:
 
 def _lines(examples: Pairs, screen: Screen) -> str:
     """Return command lines, each below what it does."""
-    return "".join(prose(f"  # {text}", screen, "  # ") * bool(text) + f"  {line}\n" for line, text in examples)
+    return "".join(prose(f"  # {text}", screen, "# ") * bool(text) + f"  {line}\n" for line, text in examples)
 
 
 # --- the pages --------------------------------------------------------------------------------------------------------
@@ -119,7 +121,7 @@ def _role_page(role: str) -> HelpPage:
     sections = [(title, [(word, _of_word(role, word)) for word in group.split()]) for title, group in GROUPS[role]]
     sections.insert(0, (EXAMPLES, _ROLE_EXAMPLES[role]))
     sections += [("more help", _MORE_HELP)] + ([("operators", _ROLES_HELP)] if role == CLIENT else [])
-    every = "Every flag can be given as ARCBRIDGE_<FLAG>, and in the file of --config."
+    every = "Most of `help flags` can be ARCBRIDGE_<FLAG>, or stand in the file of --config."
     return HelpPage(f"{spelled(role, ())} COMMAND [FLAGS]", _ABOUT[role], sections, every)
 
 
@@ -143,7 +145,8 @@ def _command_page(role: str, command: Command) -> HelpPage:
     if command.roles == ROLES and full.startswith("arcbridge --role"):
         full = " ".join(("arcbridge --role ROLE", *command.path))
     usage = f"{full}{shown} [FLAGS]{' -- COMMAND …' * command.takes_command}"
-    examples = [(line, text) for line, _, text in (one.partition("  # ") for one in command.examples)]
+    own = [one for one in command.examples if value_of("--role", one.split()) in ("", role)]
+    examples = [(line, text) for line, _, text in (one.partition("  # ") for one in own)]
     common = {flag.long: flag for flag in flags_of(role)}
     flags = [*command.flags, *(common[name] for name in command.uses.split())]
     sections = [
@@ -176,27 +179,30 @@ def flags_page(role: str) -> HelpPage:
     for flag in flags_of(role):
         topics.setdefault(flag.topic, []).append(_of_flag(flag))
     about = (
-        f"All commands of the {role} take these flags, before and behind their words. Each can be given as a "
-        "variable, too: --log-level is ARCBRIDGE_LOG_LEVEL. What may be repeated has commas between its parts there."
+        f"All commands of the {role} take these flags, before and behind their words. Each but --verbose can be given "
+        "as a variable, too: --log-level is ARCBRIDGE_LOG_LEVEL. What may be repeated has commas between its parts "
+        "there."
     )
     return HelpPage("", about, topics.items())
 
 
-def exit_codes_page() -> HelpPage:
-    """Return what each exit code says."""
+def exit_codes_page(role: str = CLIENT) -> HelpPage:
+    """Return what each exit code says that commands of a role end with."""
     pairs = [
-        (str(int(code)), f"{text}{f': {remedy}' if remedy else ''}") for code, (text, remedy) in EXIT_CODES.items()
+        (str(int(code)), f"{text}{f': {remedy}' if remedy else ''}")
+        for code, (text, remedy) in EXIT_CODES.items()
+        if role == CLIENT or "`run`" not in text
     ]
     return HelpPage("", "All commands end with these exit codes; scripts can rely on them.", [("exit codes", pairs)])
 
 
 def help_for(arguments: list[str], role: str) -> HelpPage | None:
     """Return the page that `arcbridge help WORD …` asks for; None: the words are none of any role."""
-    if arguments[:1] == ["flags"]:
-        return flags_page(role or CLIENT)
-    if arguments[:1] == ["exit-codes"]:
-        return exit_codes_page()
-    path = tuple(arguments)
+    if arguments[:1] == ["flags"] and arguments[1:] in ([], *([one] for one in ROLES)):
+        return flags_page("".join(arguments[1:]) or role or CLIENT)
+    if arguments == ["exit-codes"]:
+        return exit_codes_page(role or CLIENT)
+    path = () if arguments == ["help"] else tuple(arguments)
     for one in (role,) if role else (CLIENT, *ROLES):
         if not path or any(command.path[: len(path)] == path for command in COMMANDS if one in command.roles):
             return page_of(one, path)

@@ -6,7 +6,7 @@ import sys
 
 from arcbridge import units
 from arcbridge.cli.commands import DIAGNOSIS_OUTPUTS, DOCUMENTS, FOR_PEOPLE, LIST_OUTPUTS
-from arcbridge.cli.screen import RED, YELLOW, Screen, cells, over_waiting, prose, table, wrap
+from arcbridge.cli.screen import GAP, LEAST_PROSE, RED, YELLOW, Screen, cells, over_waiting, prose, table, wrap
 from arcbridge.errors import ArcbridgeError, ConfigError
 from arcbridge.settings.suggest import unknown
 
@@ -19,11 +19,6 @@ if TYPE_CHECKING:
     from arcbridge.cli.screen import Column
 
     Row = Mapping[str, Any]
-
-_GAP = 3
-"""Spaces between two columns."""
-_LEAST_DETAIL = 24
-"""Columns of what a finding says, where its hop leaves less of a narrow terminal."""
 
 
 def plain(text: str) -> str:
@@ -151,12 +146,12 @@ class FindingPrinter:
     def _row(self, finding: Finding) -> str:
         screen, state = self._screen, str(finding.state)
         hop = plain(finding.hop)
-        hop += " " * (self._width - cells(hop) + _GAP)
+        hop += " " * (self._width - cells(hop) + GAP)
         if screen.width is None:
             head, self._begun = "" if self._begun else f"{'HOP':{self._width}}   STATE     DETAIL\n", True
             return f"{head}{hop}{screen.state(state)}{' ' * (10 - len(state))}{plain(finding.detail)}".rstrip() + "\n"
         indent = " " * (cells(hop) + 2)
-        first, *rest = wrap(plain(finding.detail), max(screen.width - len(indent), _LEAST_DETAIL)) or [""]
+        first, *rest = wrap(plain(finding.detail), max(screen.width - len(indent), LEAST_PROSE)) or [""]
         lines = [f"{screen.mark(state)} {hop}{first}".rstrip(), *(f"{indent}{line}" for line in rest)]
         return "".join(f"{line}\n" for line in lines)
 

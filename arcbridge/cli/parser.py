@@ -9,9 +9,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from arcbridge.cli.commands import DEFAULT_COMMAND, GONE, Command, commands_of
+from arcbridge.cli.commands import DEFAULT_COMMAND, GONE, INTERNAL, Command, commands_of
 from arcbridge.cli.output import print_error
-from arcbridge.cli.screen import Screen
+from arcbridge.cli.screen import DEFAULT_WIDTH, Screen
 from arcbridge.cli.words import first_word, spelled, words_of
 from arcbridge.errors import ExitCode
 from arcbridge.settings.flags import CLIENT, LIST, RELAY, ROLES, Flag, flags_of
@@ -21,6 +21,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
     from typing import Any, NoReturn
+
+
+_FEW = 9
+"""Sub-commands of a group that a message lists; all of a role's would hide what is wrong."""
 
 
 class UsageError(SystemExit):
@@ -42,12 +46,16 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         defaults: dict[str, Any] = {"allow_abbrev": False, "add_help": False, "argument_default": argparse.SUPPRESS}
+        # With a width it imports nothing to find one: shutil brings bz2 and lzma, 3 ms of each start.
+        defaults["formatter_class"] = lambda prog: argparse.HelpFormatter(prog, width=DEFAULT_WIDTH)
         super().__init__(**(defaults | options))
 
-    def format_help(self) -> str:
+    def print_help(self, file: object = None) -> None:
+        """Print the page; argparse's own method hides that it could not be written."""
         from arcbridge.cli.help import page_of
 
-        return page_of(self.role, self.path).text(Screen.of(sys.stdout))
+        sys.stdout.write(page_of(self.role, self.path).text(Screen.of(sys.stdout)))
+        sys.stdout.flush()
 
     def error(self, message: str) -> NoReturn:
         groups = [action for action in self._actions if isinstance(action, argparse._SubParsersAction)]
@@ -80,9 +88,14 @@ def unknown_command(word: str, known: Sequence[str], role: str = "") -> str:
     others = [other for other in ROLES if other != role and any(c.path[0] == word for c in commands_of(other))]
     if others and role:
         return f"unknown sub-command {word!r}; it is one of --role {listed(others)}"
-    near = nearest(word, known)
-    hint = f"did you mean {near}?" if near else f"there {'are' if len(known) > 1 else 'is'} {', '.join(known)}"
-    return f"unknown sub-command {word!r}; {hint}"
+    known = [one for one in dict.fromkeys(known) if one not in INTERNAL]
+    near = nearest(word, [*known, *GONE])
+    if near in GONE:
+        return f"unknown sub-command {word!r}; `{near}` is gone; {GONE[near]}"
+    hint = f"; did you mean {near}?" if near else ""
+    if not near and len(known) <= _FEW:
+        hint = f"; there {'are' if len(known) > 1 else 'is'} {', '.join(known)}"
+    return f"unknown sub-command {word!r}{hint}"
 
 
 class Invocation:
@@ -234,7 +247,6 @@ def parse(arguments: Sequence[str], role: str) -> Invocation:
     if behind == [] and "-h" not in arguments and "--help" not in arguments:
         parser.error("the command goes behind --, as in `arcbridge run --cluster NAME -- kubectl get pods`")
     _refuse_unknown_flags(parser, arguments, role)
-    parser.asked = ""
     namespace, more = parser.parse_known_args(arguments)
     given = vars(namespace)
     _add_words(parser, given, more, role)

@@ -7,14 +7,15 @@ import sys
 from importlib import import_module
 
 from arcbridge import __version__
-from arcbridge.cli.commands import COMMANDS, find_command
+from arcbridge.cli.commands import COMMANDS, commands_of, find_command
 from arcbridge.cli.core_dumps import forbid_core_dumps
-from arcbridge.cli.output import describe, print_error
+from arcbridge.cli.output import describe, plain, print_error
 from arcbridge.cli.parser import Invocation, Parser, UsageError, parse, unknown_command
 from arcbridge.cli.screen import Screen, use_colour
-from arcbridge.cli.words import first_word, role_of, words_of
+from arcbridge.cli.words import role_of, value_of, words_of
 from arcbridge.errors import ArcbridgeError, ConfigError, ExitCode
-from arcbridge.settings.flags import CLIENT, ROLES
+from arcbridge.settings.flags import CLIENT, COLOURS, ROLES
+from arcbridge.settings.suggest import unknown
 from arcbridge.single_file import is_single_file
 
 TYPE_CHECKING = False
@@ -26,41 +27,72 @@ if TYPE_CHECKING:
 
 def run(arguments: Sequence[str], *, program: str = "arcbridge") -> int:
     """Run one command line; returns the exit code."""
-    environment = os.environ
-    role = role_of(arguments, program=program, environment=environment.get("ARCBRIDGE_ROLE", ""))
+    _prepare_streams()
+    role = role_of(arguments, program=program, environment=os.environ.get("ARCBRIDGE_ROLE", ""))
+    invocation = Invocation(role, tuple(words_of(arguments)[:1]), {})
     try:
+        use_colour(_colour(arguments))
         if (page := _help(arguments, role)) is not None:
-            use_colour(environment.get("ARCBRIDGE_COLOR", "auto"))
             sys.stdout.write(page.text(Screen.of(sys.stdout)))
-            return ExitCode.DONE
-        if role not in ROLES:
-            if list(arguments[:1]) != ["completion"] or role:
-                return _without_role(arguments, role)
-            role = CLIENT  # the script is one for all roles
-        invocation = parse(arguments, role)
-    except UsageError:
-        return ExitCode.RUN_FAILED if role == CLIENT and first_word(arguments)[0] == "run" else ExitCode.USAGE
-    except SystemExit as ended:  # argparse after --help
-        return int(ended.code or 0)
-    use_colour(invocation.text("color", environment.get("ARCBRIDGE_COLOR", "auto")))
-    try:
-        code = _run(invocation)
+            code: int = ExitCode.DONE
+        elif role not in ROLES and (role or invocation.command not in (("completion",), ("version",))):
+            code = _without_role(arguments, role)
+        else:
+            invocation = parse(arguments, role or CLIENT)  # those two are the same for all roles
+            code = _run(invocation)
         sys.stdout.flush()
         return code
+    except UsageError:
+        return _own_code(invocation, ExitCode.USAGE)
+    except SystemExit as ended:  # argparse after --help
+        return int(ended.code or 0)
     except ArcbridgeError as error:
         print_error(error.told() + _cluster_meant(error, invocation) + _origin(error, invocation))
         return _own_code(invocation, error.exit_code)
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
-    except BrokenPipeError:
-        # The reader of our output went away (`| head`). Python would complain once more at its own end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader of our output went away (`| head`)
+        _drop_output()
         return ExitCode.FAILURE
     except Exception as error:
         if invocation.switch("verbose"):
             raise
+        _drop_output()
         print_error(describe(error))
         return _own_code(invocation, ExitCode.FAILURE)
+
+
+def _prepare_streams() -> None:
+    """Let no output fail for what a stream is: one that is closed (`>&-`) takes everything, and what an encoding does
+    not have is escaped."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _drop_output() -> None:
+    """Drop what standard output does not take (a closed pipe, a full disk): Python would write it again at its end, and
+    complain."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _colour(arguments: Sequence[str]) -> str:
+    """Return when to colour; help and mistakes of the command line need it before anything is parsed."""
+    for source, value in (
+        ("flag --color", value_of("--color", arguments)),
+        ("environment variable ARCBRIDGE_COLOR", os.environ.get("ARCBRIDGE_COLOR")),
+    ):
+        if value and value not in COLOURS:
+            raise ConfigError(unknown(source, plain(value), COLOURS))
+        if value:
+            return value
+    return "auto"
 
 
 def _origin(error: ArcbridgeError, invocation: Invocation) -> str:
@@ -139,11 +171,19 @@ def _help(arguments: Sequence[str], role: str) -> HelpPage | None:
     for neither, or for what is not there."""
     words = words_of(arguments)
     asked = words[:1] == ["help"]
+    if role and role not in ROLES:
+        return None
     if not asked and (role or not {"-h", "--help"}.intersection(arguments)):
         return None
-    from arcbridge.cli.help import help_for
+    from arcbridge.cli.help import HELP_WORDS, help_for
 
-    return help_for(words[asked:], role)
+    page = help_for(words[asked:], role)
+    if page is None and asked:
+        known = [*(command.path[0] for command in COMMANDS if not role or role in command.roles), *HELP_WORDS]
+        several = words[1] in known
+        what = f"there is no command `{' '.join(words[1:])}`" if several else unknown_command(words[1], known, role)
+        Parser(prog="arcbridge").error(what)
+    return page
 
 
 def _without_role(arguments: Sequence[str], role: str) -> int:
@@ -151,7 +191,7 @@ def _without_role(arguments: Sequence[str], role: str) -> int:
     if role:
         print_error(f"--role {role}: unknown; use one of {', '.join(ROLES)}")
         return ExitCode.USAGE
-    if "--version" in arguments or arguments == ["version"]:
+    if "--version" in arguments:
         print(f"arcbridge {__version__}")
         return ExitCode.DONE
     if not arguments:
@@ -160,11 +200,9 @@ def _without_role(arguments: Sequence[str], role: str) -> int:
         sys.stderr.write(page_of(CLIENT, ()).text(Screen.of(sys.stderr)))
         return ExitCode.USAGE
     parser = Parser(prog="arcbridge")
-    words = words_of(arguments)
-    word = next(iter(words[words[:1] == ["help"] :]), "")
-    known = {command.path[0]: None for command in COMMANDS}
-    if word and word not in known:
-        parser.error(unknown_command(word, [*known, "help"]))
-    if word:
-        parser.error(f"`{word}` is for the settings of one role: give --role {'|'.join(ROLES)}")
+    if word := next(iter(words_of(arguments)), ""):
+        roles = [one for one in ROLES if any(command.path[0] == word for command in commands_of(one))]
+        if not roles:
+            parser.error(unknown_command(word, [*(command.path[0] for command in COMMANDS), "help"]))
+        parser.error(f"`{word}` is for the settings of one role: give --role {'|'.join(roles)}")
     parser.error(f"which role? give --role {'|'.join(ROLES)}")

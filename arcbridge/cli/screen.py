@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 DEFAULT_WIDTH = 80
 WIDEST_PROSE = 100
 """Columns of the widest lines of help and errors: longer lines are hard to read."""
-_GAP = 3
+GAP = 3
 """Spaces between two columns."""
-_LEAST_PROSE = 24
+LEAST_PROSE = 24
 """Columns that a column of sentences keeps, as long as others can give way."""
 _WAIT_SHOWN = 0.5
 """Seconds after which a wait is shown."""
@@ -131,12 +131,14 @@ def cells(text: str) -> int:
 
 
 def wrap(text: str, width: int | None, indent: str = "") -> list[str]:
-    """Break a text between words into lines of `width` columns; further ones begin with `indent`. Its own leading
-    spaces stay, what stands between backticks stays together, and a word that is wider than a whole line is a longer
-    line, so that it can be copied as it is."""
+    """Break a text between words into lines of `width` columns; further ones begin with its own leading spaces and
+    `indent`. A break stands for one space, and no other within the text is lost: records of audit logs are evidence.
+    What stands between backticks stays together, and a word that is wider than a whole line is a longer line, so that
+    it can be copied as it is."""
     if width is None or cells(text) <= width:
         return [text]
-    line, lines, fresh = text[: min(len(text) - len(text.lstrip(" ")), width // 2)], [], True
+    line, lines, fresh = text[: min(len(text) - len(text.lstrip(" ")), max(width, 0) // 2)], [], True
+    indent = line + indent
     for word in _words(text, max(width - len(indent), 1)):
         gap = "" if fresh else " "
         if not fresh and cells(line) + 1 + cells(word) > width:
@@ -151,7 +153,7 @@ def _words(text: str, room: int) -> list[str]:
     """Return the words of a text; a command between backticks is one where it fits a line, so that it can be copied."""
     words: list[str] = []
     quoted = False
-    for word in text.split():
+    for word in text.strip(" ").split(" "):
         if quoted and cells(words[-1]) + 1 + cells(word) <= room:
             words[-1] += f" {word}"
         else:
@@ -219,17 +221,17 @@ def _narrowest(column: Column, texts: Iterable[str]) -> int:
     if not column.words:
         return natural
     longest = max(max(map(cells, text.split()), default=0) for text in (column.head, *texts))
-    return min(natural, max(longest, _LEAST_PROSE))
+    return min(natural, max(longest, LEAST_PROSE))
 
 
 def _least(shown: _Shown) -> int:
-    return sum(_narrowest(*one) for one in shown) + _GAP * (len(shown) - 1)
+    return sum(_narrowest(*one) for one in shown) + GAP * (len(shown) - 1)
 
 
 def _widths(shown: _Shown, width: int | None) -> list[int]:
     """Return each column's width: columns of sentences share what the others leave."""
     widths = [_natural(*one) for one in shown]
-    over = 0 if width is None else sum(widths) + _GAP * (len(shown) - 1) - width
+    over = 0 if width is None else sum(widths) + GAP * (len(shown) - 1) - width
     for index in sorted(range(len(shown)), key=lambda index: -widths[index]):
         if over > 0 and shown[index][0].words:
             less = min(over, widths[index] - _narrowest(*shown[index]))
@@ -259,7 +261,7 @@ def _joined(
     line = ""
     for index, text in enumerate(texts[: last + 1]):
         painted = screen.paint(text, colours[index]) if screen is not None and colours else text
-        line += painted + (" " * (widths[index] - cells(text) + _GAP) if index < last else "")
+        line += painted + (" " * (widths[index] - cells(text) + GAP) if index < last else "")
     return line
 
 
@@ -270,7 +272,7 @@ def _blocks(rows: Sequence[Sequence[str]], columns: Sequence[Column], screen: Sc
         lines += wrap(row[first], screen.width)
         for index in others:
             column, text = columns[index], row[index]
-            found = wrap(f"  {column.head}: {text}", screen.width, "    ")
+            found = wrap(f"  {column.head}: {text}", screen.width, "  ")
             colour = state_colour(text) if column.state else ""
             lines += [found[0].replace(f" {text}", f" {screen.paint(text, colour)}")] if colour else found
     return "".join(f"{line}\n" for line in lines)
@@ -321,8 +323,11 @@ class Waiting:
             self._stream.write(f"\r\x1b[K{self._screen.paint(fits, DIM)}\r")
             self._stream.flush()
         if shown:
-            self._stream.write("\r\x1b[K")
-            self._stream.flush()
+            self.erase()
+
+    def erase(self) -> None:
+        self._stream.write("\r\x1b[K")
+        self._stream.flush()
 
 
 _shown: list[Waiting] = []
@@ -330,8 +335,12 @@ _shown: list[Waiting] = []
 
 def over_waiting(line: str, stream: TextIO) -> str:
     """Return a line as it is to be written to `stream` in one piece: one that shows a wait is erased first, and comes
-    again."""
-    return f"\r\x1b[K{line}" if _shown and stream.isatty() else line
+    again. Where `stream` is no terminal it may still lead to that one (`| tee`)."""
+    if _shown and stream.isatty():
+        return f"\r\x1b[K{line}"
+    if _shown:
+        _shown[-1].erase()
+    return line
 
 
 def _minutes(seconds: float) -> str:

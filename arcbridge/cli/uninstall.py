@@ -51,7 +51,7 @@ async def _uninstall(config: ClientConfig, found: Installed, *, yes: bool) -> in
         print_prose(f"removed: {plain(sentence)}")
     for sentence in found.left:
         print_prose(f"left: {plain(sentence)}")
-    program = f"rm {own_command()[0]}" if is_single_file() else "pip uninstall arcbridge, or as you installed it"
+    program = f"`rm {own_command()[0]}`" if is_single_file() else "`pip uninstall arcbridge`, or as you installed it"
     print_prose(f"left: kubectl's own caches in ~/.kube/cache, and the program itself: {program}")
     return ExitCode.DONE
 

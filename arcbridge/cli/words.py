@@ -20,15 +20,8 @@ def role_of(arguments: Sequence[str], *, program: str = "", environment: str = "
     it, a client's before those of the other roles unless it is the same for all of them, as `config check` is; without
     a sub-command a flag says it that one role alone has.
     """
-    for index, argument in enumerate(arguments):
-        if argument == "--":
-            break
-        if argument == "--role" and index + 1 < len(arguments):
-            return arguments[index + 1]
-        if argument.startswith("--role="):
-            return argument[len("--role=") :]
-    if environment:
-        return environment
+    if said := value_of("--role", arguments) or environment:
+        return said
     if program.rpartition("/")[2].startswith("kubectl-"):
         return "client"
     word, flags = first_word(arguments)
@@ -42,6 +35,18 @@ def role_of(arguments: Sequence[str], *, program: str = "", environment: str = "
     for name in flags:
         owners &= {role for role in ROLES for flag in flags_of(role) if name in flag.names} or owners
     return owners.pop() if len(owners) == 1 else ""
+
+
+def value_of(flag: str, arguments: Sequence[str]) -> str:
+    """Return the first value of a flag that all roles have; empty where it is not given."""
+    for index, argument in enumerate(arguments):
+        if argument == "--":
+            break
+        if argument == flag and index + 1 < len(arguments):
+            return arguments[index + 1]
+        if argument.startswith(f"{flag}="):
+            return argument[len(flag) + 1 :]
+    return ""
 
 
 def spelled(role: str, path: tuple[str, ...]) -> str:

@@ -120,6 +120,7 @@ def configure(
         structlog.processors.TimeStamper(fmt=_TIMESTAMP),
         Redaction(role, worker),
         *(_console(terminal) if console else (structlog.processors.JSONRenderer(serializer=_encode),)),
+        *((_over_waiting,) if console and terminal and role == "client" else ()),
     ]
     structlog.configure(
         processors=_chain,
@@ -228,6 +229,11 @@ def _console(colour: bool) -> tuple[Processor, Processor]:
         Column("", lambda name, value: f"{name}={_console_value(value)}"),
     ]
     return _trace_for_console, ConsoleRenderer(columns=columns, sort_keys=False)
+
+
+def _over_waiting(logger: Any, method: str, line: str) -> str:
+    """Erase the line of a terminal on which a command of the client shows that it waits (`cli.screen`)."""
+    return f"\r\x1b[K{line}"
 
 
 def _trace_for_console(logger: Any, method: str, fields: EventDict) -> EventDict:

@@ -145,9 +145,19 @@ def background(reply: object) -> Patch:
     return patch
 
 
-def connects(answer: object) -> Patch:
+def connects(*replies: object) -> Patch:
+    """Let the background process answer each cluster with one of these."""
+
     def patch(monkeypatch: pytest.MonkeyPatch) -> None:
-        background(answer)(monkeypatch)
+        rest = iter(replies)
+
+        def ask(*_: object) -> object:
+            reply = next(rest)
+            if isinstance(reply, BaseException):
+                raise reply
+            return reply
+
+        monkeypatch.setattr("arcbridge.cli.background.ask", ask)
         monkeypatch.setattr("arcbridge.client.background.connecting.is_to_be_trusted", lambda *_: False)
         monkeypatch.setattr("arcbridge.client.background.connecting.login_may_help", lambda *_: False)
 
@@ -275,9 +285,14 @@ def logs_in(by: str) -> Patch:
 NOT_LOGGED_IN = Unauthenticated(
     "you are not logged in at https://relay.example.org; run `arcbridge login https://relay.example.org`"
 )
-REFUSED = PermissionRefused(
-    'cluster "berlin-factry" does not exist or you may not reach it; ask the relay\'s operator for access'
-)
+
+
+def refused(cluster: str) -> PermissionRefused:
+    return PermissionRefused(
+        f'cluster "{cluster}" does not exist or you may not reach it; ask the relay\'s operator for access'
+    )
+
+
 DOWN = Unreachable(
     "no relay answers: https://relay.example.org cannot be reached (connection refused); check its address and this "
     "machine's network"
@@ -296,8 +311,8 @@ CLIENT = {
         Scene("clusters RELAY", cluster_rows(DOWN), title="clusters, without a relay"),
     ],
     "status": [
-        Scene("status", background({"process": PROCESS, "clusters": SERVED})),
-        Scene("status -o wide", background({"process": PROCESS, "clusters": SERVED})),
+        Scene("status", background({"process": PROCESS, "clusters": SERVED}), who(WHO)),
+        Scene("status -o wide", background({"process": PROCESS, "clusters": SERVED}), who(WHO)),
         Scene(
             "status",
             background({"process": {**PROCESS, "former_versions": 1}, "clusters": []}),
@@ -309,10 +324,13 @@ CLIENT = {
     "connect": [
         Scene(
             "connect berlin-factory munich RELAY",
-            connects({"port": 47011, "context": "berlin-factory", "current": True}),
+            connects(
+                {"port": 47011, "context": "berlin-factory", "current": True},
+                {"port": 47012, "context": "munich", "current": False},
+            ),
         ),
-        Scene("connect berlin-factry RELAY", connects(REFUSED), known("berlin-factory", "munich")),
-        Scene("connect prague RELAY", connects(REFUSED), known("berlin-factory", "munich")),
+        Scene("connect berlin-factry RELAY", connects(refused("berlin-factry")), known("berlin-factory", "munich")),
+        Scene("connect prague RELAY", connects(refused("prague")), known("berlin-factory", "munich")),
         Scene("connect berlin RELAY", connects(DOWN)),
         Scene("disconnect berlin", background({"disconnected": [{"cluster": "berlin", "context": "berlin"}]})),
         Scene("disconnect --all", background({"disconnected": []}), title="disconnect --all, nothing connected"),

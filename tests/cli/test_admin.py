@@ -122,6 +122,20 @@ def test_white_space_around_a_name_is_none_of_it(asked: Asked, capsys: pytest.Ca
     assert TOKEN["token"] in capsys.readouterr().out
 
 
+def test_a_list_without_rows_says_so(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def administer(*_: object) -> Answered:
+        return Answered([], False)
+
+    monkeypatch.setattr(administration, "administer", administer)
+    assert run(["admin", "session", "list", "--relay", "https://relay.test"]) == ExitCode.DONE
+    caught = capsys.readouterr()
+    assert (caught.out.split()[0], caught.err) == ("SESSION", "no sessions: none runs now\n")
+    assert run(["admin", "session", "list", "-o", "json", "--relay", "https://relay.test"]) == ExitCode.DONE
+    assert capsys.readouterr() == ("[]\n", "")
+
+
 def test_more_rows_than_are_sent(asked: Asked, capsys: pytest.CaptureFixture[str]) -> None:
     run(["admin", "session", "list", "--relay", "https://relay.test"])
     assert "warning: the relay has more than these 1 rows" in capsys.readouterr().err

@@ -125,3 +125,19 @@ def test_since(text: str, expected: str | None) -> None:
             parse_since(text, now)
     else:
         assert parse_since(text, now) == expected
+
+
+def test_a_terminal_shows_a_record_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A user who is named with two blanks is not the one who is named with one, however narrow the terminal is."""
+    path = tmp_path / "audit.jsonl"
+    path.write_bytes(Chain().seal(json.dumps({"event": "audit", "user": "a  b", "path": "/x  y" * 20})) + b"\n")
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert run(["audit", "show", str(path)]) == ExitCode.DONE
+    first, *rest = capsys.readouterr().out.splitlines()
+    assert all(line.startswith("  ") for line in rest)
+    line = " ".join([first, *(line[2:] for line in rest)])
+    assert " a  b " in line
+    assert line.endswith("path=" + "/x  y" * 20)

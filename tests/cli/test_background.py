@@ -92,6 +92,7 @@ def test_where_no_process_runs(tmp_path: Path) -> None:
     done = arcbridge(tmp_path, "disconnect", "berlin")
     assert (done.returncode, done.stderr) == (2, 'error: "berlin" is not connected; connected: none\n')
     assert arcbridge(tmp_path, "disconnect", "--all").stdout == "No cluster is connected.\n"
+    assert arcbridge(tmp_path, "disconnect").stdout == "No cluster is connected.\n"
 
 
 @pytest.mark.parametrize("words", [("status",), ("connect", "berlin", "--relay", "https://127.0.0.1:1")])

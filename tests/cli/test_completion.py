@@ -65,14 +65,20 @@ def zsh(line: str, home: Path) -> set[str]:
     return set(typed(f"{line}\t", home).splitlines()[1:-1])
 
 
-def typed(keys: str, home: Path) -> str:
-    """What zsh prints behind its prompt when keys are typed, until it has nothing more to do."""
+def typed(keys: str, home: Path, *shell: str) -> str:
+    """What a shell (zsh) prints behind its prompt when keys are typed, until it has nothing more to do."""
     environment = {"HOME": str(home), "PATH": f"{home}/bin:/usr/bin:/bin", "TERM": "xterm"}
     terminal, end = pty.openpty()
     fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 400, 200, 0, 0))
     with os.fdopen(terminal, "r+b", buffering=0) as screen, os.fdopen(end, "wb") as own:
         process = subprocess.Popen(
-            ["zsh", "-d", "-i"], stdin=own, stdout=own, stderr=own, env=environment, cwd=home, start_new_session=True
+            shell or ["zsh", "-d", "-i"],
+            stdin=own,
+            stdout=own,
+            stderr=own,
+            env=environment,
+            cwd=home,
+            start_new_session=True,
         )
         try:
             read_until(screen, b"BEGUN")
@@ -143,7 +149,9 @@ CASES = [
     ("arcbridge audit show ", {"a-file"}, {"proxy"}),
     ("arcbridge help con", {"connect", "config"}, {"one"}),
     ("arcbridge help ", {"flags", "exit-codes", "connect"}, {"one"}),
-    ("arcbridge help token ", {"create", "list"}, {"flags2", "one"}),
+    ("arcbridge help token ", {"create", "list"}, {"flags", "one"}),
+    ("arcbridge help connect ", set(), {"flags", "exit-codes", "one", "connect"}),
+    ("arcbridge --role relay doctor -- ", set(), {"kubexample", "while", "a-file"}),
     ("arcbridge run -n one -- kubex", {"kubexample"}, {"--parallel", "proxy"}),
     ("arcbridge run -n one -- kubexample a-f", {"a-file"}, {"proxy"}),
 ]
@@ -224,3 +232,26 @@ def test_zsh_completes_files_as_it_does_for_others(typing: str, expected: str, h
     )
     typed(f"arcbridge --config {typing}\t\t\r", home)
     assert (home / "given").read_text() == expected.format(home=home)
+
+
+@pytest.mark.parametrize(
+    ("typing", "expected"),
+    [
+        ("--role=relay tok", "--role=relay token"),
+        ("--role=rel", "--role=relay"),
+        ("--color=al", "--color=always"),
+        ("--role=relay --color=ne", "--role=relay --color=never"),
+        ("--cluster=tw", "--cluster=two"),
+        ("-v connect tw", "-v connect two"),
+        ("--config=a-f", "--config=a-file"),
+    ],
+)
+def test_bash_s_line_editor_makes_three_words_of_a_flag_with_its_value(typing: str, expected: str, home: Path) -> None:
+    need("bash")
+    (home / "script").write_text(script("bash"))
+    (home / ".bashrc").write_text(
+        "source ~/script\nPS1='BEGUN'\nbind 'set enable-bracketed-paste off'\n"
+        """arcbridge() { printf '%s' "$*" > ~/given; echo "#THE-""END"; }\n"""
+    )
+    typed(f"arcbridge {typing}\t\r", home, "bash", "--noprofile", "--rcfile", str(home / ".bashrc"), "-i")
+    assert (home / "given").read_text() == expected

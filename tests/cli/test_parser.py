@@ -130,6 +130,20 @@ def test_a_mistake_is_two_lines_and_is_named(
     assert "--help" in remedy
 
 
+@pytest.mark.parametrize(
+    ("role", "line", "command"),
+    [("client", "doctor a b", "doctor"), ("client", "logs -x", "logs"), ("relay", "token create x", "token create"),
+     ("client", "--port", "")],
+)  # fmt: skip
+def test_a_mistake_leads_to_the_help_of_its_command(
+    role: str, line: str, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UsageError):
+        parse(line.split(), role)
+    what = "flags and examples" if command else "commands"
+    assert capsys.readouterr().err.endswith(f"run `arcbridge {command}{' ' * bool(command)}--help` for the {what}\n")
+
+
 def test_relays_of_a_login_may_be_left_out_or_several() -> None:
     assert parse(["login"], "client").texts("relay_url") == ()
     assert parse(["login", "https://a", "https://b"], "client").texts("relay_url") == ("https://a", "https://b")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from arcbridge.cli import run as run_module
+from arcbridge.cli.commands import GONE
 from arcbridge.cli.run import run
 from arcbridge.errors import (
     EXIT_CODES,
@@ -116,17 +118,32 @@ def test_without_a_role(capsys: pytest.CaptureFixture[str]) -> None:
         ("lgoin", "unknown sub-command 'lgoin'; did you mean login?"),
         ("stauts", "unknown sub-command 'stauts'; did you mean status?"),
         ("config check", "`config` is for the settings of one role: give --role relay|agent|client"),
+        ("ca status", "`ca` is for the settings of one role: give --role relay|agent"),
         ("--log-level debug", "which role? give --role relay|agent|client"),
+        ("elevate", "unknown sub-command 'elevate'"),
+        ("credentials", "unknown sub-command 'credentials'"),
+        ("exit-codes", "unknown sub-command 'exit-codes'"),
+        ("spedtest", f"unknown sub-command 'spedtest'; `speedtest` is gone; {GONE['speedtest']}"),
+        ("help exit", "unknown sub-command 'exit'"),
+        ("help doctr", "unknown sub-command 'doctr'; did you mean doctor?"),
+        ("help connect doctor", "there is no command `connect doctor`"),
+        ("help flags king", "there is no command `flags king`"),
+        ("help token x", "there is no command `token x`"),
+        ("version -o json", "unrecognized arguments: -o json"),
     ],
 )
 def test_a_line_that_names_no_role(line: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(line.split()) == ExitCode.USAGE
-    assert capsys.readouterr().err.splitlines()[0] == f"error: {said}"
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == f"error: {said}"
+    assert re.fullmatch(r"run `arcbridge (version )?--help` for the (commands|flags and examples)", second)
 
 
 @pytest.mark.parametrize(
     ("line", "usage"),
     [
+        ("help help", "usage: arcbridge COMMAND [FLAGS]"),
+        ("help flags relay", "All commands of the relay take these flags, before and behind their words. Each"),
         ("help", "usage: arcbridge COMMAND [FLAGS]"),
         ("help login", "usage: arcbridge login [RELAY_URL …] [FLAGS]"),
         ("login --help", "usage: arcbridge login [RELAY_URL …] [FLAGS]"),
@@ -182,7 +199,45 @@ def test_a_line_that_goes_wrong_is_answered_in_a_sentence(line: str, said: str, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_closed_pipe_is_no_traceback() -> None:
-    program = f"{sys.executable} -m arcbridge completion zsh | true"
+@pytest.mark.parametrize(
+    ("line", "code", "said"),
+    [
+        ("{} completion zsh | true", 0, ""),
+        ("{} help flags | true", 0, ""),
+        ("{} help >/dev/full", 1, "error: No space left on device\n"),
+        ("{} connect --help >/dev/full", 1, "error: No space left on device\n"),
+        ("{} completion zsh >/dev/full", 1, "error: No space left on device\n"),
+        ("{} help >&-", 0, ""),
+        ("{} lgoin 2>&-", 2, ""),
+        ("PYTHONIOENCODING=ascii {} help login | grep -q RELAY_URL", 0, ""),
+        ("LC_ALL=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0 {} help login | grep -q RELAY_URL", 0, ""),
+    ],
+)
+def test_an_output_that_takes_nothing_is_no_traceback(line: str, code: int, said: str) -> None:
+    program = line.format(f"{sys.executable} -m arcbridge")
     done = subprocess.run(["sh", "-c", program], capture_output=True, text=True, check=False, timeout=30)
-    assert done.stderr == ""
+    assert (done.returncode, done.stderr) == (code, said)
+
+
+@pytest.mark.parametrize("line", ["--role king help", "help --role king", "--role king connect --help"])
+def test_help_of_a_role_that_is_none(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(line.split()) == ExitCode.USAGE
+    assert capsys.readouterr().err.startswith("error: --role king: unknown")
+
+
+@pytest.mark.parametrize("line", ["help --color always", "connect --help --color=always", "lgoin --color always"])
+def test_colour_is_decided_before_anything_is_said(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    run(line.split())
+    assert "\x1b[" in "".join(capsys.readouterr())
+    run(line.replace("always", "never").split())
+    assert "\x1b[" not in "".join(capsys.readouterr())
+
+
+def test_a_colour_that_is_none(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["help", "--color", "king"]) == ExitCode.USAGE
+    monkeypatch.setenv("ARCBRIDGE_COLOR", "king")
+    assert run(["version", "--role", "client"]) == ExitCode.USAGE
+    assert capsys.readouterr().err.splitlines() == [
+        "error: flag --color: 'king' is unknown; use auto, always or never",
+        "error: environment variable ARCBRIDGE_COLOR: 'king' is unknown; use auto, always or never",
+    ]

@@ -82,6 +82,7 @@ def test_lines_break_between_words() -> None:
     assert wrap("one two three", 8) == ["one two", "three"]
     assert wrap("error: one two three", 10, "  ") == ["error: one", "  two", "  three"]
     assert wrap("  a b", 80) == ["  a b"]
+    assert wrap("  key: " + "v" * 9, 10, "  ") == ["  key:", "    " + "v" * 9]
     assert wrap("a `run this now` b", 14) == ["a", "`run this now`", "b"]
     assert wrap("x " + "y" * 12, 5) == ["x", "y" * 12]
     assert wrap("one two three", None) == ["one two three"]
@@ -89,10 +90,12 @@ def test_lines_break_between_words() -> None:
     assert prose("x " * 70, Screen(160)).splitlines()[0] == " ".join("x" * 50)
 
 
-@given(st.text(st.sampled_from("ab 集`-"), max_size=60), st.integers(4, 30), st.integers(0, 1))
+@given(st.text(st.sampled_from("ab 集`-"), max_size=60), st.integers(-9, 30), st.integers(0, 1))
 def test_nothing_is_lost_and_nothing_is_wider(text: str, width: int, indent: int) -> None:
     lines = wrap(text, width, " " * indent)
     assert "".join("".join(lines).split()) == "".join(text.split())
+    if (lead := len(text) - len(text.lstrip(" "))) <= width // 2:
+        assert " ".join([lines[0], *(line[lead + indent :] for line in lines[1:])]).rstrip() == text.rstrip()
     assert all(cells(line) <= width or " " not in line.strip() or "`" in line for line in lines)
 
 
@@ -150,7 +153,10 @@ def test_a_wait_is_a_line_that_goes(monkeypatch: pytest.MonkeyPatch) -> None:
     with Waiting(stream, "Waiting for the login", 300):
         assert written.wait(30)
         assert over_waiting("a line", stream) == "\r\x1b[Ka line"
-        assert over_waiting("a line", io.StringIO()) == "a line"
+        erased = re.compile(r"\r\x1b\[K(\r|$)")
+        assert not erased.search(stream.getvalue())
+        assert over_waiting("a line", io.StringIO()) == "a line"  # `| tee` leads to the same terminal
+        assert erased.search(stream.getvalue())
     assert "Waiting for the login 0:00 of 5:00" in stream.getvalue()
     assert stream.getvalue().endswith("\r\x1b[K")
     assert over_waiting("a line", stream) == "a line"

@@ -62,6 +62,22 @@ def test_console_format_names_level_role_and_event() -> None:
     assert line == 'warning client: relay.lost cluster=prod note="two words" empty=""\n'
 
 
+def test_a_line_of_the_client_takes_the_place_of_one_that_shows_a_wait() -> None:
+    """On a terminal alone; a shorter line would leave the end of that one (`cli.screen.Waiting`)."""
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    found = []
+    for role, target in (("client", Terminal()), ("client", io.StringIO()), ("relay", Terminal())):
+        logs.configure(role, "info", "console", target)
+        structlog.get_logger("arcbridge").info("event")
+        logs.shutdown()
+        found.append(target.getvalue().startswith("\r\x1b[K2"))
+    assert found == [True, False, False]
+
+
 def test_no_secret_comes_out(stream: io.StringIO) -> None:
     log = structlog.get_logger("arcbridge.relay")
     log.info(f"event {CANARY}", token=CANARY, note=f"Bearer {CANARY}", nested={"password": "hunter2", "x": [CANARY]})

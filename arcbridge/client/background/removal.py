@@ -26,10 +26,10 @@ def choose(known: Sequence[Connection], names: Sequence[str], *, every: bool) ->
     if every:
         return list(known)
     if not names:
-        if len(known) == 1:
+        if len(known) <= 1:
             return list(known)
         listed = ", ".join(sorted({one.context for one in known}))
-        raise ConfigError(f"which cluster? name one of {listed}, or give --all" if known else "no cluster is connected")
+        raise ConfigError(f"which cluster? name one of {listed}, or give --all")
     chosen: list[Connection] = []
     for name in names:
         found = [one for one in known if one.context == name] or [one for one in known if one.cluster == name]
