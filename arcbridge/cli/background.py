@@ -395,7 +395,7 @@ def credential(invocation: Invocation) -> int:
     try:
         answer = _asked(context, request("credential", arguments), "Waiting for the background process …")
     except ArcbridgeError as error:
-        if is_news(BackgroundPaths.find(os.environ), error.exit_code):
+        if is_news(BackgroundPaths.find(os.environ), error.message):
             raise
         return error.exit_code
     import json

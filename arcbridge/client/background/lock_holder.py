@@ -86,10 +86,10 @@ def silence(place: BackgroundPaths) -> str:
 
     The first caller that gets no answer leaves a mark, which the process removes when it goes on.
     """
-    holder, now = holder_of(place), time.time()
-    since = min(now, _silent_since(place) or now)
     with contextlib.suppress(OSError):  # the next caller then says a later time
         os.close(os.open(place.silent, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    holder, now = holder_of(place), time.time()
+    since = min(now, _silent_since(place) or now)
     clock = time.strftime("%H:%M:%S" if now - since < 43200 else "%Y-%m-%d %H:%M", time.localtime(since))
     if holder is None:
         return f"the background process does not answer since {clock}"
