@@ -230,13 +230,14 @@ def status(invocation: Invocation) -> int:
             for key in ("since", "token_expires"):
                 if key in document:
                     document[key] = rfc3339(document[key] or 0.0)
-        mine, others = _logins(invocation)
-        logins = [{"relay": one.relay, "user": one.user or None} for one in (*mine, *others)]
+        found = [one for group in _logins(invocation) or () for one in group]
+        logins = [{"relay": one.relay, "user": one.user or None} for one in found]
         print_document({"process": process, "clusters": clusters, "logins": logins}, output)
         return ExitCode.DONE
     if output in ("table", "wide"):
         print_prose(_about(process))
-        print_prose(_about_logins(*_logins(invocation)))
+        if (logins_here := _logins(invocation)) is not None:
+            print_prose(_about_logins(*logins_here))
         if not clusters:
             return ExitCode.DONE
         clusters = [{**one, **_for_people(one)} for one in clusters]
@@ -247,16 +248,19 @@ def status(invocation: Invocation) -> int:
     return ExitCode.DONE
 
 
-def _logins(invocation: Invocation) -> tuple[list[IdentitySummary], list[IdentitySummary]]:
-    """Return the login that commands mean, and the others; none where the settings or what is kept is damaged."""
-    from arcbridge.client.credentials.identity_summary import logins
+def _logins(invocation: Invocation) -> tuple[list[IdentitySummary], list[IdentitySummary]] | None:
+    """Return the login that commands mean, and the others; None, with a warning, where the settings or what is kept
+    cannot be read."""
+    from arcbridge.client.credentials.identity_summary import login_meant, other_logins
     from arcbridge.client.state import StateDirectory
 
     try:
         config = read_settings(invocation, os.environ)[0]
-        return logins(config, StateDirectory.find(config.state_dir, os.environ))
-    except ArcbridgeError:
-        return [], []
+        state = StateDirectory.find(config.state_dir, os.environ)
+        return login_meant(config, state), other_logins(config, state, print_warning)
+    except ArcbridgeError as error:
+        print_warning(error.message)
+        return None
 
 
 def _about_logins(mine: list[IdentitySummary], others: list[IdentitySummary]) -> str:
