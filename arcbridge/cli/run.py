@@ -55,7 +55,7 @@ def run(arguments: Sequence[str], *, program: str = "arcbridge") -> int:
     except BrokenPipeError:
         # The reader of our output went away (`| head`). Python would complain once more at its own end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return ExitCode.FAILURE
+        return _own_code(invocation, ExitCode.FAILURE)
     except Exception as error:
         if invocation.switch("verbose"):
             raise
