@@ -177,6 +177,8 @@ def stop(place: BackgroundPaths) -> None:
     """Have the process end, and wait until it has; raises NotRunning, StateError, and NoAnswer where it hangs."""
     from arcbridge.client.background.lock_holder import has_ended, holder_of
 
+    # First, because a request to stop would wait in the socket of a process that is suspended, and end it later on.
+    exchange(place, request("version"))
     holder = holder_of(place)
     exchange(place, request("stop"))
     if not has_ended(place, holder, STOP_TIMEOUT):

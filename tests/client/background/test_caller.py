@@ -144,6 +144,16 @@ def test_the_first_byte_ends_that(place: BackgroundPaths, listener: socket.socke
     thread.join(10)
 
 
+def test_a_stop_sends_none_to_a_process_that_is_suspended(place: BackgroundPaths, listener: socket.socket) -> None:
+    """It would end by it when it goes on, also where the user has said no."""
+    Path(place.silent).touch()
+    with pytest.raises(NoAnswer):
+        caller.stop(place)
+    connection, _ = listener.accept()
+    with connection:
+        assert b'"stop"' not in connection.recv(65536)
+
+
 def test_a_stop_that_ends_nothing(
     place: BackgroundPaths, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,7 +162,7 @@ def test_a_stop_that_ends_nothing(
     lock = try_lock(Path(place.process_lock))
     assert lock is not None
     lock_holder.sign(lock)
-    answering(listener, b'{"stopped": true}\n')
+    answering(listener, b'{"version": "1"}\n', b'{"stopped": true}\n')
     with pytest.raises(NoAnswer, match=f"process {os.getpid()} has not ended; `arcbridge stop --force` kills it"):
         caller.stop(place)
     os.close(lock)
