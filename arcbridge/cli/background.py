@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from arcbridge.cli.commands import DOCUMENTS
+from arcbridge.cli.commands import DOCUMENTS, FOR_PEOPLE
 from arcbridge.cli.credential import is_news
 from arcbridge.cli.output import (
     plain,
@@ -234,7 +234,7 @@ def status(invocation: Invocation) -> int:
         logins = [{"relay": one.relay, "user": one.user or None} for one in found]
         print_document({"process": process, "clusters": clusters, "logins": logins}, output)
         return ExitCode.DONE
-    if output in ("table", "wide"):
+    if output in FOR_PEOPLE:
         print_prose(_about(process))
         if (logins_here := _logins(invocation)) is not None:
             print_prose(_about_logins(*logins_here))
@@ -243,7 +243,7 @@ def status(invocation: Invocation) -> int:
         clusters = [{**one, **_for_people(one)} for one in clusters]
     print_rows(clusters, _COLUMNS, output)
     for one in clusters:
-        if output in ("table", "wide") and one.get("reason"):
+        if output in FOR_PEOPLE and one.get("reason"):
             print_prose(f"{plain(str(one['name']))}: {plain(str(one['reason']))}")
     return ExitCode.DONE
 

@@ -7,6 +7,7 @@ import os
 import sys
 from importlib import import_module
 
+from arcbridge.cli.commands import FOR_PEOPLE
 from arcbridge.cli.output import format_rows, print_prose, print_warning, rfc3339
 from arcbridge.cli.parser import Invocation
 from arcbridge.cli.screen import Column
@@ -36,7 +37,7 @@ def status(invocation: Invocation) -> int:
     form = invocation.text("output", "table")
     rows = [{**row, "certificate_expires": rfc3339(row["certificate_expires"])} for row in found.rows]
     sys.stdout.write(format_rows(rows, _COLUMNS, form, name="ca"))
-    if form in ("table", "wide") and found.followed:
+    if form in FOR_PEOPLE and found.followed:
         print_prose(f"followed by {found.followed}; relays that answered: {', '.join(found.relays)}")
     return ExitCode.DONE
 

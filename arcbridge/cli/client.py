@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from arcbridge.cli.commands import DOCUMENTS
+from arcbridge.cli.commands import DOCUMENTS, FOR_PEOPLE
 from arcbridge.cli.output import (
     plain,
     print_document,
@@ -281,7 +281,7 @@ async def clusters(invocation: Invocation, context: ClientContext) -> int:
         one["cluster_ca_pin"] = one.pop("ca_pin", "")
         if wrong := trust.contradiction(str(one["name"]), str(one["cluster_ca_pin"])):
             print_warning(wrong)
-    if output in ("", "table", "wide"):
+    if output in ("", *FOR_PEOPLE):
         found = [_as_row(one) for one in found]
         if not found:
             print_note("no clusters: none is enrolled, or you may reach none")

@@ -11,7 +11,8 @@ from arcbridge.settings.flags import AGENT, CLIENT, RELAY, ROLES, Flag
 DOCUMENTS = ("json", "yaml")
 """The formats of `--output` in which everything is printed, for programs; each command has them."""
 SHELLS = ("bash", "zsh", "fish", "powershell")
-LIST_OUTPUTS = ("table", "wide", *DOCUMENTS, "name")
+FOR_PEOPLE = ("table", "wide")
+LIST_OUTPUTS = (*FOR_PEOPLE, *DOCUMENTS, "name")
 DIAGNOSIS_OUTPUTS = ("table", *DOCUMENTS)
 
 

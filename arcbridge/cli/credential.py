@@ -86,7 +86,7 @@ def is_news(place: BackgroundPaths, message: str) -> bool:
     except OSError:
         pass
     try:
-        with open(os.open(place.told, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as file:
+        with open(os.open(place.told, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
             file.write(said)
     except OSError:
         pass  # then it is told again

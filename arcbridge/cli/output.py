@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from arcbridge import units
-from arcbridge.cli.commands import DIAGNOSIS_OUTPUTS, DOCUMENTS, LIST_OUTPUTS
+from arcbridge.cli.commands import DIAGNOSIS_OUTPUTS, DOCUMENTS, FOR_PEOPLE, LIST_OUTPUTS
 from arcbridge.cli.screen import RED, YELLOW, Screen, cells, over_waiting, prose, table, wrap
 from arcbridge.errors import ArcbridgeError, ConfigError
 from arcbridge.settings.suggest import unknown
@@ -77,7 +77,7 @@ def format_rows(
         return format_document(list(rows), output)
     if output == "name":
         return "".join(f"{plain(str(row[name]))}\n" for row in rows)
-    if output not in ("", "table", "wide"):
+    if output not in ("", *FOR_PEOPLE):
         raise ConfigError(unknown("flag --output", output, LIST_OUTPUTS))
     cells = [[_cell(row.get(column.key)) for column in columns] for row in rows]
     return table(cells, columns, screen or Screen.of(sys.stdout), wide=output == "wide")

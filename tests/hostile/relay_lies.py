@@ -21,6 +21,7 @@ from arcbridge.relay.client_join import ClientJoins
 from arcbridge.relay.control import ControlConnection, ControlServer
 from arcbridge.relay.http.api import build_app
 from arcbridge.relay.pump import Pump, Pumps
+from arcbridge.relay.registry.base import ClusterRecord
 from arcbridge.wire.records import Auth, AuthOk, Dial, JoinReply, JoinRequest
 from arcbridge.wire.session import Introduction, Kind, Side
 from tests.hostile.by_hand import say
@@ -61,12 +62,12 @@ class OtherCluster(ClientJoins):
 class OtherClusterAndCa(OtherCluster):
     """... and tells the client that other cluster's CA, too."""
 
-    async def _authorise(self, identity: Identity, request: JoinRequest) -> str:
+    async def _authorise(self, identity: Identity, request: JoinRequest) -> ClusterRecord:
         named = request.cluster
         if named == self.asked:
             record = await self._registry.cluster(self.brought)
             assert record is not None
-            return record.ca_pem
+            return record
         return await super()._authorise(identity, request)
 
 
@@ -87,9 +88,9 @@ class OwnCa(ClientJoins):
 
     ca = Authority.create("the relay's own")
 
-    async def _authorise(self, identity: Identity, request: JoinRequest) -> str:
-        await super()._authorise(identity, request)
-        return self.ca.certificate_pem
+    async def _authorise(self, identity: Identity, request: JoinRequest) -> ClusterRecord:
+        record = await super()._authorise(identity, request)
+        return replace(record, ca_pem=self.ca.certificate_pem)
 
 
 class _SaysElse:

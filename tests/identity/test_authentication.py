@@ -13,6 +13,7 @@ import yaml
 
 from arcbridge.errors import ConfigError
 from arcbridge.identity.authentication import ClaimRule, PrefixedClaim, inspect, load, parse
+from arcbridge.identity.cel.values import Claims
 
 CA = (Path(__file__).parents[1] / "fuzz/corpus/certificate/p256").read_text()
 HEAD = "apiVersion: apiserver.config.k8s.io/v1\nkind: AuthenticationConfiguration\n"
@@ -244,7 +245,7 @@ def test_expressions_in_every_place() -> None:
     assert issuer.rules == (ClaimRule("hd", "example.com"),)
     found = issuer.expressions
     assert found is not None
-    assert found.mappings["username"].source == "claims.sub"
+    assert found.mappings["username"].evaluate(Claims.from_json({"sub": "anna"}))[0] == "anna"
     assert [key for key, _ in found.extra] == ["example.com/a", "example.com/b"]
     assert [(rule.path, rule.message) for rule in found.claim_rules] == [
         ("jwt[0].claimValidationRules[1].expression", "too small")

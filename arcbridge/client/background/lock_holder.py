@@ -13,13 +13,14 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from arcbridge.client.background.local_channel import NOT_HERE
 from arcbridge.client.background_paths import BackgroundPaths
-from arcbridge.errors import StateError
+from arcbridge.errors import ConfigError, StateError
 from arcbridge.pki.private_files import read_file, try_lock
 
 END_TIMEOUT = 5.0
@@ -42,6 +43,8 @@ def sign(descriptor: int) -> None:
 
     On a full disk it stays unsigned, and the process serves: at worst it cannot be ended by force.
     """
+    if sys.platform == "win32":
+        raise ConfigError(NOT_HERE)
     pid = os.getpid()
     unsign(descriptor)
     with contextlib.suppress(OSError):
@@ -87,7 +90,7 @@ def silence(place: BackgroundPaths) -> str:
     The first caller that gets no answer leaves a mark, which the process removes when it goes on.
     """
     with contextlib.suppress(OSError):  # the next caller then says a later time
-        os.close(os.open(place.silent, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        os.close(os.open(place.silent, os.O_WRONLY | os.O_CREAT, 0o600))
     holder, now = holder_of(place), time.time()
     since = min(now, _silent_since(place) or now)
     clock = time.strftime("%H:%M:%S" if now - since < 43200 else "%Y-%m-%d %H:%M", time.localtime(since))
@@ -124,6 +127,8 @@ def end(place: BackgroundPaths, holder: Holder, *, kill: bool = False) -> bool:
     One that was suspended is let go on, so that SIGTERM reaches it. The next process, which may hold the lock as soon
     as this one has ended, gets no signal.
     """
+    if sys.platform == "win32":
+        raise ConfigError(NOT_HERE)
     _send(holder, *((signal.SIGKILL,) if kill else (signal.SIGTERM, signal.SIGCONT)))
     return has_ended(place, holder, END_TIMEOUT)
 
@@ -140,13 +145,14 @@ def has_ended(place: BackgroundPaths, holder: Holder | None, timeout: float) -> 
 
 def _send(holder: Holder, *numbers: int) -> None:
     """Send signals to that process, and to no other that has its id by now."""
+    if sys.platform == "win32":
+        raise ConfigError(NOT_HERE)
     with contextlib.suppress(ProcessLookupError):
-        pidfd_open: Callable[[int], int] | None = getattr(os, "pidfd_open", None)
-        if pidfd_open is None:  # as on macOS
+        if sys.platform != "linux":  # macOS has no descriptor of a process
             for number in numbers:
                 os.kill(holder.pid, number)
             return
-        process = pidfd_open(holder.pid)
+        process = os.pidfd_open(holder.pid)
         try:
             if _start_of(holder.pid) == holder.start:  # from here on the descriptor is that very process
                 for number in numbers:
@@ -158,6 +164,8 @@ def _send(holder: Holder, *numbers: int) -> None:
 def _start_of(pid: int) -> str:
     """Return when a process of this user began, in words that are the same for as long as it lives; empty where there
     is none."""
+    if sys.platform == "win32":
+        raise ConfigError(NOT_HERE)
     if os.path.exists(_PROC):
         user, start = _of_proc(pid, "status").partition("\nUid:")[2].split()[1:2], _of_stat(pid, _START)
     else:

@@ -67,7 +67,7 @@ class TestFiles:
             await tokens.access()
 
     async def test_nothing_configured(self) -> None:
-        with pytest.raises(Unauthenticated, match="--access-token-file"):
+        with pytest.raises(Unauthenticated, match="no login is configured"):
             await Tokens(LoginConfig(), None).access()
 
 
