@@ -68,16 +68,19 @@ class Holding:
         assert process.stdout.readline() == ("waits\n" if "next" in how else "held\n")
         return process
 
+    def end(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.wait(10)
+            if process.stdout is not None:
+                process.stdout.close()
+
 
 @pytest.fixture
 def holding(place: BackgroundPaths) -> Iterator[Holding]:
     found = Holding(place)
     yield found
-    for process in found.processes:
-        process.kill()
-        process.wait(10)
-        if process.stdout is not None:
-            process.stdout.close()
+    found.end()
 
 
 def test_none_holds_it(place: BackgroundPaths) -> None:
