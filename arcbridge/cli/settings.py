@@ -99,7 +99,7 @@ def place_of(invocation: Invocation, environment: Mapping[str, str]) -> Callable
     return place
 
 
-_WITHOUT_PROFILE = ("login", "key")
+_WITHOUT_PROFILE = ("login", "key", "uninstall")
 """Sub-commands of the client that decide by themselves what a saved relay adds, or that need none."""
 _SILENT = ("config", "status")
 """Sub-commands that are about the settings alone, or that name the relay themselves."""

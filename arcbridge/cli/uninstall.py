@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from arcbridge.cli.output import plain, print_prose
@@ -25,7 +26,8 @@ def uninstall(invocation: Invocation) -> int:
 
     config: ClientConfig = load_settings(invocation, os.environ)
     configure_logging(config, default_level="error")
-    return run_until_signal(_uninstall(config, survey(config, os.environ), yes=invocation.switch("yes")))
+    whole = not (invocation.text("state_dir") or os.environ.get("ARCBRIDGE_STATE_DIR"))
+    return run_until_signal(_uninstall(config, survey(config, os.environ, whole=whole), yes=invocation.switch("yes")))
 
 
 async def _uninstall(config: ClientConfig, found: Installed, *, yes: bool) -> int:
@@ -36,13 +38,14 @@ async def _uninstall(config: ClientConfig, found: Installed, *, yes: bool) -> in
         *(f'context "{one.context}"' for one in found.connections),
         *(f"entries of arcbridge in {', '.join(map(str, files))}" for files in found.kubeconfigs),
         *(f"the login at {profile.url}" for profile in found.logins),
-        *map(str, found.paths),
+        *_in_few_lines(found),
     ]
     if parts and not yes:
         if not sys.stdin.isatty():
             raise ConfigError("uninstall asks before it removes anything; give --yes where there is no terminal")
         shown = "".join(f"  {plain(part)}\n" for part in parts)
-        if not await ask_yes(f"This ends the background process and removes\n{shown}Remove all of it? [y/N] "):
+        begin = "This ends the background process and removes" if found.whole else "This removes"
+        if not await ask_yes(f"{begin}\n{shown}Remove all of it? [y/N] "):
             return ExitCode.FAILURE
     async for sentence in uninstall(config, found, os.environ):
         print_prose(f"removed: {plain(sentence)}")
@@ -51,3 +54,10 @@ async def _uninstall(config: ClientConfig, found: Installed, *, yes: bool) -> in
     program = f"rm {own_command()[0]}" if is_single_file() else "pip uninstall arcbridge, or as you installed it"
     print_prose(f"left: kubectl's own caches in ~/.kube/cache, and the program itself: {program}")
     return ExitCode.DONE
+
+
+def _in_few_lines(found: Installed) -> list[str]:
+    """Name the files at the top of their directories, and of the others how many there are."""
+    paths = found.paths
+    shown = Counter(path if path.parent in found.directories else path.parent for path in paths)
+    return [str(path) if path in paths else f"{path} ({number} of arcbridge)" for path, number in shown.items()]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,8 @@ import pytest
 from arcbridge.cli import uninstall as module
 from arcbridge.cli.run import run
 from arcbridge.errors import ExitCode
+from arcbridge.pki.pins import PinStore
+from arcbridge.pki.private_files import ensure_private_directory, write_private
 
 
 @pytest.fixture
@@ -17,8 +21,7 @@ def pins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
         monkeypatch.setenv(name, str(tmp_path))
     pins = tmp_path / "arcbridge" / "pins.toml"
-    pins.parent.mkdir(mode=0o700)
-    pins.write_text("")
+    PinStore(pins).remember("prod", f"sha256:{'0' * 64}")
     return pins
 
 
@@ -32,6 +35,41 @@ def test_without_a_terminal_it_wants_yes(pins: Path, capsys: pytest.CaptureFixtu
     assert out.startswith("removed: keys, pins, ports and tokens")
     assert "left: kubectl's own caches" in out
     assert run(["uninstall"]) == ExitCode.DONE, "there is nothing to ask about"
+
+
+def test_a_flag_or_variable_that_names_a_directory_means_that_one_alone(
+    pins: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other" / "pins.toml"
+    PinStore(other).remember("prod", f"sha256:{'0' * 64}")
+    assert run(["uninstall", "--yes", "--state-dir", str(other.parent)]) == ExitCode.DONE
+    assert (pins.exists(), other.exists()) == (True, False)
+    assert "`arcbridge uninstall` alone" in " ".join(capsys.readouterr().out.split())
+    PinStore(other).remember("prod", f"sha256:{'0' * 64}")
+    monkeypatch.setenv("ARCBRIDGE_STATE_DIR", str(other.parent))
+    assert run(["uninstall", "--yes"]) == ExitCode.DONE
+    assert (pins.exists(), other.exists()) == (True, False)
+
+
+def test_a_damaged_profile_holds_up_nothing(pins: Path, tmp_path: Path) -> None:
+    profile = tmp_path / "arcbridge" / "relays" / "relay.example_443" / "profile.json"
+    write_private_at(profile, b"{")
+    write_private_at(profile.parents[1] / ".lock", b"")
+    assert run(["uninstall", "--yes"]) == ExitCode.DONE
+    assert not (tmp_path / "arcbridge").exists()
+
+
+def test_on_windows(pins: Path) -> None:
+    command = [sys.executable, "-m", "tests.support.windows", "arcbridge", "--role", "client", "uninstall", "--yes"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("removed: keys, pins, ports and tokens")
+    assert not pins.exists()
+
+
+def write_private_at(path: Path, data: bytes) -> None:
+    ensure_private_directory(path.parent)
+    write_private(path, data)
 
 
 @pytest.mark.parametrize(("answer", "code"), [(False, ExitCode.FAILURE), (True, ExitCode.DONE)])

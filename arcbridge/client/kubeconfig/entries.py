@@ -190,9 +190,9 @@ class Kubeconfig:
             self._retire(name, lambda mark: _owns(mark, cluster, relays), remove=True)
             self._save()
 
-    def remove_all(self) -> list[str]:
+    def remove_all(self, ca_pem: str | None = None) -> list[str]:
         """Take all entries of ours out, whatever served them, but for parts that were edited since; returns their
-        names. Raises StateError."""
+        names. `ca_pem`: only those at endpoints of this CA. Raises StateError."""
         with self._locked():
             names = {
                 name.removeprefix("arcbridge-") if section == "users" else name
@@ -201,6 +201,8 @@ class Kubeconfig:
                 for name, body in file.bodies(section)
                 if _mark_of(body) is not None
             }
+            if ca_pem is not None:
+                names = {name for name in names if self._authority(name) == _base64(ca_pem)}
             for name in sorted(names):
                 self._retire(name, lambda mark: True, remove=True)
             self._save()
@@ -293,6 +295,11 @@ class Kubeconfig:
     def _context(self, name: str) -> dict[Any, Any] | None:
         """Return the body of the context that kubectl finds under a name."""
         return next((body for file in self.files if (body := file.find("contexts", name)) is not None), None)
+
+    def _authority(self, name: str) -> str:
+        """Return the CA that a cluster's entry trusts, in base64; empty where it says none."""
+        bodies = (body for file in self.files if (body := file.find("clusters", name)) is not None)
+        return str(next(bodies, {}).get("certificate-authority-data", ""))
 
     def _last_foreign(self, current: str | None) -> str | None:
         """Return the current context, or the one that was before it where it is ours."""

@@ -22,6 +22,8 @@ from arcbridge.pki.private_files import ensure_private_directory, try_lock
 
 BACKGROUND = "background"
 """The name of the background process, which stays the same when another one takes its place."""
+LOCKS = f"[0-9]*-{'[0-9a-f]' * 16}"
+"""Which files of the directory are locks of processes."""
 
 
 class Running:
@@ -62,19 +64,30 @@ class Running:
         if not name:
             return False
         path = self._background_lock if name == BACKGROUND else self._directory / os.path.basename(name)
-        if path is None or not path.exists():
+        if path is None:
             return False
-        try:
-            descriptor = try_lock(path)
-        except StateError:
-            return True  # a lock that cannot be read counts as held, so that its entries stay
-        if descriptor is None:
-            return True
-        if name != BACKGROUND:
+        held = _is_held(path)
+        if not held and name != BACKGROUND:
             with suppress(OSError):
                 path.unlink()
-        os.close(descriptor)
+        return held
+
+    def serving(self) -> list[str]:
+        """Return the names of the processes that serve now besides the background process; removes nothing."""
+        return [path.name for path in sorted(self._directory.glob(LOCKS)) if _is_held(path)]
+
+
+def _is_held(path: Path) -> bool:
+    """Return whether a process holds the lock; one that cannot be read counts as held, so that its entries stay."""
+    if not path.exists():
         return False
+    try:
+        descriptor = try_lock(path)
+    except StateError:
+        return True
+    if descriptor is not None:
+        os.close(descriptor)
+    return descriptor is None
 
 
 def running_of(state: StateDirectory, environment: Mapping[str, str]) -> Running:

@@ -191,15 +191,22 @@ class RelayProfiles:
         self.path = state / "relays"
         self.successions = StateDirectory(state, state).successions
 
-    def all(self) -> list[RelayProfile]:
-        """Return all profiles, the one logged in at last first."""
+    def all(self, *, skip_damaged: bool = False) -> list[RelayProfile]:
+        """Return all profiles, the one logged in at last first. `skip_damaged`: those that can be read."""
         try:
             names = sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith("."))
         except FileNotFoundError:
             return []  # there is no directory before the first login
         except OSError as error:
             raise StateError(f"cannot read {self.path}: {error.strerror}; see `arcbridge doctor`") from error
-        found = [profile for name in names if (profile := self._load(self.path / name)) is not None]
+        found = []
+        for name in names:
+            try:
+                if (profile := self._load(self.path / name)) is not None:
+                    found.append(profile)
+            except StateError:
+                if not skip_damaged:
+                    raise
         return sorted(found, key=operator.attrgetter("logged_in_at"), reverse=True)
 
     def get(self, relay: Address) -> RelayProfile | None:

@@ -80,3 +80,13 @@ def test_each_file_is_repaired_and_one_without_entries_of_ours_is_forgotten(tmp_
     assert yaml.safe_load(mine.read_text())["current-context"] == "prod"
     assert "current-context" not in yaml.safe_load(gone.read_text())
     assert state.kubeconfigs() == [[mine], [gone], [damaged]]
+
+
+def test_a_look_at_what_serves_removes_nothing(tmp_path: Path) -> None:
+    running = Running(tmp_path / "running")
+    name = running.begin()
+    others = [tmp_path / "running" / one for one in ("notes.txt", f"999-{'0' * 16}")]
+    for other in others:
+        other.write_text("mine")
+    assert Running(tmp_path / "running").serving() == [name]
+    assert all(other.read_text() == "mine" for other in others)
