@@ -230,13 +230,14 @@ def status(invocation: Invocation) -> int:
             for key in ("since", "token_expires"):
                 if key in document:
                     document[key] = rfc3339(document[key] or 0.0)
-        mine, others = _logins(invocation)
-        logins = [{"relay": one.relay, "user": one.user or None} for one in (*mine, *others)]
+        found = [one for group in _logins(invocation) or () for one in group]
+        logins = [{"relay": one.relay, "user": one.user or None} for one in found]
         print_document({"process": process, "clusters": clusters, "logins": logins}, output)
         return ExitCode.DONE
     if output in FOR_PEOPLE:
         print_prose(_about(process))
-        print_prose(_about_logins(*_logins(invocation)))
+        if (logins_here := _logins(invocation)) is not None:
+            print_prose(_about_logins(*logins_here))
         if not clusters:
             return ExitCode.DONE
         clusters = [{**one, **_for_people(one)} for one in clusters]
@@ -247,16 +248,19 @@ def status(invocation: Invocation) -> int:
     return ExitCode.DONE
 
 
-def _logins(invocation: Invocation) -> tuple[list[IdentitySummary], list[IdentitySummary]]:
-    """Return the login that commands mean, and the others; none where the settings or what is kept is damaged."""
-    from arcbridge.client.credentials.identity_summary import logins
+def _logins(invocation: Invocation) -> tuple[list[IdentitySummary], list[IdentitySummary]] | None:
+    """Return the login that commands mean, and the others; None, with a warning, where the settings or what is kept
+    cannot be read."""
+    from arcbridge.client.credentials.identity_summary import login_meant, other_logins
     from arcbridge.client.state import StateDirectory
 
     try:
         config = read_settings(invocation, os.environ)[0]
-        return logins(config, StateDirectory.find(config.state_dir, os.environ))
-    except ArcbridgeError:
-        return [], []
+        state = StateDirectory.find(config.state_dir, os.environ)
+        return login_meant(config, state), other_logins(config, state, print_warning)
+    except ArcbridgeError as error:
+        print_warning(error.message)
+        return None
 
 
 def _about_logins(mine: list[IdentitySummary], others: list[IdentitySummary]) -> str:
@@ -319,10 +323,12 @@ def _end_by_force(place: BackgroundPaths, *, force: bool) -> None:
     """End a process that does not answer: by SIGTERM, then by SIGKILL where the user, or the flag, says so."""
     from arcbridge.cli.loop import run_until_signal
     from arcbridge.cli.terminal import ask_yes
-    from arcbridge.client.background.lock_holder import END_TIMEOUT, end, silence
+    from arcbridge.client.background.lock_holder import END_TIMEOUT, end, holder_to_end, silence
 
+    if (holder := holder_to_end(place)) is None:
+        return
     print_warning(f"{silence(place)}; it gets SIGTERM now")
-    if end(place):
+    if end(place, holder):
         return
     ended = f"it has not ended within {END_TIMEOUT:.0f} s"
     at_terminal = sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
@@ -330,7 +336,7 @@ def _end_by_force(place: BackgroundPaths, *, force: bool) -> None:
         force = run_until_signal(ask_yes(f"{ended}. Kill it (SIGKILL)? What runs through it is cut. [y/N] "))
     if not force:
         raise StateError(f"{ended}; `arcbridge stop --force` kills it (SIGKILL), and what runs through it is cut")
-    if not end(place, kill=True):
+    if not end(place, holder, kill=True):
         raise StateError("it has not ended after SIGKILL either: a disk or a network file system holds it")
 
 
@@ -393,7 +399,7 @@ def credential(invocation: Invocation) -> int:
     try:
         answer = _asked(context, request("credential", arguments), "Waiting for the background process …")
     except ArcbridgeError as error:
-        if is_news(BackgroundPaths.find(os.environ), error.exit_code):
+        if is_news(BackgroundPaths.find(os.environ), error.message):
             raise
         return error.exit_code
     import json

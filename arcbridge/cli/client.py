@@ -342,8 +342,9 @@ def doctor(invocation: Invocation) -> int:
         with Waiting(sys.stderr, "Looking at the way to the cluster …"):
             run_until_signal(examine(context, cluster, printer.add, throughput=invocation.switch("throughput")))
     except (ConfigError, StateError, Unauthenticated) as error:
-        given = invocation.text("state_dir") or os.environ.get("ARCBRIDGE_STATE_DIR", "")
-        printer.add(look_at_directories(Path(given).expanduser().absolute() if given else None, os.environ))
+        if not printer.findings:
+            given = invocation.text("state_dir") or os.environ.get("ARCBRIDGE_STATE_DIR", "")
+            printer.add(look_at_directories(Path(given).expanduser().absolute() if given else None, os.environ))
         login = isinstance(error, Unauthenticated)
         printer.add(
             fault("login", error.message, "login_missing")

@@ -62,21 +62,23 @@ def print_credential(arguments: Sequence[str]) -> int | None:
 
         if error.exit_code == ExitCode.LOGIN:
             return None  # there may be a terminal
-        if is_news(place, error.exit_code):
+        if is_news(place, error.message):
             sys.stderr.write(f"error: {error.message}\n")
         return int(error.exit_code)
     return None
 
 
-def is_news(place: BackgroundPaths, code: int) -> bool:
-    """Return whether the kubectl that runs this has not been told yet why it gets no credential.
+def is_news(place: BackgroundPaths, message: str) -> bool:
+    """Return whether the program that runs this has not been told yet why it gets no credential.
 
-    It runs the plugin again each time that it looks for the cluster's API groups, five times in one command, because
-    client-go keeps no failure (`discovery/cached/memory`), and prints a line of its own each time.
+    kubectl runs the plugin again each time that it looks for the cluster's API groups, five times in one command,
+    because client-go keeps no failure (`discovery/cached/memory`), and prints a line of its own each time.
     """
     if "KUBERNETES_EXEC_INFO" not in os.environ:
         return True  # a person, or a script, runs it
-    said = f"{os.getppid()} {code}"
+    from binascii import crc32
+
+    said = f"{os.getppid()} {crc32(message.encode())}"
     try:
         with open(place.told) as file:
             if file.read(64) == said and time.time() - os.fstat(file.fileno()).st_mtime < _TOLD:

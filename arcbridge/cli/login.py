@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -13,7 +14,7 @@ from arcbridge.cli.output import plain, print_document, print_prose, print_rows,
 from arcbridge.cli.parser import Invocation
 from arcbridge.cli.screen import Column
 from arcbridge.cli.settings import given_settings, load_settings
-from arcbridge.errors import ConfigError, ExitCode, Unauthenticated
+from arcbridge.errors import ConfigError, ExitCode, StateError, Unauthenticated
 from arcbridge.settings.config import ClientConfig
 
 if TYPE_CHECKING:
@@ -108,11 +109,15 @@ async def _log_out(config: ClientConfig) -> int:
         raise ConfigError(
             "login.issuer: no OIDC login is configured and no relay was logged in at, so there is nothing to forget"
         )
-    from arcbridge.client.credentials.identity_summary import in_words, logins
+    from arcbridge.client.credentials.identity_summary import in_words, login_meant, other_logins
     from arcbridge.client.state import StateDirectory
 
-    mine, others = logins(config, StateDirectory.find(config.state_dir, os.environ))
+    state = StateDirectory.find(config.state_dir, os.environ)
+    mine: list[IdentitySummary] = []
+    with contextlib.suppress(StateError):  # what is damaged is forgotten all the same
+        mine = login_meant(config, state)
     forgotten, warning = await log_out(config, os.environ)
+    others = other_logins(config, state, print_warning)
     if warning:
         print_warning(warning)
     named = in_words(mine) or ", ".join(config.relay_urls()[:1])
@@ -128,11 +133,11 @@ async def _log_out(config: ClientConfig) -> int:
 def whoami(invocation: Invocation) -> int:
     """Print who is logged in, until when, and where; changes nothing."""
     config: ClientConfig = load_settings(invocation, os.environ)
-    from arcbridge.client.credentials.identity_summary import in_words, logins, summary_of
+    from arcbridge.client.credentials.identity_summary import in_words, other_logins, summary_of
     from arcbridge.client.state import StateDirectory
 
     state = StateDirectory.find(config.state_dir, os.environ)
-    others = logins(config, state)[1]
+    others = other_logins(config, state, print_warning)
     try:
         found = summary_of(config, state)
     except Unauthenticated as error:

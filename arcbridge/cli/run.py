@@ -53,7 +53,7 @@ def run(arguments: Sequence[str], *, program: str = "arcbridge") -> int:
         return ExitCode.INTERRUPTED
     except BrokenPipeError:  # the reader of our output went away (`| head`)
         _drop_output()
-        return ExitCode.FAILURE
+        return _own_code(invocation, ExitCode.FAILURE)
     except Exception as error:
         if invocation.switch("verbose"):
             raise

@@ -141,9 +141,9 @@ class ClientContext:
 
     def _no_login(self) -> NoLogin:
         """Return the error for settings that say nowhere where tokens come from; it says where there is a login."""
-        from arcbridge.client.credentials.identity_summary import in_words, logins
+        from arcbridge.client.credentials.identity_summary import in_words, other_logins
 
-        urls, others = self.config.relay_urls(), in_words(logins(self.config, self.state)[1])
+        urls, others = self.config.relay_urls(), in_words(other_logins(self.config, self.state, self.terminal.tell))
         command = self._login_command() if urls else "arcbridge login https://RELAY"
         what = "no login is configured"
         if self.tokens.token_mode:

@@ -22,6 +22,8 @@ import hashlib
 import hmac
 import re
 import tomllib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -128,30 +130,36 @@ class PinStore:
         """Keep `pin` for `cluster`. Another one that is already kept is not replaced: raises `PinMismatch`."""
         check_cluster_name(cluster)
         pin = check_pin(pin)
-        ensure_private_directory(self.path.parent)
-        with locked(self.path.with_name(f".{self.path.name}.lock")):
-            tables = self._read()
+        with self._changing() as tables:
             known = self._find(tables, cluster)
-            if known is not None:
-                if not same_pin(known, pin):
-                    raise PinMismatch(mismatch_message(f"the CA of cluster {cluster}", known, pin))
-                return
+            if known is not None and not same_pin(known, pin):
+                raise PinMismatch(mismatch_message(f"the CA of cluster {cluster}", known, pin))
+            if known is None:
+                tables.setdefault(self.relay, {})[cluster] = pin
+
+    def replace(self, cluster: str, pin: str, relays: Iterable[str]) -> None:
+        """Keep `pin` for `cluster` in the place of those kept for any relay and for `relays`."""
+        check_cluster_name(cluster)
+        pin = check_pin(pin)
+        with self._changing() as tables:
+            for relay in ("", *relays):
+                tables.get(relay, {}).pop(cluster, None)
             tables.setdefault(self.relay, {})[cluster] = pin
-            write_private(self.path, _format(tables).encode())
 
     def entries(self) -> list[tuple[str, str, str]]:
         """Return relay (empty: any), cluster and pin of each; raises `StateError`."""
         return [(relay, name, pin) for relay, pins in self._read().items() for name, pin in pins.items()]
 
-    def forget(self, cluster: str) -> str:
-        """Take out what is kept for `cluster` under this relay alone; returns it, empty where nothing is."""
-        if not self.path.exists():
-            return ""
+    @contextmanager
+    def _changing(self) -> Iterator[dict[str, dict[str, str]]]:
+        """Yield what is kept, and write what was changed of it at once; raises StateError."""
+        ensure_private_directory(self.path.parent)
         with locked(self.path.with_name(f".{self.path.name}.lock")):
             tables = self._read()
-            if pin := tables.get(self.relay, {}).pop(check_cluster_name(cluster), ""):
-                write_private(self.path, _format(tables).encode())
-        return pin
+            before = _format(tables)
+            yield tables
+            if (after := _format(tables)) != before:
+                write_private(self.path, after.encode())
 
     def _find(self, tables: dict[str, dict[str, str]], cluster: str) -> str | None:
         return tables.get("", {}).get(cluster) or tables.get(self.relay, {}).get(cluster)

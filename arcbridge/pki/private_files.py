@@ -13,9 +13,11 @@ when it belongs to this user or to root, and directories are made so that no oth
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -194,13 +196,15 @@ def others_may_use(status: os.stat_result) -> bool:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, timeout: float = math.inf) -> Iterator[None]:
     """Hold an exclusive lock on the lock file `path` (made 0600); blocks while another process or thread holds it.
 
-    The file stays: removing it would let two holders lock two different files of one name.
+    Raises `StateError` after `timeout` seconds. The file stays: removing it would let two holders lock two different
+    files of one name.
     """
-    descriptor = _lock(path, wait=True)
-    assert descriptor is not None
+    descriptor = _lock(path, timeout)
+    if descriptor is None:
+        raise StateError(f"another process has held the lock {path} for {timeout:.0f} s: end it, or try again")
     try:
         yield
     finally:
@@ -212,10 +216,10 @@ def try_lock(path: Path) -> int | None:
 
     Returns the descriptor, which holds the lock until it and its copies in other processes are closed.
     """
-    return _lock(path, wait=False)
+    return _lock(path, 0.0)
 
 
-def _lock(path: Path, *, wait: bool) -> int | None:
+def _lock(path: Path, timeout: float) -> int | None:
     from filelock import lock_descriptor  # 15 ms: only what locks pays for it
 
     try:
@@ -223,7 +227,10 @@ def _lock(path: Path, *, wait: bool) -> int | None:
     except OSError as error:
         raise StateError(f"cannot open the lock file {path}: {error.strerror}") from error
     try:
-        if lock_descriptor(descriptor, blocking=wait, poll_interval=LOCK_RETRY):
+        deadline = time.monotonic() + timeout
+        while not (got := lock_descriptor(descriptor, blocking=False)) and time.monotonic() < deadline:
+            time.sleep(LOCK_RETRY)
+        if got:
             return descriptor
     except OSError as error:
         os.close(descriptor)

@@ -9,23 +9,38 @@ import copy
 import json
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from arcbridge.audit.verify import ChainFinding, Report
-from arcbridge.checks.diagnosis import Finding, failed, ok, skipped, warning
+from arcbridge.checks.diagnosis import Finding, directory_finding, key_finding, ok, skipped
 from arcbridge.cli.administration import format_done, format_list
 from arcbridge.client.background.caller import NotRunning, OtherVersion
 from arcbridge.client.commands.administration import Answered
 from arcbridge.client.commands.sign_in import LoggedIn
 from arcbridge.client.credentials.identity_summary import IdentitySummary
-from arcbridge.errors import ArcbridgeError, PermissionRefused, Unauthenticated, Unreachable
+from arcbridge.client.credentials.jwt_unverified import UnverifiedClaims
+from arcbridge.client.doctor.access_judgement import LoginFacts, SessionFacts, judge_login, judge_policy, judge_session
+from arcbridge.client.doctor.kubeconfig_hop import ContextFacts, judge_kubeconfig
+from arcbridge.client.doctor.relay_hops import CertificateText, judge_certificate, judge_clock
+from arcbridge.errors import (
+    ArcbridgeError,
+    JoinRefused,
+    PermissionRefused,
+    PinMismatch,
+    Unauthenticated,
+    Unreachable,
+    UntrustedCertificate,
+)
+from arcbridge.net.join import JoinCode
+from arcbridge.pki.pins import mismatch_message
 from arcbridge.relay.backup import Manifest, Restored
 
 NOW = 1_800_000_000.0
-PIN = "sha256:" + "71c2" * 16
+PIN, OTHER_PIN = "sha256:" + "71c2" * 16, "sha256:" + "0b9e" * 16
 RELAY = ("--relay", "https://relay.example.org", "--access-token-file", "access", "--id-token-file", "id")
 
 Patch = Callable[[pytest.MonkeyPatch], None]
@@ -168,37 +183,59 @@ def known(*names: str) -> Patch:
     return returns("arcbridge.client.state.StateDirectory.cluster_names", list(names))
 
 
-FINDINGS = [
-    ok("name resolution", "relay.example.org is 192.0.2.10"),
-    skipped("outbound proxy", "none for this relay (HTTPS_PROXY, ALL_PROXY, NO_PROXY)"),
-    ok("TCP", "192.0.2.10:443 answers after 12 ms"),
-    ok("relay certificate", "of the pinned CA, until 2027-02-15 08:00:00Z"),
-    warning(
-        "clock",
-        "this machine is 40 s behind the relay",
-        "set the clock of the one that is wrong (NTP): tokens and certificates are valid by the clock",
-        "clock",
-    ),
-    ok(
-        "login",
-        "alice@example.com: relay's for \"arcbridge-relay\" until 2027-01-15 09:00:00Z; cluster's for "
-        '"arcbridge-berlin-factory" until 2027-01-15 09:00:00Z, bound to a key (DPoP)',
-    ),
-    failed(
-        "agent",
-        'no agent of the cluster "berlin-factory" is connected',
-        "ask the cluster's owner whether the agent runs: `kubectl -n arcbridge get pods` there",
-        "agent_missing",
-    ),
-    skipped("session", "agent failed"),
-    skipped("API server", "there is no session to ask it through"),
-    ok("kubeconfig", 'context "berlin-factory" in ~/.kube/config, port 47011'),
-]
+CLAIMS = UnverifiedClaims(NOW + 3600, subject="alice@example.com", audiences=("arcbridge-relay",))
 
 
-def examined(findings: list[Finding]) -> Patch:
+def way() -> list[Finding]:
+    """What the client's doctor says of a way that works up to the relay's policy."""
+    shown = CertificateText(("relay.example.org",), NOW, NOW + 86400 * 31)
+    cluster = replace(CLAIMS, audiences=("arcbridge-berlin-factory",))
+    return [
+        ok("name resolution", "relay.example.org is 192.0.2.10"),
+        skipped("outbound proxy", "none for this relay (HTTPS_PROXY, ALL_PROXY, NO_PROXY)"),
+        ok("TCP", "relay.example.org:443 accepts connections (12 ms)"),
+        judge_certificate("relay certificate", "relay.example.org", shown, None, "the pinned CA", NOW),
+        judge_clock("clock", 0.0),
+        judge_login(LoginFacts(relay=CLAIMS, cluster=cluster, bound="DPoP"), NOW),
+        judge_policy(None, ["berlin-factory"], "berlin-factory", CLAIMS),
+    ]
+
+
+def broken_way() -> list[Finding]:
+    """The same, with a clock that is wrong and without an agent."""
+    facts = SessionFacts("berlin-factory", JoinRefused(JoinCode.NO_AGENT, "no agent"))
+    held = ContextFacts("berlin-factory", "berlin-factory", 47011, listening=True, holder="user mallory")
+    return [
+        *(judge_clock("clock", -40.0) if one.hop == "clock" else one for one in way()),
+        *judge_session(facts, CLAIMS),
+        skipped("API server", "there is no session to ask it through"),
+        judge_kubeconfig([held], "berlin-factory"),
+    ]
+
+
+def pinned_way() -> list[Finding]:
+    """What it says of a relay, and of a cluster, whose pins are others than those that are known."""
+    relay = PinMismatch(mismatch_message("the relay's CA", PIN, OTHER_PIN))
+    cluster = PinMismatch(mismatch_message('the CA of cluster "berlin-factory"', PIN, OTHER_PIN))
+    return [
+        judge_certificate("relay certificate", "relay.example.org", CertificateText(), relay, "the pinned CA", NOW),
+        *judge_session(SessionFacts("berlin-factory", cluster), CLAIMS),
+    ]
+
+
+def of_issuers() -> list[Finding]:
+    """What the relay's doctor says of issuers, and of directories of groups."""
+    url = "https://login.example.org"
+    return [
+        key_finding("jwt[0]", url, True, None),
+        key_finding("jwt[1]", url, False, UntrustedCertificate("its certificate is of no CA that is trusted here")),
+        directory_finding("graph.main", False, "graph_permission", "Microsoft Graph refuses the application (403)"),
+    ]
+
+
+def examined(findings: Callable[[], list[Finding]]) -> Patch:
     async def examine(context: object, cluster: str, report: Callable[[Finding], None], *, throughput: bool) -> None:
-        for finding in findings:
+        for finding in findings():
             report(finding)
 
     return put("arcbridge.client.doctor.examination.examine", examine)
@@ -340,9 +377,10 @@ CLIENT = {
         Scene("uninstall --yes", title="uninstall, nothing is there"),
     ],
     "doctor": [
-        Scene("doctor berlin-factory RELAY", examined(FINDINGS)),
-        Scene("doctor RELAY", examined(FINDINGS[:4]), title="doctor, all is well"),
-        Scene("--role relay doctor", answers("arcbridge.relay.doctor.diagnose", FINDINGS)),
+        Scene("doctor berlin-factory RELAY", examined(broken_way)),
+        Scene("doctor berlin-factory RELAY", examined(pinned_way), title="doctor, other pins"),
+        Scene("doctor RELAY", examined(way), title="doctor, all is well"),
+        Scene("--role relay doctor", answers("arcbridge.relay.doctor.diagnose", of_issuers())),
     ],
     "login": [
         Scene("login RELAY", logs_in("device"), title="login by a code"),

@@ -15,13 +15,16 @@ import pytest
 from arcbridge.cli import background
 from arcbridge.cli.background import kept_settings
 from arcbridge.cli.parser import parse
+from arcbridge.client.background.caller import NoAnswer
 from arcbridge.client.background.connection_settings import read_words
 from arcbridge.client.background.connections import Connection, Connections
+from arcbridge.client.background_paths import BackgroundPaths
 from arcbridge.client.service import ClientContext, Terminal
 from arcbridge.errors import ExitCode
 from arcbridge.pki.private_files import try_lock
 from arcbridge.settings.config import ClientConfig
 from arcbridge.settings.flags import CLIENT
+from tests.client.background.test_lock_holder import Holding
 
 
 def kept(*words: str, environment: dict[str, str] | None = None, relays: tuple[str, ...] = ()) -> tuple[str, ...]:
@@ -145,6 +148,30 @@ def test_mistakes_are_one_clear_line(tmp_path: Path, words: tuple[str, ...], tol
     assert told in done.stderr
     assert done.stderr.startswith("error: ")
     assert not (tmp_path / "state").exists() or not list((tmp_path / "state").rglob("control"))
+
+
+def test_one_that_does_not_end_when_it_is_told_to_is_ended_by_force(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+
+    def hangs(_: object) -> None:
+        raise NoAnswer("it has not ended")
+
+    monkeypatch.setattr(background, "stop_process", hangs)
+    place = BackgroundPaths.find(os.environ)
+    place.make()
+    holding = Holding(place)
+    try:
+        process = holding.start()
+        assert background.stop(parse(["stop"], CLIENT)) == ExitCode.DONE
+        assert process.wait(10) == -signal.SIGTERM
+        shown = capsys.readouterr()
+        assert f"(pid {process.pid}) does not answer since" in shown.err
+        assert shown.out.startswith("Stopped.")
+    finally:
+        holding.end()
 
 
 def test_ctrl_c_at_a_question_is_no_internal_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

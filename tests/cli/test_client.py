@@ -9,6 +9,7 @@ import os
 import pty
 import signal
 import stat
+import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -152,6 +153,15 @@ async def test_the_person_is_asked_once(shell: Shell, far: FarSide, answer: str,
     assert len(far.auths) == (1 if answer == "y" else 0)
     if answer == "y":
         assert CLUSTER_CA.pin in (shell.directory / "state/pins.toml").read_text()
+
+
+def test_a_doctor_without_a_relay_names_each_hop_once(tmp_path: Path) -> None:
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "arcbridge", "doctor", "-o", "json"]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, check=False, timeout=60)
+    hops = [one["hop"] for one in json.loads(done.stdout)["hops"]]
+    assert "state directory" in hops
+    assert len(hops) == len(set(hops))
 
 
 async def test_tokens_on_the_command_line_are_warned_of(shell: Shell, far: FarSide) -> None:

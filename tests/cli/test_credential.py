@@ -12,6 +12,7 @@ from arcbridge.cli import credential
 from arcbridge.cli.credential import print_credential
 from arcbridge.client.background import caller
 from arcbridge.client.background.caller import NotRunning
+from arcbridge.client.background_paths import BackgroundPaths
 
 
 def test_the_answer_is_handed_on_as_it_is(
@@ -62,6 +63,17 @@ def test_errors(
 )
 def test_where_the_caller_is_about_to_connect(info: str, server: str) -> None:
     assert credential._server(info) == server
+
+
+def test_one_program_is_told_each_reason_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have two clusters, which it cannot reach for two reasons."""
+    place = BackgroundPaths(str(tmp_path), str(tmp_path))
+    assert credential.is_news(place, "no agent")
+    assert credential.is_news(place, "no agent")  # to a person
+    monkeypatch.setenv("KUBERNETES_EXEC_INFO", "{}")
+    assert credential.is_news(place, "no agent")
+    assert not credential.is_news(place, "no agent")
+    assert credential.is_news(place, "the relay does not answer")
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h", "--ended", "--verbose"])

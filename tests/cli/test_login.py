@@ -15,8 +15,10 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import jwt
 import pytest
 
+from arcbridge.client.credentials import proof_keys
 from arcbridge.errors import ExitCode
 from arcbridge.net.tls import ALPN_HTTP, outer_server_contexts
 from arcbridge.pki.authority import Authority
@@ -387,6 +389,22 @@ class TestLogout:
         assert not list(person.home.rglob("tokens/*.json"))
         assert (await person.run("logout"))[1] == f"There was no login at {url(relay)} to forget.\n"
         assert issuer.requests("/revoke") == asked + 1
+
+    async def test_a_login_that_is_damaged_is_not_the_lack_of_one_and_is_forgotten(
+        self, person: Person, relay: Relay, issuer: Issuer
+    ) -> None:
+        await person.log_in(*known(relay, issuer))
+        (file,) = person.home.rglob("tokens/*.json")
+        key = file.with_suffix(".key")
+        claims = {"nonce": proof_keys.load_or_make(key).nonce(), "exp": 2_000_000_000}
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"access_token": jwt.encode(claims, "k" * 32)}))
+        key.chmod(0o644)
+        _, out, err = await person.run("status")
+        assert "ogged in" not in out
+        assert err.startswith("warning: other users may read the key")
+        status, out, _ = await person.run("logout")
+        assert (status, out) == (ExitCode.DONE, f"Logged out at {url(relay)}.\n")
+        assert not list(person.home.rglob("tokens/*.json"))
 
     async def test_a_login_with_other_settings_ends_the_former_one(
         self, person: Person, relay: Relay, issuer: Issuer

@@ -76,6 +76,16 @@ def test_a_failure_of_run_is_not_taken_for_its_commands(
         assert run(["--role", "relay", "run"]) != ExitCode.RUN_FAILED
 
 
+def test_output_that_nobody_reads_is_a_failure_of_run_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: object) -> int:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(run_module, "_run", fail)
+    monkeypatch.setattr(os, "dup2", lambda *_: None)
+    assert run(["run", "-n", "a,b", "--", "true"]) == ExitCode.RUN_FAILED
+    assert run(["clusters"]) == ExitCode.FAILURE
+
+
 def test_a_line_that_cannot_be_read_is_a_failure_of_run_too() -> None:
     assert run(["run", "--no-such-flag", "--", "true"]) == ExitCode.RUN_FAILED
     assert run(["clusters", "--no-such-flag"]) == ExitCode.USAGE

@@ -49,6 +49,15 @@ def missing(text: str) -> list[str]:
     return found
 
 
+def source(path: str, name: str) -> str:
+    """The text of a cited test, with its parameters."""
+    text = (ROOT / path).read_text(encoding="utf-8")
+    found = next(node for node in ast.walk(ast.parse(text)) if getattr(node, "name", "") == name)
+    assert isinstance(found, ast.FunctionDef | ast.AsyncFunctionDef)
+    begin = min(node.lineno for node in (found, *found.decorator_list))
+    return "\n".join(text.splitlines()[begin - 1 : found.end_lineno])
+
+
 def arguments(code: str) -> list[str]:
     """The tests of an entry as arguments of pytest. Raises `KeyError` for a code that neither page has."""
     text = dict([*rows(), *claims()])[code]

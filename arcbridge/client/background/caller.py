@@ -32,7 +32,7 @@ prepares an answer (`BEAT`)."""
 SLOW = 15.0
 """The same for a process that runs, or waits for a processor."""
 SILENT_ALREADY = 0.3
-"""The same where another caller has waited in vain by now: kubectl asks six times."""
+"""The same up to the first byte where another caller has waited in vain by now: kubectl asks six times."""
 START_TIMEOUT = 30.0
 """Seconds in which a process that was started serves."""
 STOP_TIMEOUT = 10.0
@@ -90,6 +90,8 @@ def exchange(place: BackgroundPaths, line: bytes, *, timeout: float = ANSWER_TIM
                 raise NotRunning  # the process ended before it had answered
             heard = time.monotonic()
             answer += received
+            patience = min(timeout, SILENCE)  # the process goes on, whoever waited in vain before
+            sock.settimeout(patience)
             if len(answer) > ANSWER_LIMIT:
                 raise StateError("the background process answered more than it may")
             if heard - began > timeout:
@@ -172,19 +174,16 @@ def ask(place: BackgroundPaths, line: bytes, environment: Mapping[str, str], *, 
 
 
 def stop(place: BackgroundPaths) -> None:
-    """Have the process end, and wait until it has; raises NotRunning, StateError, Unreachable."""
-    from arcbridge.client.background.lock_holder import is_held
+    """Have the process end, and wait until it has; raises NotRunning, StateError, and NoAnswer where it hangs."""
+    from arcbridge.client.background.lock_holder import has_ended, holder_of
 
-    try:
-        pid = f" {answer_of(exchange(place, request('version')))['pid']}"
-    except OtherVersion:
-        pid = ""
+    # First, because a request to stop would wait in the socket of a process that is suspended, and end it later on.
+    exchange(place, request("version"))
+    holder = holder_of(place)
     exchange(place, request("stop"))
-    deadline = time.monotonic() + STOP_TIMEOUT
-    while os.path.exists(place.socket) or is_held(place):
-        if time.monotonic() > deadline:
-            raise StateError(f"the background process{pid} has not ended; see `arcbridge logs`")
-        time.sleep(0.02)
+    if not has_ended(place, holder, STOP_TIMEOUT):
+        pid = f" {holder.pid}" if holder is not None else ""
+        raise NoAnswer(f"the background process{pid} has not ended; `arcbridge stop --force` kills it")
 
 
 def ensure_started(place: BackgroundPaths, environment: Mapping[str, str], *, take_over: bool = False) -> None:
@@ -197,16 +196,24 @@ def ensure_started(place: BackgroundPaths, environment: Mapping[str, str], *, ta
     from arcbridge.pki.private_files import locked
 
     place.make()
-    with locked(Path(place.start_lock)):
+    with locked(Path(place.start_lock), 2 * START_TIMEOUT):
         try:
             answer_of(exchange(place, request("version"), timeout=START_TIMEOUT))
             return  # another caller started the process while this one waited for the lock
         except NotRunning:
-            pass
+            _refuse_silent(place)
         except OtherVersion:
             if not take_over:
                 return
         _start(environment)
+
+
+def _refuse_silent(place: BackgroundPaths) -> None:
+    """Raise NoAnswer where a process hangs without its socket and a caller has waited for the lock in vain by now."""
+    from arcbridge.client.background.lock_holder import is_held, silence
+
+    if os.path.exists(place.silent) and is_held(place):
+        raise NoAnswer(f"{silence(place)}; `arcbridge stop` ends it")
 
 
 def _start(environment: Mapping[str, str]) -> None:

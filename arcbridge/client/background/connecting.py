@@ -14,6 +14,7 @@ from typing import Any
 from arcbridge.client.background.caller import ask
 from arcbridge.client.background_paths import BackgroundPaths
 from arcbridge.client.service import ClientContext, check_name, refuse_for_several
+from arcbridge.client.session.trust import ClusterTrust
 from arcbridge.errors import ArcbridgeError, ConfigError, ExitCode
 from arcbridge.settings.choices import PROGRAM
 from arcbridge.settings.config import ClientConfig
@@ -41,9 +42,9 @@ def is_to_be_trusted(context: ClientContext, name: str) -> bool:
     return not context.trust().known(name) and bool(context.terminal.ask_trust or context.config.trust_first_use)
 
 
-async def trust(context: ClientContext, name: str) -> None:
-    """Have a session, in which the question is asked; raises ArcbridgeError."""
-    session = context.session(name)
+async def trust(context: ClientContext, name: str, rule: ClusterTrust | None = None) -> None:
+    """Have a session, in which the question is asked; raises ArcbridgeError. `rule`: another one than the settings'."""
+    session = context.session(name, rule)
     try:
         await session.connect_once()
     finally:

@@ -43,6 +43,8 @@ SOCKET_CHECK = 2.0
 which a process that finds the lock held waits for an answer."""
 BEAT = 1.0
 """Seconds between two bytes that a caller gets while its answer is prepared; less than `caller.SILENCE`."""
+LOOK_TIME = 0.05
+"""Seconds after which a command has let the lock go that it took to look whether a process holds it."""
 SWEEP_INTERVAL = 3600.0
 """Seconds between two looks for what commands of `run` have left that were killed."""
 _NOTHING = (0, 0)
@@ -128,7 +130,7 @@ class BackgroundProcess:
                     return
                 try:
                     self._place.make()
-                    if not self._has_the_lock() and not self._lock_anew():
+                    if not self._has_the_lock() and not await self._lock_anew():
                         log.warning(
                             "background process gives way",
                             reason="the state directory was removed, and another one has begun",
@@ -164,9 +166,12 @@ class BackgroundProcess:
         status = os.fstat(self._lock)
         return (status.st_dev, status.st_ino) == _inode(self._place.process_lock)
 
-    def _lock_anew(self) -> bool:
+    async def _lock_anew(self) -> bool:
         """Lock the file that is at the lock's path now; False where another process has it. Raises StateError."""
         lock = try_lock(Path(self._place.process_lock))
+        if lock is None:
+            await asyncio.sleep(LOOK_TIME)
+            lock = try_lock(Path(self._place.process_lock))
         if lock is None:
             return False
         os.close(self._lock)
@@ -445,10 +450,12 @@ class BackgroundProcess:
                 [(one, [sock.fileno() for sock in found]) for one, found in zip(about, sockets, strict=True)],
                 [former.fileno() for former in self._former],
             )
+            lock_holder.unsign(self._lock)  # the next one may sign nothing
             try:
                 await asyncio.to_thread(handover.send, sock, given)
             except (OSError, StateError) as error:
                 log.warning("no other process took over", reason=str(error))
+                lock_holder.sign(self._lock)
                 for endpoint, found in zip(endpoints, sockets, strict=True):
                     endpoint.accept_again(found)
                 loop.add_reader(self._control, self._accept)
@@ -487,8 +494,8 @@ async def _beat(sock: socket.socket) -> None:
     """Show a caller that this process lives while it prepares an answer: spaces before JSON say nothing."""
     with contextlib.suppress(OSError):
         while True:
-            await asyncio.sleep(BEAT)
             await asyncio.get_running_loop().sock_sendall(sock, b" ")
+            await asyncio.sleep(BEAT)
 
 
 def _inode(path: str) -> tuple[int, int]:

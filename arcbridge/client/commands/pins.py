@@ -1,13 +1,14 @@
 """Shows the pins of clusters that are known here, and lets another one take the place of one.
 
-What an organisation ships (`pins_file`) is shown and never changed. Invariant: a pin is given up only for one that the
-user has given or agreed to; where that fails, the former one counts again.
+What an organisation ships (`pins_file`) is shown and never changed. Invariant: a pin counts until one that the user has
+given or agreed to takes its place, in one write.
 """
 
 from __future__ import annotations
 
 from arcbridge.client.background.connecting import trust
 from arcbridge.client.service import ClientContext
+from arcbridge.client.session.trust import ClusterTrust
 from arcbridge.errors import ConfigError, PinMismatch
 from arcbridge.pki.pins import PinStore, check_pin
 
@@ -46,18 +47,18 @@ async def renew(context: ClientContext, cluster: str) -> str:
             "it unseen with --trust-first-use"
         )
     store = PinStore(context.state.pins_file, relay=relay)
-    former = {name: PinStore(store.path, relay=name).forget(cluster) for name in ("", *context.relays.names)}
+    rule = ClusterTrust(
+        pin=given,
+        first_use=config.trust_first_use,
+        ask=context.terminal.ask_trust,
+        successions=context.state.successions,
+    )
     try:
-        if given:
-            store.remember(cluster, given)
-        else:
-            await trust(context, cluster)
-    finally:
-        if not store.get(cluster):
-            for name, pin in former.items():
-                if pin:
-                    PinStore(store.path, relay=name).remember(cluster, pin)
-    if trusted := store.get(cluster):
-        # Another next CA of the same CA may have been followed, which the user does not mean.
-        context.state.successions.forget(trusted)
-    return trusted or ""
+        if not given:
+            await trust(context, cluster, rule)
+    finally:  # what the user has agreed to counts even where there is no session then
+        if pin := rule.known(cluster):
+            # Another next CA of the same CA may have been followed, which the user does not mean.
+            context.state.successions.forget(pin)
+            store.replace(cluster, pin, context.relays.names)
+    return pin

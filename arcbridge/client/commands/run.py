@@ -3,7 +3,7 @@
 For each cluster, in this order: the session is up, the local endpoint serves, the kubeconfig is written, the command
 starts. With one cluster the command has this process's input, output and terminal, and its exit code is ours. With
 several each line of output begins with the cluster's name, all run whatever becomes of the others, and the worst exit
-code is ours; a cluster that could not be reached counts with the exit code of that error.
+code is ours; a cluster that could not be reached counts with RUN_FAILED (125), which few commands end with.
 
 Invariant: the user's own kubeconfig and ports are neither read nor changed, and when it ends, nothing of it is left. A
 cluster that only a pattern chose says so, because then the relay has chosen its name (docs/threats.md#W21).

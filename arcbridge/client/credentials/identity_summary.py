@@ -6,7 +6,7 @@ It imports no event loop and no HTTP: `whoami` is asked often, by shells' prompt
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from arcbridge.client.credentials.token_cache import TokenCache
 from arcbridge.client.credentials.token_files import read_token
 from arcbridge.client.relay.relay_profile import RelayProfiles, apply, login_command, organisation, short_url
 from arcbridge.client.state import StateDirectory
-from arcbridge.errors import ConfigError, Unauthenticated
+from arcbridge.errors import ConfigError, StateError, Unauthenticated
 from arcbridge.net.address import parse_address
 from arcbridge.settings.choices import PROGRAM
 from arcbridge.settings.config import ClientConfig
@@ -78,12 +78,17 @@ def summary_of(config: ClientConfig, state: StateDirectory, *, now: float | None
     return replace(found, issuer=login.issuer, expires=tokens.expires_at, renews=renews, source="login")
 
 
-def logins(config: ClientConfig, state: StateDirectory) -> tuple[list[IdentitySummary], list[IdentitySummary]]:
-    """Return the login that these settings mean, where there is one, and those at other relays. Raises StateError."""
+def login_meant(config: ClientConfig, state: StateDirectory) -> list[IdentitySummary]:
+    """Return the login that these settings mean, where there is one; raises StateError where it is damaged."""
     try:
-        mine = [summary_of(config, state)]
+        return [summary_of(config, state)]
     except (Unauthenticated, ConfigError):
-        mine = []
+        return []
+
+
+def other_logins(config: ClientConfig, state: StateDirectory, warn: Callable[[str], None]) -> list[IdentitySummary]:
+    """Return the logins at other relays; `warn` gets a sentence for each that is damaged. Raises StateError where the
+    list of relays is."""
     meant = {parse_address(url).url for url in config.relay_urls()}
     others = []
     for profile in RelayProfiles(state.path).all():
@@ -92,7 +97,9 @@ def logins(config: ClientConfig, state: StateDirectory) -> tuple[list[IdentitySu
                 others.append(summary_of(apply(ClientConfig(state_dir=config.state_dir), profile), state))
             except (Unauthenticated, ConfigError):
                 continue
-    return mine, others
+            except StateError as error:
+                warn(f"the login at {profile.url} cannot be read: {error.message}")
+    return others
 
 
 def in_words(found: Sequence[IdentitySummary]) -> str:

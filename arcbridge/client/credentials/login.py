@@ -21,7 +21,7 @@ import secrets
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlencode, urlsplit
@@ -32,7 +32,7 @@ from arcbridge.client.credentials.issuer import Issuer, IssuerError, page_of
 from arcbridge.client.credentials.jwt_unverified import claims_unverified, positive, read_unverified
 from arcbridge.client.credentials.login_callback import HEAD_LIMIT, LoginCallback, check_redirect_path, redirect_path
 from arcbridge.client.credentials.token_cache import LOCK_WAIT, TokenCache, TokenSet, token_set
-from arcbridge.errors import ConfigError, Unauthenticated, Unreachable
+from arcbridge.errors import ConfigError, StateError, Unauthenticated, Unreachable
 from arcbridge.identity.proof import ProofKey, binding
 from arcbridge.net.address import check_origins, origin_of
 from arcbridge.net.loopback import listen_local
@@ -150,13 +150,21 @@ class Login:
                 return await self._log_in(issuer)
 
     async def log_in(self, *, since: float = 0.0) -> TokenSet:
-        """Log in anew, whatever is kept; `since`: a login that another process has made since then (unix seconds)
-        counts, so that of many which wait for the user one asks. 0: none does."""
+        """Log in anew, whatever is kept; `since`: a login that another process has made since then (unix seconds), or
+        that has failed since then, counts, so that of many which wait for the user one asks. 0: none does."""
         async with self._cache.locked(BROWSER_WAIT + LOCK_WAIT), self._issuer() as issuer:
             kept = self._cache.load()
             if 0 < since <= kept.logged_in_at and kept.usable(self._clock()):
                 return kept
-            return await self._log_in(issuer)
+            if 0 < since <= kept.failed_at:
+                raise Unauthenticated(f"the login of another command has failed just now; run `{self._command}`")
+            try:
+                return await self._log_in(issuer)
+            except Unauthenticated:
+                if since:
+                    with suppress(StateError):
+                        self._cache.save(replace(self._cache.load(), failed_at=self._clock()))
+                raise
 
     async def for_audience(self, audience: str, *, interactive: bool, force: bool = False) -> TokenSet:
         """Return a token that is fresh, and good for `audience` alone: kept, or traded for this login's tokens.

@@ -47,6 +47,8 @@ class TokenSet:
     """Tokens for one cluster each, by their audiences (`login.cluster_audience`)."""
     logged_in_at: float = 0.0
     """When the user logged in; refreshed tokens keep it. 0: not known."""
+    failed_at: float = 0.0
+    """When a login for which many commands wait failed, as where the user refused it; 0: none has since these came."""
 
     def __repr__(self) -> str:
         return f"TokenSet(expires_at={self.expires_at:.0f}, refreshable={bool(self.refresh_token)})"
@@ -163,8 +165,9 @@ class TokenCache:
 
     def clear(self) -> bool:
         """Forget the tokens and their key; False when there were no tokens. Raises StateError."""
-        kept, former = _remove(self.path), _remove(self._former)
-        return kept or former
+        kept = bool(self.load())
+        removed, former = _remove(self.path), _remove(self._former)
+        return (removed and kept) or former
 
     @asynccontextmanager
     async def locked(self, wait: float = 0.0) -> AsyncIterator[None]:
@@ -205,7 +208,7 @@ def _read(document: Mapping[str, Any]) -> TokenSet:
     """Return what `save` has written; an empty set where it is damaged. A damaged one of an audience is asked for
     again."""
     texts = {name: document.get(name, "") for name in ("access_token", "id_token", "refresh_token")}
-    times = {name: document.get(name, 0.0) for name in ("obtained_at", "expires_at", "logged_in_at")}
+    times = {name: document.get(name, 0.0) for name in ("obtained_at", "expires_at", "logged_in_at", "failed_at")}
     if not all(isinstance(one, str) for one in texts.values()) or not all(
         one == 0 or positive(one) for one in times.values()
     ):

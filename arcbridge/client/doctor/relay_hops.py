@@ -74,8 +74,9 @@ class RelayHops:
             "relay certificate": self.verify,
             "clock": self.compare_clocks,
         }
+        before = len(findings)
         for hop, look in looks.items():
-            failure = first_failure(findings)
+            failure = first_failure(findings[before:])
             findings.append(await look(hop) if failure is None else skipped(hop, f"{failure.hop} failed"))
 
     async def look_up(self, hop: str) -> Finding:

@@ -36,7 +36,8 @@ class ClusterTrust:
         relays: tuple[str, ...] = (),
         successions: SuccessionStore | None = None,
     ) -> None:
-        """`successions`: where it is kept which CAs followed a cluster's; None: nowhere."""
+        """`remembered`: None: what the user trusts counts for this object alone, which is then for one cluster.
+        `successions`: where it is kept which CAs followed a cluster's; None: nowhere."""
         self._successions = successions
         try:
             self._pin = check_pin(pin) if pin else ""
@@ -129,6 +130,8 @@ class ClusterTrust:
             )
         if self._remembered is not None:
             self._remembered.remember(cluster, pin)
+        else:
+            self._pin = pin
         return Succession.of_pin(pin).follow(found, f"the CA of cluster {cluster!r}")
 
 

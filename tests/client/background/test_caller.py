@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 
 from arcbridge import __version__
-from arcbridge.client.background import caller, local_channel
+from arcbridge.client.background import caller, local_channel, lock_holder
 from arcbridge.client.background.caller import NoAnswer, NotRunning, OtherVersion, answer_of, exchange, request
 from arcbridge.client.background_paths import BackgroundPaths
 from arcbridge.errors import ArcbridgeError, ExitCode, StateError, Unreachable
+from arcbridge.pki.private_files import try_lock
 
 
 @pytest.fixture
@@ -123,6 +124,77 @@ def test_the_second_caller_waits_no_more(
     monkeypatch.setattr(caller, "SILENCE", 60.0)
     with pytest.raises(NoAnswer, match="since 1970-01-1"):
         exchange(place, request("status"))
+
+
+def test_the_first_byte_ends_that(place: BackgroundPaths, listener: socket.socket) -> None:
+    """The process goes on, and removes the mark only when it looks for its socket the next time."""
+    Path(place.silent).touch()
+
+    def serve() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(65536)
+            connection.sendall(b" ")
+            threading.Event().wait(2 * caller.SILENT_ALREADY)
+            connection.sendall(b"{}\n")
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    assert exchange(place, request("status")) == b"{}\n"
+    thread.join(10)
+
+
+def test_a_stop_sends_none_to_a_process_that_is_suspended(place: BackgroundPaths, listener: socket.socket) -> None:
+    """It would end by it when it goes on, also where the user has said no."""
+    Path(place.silent).touch()
+    with pytest.raises(NoAnswer):
+        caller.stop(place)
+    connection, _ = listener.accept()
+    with connection:
+        assert b'"stop"' not in connection.recv(65536)
+
+
+def test_a_stop_that_ends_nothing(
+    place: BackgroundPaths, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commands then end it by force, as one that never answered."""
+    monkeypatch.setattr(caller, "STOP_TIMEOUT", 0.1)
+    lock = try_lock(Path(place.process_lock))
+    assert lock is not None
+    lock_holder.sign(lock)
+    answering(listener, b'{"version": "1"}\n', b'{"stopped": true}\n')
+    with pytest.raises(NoAnswer, match=f"process {os.getpid()} has not ended; `arcbridge stop --force` kills it"):
+        caller.stop(place)
+    os.close(lock)
+
+
+def test_one_that_hangs_without_its_socket_is_waited_for_once(
+    place: BackgroundPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process that is started first waits for the lock, and leaves the mark."""
+    started: list[object] = []
+    monkeypatch.setattr(caller, "_start", started.append)
+    lock = try_lock(Path(place.process_lock))
+    assert lock is not None
+    caller.ensure_started(place, {})
+    assert len(started) == 1
+    Path(place.silent).touch()
+    with pytest.raises(NoAnswer, match=r"does not answer since .*; `arcbridge stop` ends it"):
+        caller.ensure_started(place, {})
+    os.close(lock)
+    caller.ensure_started(place, {})
+    assert len(started) == 2
+
+
+def test_a_start_that_does_not_end_is_not_waited_for_without_limit(
+    place: BackgroundPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(caller, "START_TIMEOUT", 0.05)
+    lock = try_lock(Path(place.start_lock))
+    assert lock is not None
+    with pytest.raises(StateError, match="another process has held the lock"):
+        caller.ensure_started(place, {})
+    os.close(lock)
 
 
 def test_a_full_queue_is_waited_for(place: BackgroundPaths, monkeypatch: pytest.MonkeyPatch) -> None:

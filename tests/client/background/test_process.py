@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from arcbridge.client.background import local_channel
+from arcbridge.client.background import local_channel, lock_holder
 from arcbridge.client.background import process as process_module
 from arcbridge.client.background.caller import NotRunning, OtherVersion, exchange, request
 from arcbridge.client.background.clusters import ServedClusters
@@ -25,6 +25,7 @@ from arcbridge.client.serving.served_cluster import ServedCluster
 from arcbridge.errors import ArcbridgeError, ExitCode
 from arcbridge.installation import own_path
 from arcbridge.net.join import JoinCode
+from arcbridge.pki.private_files import try_lock
 from arcbridge.wire.records import JoinReply
 from tests.client.background.conftest import Background
 from tests.client.far_side import CLUSTER
@@ -369,6 +370,56 @@ async def test_a_state_directory_that_is_removed_under_it_is_locked_anew(
             await asyncio.wait_for(second, 20)  # not for want of work
         assert not first.done()
         assert len((await background.ask("status"))["clusters"]) == 1
+
+
+async def test_a_command_that_looks_at_the_lock_is_no_other_process(
+    background: Background, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = 0
+
+    def taken_once(path: Path) -> int | None:
+        nonlocal looks
+        looks += 1
+        return None if looks == 1 else try_lock(path)
+
+    monkeypatch.setattr(process_module, "SOCKET_CHECK", 0.05)
+    async with background.running() as process:
+        await background.connect()
+        monkeypatch.setattr(process_module, "try_lock", taken_once)
+        _remove(background)
+        await until(lambda: looks == 2 and Path(background.place.socket).exists())
+        assert not process.done()
+
+
+async def test_a_beat_comes_at_once() -> None:
+    """A caller after one that got no answer waits for it a third of a second."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        theirs.settimeout(10)
+        beating = asyncio.create_task(process_module._beat(ours))
+        assert await asyncio.to_thread(theirs.recv, 10) == b" "
+        beating.cancel()
+
+
+async def test_the_lock_names_none_while_it_is_handed_over(
+    background: Background, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next process may be of a version that signs nothing: `stop` would kill this one with its streams."""
+    named: list[lock_holder.Holder | None] = []
+
+    def fail(*_: object) -> None:
+        named.append(lock_holder.holder_of(background.place))
+        raise OSError
+
+    monkeypatch.setattr("arcbridge.client.background.handover.send", fail)
+    async with background.running():
+        await background.connect()
+        before = lock_holder.holder_of(background.place)
+        with pytest.raises(NotRunning):
+            await background.ask("hand-over")
+        assert named == [None]
+        assert lock_holder.holder_of(background.place) == before is not None
 
 
 async def test_a_process_whose_lock_another_one_has_taken_ends(

@@ -10,7 +10,7 @@ import pytest
 
 from arcbridge.client.commands.pins import known_pins, renew
 from arcbridge.client.service import ClientContext, Terminal
-from arcbridge.errors import ArcbridgeError, ConfigError, PinMismatch
+from arcbridge.errors import ArcbridgeError, ConfigError, PinMismatch, StateError
 from arcbridge.pki.pins import PinStore
 from arcbridge.pki.rotation import Rotation
 from arcbridge.settings.config import ClientConfig
@@ -36,6 +36,7 @@ class Machine:
 
     async def ask(self, cluster: str, pin: str) -> bool:
         self.asked.append(pin)
+        assert self.store.get(cluster) == OTHER_CA.pin  # also for other processes, however this one ends
         return self.answer
 
     def context(self, *, terminal: bool = True, **changes: object) -> ClientContext:
@@ -76,6 +77,24 @@ async def test_nor_does_a_relay_that_is_away(machine: Machine, far: FarSide) -> 
     with pytest.raises(ArcbridgeError):
         await renew(context, CLUSTER)
     assert store.get(CLUSTER) == OTHER_CA.pin
+
+
+async def test_nor_does_a_full_disk(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise StateError("No space left on device")
+
+    monkeypatch.setattr("arcbridge.pki.pins.write_private", full)
+    with pytest.raises(StateError, match="No space left"):
+        await renew(machine.context(), CLUSTER)
+    assert machine.asked == [CLUSTER_CA.pin]
+    assert machine.store.get(CLUSTER) == OTHER_CA.pin
+
+
+async def test_a_pin_kept_for_any_relay_goes_too(machine: Machine) -> None:
+    PinStore(machine.store.path).replace(CLUSTER, OTHER_CA.pin, [machine.store.relay])
+    assert await renew(machine.context(), CLUSTER) == CLUSTER_CA.pin
+    (one,) = known_pins(machine.context(), CLUSTER)
+    assert (one["relay"], one["pin"]) == (machine.store.relay, CLUSTER_CA.pin)
 
 
 async def test_a_given_pin_needs_no_relay_and_no_user(machine: Machine, far: FarSide) -> None:

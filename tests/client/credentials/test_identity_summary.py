@@ -9,8 +9,9 @@ import jwt
 import pytest
 
 from arcbridge.client.credentials import proof_keys
-from arcbridge.client.credentials.identity_summary import IdentitySummary, cache_of, summary_of, user_name
+from arcbridge.client.credentials.identity_summary import IdentitySummary, cache_of, other_logins, summary_of, user_name
 from arcbridge.client.credentials.token_cache import TokenSet
+from arcbridge.client.relay.relay_profile import LoginOffer, RelayProfile, RelayProfiles, apply
 from arcbridge.client.state import StateDirectory
 from arcbridge.errors import StateError, Unauthenticated
 from arcbridge.settings.config import ClientConfig, LoginConfig
@@ -88,6 +89,23 @@ def test_a_key_that_cannot_be_used_is_not_the_lack_of_one(state: StateDirectory)
     file.chmod(0o644)
     with pytest.raises(StateError, match="other users may read the key"):
         summary_of(CONFIG, state, now=NOW)
+
+
+def test_another_relays_login_that_is_damaged_hides_none(state: StateDirectory) -> None:
+    profiles = RelayProfiles(state.path)
+    for name in ("damaged", "good"):
+        offer = LoginOffer({"issuer": LOGIN.issuer, "client_id": LOGIN.client_id})
+        profile = profiles.save(RelayProfile((f"https://{name}.example.org",), offer, logged_in_at=NOW))
+        cache = cache_of(apply(ClientConfig(), profile), state)
+        nonce = proof_keys.load_or_make(cache.key_path).nonce()
+        cache.save(TokenSet(access_token=token(nonce=nonce), obtained_at=NOW, expires_at=NOW * 2))
+        if name == "damaged":
+            cache.key_path.chmod(0o644)
+    warnings: list[str] = []
+    (found,) = other_logins(CONFIG, state, warnings.append)
+    assert found.relay == "https://good.example.org"
+    (said,) = warnings
+    assert said.startswith("the login at https://damaged.example.org cannot be read: other users may read the key")
 
 
 def test_other_sources(state: StateDirectory, tmp_path: Path) -> None:

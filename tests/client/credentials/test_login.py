@@ -235,6 +235,26 @@ class TestRefresh:
         await logins[0].log_in()
         assert len(opened) == 3
 
+    async def test_of_200_kubectl_whose_user_refuses_one_opens_a_browser(self, issuer: Issuer, tmp_path: Path) -> None:
+        opened: list[str] = []
+
+        async def visit(url: str) -> int:
+            opened.append(url)
+            return (await browse(url, issuer, change={"code": "", "error": "access_denied"}))[0]
+
+        began = time.time()
+        logins = [with_browser(issuer, tmp_path, visit) for _ in range(200)]
+        found = await asyncio.gather(*(one.log_in(since=began) for one in logins), return_exceptions=True)
+        assert all(isinstance(error, Unauthenticated) for error in found)
+        assert len([error for error in found if "of another command has failed just now" in str(error)]) == 199
+        assert len(opened) == 1
+        cache = TokenCache(tmp_path, "r", logins[0]._config)
+        assert not cache.load()
+        with pytest.raises(Unauthenticated):
+            await logins[0].log_in()  # who runs `arcbridge login` is asked
+        assert len(opened) == 2
+        assert not cache.clear()  # there was no login
+
     async def test_what_is_usable_bridges_an_outage(self, issuer: Issuer, tmp_path: Path) -> None:
         login = make(issuer, tmp_path)
         tokens = await login.log_in()

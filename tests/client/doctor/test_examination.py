@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from arcbridge.checks.diagnosis import Finding, FindingState, first_failure
+import pytest
+
+from arcbridge.checks.diagnosis import Finding, FindingState, failed, first_failure
 from arcbridge.client.doctor.examination import examine
 from arcbridge.client.service import ClientContext, Terminal
 from arcbridge.settings.config import ClientConfig
@@ -37,6 +39,19 @@ async def test_what_is_behind_a_failure_is_skipped_and_what_is_not_is_looked_at(
     for hop in ("TLS", "relay", "relay certificate", "clock", "policy", "agent", "session", "API server"):
         assert states[hop] is FindingState.SKIPPED
     assert states["login"] is FindingState.OK
+
+
+async def test_a_state_directory_that_cannot_be_used_hides_no_relay(
+    far: FarSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = failed("state directory", "is full", "", "disk_full")
+    monkeypatch.setattr("arcbridge.client.doctor.examination.look_at_directories", lambda *_: full)
+    found: list[Finding] = []
+    await examine(context(far, tmp_path, relay=f"https://127.0.0.1:{fixed_port()}"), "", found.append)
+    hops = {finding.hop: finding for finding in found}
+    assert hops["TCP"].code == "relay_port_closed"
+    assert hops["TLS"].detail == "TCP failed"
+    assert hops["policy"].detail == "the relay cannot be used"
 
 
 async def test_without_a_cluster_it_ends_at_the_relay(far: FarSide, tmp_path: Path) -> None:
