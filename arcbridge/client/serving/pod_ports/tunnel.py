@@ -3,7 +3,7 @@
 `open` asks for `pods/portforward` over SPDY with the user's rights and has read nothing of the local connection; `run`
 then moves bytes both ways, half-close included. Invariants: neither side is read while the other one is full, so that a
 connection holds a few chunks at most; only an end in order returns, and whatever else happens is raised; a way that no
-longer answers is found within PING_INTERVAL × 2 seconds, unless the session under it waits to be resumed.
+longer answers is found within PING_INTERVAL × 2 seconds, where it is not the session's own that is silent.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from arcbridge.client.serving.pod_ports.spdy import CHUNK, PodReader, SpdyError,
 from arcbridge.errors import ArcbridgeError, ConnectionLost, RemoteProtocolError
 from arcbridge.mux.session import MuxSession
 from arcbridge.tasks import first_error
-from arcbridge.wire.session import State
 
 if TYPE_CHECKING:
     import socket
@@ -27,7 +26,9 @@ if TYPE_CHECKING:
 TARGET = "kubernetes"
 OPEN_TIMEOUT = 20.0
 """Seconds for the answer to the upgrade."""
-PING_INTERVAL = 10.0
+PING_INTERVAL = 40.0
+"""Seconds for the answer to a PING. The session finds out within less (`ping_interval` + `ping_timeout` of its limits)
+that its own way is cut, and is resumed: then the pod's node is not to blame."""
 LINGER = 10.0
 """Seconds for the local program to end its side when the pod has ended: a reset would overtake what it has not read."""
 
@@ -164,13 +165,16 @@ class Tunnel:
         """Ask for signs of life. Raises ConnectionLost where a question had no answer."""
         number = 1
         while True:
-            asked = self._session.state is not State.DETACHED and not self._transport.get_write_buffer_size()
+            session = self._session
+            link, received = session.connection, session.stats.bytes_received
+            asked = link is not None and not self._transport.get_write_buffer_size()
             self._pod.heard = False
             if asked:
                 self._writer.write(ping(number))
                 number += 2
             await asyncio.sleep(PING_INTERVAL)
-            if asked and not self._pod.heard and not self._blocked and self._session.state is not State.DETACHED:
+            answers = session.connection is link and session.stats.bytes_received != received
+            if asked and answers and not self._pod.heard and not self._blocked:
                 raise ConnectionLost(f"the pod's node does not answer: nothing has come for {PING_INTERVAL:.0f} s")
 
 

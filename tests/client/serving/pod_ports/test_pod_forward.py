@@ -252,9 +252,33 @@ async def test_a_way_that_no_longer_answers_is_cut(
     await asyncio.sleep(0.5)  # longer than the interval: what answers is left alone
     assert not far.lost
     far.answers_pings = False
-    assert await is_cut(reader)
+    cut = asyncio.create_task(is_cut(reader))
+    while not cut.done():
+        assert await here.greeting() == b"hello"  # the session's own way is well
+    assert await cut
     writer.close()
     assert "the pod's node does not answer" in str(lines)
+
+
+async def test_a_network_that_is_silent_for_a_while_cuts_nothing(
+    opened: Open, api: Api, far: FarSide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing says that it is away; the session finds out by itself, later, or not at all."""
+    monkeypatch.setattr(tunnel, "PING_INTERVAL", 0.1)
+    api.put("pods", ready("web-1"))
+    here = await opened()
+    reader, writer = await here.connect()
+    assert await reader.readline() == b"web-1\n"
+    for resumed in (False, True):
+        far.flows.clear()
+        await asyncio.sleep(0.5)
+        if resumed:
+            far.cut()
+        far.flows.set()
+        writer.write(b"still\n")
+        assert await asyncio.wait_for(reader.readline(), 20) == b"still\n"
+    assert len(far.resumptions) == 1
+    writer.close()
 
 
 async def test_d6_a_program_that_does_not_read_stops_its_pod_alone(opened: Open, api: Api) -> None:
