@@ -85,7 +85,7 @@ class Tunnel:
         protocol = asyncio.StreamReaderProtocol(self._reader)
         self._transport = session.open(TARGET, protocol)
         self._writer = asyncio.StreamWriter(self._transport, protocol, self._reader, loop)
-        self._pod = PodReader(self._reader, self._writer)
+        self._pod = PodReader(self._reader, self._transport)
         self._blocked = False
         """Whether the local program does not read."""
         self.bytes_to_cluster = self.bytes_from_cluster = 0
