@@ -56,6 +56,8 @@ class _ForwardedConnection:
     task: asyncio.Task[None] | None = None
     pod: Pod | None = None
     """The pod that it has reached."""
+    leaving: Pod | None = None
+    """The pod that is gone, whose end it is given GRACE seconds for."""
     cut: ArcbridgeError | None = None
     """Why it is to end."""
 
@@ -216,12 +218,18 @@ class PodForward:
         news, self._news = self._news, asyncio.Event()
         news.set()
         for connection in self._connections:
-            pod, task = connection.pod, connection.task
-            if pod is not None and task is not None and connection.cut is None and not self._watch.alive(pod):
-                connection.cut = Unreachable(f"pod {pod.name} is gone; the next connection goes to another one")
-                asyncio.get_running_loop().call_later(GRACE, task.cancel)
+            pod = connection.pod
+            if pod is not None and pod is not connection.leaving and not self._watch.alive(pod):
+                connection.leaving = pod
+                asyncio.get_running_loop().call_later(GRACE, self._cut, connection, pod)
         if self._listening:
             self._tell()
+
+    def _cut(self, connection: _ForwardedConnection, gone: Pod) -> None:
+        """Reset a connection, unless it has found another pod meanwhile."""
+        if connection.pod is gone and connection.task is not None:
+            connection.cut = Unreachable(f"pod {gone.name} is gone; the next connection goes to another one")
+            connection.task.cancel()
 
     def _tell(self) -> None:
         """Tell the user which pod new connections go to, or why there is none, where that has changed."""

@@ -218,6 +218,27 @@ async def test_a_pod_that_does_not_listen_yet_gets_all_of_it_later(opened: Open,
     assert [one.received for one in tries] == [b"GET /", b"GET /", b"GET /!"] or len(tries) == 3
 
 
+async def test_a_connection_that_found_another_pod_outlives_the_first(
+    opened: Open, api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pod_forward, "GRACE", 0.3)
+    held: list[Connection] = []
+    api.put("pods", ready("web-1"))
+    api.behaviour["web-1"] = held.append
+    here = await opened()
+    reader, writer = await here.connect()
+    await until(lambda: held)
+    api.put("pods", ready("web-2"))
+    api.remove("pods", "web-1")
+    await until(lambda: "web-2" in here.said[-1])
+    held[0].fail(b"dial tcp4 127.0.0.1:80: connect: connection refused")
+    assert await asyncio.wait_for(reader.readline(), 20) == b"web-2\n"
+    await asyncio.sleep(0.5)  # longer than the grace of the first pod
+    writer.write(b"still\n")
+    assert await asyncio.wait_for(reader.readline(), 20) == b"still\n"
+    writer.close()
+
+
 @pytest.mark.parametrize(
     "text", [b"error forwarding port 80: connection refused", b"error forwarding port 80: read: connection reset"]
 )
