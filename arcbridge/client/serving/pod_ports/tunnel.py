@@ -30,7 +30,8 @@ PING_INTERVAL = 40.0
 """Seconds for the answer to a PING. The session finds out within less (`ping_interval` + `ping_timeout` of its limits)
 that its own way is cut, and is resumed: then the pod's node is not to blame."""
 LINGER = 10.0
-"""Seconds for the local program to end its side when the pod has ended: a reset would overtake what it has not read."""
+"""Seconds without a byte in which the local program may end its side when the pod has ended: a reset would overtake
+what it has not read, and a pod that has ended its own side alone still reads."""
 
 
 class LocalLost(Exception):
@@ -64,6 +65,8 @@ class Program:
     async def write(self, data: bytes) -> None:
         """Hand over bytes of the pod; without any: its end. Raises LocalLost."""
         self.repeatable, self.sent = False, b""
+        if self.writer.is_closing():  # uvloop raises RuntimeError
+            raise LocalLost
         try:
             if data:
                 self.writer.write(data)
@@ -126,7 +129,12 @@ class Tunnel:
                 sending, asking = group.create_task(self._send(program)), group.create_task(self._ask())
                 await self._receive(program)
                 asking.cancel()
-                await asyncio.wait((sending,), timeout=LINGER)
+                moved = -1
+                while not sending.done() and moved != self.bytes_to_cluster:
+                    moved = self.bytes_to_cluster
+                    await asyncio.wait((sending,), timeout=LINGER)
+                if not sending.done() and self._transport.get_write_buffer_size():
+                    raise ConnectionLost("the pod has ended its side, and does not take what is still sent")
                 sending.cancel()
         except BaseExceptionGroup as errors:
             raise first_error(errors) from errors

@@ -281,6 +281,46 @@ async def test_a_way_that_no_longer_answers_is_cut(
     assert "the pod's node does not answer" in str(lines)
 
 
+async def test_what_is_sent_to_a_pod_that_has_ended_its_side_arrives_or_the_loss_is_said(
+    opened: Open, api: Api, lines: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tunnel, "LINGER", 0.3)
+    api.put("pods", ready("web-1"))
+    api.behaviour["web-1"] = lambda connection: connection.send(b"bye\n", fin=True)
+    here = await opened()
+    reader, writer = await here.connect()
+    assert await reader.read() == b"bye\n"
+    (pod,) = api.connections
+    for _ in range(8):  # longer than it lingers for a program that sends nothing
+        writer.write(b"more")
+        await asyncio.sleep(0.1)
+    writer.write_eof()
+    await until(lambda: pod.ended)
+    assert pod.received == b"more" * 8
+    await until(lambda: not here.forward.stats.open)
+    assert here.forward.stats.failed == 0
+    writer.close()
+    reader, writer = await here.connect()
+    assert await reader.readline() == b"bye\n"
+    api.connections[1].stream.pause_reading()
+    writer.write(bytes(32 << 20))
+    await until(lambda: here.forward.stats.failed)
+    assert "does not take what is still sent" in str(lines)
+    writer.transport.abort()
+
+
+@pytest.mark.parametrize("data", [b"more", b""])
+async def test_a_program_that_has_reset_its_connection_is_lost(opened: Open, api: Api, data: bytes) -> None:
+    """What asyncio writes to nowhere, and uvloop refuses with a RuntimeError."""
+    api.put("pods", ready("web-1"))
+    here = await opened()
+    program = tunnel.Program(*await here.connect())
+    program.writer.transport.abort()
+    await asyncio.sleep(0.1)
+    with pytest.raises(tunnel.LocalLost):
+        await program.write(data)
+
+
 async def test_a_network_that_is_silent_for_a_while_cuts_nothing(
     opened: Open, api: Api, far: FarSide, monkeypatch: pytest.MonkeyPatch
 ) -> None:
