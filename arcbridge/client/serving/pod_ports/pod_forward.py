@@ -222,7 +222,7 @@ class PodForward:
             if pod is not None and pod is not connection.leaving and not self._watch.alive(pod):
                 connection.leaving = pod
                 asyncio.get_running_loop().call_later(GRACE, self._cut, connection, pod)
-        if self._listening:
+        if self._listening or (self._watch.starting and self._watch.failure is not None):
             self._tell()
 
     def _cut(self, connection: _ForwardedConnection, gone: Pod) -> None:
@@ -237,6 +237,5 @@ class PodForward:
         now = pod.name if pod is not None else self._watch.state()
         if now != self._told:
             self._told, self._chosen_at = now, monotonic()
-            self._say(
-                f"{self.target}: new connections go to pod {now}" if pod is not None else f"{now}; connections wait"
-            )
+            waits = "connections wait" if self._listening else "it is tried again"
+            self._say(f"{self.target}: new connections go to pod {now}" if pod is not None else f"{now}; {waits}")

@@ -413,6 +413,15 @@ async def test_what_cannot_be_forwarded_is_said_before_a_port_is_served(opened: 
     taken.close()
 
 
+async def test_a_start_that_is_tried_again_is_said(opened: Open, api: Api) -> None:
+    api.put("pods", ready("web-1"))
+    api.refusals["/pods"] = (503, "etcd is away")
+    asyncio.get_running_loop().call_later(1, api.refusals.clear)
+    here = await opened()
+    assert here.said[0] == "etcd is away; it is tried again"
+    assert here.said[2:] == ["svc/web: new connections go to pod web-1"]
+
+
 async def test_addresses(opened: Open, api: Api) -> None:
     api.put("pods", ready("web-1"))
     here = await opened("pod/web-1", ":http", addresses=("127.0.0.1", "127.0.0.2"))
