@@ -8,6 +8,7 @@ Invariants: no more than MAX_WAITING connections wait, each at most WAIT seconds
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -124,6 +125,8 @@ class PodForward:
             self._listening.append(LocalPort(sockets, taken, self.stats, self._log, any_user=self._any_user))
             host = f"[{address}]" if ":" in address else address
             self._say(f"Forwarding {host}:{local} to port {pair.remote} of {self.target}")
+            if not own and not ipaddress.ip_address(address).is_loopback:
+                self._say(f"Every machine that reaches {host}:{local} is served, with your rights")
 
     async def close(self) -> None:
         """Stop accepting; what is open is reset."""

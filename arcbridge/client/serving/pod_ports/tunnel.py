@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 from arcbridge import __version__
 from arcbridge.client.serving.pod_ports.collection import refusal
 from arcbridge.client.serving.pod_ports.spdy import CHUNK, PodReader, SpdyError, opening, payload, ping
+from arcbridge.client.session.session_manager import TARGET
 from arcbridge.errors import ArcbridgeError, ConnectionLost, RemoteProtocolError
 from arcbridge.mux.session import MuxSession
 from arcbridge.tasks import first_error
@@ -23,7 +24,6 @@ from arcbridge.tasks import first_error
 if TYPE_CHECKING:
     import socket
 
-TARGET = "kubernetes"
 OPEN_TIMEOUT = 20.0
 """Seconds for the answer to the upgrade."""
 PING_INTERVAL = 40.0

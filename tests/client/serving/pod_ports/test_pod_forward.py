@@ -479,6 +479,18 @@ async def test_addresses(opened: Open, api: Api) -> None:
         await asyncio.open_connection("::1", first)
 
 
+async def test_a_port_that_serves_other_machines_is_said(opened: Open, api: Api) -> None:
+    api.put("pods", ready("web-1"))
+    for address, warned in (("127.0.0.2", False), ("0.0.0.0", True)):
+        here = await opened(addresses=(address,))
+        warning = f"Every machine that reaches {address}:{here.ports[0]} is served, with your rights"
+        assert here.said == [
+            f"Forwarding {address}:{here.ports[0]} to port 80 of svc/web",
+            *[warning] * warned,
+            "svc/web: new connections go to pod web-1",
+        ]
+
+
 async def test_a_change_of_the_selector_and_a_service_that_comes_back(opened: Open, api: Api) -> None:
     api.put("pods", ready("web-1"))
     here = await opened()
