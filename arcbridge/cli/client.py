@@ -87,10 +87,14 @@ def forward(invocation: Invocation) -> int:
     """Carry ports of pods, or a TCP target of the agent's settings, to local ports."""
     from arcbridge.client.serving.pod_ports.target import is_kubernetes
 
-    words, space = invocation.texts("target"), invocation.text("namespace")
+    words, spaces, short = invocation.texts("target"), invocation.texts("namespace"), invocation.texts("n")
     pods = is_kubernetes(words)
-    if not pods and space and "cluster" not in invocation.given:
-        invocation.given["cluster"] = [space]  # -n, as all other commands mean it
+    if pods:
+        spaces += short
+    elif short:
+        invocation.given["cluster"] = [*invocation.texts("cluster"), *short]  # as all other commands mean it
+    if len(spaces) > int(pods):
+        raise ConfigError("flag --namespace is for things of Kubernetes, and all of a command are in one namespace")
     config, token = _start(invocation, repair=True)
     configure_logging(config)
     from arcbridge.client.commands.forward import run_forward, run_pod_forward
@@ -105,7 +109,7 @@ def forward(invocation: Invocation) -> int:
                 config,
                 shown,
                 words,
-                namespace=space or "default",
+                namespace="".join(spaces) or "default",
                 addresses=addresses or ("localhost",),
                 environment=os.environ,
                 any_user=any_user,

@@ -91,7 +91,8 @@ COMMANDS = (
         Command(
             "forward = client:forward",
             "carry local ports to pods behind a name, or to a TCP target of the agent",
-            Flag("-n --namespace NAME", "namespace of what is named (default: default)"),
+            Flag("--namespace NAME…", "namespace of what is named (default: default)"),
+            Flag("-n NAME…", "the same; with a target of the agent: the cluster"),
             Flag("--address ADDRESS…", "where the local ports listen (default: localhost); may be repeated"),
             Flag("--listen HOST:PORT", "local address of a target of the agent (default: 127.0.0.1:0)"),
             Flag("--any-user", "let programs of other users of this machine use the ports"),

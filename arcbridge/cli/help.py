@@ -15,7 +15,7 @@ from arcbridge.settings.suggest import listed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     Pairs = list[tuple[str, str]]
 
@@ -148,19 +148,17 @@ def _command_page(role: str, command: Command) -> HelpPage:
     own = [one for one in command.examples if value_of("--role", one.split()) in ("", role)]
     examples = [(line, text) for line, _, text in (one.partition("  # ") for one in own)]
     common = {flag.long: flag for flag in flags_of(role)}
-    flags = [*command.flags, *(common[name] for name in command.uses.split())]
-    sections = [
-        ("arguments", arguments),
-        (EXAMPLES, examples),
-        ("flags", [*map(_of_flag, flags), ("-h, --help", "show this text")]),
-    ]
+    own = {name for flag in command.flags for name in flag.names}
+    flags = [*map(_of_flag, command.flags), *(_of_flag(common[name], own) for name in command.uses.split())]
+    sections = [("arguments", arguments), (EXAMPLES, examples), ("flags", [*flags, ("-h, --help", "show this text")])]
     return HelpPage(usage, _sentence(command.help), sections, _common(role))
 
 
-def _of_flag(flag: Flag) -> tuple[str, str]:
-    value = f" {flag.metavar}" if flag.takes_value else ""
+def _of_flag(flag: Flag, taken: Collection[str] = ()) -> tuple[str, str]:
+    names = ", ".join(name for name in flag.names if name not in taken)
     words = [f"{one} (default)" if one == flag.default else one for one in flag.choices]
-    return ", ".join(flag.names) + value, f"{flag.help}: {listed(words)}" if words else flag.help
+    term = f"{names} {flag.metavar}" if flag.takes_value else names
+    return term, f"{flag.help}: {listed(words)}" if words else flag.help
 
 
 def _common(role: str) -> str:

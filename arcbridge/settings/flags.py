@@ -48,12 +48,12 @@ class Flag:
 
     @property
     def long(self) -> str:
-        """The spelling that names the flag in messages and in the environment: its first long one."""
-        return next(name for name in self.names if name.startswith("--"))
+        """The spelling that names the flag in messages and in the environment: its first long one, where it has one."""
+        return next((name for name in self.names if name.startswith("--")), self.names[0])
 
     @property
     def dest(self) -> str:
-        return self.long[2:].replace("-", "_")
+        return self.long.lstrip("-").replace("-", "_")
 
     @property
     def variable(self) -> str:
@@ -133,7 +133,7 @@ _CLIENT = (
     _about(
         "relay and cluster",
         Flag("--relay URL… = relays", "https://host:port of a relay; may be repeated: any of them serves"),
-        Flag("-n --cluster --name NAME… = cluster", "cluster to reach; may be repeated: each has a port of its own"),
+        Flag("-n --cluster --name NAME… = cluster", "cluster to reach; `proxy` takes several, each has its own port"),
         Flag("--port PORT = port", "local port (default: 47011, then the one this cluster had; 0 picks one)"),
     )
     + _about(

@@ -18,10 +18,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from arcbridge.cli import client
 from arcbridge.cli.client import _ago, _parallel, without_token
+from arcbridge.cli.parser import parse
+from arcbridge.client.commands import forward as forward_module
 from arcbridge.client.credentials import proof_keys
 from arcbridge.errors import ConfigError, ExitCode
 from arcbridge.net.join import JoinCode
+from arcbridge.settings.config import ClientConfig
 from arcbridge.wire.records import JoinReply
 from tests.client.far_side import CLUSTER, CLUSTER_CA, RELAY_CA, FarSide
 from tests.client.session.test_session_manager import login
@@ -272,3 +276,31 @@ def test_numbers_of_clusters() -> None:
     for text in ("0", "-1", "1.5", "many", "1001", "\u0663"):
         with pytest.raises(ConfigError, match="--parallel"):
             _parallel(text)
+
+
+@pytest.mark.parametrize(
+    ("line", "meant"),
+    [
+        ("svc/web 80", ((), "default")),
+        ("-n shop svc/web 80 --cluster c", (("c",), "shop")),
+        ("svc/web 80 --namespace shop", ((), "shop")),
+        ("db -n c", (("c",), None)),
+        ("db -n c --cluster d", (("d", "c"), None)),
+        ("db --namespace shop", "flag --namespace is for things of Kubernetes"),
+        ("-n shop svc/web 80 -n other", "flag --namespace"),
+        ("-n shop svc/web 80 --namespace shop", "flag --namespace"),
+    ],
+)
+def test_what_n_means_to_forward(line: str, meant: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    invocation = parse(["forward", *line.split()], "client")
+    monkeypatch.setattr(client, "_start", lambda invocation, **_: (ClientConfig(), ""))
+    monkeypatch.setattr(client, "configure_logging", lambda config: None)
+    monkeypatch.setattr(client, "_serve", lambda begin: begin(lambda: None))
+    for name in ("run_forward", "run_pod_forward"):
+        monkeypatch.setattr(forward_module, name, lambda *_, **given: given.get("namespace"))
+    if isinstance(meant, str):
+        with pytest.raises(ConfigError, match=meant):
+            client.forward(invocation)
+        return
+    namespace = client.forward(invocation)
+    assert (invocation.texts("cluster"), namespace) == meant

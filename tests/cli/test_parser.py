@@ -74,7 +74,7 @@ def test_words_of_one_argument_may_stand_around_flags() -> None:
         ["forward", "svc/web", "-n", "shop", "8080:80", "--cluster", "c", "deploy/api", "9000", "-v", ":http"], "client"
     )
     assert found.texts("target") == ("svc/web", "8080:80", "deploy/api", "9000", ":http")
-    assert (found.text("namespace"), found.texts("cluster"), found.switch("verbose")) == ("shop", ("c",), True)
+    assert (found.texts("n"), found.texts("cluster"), found.switch("verbose")) == (("shop",), ("c",), True)
     assert parse(["connect", "a", "-n", "c", "b"], "client").texts("name") == ("a", "b")
     assert parse(["-n", "c", "forward", "db"], "client").texts("cluster") == ("c",)
     for line in ("doctor a -v b", "forward svc/web -v 80 --port=1 -x", "whoami a"):

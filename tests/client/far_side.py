@@ -80,6 +80,9 @@ class FarSide(BaseHandler):
         self.silent_resume = False
         self.dies_behind_the_join = False
         self.deaths_behind_a_resumption = 0
+        self.flows = asyncio.Event()
+        """Whether bytes pass; while the test clears it they are held, as by a network that is away without a word."""
+        self.flows.set()
         self.not_serving = False
         """Connections are accepted, and nothing is ever said on them."""
         self.silent_agent = False
@@ -181,8 +184,8 @@ class FarSide(BaseHandler):
         if not self.silent_agent:
             self._spawn(self.agent._agent(far, reply.join_id))
         await loop.sock_sendall(near, first)
-        self._spawn(_pump(near, sock), relaying=True)
-        await _pump(sock, near)
+        self._spawn(_pump(near, sock, self.flows), relaying=True)
+        await _pump(sock, near, self.flows)
 
     async def _agent(self, sock: socket.socket, join_id: str) -> None:
         issued = self.shows_ca.issue_server([cluster_server_name(CLUSTER)])
@@ -243,11 +246,12 @@ class FarSide(BaseHandler):
             stream.attach(found)
 
 
-async def _pump(source: socket.socket, sink: socket.socket) -> None:
+async def _pump(source: socket.socket, sink: socket.socket, flows: asyncio.Event) -> None:
     loop = asyncio.get_running_loop()
     try:
         with contextlib.suppress(OSError):  # an end that was reset
             while data := await loop.sock_recv(source, 65536):
+                await flows.wait()
                 await loop.sock_sendall(sink, data)
         with contextlib.suppress(OSError):
             sink.shutdown(socket.SHUT_WR)

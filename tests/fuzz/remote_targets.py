@@ -268,6 +268,9 @@ def login_profile(data: bytes) -> None:
 class _NoWriter:
     def write(self, data: bytes) -> None: ...
 
+    def get_write_buffer_size(self) -> int:
+        return 0
+
 
 def read_pod_stream(data: bytes, size: int = 256 * 1024) -> bytes | None:
     """Return what a pod has sent, from pieces of `size`; None where it has not ended in order."""

@@ -24,7 +24,7 @@ from typing import cast
 import structlog
 
 from arcbridge.client.session.refusal import RETRY_SOON, response
-from arcbridge.client.session.session_manager import SessionManager
+from arcbridge.client.session.session_manager import TARGET, SessionManager
 from arcbridge.client.state import LocalCertificates
 from arcbridge.errors import (
     ArcbridgeError,
@@ -44,7 +44,6 @@ from arcbridge.pki.chain import load_chain
 from arcbridge.tasks import cancel_and_wait
 from arcbridge.wire.frames import ResetCode
 
-TARGET = "kubernetes"
 HEAD_LIMIT = 64 * 1024
 """Bytes of a request's head that is answered by us; kubectl's is 1 to 4 KiB, tokens make it longer."""
 HEAD_DEADLINE = 10.0

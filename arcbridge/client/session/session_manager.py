@@ -41,6 +41,8 @@ from arcbridge.wire.lifecycle import ended_by
 from arcbridge.wire.records import AuthOk, Goaway
 from arcbridge.wire.session import State
 
+TARGET = "kubernetes"
+"""What a stream to the cluster's API server is opened to."""
 CLOSE_TIMEOUT = 2.0
 """Seconds that the end of a process may take so that the agents get its GOAWAY: some round trips of a bad line."""
 DETACHED_WAIT = 5.0

@@ -1,7 +1,7 @@
 """HTTP with a cluster's API server, straight over streams of a session.
 
-For what the client asks itself, `doctor`: no local endpoint and no other program is in between. aiohttp speaks, over
-connections that are streams. Invariant: a body that was cut is an error and never shorter without one.
+For what the client asks itself (`doctor`, `forward`): no local endpoint and no other program is in between. aiohttp
+speaks, over connections that are streams. Invariant: a body that was cut is an error and never shorter without one.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
 
+from arcbridge.client.session.session_manager import TARGET
 from arcbridge.errors import ConnectionLost, RemoteProtocolError
 from arcbridge.mux.session import MuxSession
 
-TARGET = "kubernetes"
 ANSWER_DEADLINE = 300.0
 """Seconds for one answer with its body."""
 

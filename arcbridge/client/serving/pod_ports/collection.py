@@ -1,8 +1,8 @@
 """Follows a collection of the API server: lists it, watches it from there, and lists it anew when the watch has ended.
 
-It understands of the objects nothing but that they are JSON. Invariants: a page of a list and an event have bounds in
-size; a list of more than `most` objects is cut, and the receiver learns so; what cannot be read is an error in the API
-server's own words.
+Its owner says how an object is read, page by page, so that no more than a page of documents is held. Invariants: a page
+of a list and an event have bounds in size, and a list in pages; a list of more than `most` objects is cut, and the
+receiver learns so; what cannot be read is an error in the API server's own words.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ from arcbridge.errors import ArcbridgeError, PermissionRefused, RemoteProtocolEr
 from arcbridge.net.backoff import Backoff
 from arcbridge.untrusted_json import read_json, read_json_object
 
-PAGE = 100
+PAGE = 50
 """Objects of one page of a list."""
-PAGE_LIMIT = 32 * 1024 * 1024
+PAGE_LIMIT = 8 * 1024 * 1024
 """Bytes of one page; an object may have 1.5 MiB, and pods have 5 to 20 KiB."""
+MAX_PAGES = 100
+"""Pages of one list; the API server fills its pages."""
 EVENT_LIMIT = 4 * 1024 * 1024
 """Bytes of one event."""
 WATCH_SECONDS = 240
@@ -52,15 +54,18 @@ class Collection:
         changed: Changed,
         failed: Callable[[ArcbridgeError], None],
         *,
+        read: Callable[[Any], Any] = lambda document: document,
         most: int,
     ) -> None:
-        """`failed` gets the error of each try that failed; what it raises ends `run`."""
+        """`read` makes of a document what is handed over; raises ValueError. `failed` gets the error of each try that
+        failed; what it raises ends `run`."""
         self._sessions = sessions
         self._path = path
         self._query = query
         self._listed = listed
         self._changed = changed
         self._failed = failed
+        self._read = read
         self._most = most
 
     async def run(self) -> None:
@@ -81,10 +86,10 @@ class Collection:
         """List all; return the version to watch from."""
         found: list[Any] = []
         query = {**self._query, "limit": str(PAGE)}
-        while True:
+        for _ in range(MAX_PAGES):
             document = await self._page(http, query)
             try:
-                found += document["items"] or []
+                found += map(self._read, document["items"] or ())
                 metadata = document["metadata"]
                 version, more = str(metadata["resourceVersion"]), str(metadata.get("continue") or "")
                 if not more or len(found) >= self._most:
@@ -93,6 +98,7 @@ class Collection:
             except (KeyError, TypeError, ValueError) as error:
                 raise RemoteProtocolError(f"the API server's answer to {self._path} is no list") from error
             query["continue"] = more
+        raise RemoteProtocolError(f"the API server's answer to {self._path} has more than {MAX_PAGES} pages")
 
     async def _page(self, http: aiohttp.ClientSession, query: Mapping[str, str]) -> dict[str, Any]:
         async with http.get(self._path, params=query, allow_redirects=False) as answer:
@@ -121,7 +127,7 @@ class Collection:
                     event = read_json(line, EVENT_LIMIT)
                     if event["type"] == "ERROR":  # 410: what has happened since is forgotten
                         return
-                    self._changed(event["type"], event["object"])
+                    self._changed(event["type"], self._read(event["object"]))
             except (LineTooLong, ValueError, KeyError, TypeError) as error:
                 raise RemoteProtocolError(f"an event of {self._path} is too long, or is none") from error
 

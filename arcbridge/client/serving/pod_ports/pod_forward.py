@@ -8,9 +8,11 @@ Invariants: no more than MAX_WAITING connections wait, each at most WAIT seconds
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import socket
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
 from time import monotonic
 from typing import cast
@@ -26,6 +28,7 @@ from arcbridge.client.serving.pod_ports.workload import NoSuchPort, Pod
 from arcbridge.client.session.session_manager import SessionManager
 from arcbridge.errors import ArcbridgeError, PermissionRefused, Unreachable
 from arcbridge.mux.splice import reset_transport
+from arcbridge.net.backoff import Backoff
 from arcbridge.net.loopback import listen_at, listen_local
 from arcbridge.net.sockets import reset
 from arcbridge.tasks import cancel_and_wait
@@ -36,8 +39,8 @@ MAX_WAITING = 128
 """Connections of one forward that wait at a time; each holds two chunks of what its program has sent."""
 GRACE = 1.0
 """Seconds in which the last bytes of a pod that is gone may come, before its connections are reset."""
-RETRY = 0.2
-"""Seconds between two tries at a pod that should serve and does not."""
+RETRY, RETRY_CAP = 0.2, 2.0
+"""Seconds between two tries of a connection at a pod that should serve and does not: at most, at first and later."""
 STARTING = 10.0
 """Seconds in which a pod that has just become ready may not listen yet: without a readiness probe it is so at once."""
 SETTLING = 1.0
@@ -56,8 +59,19 @@ class _ForwardedConnection:
     task: asyncio.Task[None] | None = None
     pod: Pod | None = None
     """The pod that it has reached."""
+    leaving: Pod | None = None
+    """The pod that is gone, whose end it is given GRACE seconds for."""
     cut: ArcbridgeError | None = None
     """Why it is to end."""
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once new connections go elsewhere than where its last try went."""
+    backoff: Backoff = field(default_factory=lambda: Backoff(first=RETRY, cap=RETRY_CAP))
+
+    async def pause(self) -> None:
+        """Wait before the next try at a pod."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.backoff.next_delay()):
+                await self.news.wait()
 
 
 class PodForward:
@@ -75,9 +89,11 @@ class PodForward:
         self._watch = PodWatch(sessions, target, self._pods_changed)
         self._connections: set[_ForwardedConnection] = set()
         self._news = asyncio.Event()
-        """Set, and replaced, at each change of the pods."""
+        """Set, and replaced, when new connections go elsewhere."""
+        self._chosen: Pod | None = None
+        """The pod that they go to."""
         self._told: str | None = None
-        """Name of the pod, or the state without one, that the user was told of last."""
+        """Uid of the pod, or the state without one, that the user was told of last."""
         self._chosen_at = 0.0
         """When the user was told so, in monotonic seconds."""
         self._listening: list[LocalPort] = []
@@ -109,6 +125,8 @@ class PodForward:
             self._listening.append(LocalPort(sockets, taken, self.stats, self._log, any_user=self._any_user))
             host = f"[{address}]" if ":" in address else address
             self._say(f"Forwarding {host}:{local} to port {pair.remote} of {self.target}")
+            if not own and not ipaddress.ip_address(address).is_loopback:
+                self._say(f"Every machine that reaches {host}:{local} is served, with your rights")
 
     async def close(self) -> None:
         """Stop accepting; what is open is reset."""
@@ -138,7 +156,7 @@ class PodForward:
             program = Program(*await asyncio.open_connection(sock=sock, limit=CHUNK))
             until = monotonic() + SETTLING
             while not await self._carry(connection, program, remote, until):
-                await asyncio.sleep(RETRY)
+                await connection.pause()
             in_order = True
         except ArcbridgeError as refused:
             error = refused
@@ -183,9 +201,9 @@ class PodForward:
         try:
             async with asyncio.timeout(WAIT):
                 while True:
-                    news, pod, workload = self._news, self._watch.chosen, self._watch.workload
+                    connection.news, pod, workload = self._news, self._watch.chosen, self._watch.workload
                     if pod is None or workload is None:
-                        await news.wait()
+                        await connection.news.wait()
                         continue
                     try:
                         tunnel = await self._open(pod, workload.port_of(remote, pod))
@@ -194,7 +212,7 @@ class PodForward:
                     except ArcbridgeError as refused:
                         error = refused
                         self._log.debug("pod not reached", pod=pod.name, reason=error.message)
-                        await asyncio.sleep(RETRY)
+                        await connection.pause()
                         continue
                     connection.pod = pod
                     return tunnel
@@ -213,22 +231,29 @@ class PodForward:
     # -- pods -------------------------------------------------------------------------------------------------------
 
     def _pods_changed(self) -> None:
-        news, self._news = self._news, asyncio.Event()
-        news.set()
+        if self._watch.chosen != self._chosen:
+            self._chosen = self._watch.chosen
+            news, self._news = self._news, asyncio.Event()
+            news.set()
         for connection in self._connections:
-            pod, task = connection.pod, connection.task
-            if pod is not None and task is not None and connection.cut is None and not self._watch.alive(pod):
-                connection.cut = Unreachable(f"pod {pod.name} is gone; the next connection goes to another one")
-                asyncio.get_running_loop().call_later(GRACE, task.cancel)
-        if self._listening:
+            pod = connection.pod
+            if pod is not None and pod is not connection.leaving and not self._watch.alive(pod):
+                connection.leaving = pod
+                asyncio.get_running_loop().call_later(GRACE, self._cut, connection, pod)
+        if self._listening or (self._watch.starting and self._watch.failure is not None):
             self._tell()
+
+    def _cut(self, connection: _ForwardedConnection, gone: Pod) -> None:
+        """Reset a connection, unless it has found another pod meanwhile."""
+        if connection.pod is gone and connection.task is not None:
+            connection.cut = Unreachable(f"pod {gone.name} is gone; the next connection goes to another one")
+            connection.task.cancel()
 
     def _tell(self) -> None:
         """Tell the user which pod new connections go to, or why there is none, where that has changed."""
         pod = self._watch.chosen
-        now = pod.name if pod is not None else self._watch.state()
+        now = pod.uid if pod is not None else self._watch.state()
         if now != self._told:
             self._told, self._chosen_at = now, monotonic()
-            self._say(
-                f"{self.target}: new connections go to pod {now}" if pod is not None else f"{now}; connections wait"
-            )
+            waits = "connections wait" if self._listening else "it is tried again"
+            self._say(f"{now}; {waits}" if pod is None else f"{self.target}: new connections go to pod {pod.name}")

@@ -7,6 +7,7 @@ Invariants: only a pod that may serve is chosen (`Pod.usable`); of at most MAX_P
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -15,10 +16,12 @@ from arcbridge.client.serving.pod_ports.target import PodTarget
 from arcbridge.client.serving.pod_ports.workload import NoSuchPort, Pod, Workload
 from arcbridge.client.session.session_manager import SessionManager
 from arcbridge.errors import ArcbridgeError, PermissionRefused, Unreachable
-from arcbridge.tasks import cancel_and_wait
 
 MAX_PODS = 1000
 """Pods behind one name that are kept; one is used at a time, and the others are its successors."""
+
+START_TIMEOUT = 30.0
+"""Seconds until the thing and its pods are known."""
 
 
 class PodWatch:
@@ -39,23 +42,38 @@ class PodWatch:
         self._changed = changed
         self._cut = False
         """Whether there are more pods than are known."""
-        self._started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._gone: deque[str] = deque(maxlen=MAX_PODS)
+        """Uids of pods that were deleted last."""
+        self._started = asyncio.Event()
+        """Whether the start has succeeded, or failed with `_refusal`."""
+        self._refusal: ArcbridgeError | None = None
+        self._tasks = asyncio.TaskGroup()
         self._pods_task: asyncio.Task[None] | None = None
 
+    @property
+    def starting(self) -> bool:
+        """Whether it is not known yet that the thing and its pods can be followed."""
+        return not self._started.is_set()
+
     async def started(self) -> None:
-        """Wait until the thing and its pods are known. Raises ArcbridgeError where they cannot be."""
-        await asyncio.shield(self._started)
+        """Wait until the thing and its pods are known, at most START_TIMEOUT seconds. Raises ArcbridgeError."""
+        try:
+            async with asyncio.timeout(START_TIMEOUT):
+                await self._started.wait()
+        except TimeoutError:
+            late = Unreachable(f"the API server has not listed {self.target} within {START_TIMEOUT:.0f} s")
+            raise self.failure or late from None
+        if self._refusal is not None:
+            raise self._refusal
 
     async def run(self) -> None:
         """Follow until cancelled."""
         query = {"fieldSelector": f"metadata.name={self.target.name}"}
-        try:
-            await Collection(
-                self._sessions, self.target.collection, query, self._named, self._named_changed, self._failed, most=1
-            ).run()
-        finally:
-            if self._pods_task is not None:
-                await cancel_and_wait(self._pods_task)
+        named = Collection(
+            self._sessions, self.target.collection, query, self._named, self._named_changed, self._failed, most=1
+        )
+        async with self._tasks:
+            await named.run()
 
     def state(self) -> str:
         """Say why no pod may serve."""
@@ -69,7 +87,8 @@ class PodWatch:
     # -- the thing that was named -----------------------------------------------------------------------------------
 
     def _named(self, objects: list[Any], _more: bool) -> None:
-        if not objects and not self._started.done():
+        if not objects:
+            self.failure = None
             self._fail_start(ArcbridgeError(self.state()))
         self._take(objects[0] if objects else None)
 
@@ -85,7 +104,7 @@ class PodWatch:
             self._fail_start(error)
         now = self.workload
         if self.target.resource == "pods":
-            self._listed([] if document is None else [document], False)
+            self._listed([] if document is None else [Pod.of(document)], False)
         elif now is None or before is None or now.selector != before.selector:
             self._follow_pods(now.selector if now is not None else "")
         self._choose()
@@ -98,23 +117,24 @@ class PodWatch:
             self.pods.clear()
             return
         path, query = f"/api/v1/namespaces/{self.target.namespace}/pods", {"labelSelector": selector}
-        pods = Collection(self._sessions, path, query, self._listed, self._pod_changed, self._failed, most=MAX_PODS)
-        self._pods_task = asyncio.get_running_loop().create_task(pods.run())
+        pods = Collection(
+            self._sessions, path, query, self._listed, self._pod_changed, self._failed, read=Pod.of, most=MAX_PODS
+        )
+        self._pods_task = self._tasks.create_task(pods.run())
 
     # -- its pods ---------------------------------------------------------------------------------------------------
 
-    def _listed(self, objects: list[Any], more: bool) -> None:
-        self.pods = {pod.name: pod for pod in map(Pod.of, objects)}
+    def _listed(self, pods: list[Pod], more: bool) -> None:
+        self.pods = {pod.name: pod for pod in pods}
         self._cut = more
         self.failure = None
         self._choose()
-        if not self._started.done():
-            self._started.set_result(None)
+        self._started.set()
 
-    def _pod_changed(self, kind: str, document: Any) -> None:
-        pod = Pod.of(document)
+    def _pod_changed(self, kind: str, pod: Pod) -> None:
         if kind == "DELETED":
             self.pods.pop(pod.name, None)
+            self._gone.append(pod.uid)
         elif pod.name in self.pods or len(self.pods) < MAX_PODS:
             self.pods[pod.name] = pod
         self._choose()
@@ -135,7 +155,9 @@ class PodWatch:
     def alive(self, pod: Pod) -> bool:
         """Return whether a pod that had connections still exists and runs."""
         known = self.pods.get(pod.name)
-        return self._cut if known is None else known.uid == pod.uid and not known.over
+        if known is None:
+            return self._cut and pod.uid not in self._gone
+        return known.uid == pod.uid and not known.over
 
     # -- failures ---------------------------------------------------------------------------------------------------
 
@@ -146,5 +168,6 @@ class PodWatch:
         self._changed()
 
     def _fail_start(self, error: ArcbridgeError) -> None:
-        if not self._started.done():
-            self._started.set_exception(error)
+        if not self._started.is_set():
+            self._refusal = error
+            self._started.set()

@@ -21,6 +21,9 @@ MAX_CONTROL = 64 * 1024
 """Bytes of a control frame; those of Kubernetes have less than a hundred."""
 CHUNK = 64 * 1024
 """Bytes that are moved at a time."""
+MAX_UNREAD = 1024 * 1024
+"""Bytes that wait for a peer that does not read, above which its PINGs are not answered but end the streams. What is
+written besides stays far below, and reading goes on: a pod may read only once what it sends is taken."""
 
 _ERRORS, _DATA = 1, 3
 _VERSION, _FIN = b"\x80\x03", 1
@@ -69,10 +72,10 @@ def _open(compressor: zlib._Compress, stream: int, kind: bytes, port: int) -> by
 class PodReader:
     """Reads what comes back behind the 101."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """`writer` gets the answers to the peer's PINGs."""
+    def __init__(self, reader: asyncio.StreamReader, transport: asyncio.WriteTransport) -> None:
+        """`transport` gets the answers to the peer's PINGs."""
         self._reader = reader
-        self._writer = writer
+        self._transport = transport
         self._text = b""
         self.heard = False
         """Whether a frame has come; whoever asks clears it."""
@@ -103,13 +106,15 @@ class PodReader:
 
     async def _take_control(self, head: bytes, size: int) -> None:
         kind = int.from_bytes(head[2:4], "big")
-        if head[:2] != _VERSION or kind == _SYN_STREAM or size > MAX_CONTROL:
+        if head[:2] != _VERSION or kind == _SYN_STREAM or size > MAX_CONTROL or (kind == _PING and size != 4):
             raise SpdyError("the other end does not speak SPDY as port-forward does")
         body = await self._reader.readexactly(size)
         if kind == _RST_STREAM and int.from_bytes(body[:4], "big") == _DATA:
             raise SpdyError(self._said() or "the kubelet reset the connection")
         if kind == _PING and not int.from_bytes(body, "big") & 1:  # the answers to ours are odd
-            self._writer.write(head + body)
+            if self._transport.get_write_buffer_size() > MAX_UNREAD:
+                raise SpdyError("the other end sends PINGs and reads no answers")
+            self._transport.write(head + body)
 
     def _said(self) -> str:
         return self._text.decode("utf-8", "replace").strip()

@@ -3,7 +3,7 @@
 `open` asks for `pods/portforward` over SPDY with the user's rights and has read nothing of the local connection; `run`
 then moves bytes both ways, half-close included. Invariants: neither side is read while the other one is full, so that a
 connection holds a few chunks at most; only an end in order returns, and whatever else happens is raised; a way that no
-longer answers is found within PING_INTERVAL × 2 seconds, unless the session under it waits to be resumed.
+longer answers is found within PING_INTERVAL × 2 seconds, where it is not the session's own that is silent.
 """
 
 from __future__ import annotations
@@ -16,20 +16,22 @@ from typing import TYPE_CHECKING, Any, cast
 from arcbridge import __version__
 from arcbridge.client.serving.pod_ports.collection import refusal
 from arcbridge.client.serving.pod_ports.spdy import CHUNK, PodReader, SpdyError, opening, payload, ping
+from arcbridge.client.session.session_manager import TARGET
 from arcbridge.errors import ArcbridgeError, ConnectionLost, RemoteProtocolError
 from arcbridge.mux.session import MuxSession
 from arcbridge.tasks import first_error
-from arcbridge.wire.session import State
 
 if TYPE_CHECKING:
     import socket
 
-TARGET = "kubernetes"
 OPEN_TIMEOUT = 20.0
 """Seconds for the answer to the upgrade."""
-PING_INTERVAL = 10.0
+PING_INTERVAL = 40.0
+"""Seconds for the answer to a PING. The session finds out within less (`ping_interval` + `ping_timeout` of its limits)
+that its own way is cut, and is resumed: then the pod's node is not to blame."""
 LINGER = 10.0
-"""Seconds for the local program to end its side when the pod has ended: a reset would overtake what it has not read."""
+"""Seconds without a byte in which the local program may end its side when the pod has ended: a reset would overtake
+what it has not read, and a pod that has ended its own side alone still reads."""
 
 
 class LocalLost(Exception):
@@ -63,6 +65,8 @@ class Program:
     async def write(self, data: bytes) -> None:
         """Hand over bytes of the pod; without any: its end. Raises LocalLost."""
         self.repeatable, self.sent = False, b""
+        if self.writer.is_closing():  # uvloop raises RuntimeError
+            raise LocalLost
         try:
             if data:
                 self.writer.write(data)
@@ -84,7 +88,7 @@ class Tunnel:
         protocol = asyncio.StreamReaderProtocol(self._reader)
         self._transport = session.open(TARGET, protocol)
         self._writer = asyncio.StreamWriter(self._transport, protocol, self._reader, loop)
-        self._pod = PodReader(self._reader, self._writer)
+        self._pod = PodReader(self._reader, self._transport)
         self._blocked = False
         """Whether the local program does not read."""
         self.bytes_to_cluster = self.bytes_from_cluster = 0
@@ -125,7 +129,12 @@ class Tunnel:
                 sending, asking = group.create_task(self._send(program)), group.create_task(self._ask())
                 await self._receive(program)
                 asking.cancel()
-                await asyncio.wait((sending,), timeout=LINGER)
+                moved = -1
+                while not sending.done() and moved != self.bytes_to_cluster:
+                    moved = self.bytes_to_cluster
+                    await asyncio.wait((sending,), timeout=LINGER)
+                if not sending.done() and self._transport.get_write_buffer_size():
+                    raise ConnectionLost("the pod has ended its side, and does not take what is still sent")
                 sending.cancel()
         except BaseExceptionGroup as errors:
             raise first_error(errors) from errors
@@ -164,13 +173,16 @@ class Tunnel:
         """Ask for signs of life. Raises ConnectionLost where a question had no answer."""
         number = 1
         while True:
-            asked = self._session.state is not State.DETACHED and not self._transport.get_write_buffer_size()
+            session = self._session
+            link, received = session.connection, session.stats.bytes_received
+            asked = link is not None and not self._transport.get_write_buffer_size()
             self._pod.heard = False
             if asked:
                 self._writer.write(ping(number))
                 number += 2
             await asyncio.sleep(PING_INTERVAL)
-            if asked and not self._pod.heard and not self._blocked and self._session.state is not State.DETACHED:
+            answers = session.connection is link and session.stats.bytes_received != received
+            if asked and answers and not self._pod.heard and not self._blocked:
                 raise ConnectionLost(f"the pod's node does not answer: nothing has come for {PING_INTERVAL:.0f} s")
 
 

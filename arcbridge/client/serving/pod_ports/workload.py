@@ -49,8 +49,8 @@ class Pod:
             ready = any(one["type"] == "Ready" and one["status"] == "True" for one in status.get("conditions") or ())
             return cls(
                 name,
-                str(metadata.get("uid", "")),
-                str(metadata.get("creationTimestamp", "")),
+                str(metadata.get("uid", ""))[:64],
+                str(metadata.get("creationTimestamp", ""))[:64],
                 phase == "Running",
                 ready,
                 bool(metadata.get("deletionTimestamp")),
@@ -148,11 +148,17 @@ def _named_ports(spec: Any) -> dict[str, int]:
     """Return the TCP ports of a pod's containers that have names; sidecars are containers that start earlier."""
     containers = [*(spec.get("initContainers") or ()), *(spec.get("containers") or ())]
     ports = [port for one in containers for port in one.get("ports") or () if _is_tcp(port) and port.get("name")]
-    return {str(port["name"])[:63]: int(port["containerPort"]) & 0xFFFF for port in ports[:MAX_PORTS]}
+    return {str(port["name"])[:63]: _port(port["containerPort"]) for port in ports[:MAX_PORTS]}
+
+
+def _port(number: Any) -> int:
+    if not isinstance(number, int) or not 0 < number < 65536:
+        raise ValueError("a port is 1 to 65535")
+    return number
 
 
 def _service_port(port: Any, headless: bool) -> ServicePort:
-    number = int(port["port"])
+    number = _port(port["port"])
     target = number if headless else port.get("targetPort") or number
     return ServicePort(number, str(port.get("name", ""))[:63], str(target)[:63])
 

@@ -131,6 +131,39 @@ async def test_what_is_no_answer(
     assert said in seen.errors[0].message
 
 
+async def test_d6_a_list_without_an_end_is_cut_off(far: FarSide, session: SessionManager) -> None:
+    seen = Seen()
+    page = body(b'{"metadata":{"resourceVersion":"1","continue":"on"},"items":[]}')
+    far.protocol = lambda target: Raw([page])
+    await following(session, seen, 10, lambda: seen.errors)
+    assert "more than 100 pages" in seen.errors[0].message
+
+
+async def test_d6_of_a_list_one_page_is_held(far: FarSide, session: SessionManager) -> None:
+    seen, read = Seen(), 0
+    text = b'{"metadata":{"resourceVersion":"1","continue":"%%b"},"items":[{"metadata":{"name":"a","x":"%b"}}]}'
+    page = text % (b"x" * (2 << 20))
+
+    def name(document: Any) -> Any:
+        nonlocal read
+        read += 1
+        return {"metadata": {"name": document["metadata"]["name"]}}
+
+    far.protocol = lambda target: Raw([body(page % b"on")] * 9 + [body(page % b"")])
+    collection = Collection(session, PATH, {}, seen.listed, seen.changed, seen.errors.append, read=name, most=100)
+    tracemalloc.start()
+    task = asyncio.create_task(collection.run())
+    try:
+        await until(lambda: read == 3)
+        before = tracemalloc.get_traced_memory()[0]
+        await until(lambda: seen.lists)
+        assert tracemalloc.get_traced_memory()[0] < before + (8 << 20)
+    finally:
+        tracemalloc.stop()
+        await cancel_and_wait(task)
+    assert seen.lists == [(["a"] * 10, False)]
+
+
 async def test_what_has_happened_since_is_forgotten(far: FarSide, session: SessionManager) -> None:
     seen = Seen()
     far.protocol = lambda target: Raw([EMPTY, body(b'{"type":"ERROR","object":{"code":410}}\n'), EMPTY])

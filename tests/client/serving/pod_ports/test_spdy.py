@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 
 from arcbridge.agent.kube.port_forward import ForwardedPorts
+from arcbridge.client.serving.pod_ports import spdy
 from arcbridge.client.serving.pod_ports.spdy import (
     CHUNK,
     MAX_CONTROL,
@@ -33,13 +34,16 @@ REPLY = control(2, bytes(40))
 
 
 class Sink:
-    """The peer, as far as it is written to."""
+    """The peer, as far as it is written to; it does not read."""
 
     def __init__(self) -> None:
         self.written = b""
 
     def write(self, data: bytes) -> None:
         self.written += data
+
+    def get_write_buffer_size(self) -> int:
+        return len(self.written)
 
 
 async def read(came: bytes, *, step: int = 1 << 20) -> tuple[bytes, bytes]:
@@ -81,6 +85,8 @@ async def test_payload_up_to_its_end(step: int) -> None:
         (control(1, bytes(20)), "does not speak"),
         (control(6, bytes(4), version=b"\x80\x02"), "does not speak"),
         (control(2, bytes(MAX_CONTROL + 1)), "does not speak"),
+        (control(6, bytes(8)), "does not speak"),
+        (control(6), "does not speak"),
         (b"HTTP/1.1 400 Bad Request\r\n\r\n" * 3, "whole"),
     ],
 )
@@ -96,6 +102,12 @@ async def test_a_cut_is_no_end(cut: int) -> None:
     came = REPLY + data(b"hello", fin=True)
     with pytest.raises(asyncio.IncompleteReadError):
         await read(came[: -min(cut, len(came))])
+
+
+async def test_d6_a_peer_that_asks_and_reads_no_answers_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spdy, "MAX_UNREAD", 1000)
+    with pytest.raises(SpdyError, match="reads no answers"):
+        await read(control(6, bytes((0, 0, 0, 2))) * 100)
 
 
 async def test_d6_memory_does_not_grow_with_what_the_other_end_sends() -> None:

@@ -112,6 +112,8 @@ async def test_what_a_program_has_sent_is_kept_up_to_a_bound_and_until_the_pod_s
     class Nothing:
         def write(self, data: bytes) -> None: ...
         async def drain(self) -> None: ...
+        def is_closing(self) -> bool:
+            return False
 
     def program(*chunks: bytes) -> Program:
         reader = asyncio.StreamReader()

@@ -98,14 +98,23 @@ def test_which_pods_may_serve() -> None:
     [None, [], {}, {"metadata": {}}, {"metadata": {"name": "a/b"}}, {"metadata": {"name": "a\r\nb"}}, {"metadata": 1},
      {"metadata": {"name": "a"}, "status": 1}, {"metadata": {"name": "a"}, "spec": {"containers": [1]}},
      {"metadata": {"name": "a"}, "status": {"conditions": [1]}},
-     {"metadata": {"name": "a"}, "spec": {"containers": [{"ports": [{"name": "x", "containerPort": "y"}]}]}}],
+     *({"metadata": {"name": "a"}, "spec": {"containers": [{"ports": [{"name": "x", "containerPort": port}]}]}}
+       for port in ("y", "80", 0, -5, 70000, 80.5, float("inf"), None))],
 )  # fmt: skip
 def test_what_is_no_pod(document: Any) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - which one does not matter
         Pod.of(document)
 
 
+@pytest.mark.parametrize("port", [70000, -5, 0, "80", float("inf"), None])
+def test_a_service_whose_port_is_none(port: Any) -> None:
+    with pytest.raises(ValueError, match="1 to 65535"):
+        workload("svc", {**SERVICE, "ports": [{"name": "web", "port": port}]})
+
+
 def test_what_is_kept_of_a_pod_is_bounded() -> None:
+    long = Pod.of({"metadata": {"name": "a", "uid": "u" * 5000, "creationTimestamp": "2" * 5000}})
+    assert len(long.uid) == len(long.created) == 64
     ports = [{"name": f"p{number}" * 100, "containerPort": number} for number in range(1, 10 * MAX_PORTS)]
     kept = Pod.of({**pod(), "spec": {"containers": [{"ports": ports}]}}).ports
     assert len(kept) <= MAX_PORTS
