@@ -148,8 +148,8 @@ def _command_page(role: str, command: Command) -> HelpPage:
     own = [one for one in command.examples if value_of("--role", one.split()) in ("", role)]
     examples = [(line, text) for line, _, text in (one.partition("  # ") for one in own)]
     common = {flag.long: flag for flag in flags_of(role)}
-    own = {name for flag in command.flags for name in flag.names}
-    flags = [*map(_of_flag, command.flags), *(_of_flag(common[name], own) for name in command.uses.split())]
+    taken = {name for flag in command.flags for name in flag.names}
+    flags = [*map(_of_flag, command.flags), *(_of_flag(common[name], taken) for name in command.uses.split())]
     sections = [("arguments", arguments), (EXAMPLES, examples), ("flags", [*flags, ("-h, --help", "show this text")])]
     return HelpPage(usage, _sentence(command.help), sections, _common(role))
 

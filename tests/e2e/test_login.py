@@ -100,7 +100,7 @@ def test_after_a_login_no_command_needs_a_flag(world: World, cluster: Cluster, p
     assert (status, f"{world.relay_url} takes the login" in shown) == (0, True)
 
     # With the login goes everything that it gave; what the user trusts stays.
-    assert person.run("logout", check=False) == (0, "Logged out.\n")
+    assert person.run("logout", check=False) == (0, f"Logged out at {world.relay_url} as alice@example.com.\n")
     assert world.issuer.requests("/revoke") == 1
     status, shown = person.run("clusters", check=False)
     assert (status, f"run `arcbridge login {world.relay_url}`" in shown) == (3, True), shown

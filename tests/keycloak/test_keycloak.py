@@ -93,7 +93,7 @@ class TestAPersonLogsIn:
         assert (found["key"], found["issuer"], found["renews"]) == (key, organisation.realm.url, True)
         # Keycloak voids the refresh token, so a copy of it is worth nothing after the logout, even with the key.
         kept, key_bytes = cleo.kept, cleo.key_file.read_bytes()
-        assert cleo.run("logout")[1] == "Logged out.\n"
+        assert cleo.run("logout")[1].startswith("Logged out at https://")
         headers = {"DPoP": ProofKey.from_jwk(key_bytes).dpop("POST", cleo.realm.token_url, time.time())}
         form = {"grant_type": "refresh_token", "refresh_token": kept["refresh_token"], "client_id": "arcbridge"}
         status, text, _ = cleo.realm.keycloak.open("POST", cleo.realm.token_url, form=form, headers=headers)
