@@ -147,7 +147,7 @@ def test_a_link_named_kubectl_arcbridge_is_a_plugin(client: Path, tmp_path: Path
     plugin = client.with_name("kubectl-arcbridge")
     plugin.symlink_to(client)
     done = run(plugin, "clusters", env={"HOME": str(tmp_path)})
-    assert done.returncode == 2
+    assert done.returncode == 3
     assert "run `arcbridge login https://RELAY`" in done.stderr
 
 
