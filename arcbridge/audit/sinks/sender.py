@@ -24,13 +24,12 @@ from arcbridge.audit.rotation import FileRotation, RotationBounds
 from arcbridge.audit.sinks.collector import HTTP, SYSLOG, RecordsRefused, Transport
 from arcbridge.audit.sinks.tail import (
     Batch,
+    LogFiles,
     LogRecord,
     LostRecords,
-    PackedFile,
     Position,
     lock_file,
     lost_with,
-    read_batch,
     read_position,
     write_position,
 )
@@ -93,7 +92,7 @@ class SinkSender:
         """Times that the next record was refused alone."""
         self._position: Position | None = None
         """None while another process sends, or before the first look."""
-        self._packed = PackedFile()
+        self._files = LogFiles(path)
         self._unsaved = ""
         """Why the position could not be kept."""
         self._closing = threading.Event()
@@ -156,7 +155,7 @@ class SinkSender:
                     await _within(wait, wake.wait())
         finally:
             await self._transport.close()
-            self._packed.close()
+            self._files.close()
             if lock is not None:
                 os.close(lock)
 
@@ -166,7 +165,7 @@ class SinkSender:
         if self._position is None:
             self._position = read_position(self._path, self.name)
         position = self._position
-        batch = read_batch(self._path, position, self._most, self._settings.batch_bytes, self._packed)
+        batch = self._files.read(position, self._most, self._settings.batch_bytes)
         self.waiting_bytes = batch.waiting
         self._oldest = str(batch.records[0].sealed.fields.get("ts", "")) if batch.records else ""
         if batch.missing is not None and self._counts:

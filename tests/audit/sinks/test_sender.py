@@ -19,7 +19,7 @@ import pytest
 
 from arcbridge.audit.sinks import sender as module
 from arcbridge.audit.sinks.sender import Sinks
-from arcbridge.audit.sinks.tail import position_file, read_position
+from arcbridge.audit.sinks.tail import LogFiles, position_file, read_position
 from arcbridge.audit.verify import verify
 from arcbridge.settings.config import AuditSinkConfig
 from tests.audit.sinks import role
@@ -291,14 +291,14 @@ async def test_behind_a_rotation_it_looks_no_more_often_than_ever(
 ) -> None:
     """A file that was just renamed may still be written, and is looked at again: after the interval, as always."""
     looks: list[int] = []
-    read = module.read_batch
+    read = LogFiles.read
 
     def counted(*arguments: Any) -> Any:
         batch = read(*arguments)
         looks.append(len(batch.records))
         return batch
 
-    monkeypatch.setattr(module, "read_batch", counted)
+    monkeypatch.setattr(LogFiles, "read", counted)
     path = tmp_path / "audit.jsonl"
     async with logging(path, {"siem": sink(http, interval=0.2)}) as audit:
         put(audit, 1)
