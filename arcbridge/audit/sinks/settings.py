@@ -27,7 +27,7 @@ _KINDS: Final[Mapping[str, frozenset[str]]] = {
     "key": frozenset({HTTP, SYSLOG}),
     "address": frozenset({HTTP, SYSLOG}),
     **dict.fromkeys(("token_file", "token_scheme", "format", "gzip"), frozenset({HTTP})),
-    **dict.fromkeys(("facility", "severity", "max_message"), frozenset({SYSLOG})),
+    **dict.fromkeys(("facility", "severity", "max_message", "close_notify"), frozenset({SYSLOG})),
 }
 """For which kinds a setting is; one that is not here is for all."""
 _BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
