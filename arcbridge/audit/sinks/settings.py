@@ -40,6 +40,9 @@ _BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
     "timeout": (1, 600),
 }
 _REMEDY: Final = "check the sink's table under [audit.sinks], the collector, and that this place may connect to it"
+_UNREADABLE: Final = (
+    "let the role's user read the file, or move it to another directory: its name is one of a rotated log"
+)
 
 
 def check_sinks(audit: AuditFilesConfig, file: str, problems: Problems) -> None:
@@ -101,7 +104,8 @@ def sink_findings(sinks: Sinks) -> list[Finding]:
         hop, lag = f"audit sink {sender.name}", sender.lag
         waits = f"{sender.waiting_bytes} bytes wait on disk, the oldest record for {lag:.0f} s"
         if sender.failure:
-            found.append(failed(hop, f"records are not delivered ({sender.failure}); {waits}", _REMEDY, "audit_sink"))
+            remedy = _REMEDY if sender.readable else _UNREADABLE
+            found.append(failed(hop, f"records are not delivered ({sender.failure}); {waits}", remedy, "audit_sink"))
         elif lag > LATE:
             found.append(warning(hop, f"it is late: {waits}", _REMEDY, "audit_sink_late"))
         else:

@@ -34,6 +34,7 @@ _MOST_FIRST: Final = 64 * 1024
 """Bytes at the beginning of a file in which its first record is looked for."""
 _DAMAGED: Final = (EOFError, zlib.error, gzip.BadGzipFile)
 """What a compressed file raises that was cut or changed. What is behind that place counts as missing."""
+_NO_HEAD: Final = Head("", -1, "")
 _REMOVED: Final = "the file was removed at its bound"
 
 
@@ -68,8 +69,8 @@ class LostRecords:
     """With those that a record counts which is among them."""
     first: str
     """CHAIN/NUMBER of the last record before them that was delivered; empty where there is none."""
-    last: str
-    """CHAIN/NUMBER of the last of them."""
+    last: Head
+    """The last of them."""
     reason: str
     at_least: bool = False
     """Whether there may be more."""
@@ -79,7 +80,7 @@ class LostRecords:
     def line(self) -> str:
         """Return the record that counts them."""
         fields = {"ts": timestamp(), "event": EVENT, "sink": self.sink, "records": self.records}
-        more = {"after": self.first, "to": self.last, "reason": self.reason, "at_least": self.at_least}
+        more = {"after": self.first, "to": _name(self.last), "reason": self.reason, "at_least": self.at_least}
         return json.dumps(fields | {name: value for name, value in more.items() if value})
 
 
@@ -93,7 +94,7 @@ class Batch:
     end: Position
     waiting: int
     """Bytes that are behind the batch's beginning; of compressed files as they are."""
-    missing: tuple[int, str, bool] | None = None
+    missing: tuple[int, Head, bool] | None = None
     """Records between the position and this batch whose files are gone (how many, the last one, at least)."""
 
 
@@ -139,10 +140,10 @@ class LogFiles:
         self._firsts: dict[tuple[int, int, int], SealedLine | None] = {}
         self._chains: dict[tuple[int, int, int], dict[str, int]] = {}
 
-    def read(self, position: Position, records: int, size: int) -> Batch:
+    def read(self, position: Position, records: int, size: int, counted: Head | None = None) -> Batch:
         """Return at most so many records behind `position`, and as many bytes unless the first one alone has more.
 
-        Raises OSError.
+        `counted`: the last record of files that were removed once they were counted. Raises OSError.
         """
         missing, delivered = None, {position.chain: position.sequence}
         while True:
@@ -155,7 +156,8 @@ class LogFiles:
                 if not following:
                     return Batch([], position, position, 0)
                 if position.file:
-                    missing = _missing(following[0], delivered, gone=True)
+                    known = {counted.chain: counted.sequence} if counted is not None else {}
+                    missing = _missing(following[0], delivered | known, gone=True)
                 position = replace(position, file=following[0].hash, offset=0)
                 copies = files[position.file]
             for file in copies:
@@ -304,11 +306,11 @@ def lost_with(log: Path, removed: Iterable[Path], sinks: Collection[str]) -> lis
                     continue
                 more = own.fields.get("records") if own and own.fields.get("event") == EVENT else 0
                 counted = more if own and own.fields.get("sink") == sink and isinstance(more, int) else 0
-                before = found.get(sink) or LostRecords(sink, 0, _name(positions[sink]), "", _REMOVED)
+                before = found.get(sink) or LostRecords(sink, 0, _name(positions[sink]), _NO_HEAD, _REMOVED)
                 found[sink] = replace(
                     before,
                     records=before.records + 1 + counted,
-                    last=f"{head[1].decode()}/{int(head[2])}",
+                    last=Head(head[1].decode(), int(head[2]), ""),
                     counted=before.counted + counted,
                 )
     return list(found.values())
@@ -380,19 +382,19 @@ def _sealed_lines(path: Path) -> Iterator[tuple[int, re.Match[bytes], bytes]]:
             offset += len(text)
 
 
-def _missing(first: _LogFile, held: Mapping[str, int], *, gone: bool) -> tuple[int, str, bool] | None:
+def _missing(first: _LogFile, held: Mapping[str, int], *, gone: bool) -> tuple[int, Head, bool] | None:
     """Return how many records stood before a file that are in none. `held`: up to where the file before it has each
     chain, or, where that is gone, what of it was delivered."""
     if first.after is None:
-        return (1, "", True) if gone else None
+        return (1, _NO_HEAD, True) if gone else None
     chain, number = first.after
     if chain not in held:
-        return 1, f"{chain}/{number}", True
-    return (number - held[chain], f"{chain}/{number}", False) if number > held[chain] else None
+        return 1, Head(chain, number, ""), True
+    return (number - held[chain], Head(chain, number, ""), False) if number > held[chain] else None
 
 
-def _name(position: Position) -> str:
-    return f"{position.chain}/{position.sequence}" if position.chain else ""
+def _name(at: Position | Head) -> str:
+    return f"{at.chain}/{at.sequence}" if at.chain else ""
 
 
 def _sizes(files: _Files, log: Path | None = None, behind: _LogFile | None = None) -> int:
