@@ -36,6 +36,7 @@ from arcbridge.audit.sinks.tail import (
 )
 from arcbridge.errors import ArcbridgeError, StateError
 from arcbridge.net.backoff import Backoff
+from arcbridge.observe.queued_writer import GATHER
 from arcbridge.observe.untrusted_text import clean
 from arcbridge.pki.private_files import try_lock
 from arcbridge.settings.config import AuditFilesConfig, AuditSinkConfig
@@ -304,10 +305,19 @@ class StdoutTransport:
     """Writes lines to standard output, for what collects a pod's output; a role's own log goes to standard error. Where
     the output takes nothing, the thread hangs in the write until the process ends."""
 
+    def __init__(self) -> None:
+        self._torn = False
+        """A batch broke off: perhaps in the middle of a line, which must not run into the next one."""
+
     async def send(self, records: Sequence[LogRecord]) -> None:
-        data = b"".join(record.text + b"\n" for record in records)
+        data = b"\n" * self._torn + b"".join(record.text + b"\n" for record in records)
+        self._torn = True
         while data:
-            data = data[os.write(_STDOUT, data) :]
+            try:
+                data = data[os.write(_STDOUT, data) :]
+            except BlockingIOError:  # another process has made it non-blocking
+                await asyncio.sleep(GATHER)
+        self._torn = False
 
     async def close(self) -> None:
         return

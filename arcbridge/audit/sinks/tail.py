@@ -191,8 +191,8 @@ class LogFiles:
     def listed(self, wanted: str = "") -> tuple[_Files, bool]:
         """Return the files, or the present one alone where it is the wanted one; and whether none of them may be on
         its way to another name, or not written whole yet. Raises OSError."""
-        if wanted and (status := self._status([self._log])):
-            file, _ = self._file(self._log, status[self._log])
+        if wanted and (present := self._status([self._log])):
+            file, _ = self._file(self._log, present[self._log])
             if file is not None and file.hash == wanted:
                 return {wanted: [file]}, True
         while True:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import json
 import os
@@ -17,12 +18,12 @@ from typing import Any
 
 import pytest
 
-from arcbridge.audit.chain import Head
+from arcbridge.audit.chain import Head, SealedLine
 from arcbridge.audit.log import ChainedLog
 from arcbridge.audit.sinks import sender as module
 from arcbridge.audit.sinks.sender import Sinks
 from arcbridge.audit.sinks.settings import sink_findings
-from arcbridge.audit.sinks.tail import LogFiles, LostRecords, position_file, read_position
+from arcbridge.audit.sinks.tail import LogFiles, LogRecord, LostRecords, position_file, read_position
 from arcbridge.audit.verify import verify
 from arcbridge.errors import StateError
 from arcbridge.net.backoff import Backoff
@@ -376,6 +377,30 @@ async def test_standard_output_has_a_line_for_each_record(tmp_path: Path) -> Non
     assert done.stdout == path.read_text()
     assert len(numbers(done.stdout.splitlines())) == 5
     assert "recorded 4" in done.stderr, "the log is another stream"
+
+
+async def test_an_output_that_does_not_block_tears_no_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    os.set_blocking(writer, False)
+    monkeypatch.setattr(module, "_STDOUT", writer)
+    records = [LogRecord(str(one).encode() * 2900, SealedLine(Head("", one, ""), "", {})) for one in range(3)]
+    output = module.StdoutTransport()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.1):
+            await output.send(records)
+    torn = os.read(reader, 65536)
+    sending = asyncio.create_task(output.send(records))
+    got = torn
+    while not sending.done():
+        await asyncio.sleep(0.01)
+        with contextlib.suppress(BlockingIOError):
+            os.set_blocking(reader, False)
+            got += os.read(reader, 65536)
+    lines = got.split(b"\n")
+    assert lines[-4:-1] == [one.text for one in records], "whole, whatever stands before them"
+    os.close(reader)
+    os.close(writer)
 
 
 async def test_an_output_that_takes_nothing_holds_up_neither_work_nor_end(tmp_path: Path) -> None:
