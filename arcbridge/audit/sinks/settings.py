@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Mapping
 from dataclasses import fields
@@ -40,6 +41,8 @@ _BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
     "timeout": (1, 600),
 }
 _REMEDY: Final = "check the sink's table under [audit.sinks], the collector, and that this place may connect to it"
+_LOOK: Final = 10.0
+"""Seconds for a collector to answer a look."""
 _UNREADABLE: Final = (
     "let the role's user read the file, or move it to another directory: its name is one of a rotated log"
 )
@@ -115,14 +118,16 @@ def sink_findings(sinks: Sinks) -> list[Finding]:
 
 async def look_at_collectors(settings: Mapping[str, AuditSinkConfig]) -> list[Finding]:
     """Return whether each collector answers and is the one that is trusted; nothing is sent to it."""
-    found = []
-    for name, sink in settings.items():
+
+    async def look(name: str, sink: AuditSinkConfig) -> Finding:
         hop = f"audit sink {name}"
+        if sink.kind == STDOUT:
+            return ok(hop, "it writes to standard output")
         try:
-            if sink.kind != STDOUT:
+            async with asyncio.timeout(_LOOK):
                 await probe(sink)
         except Exception as error:
-            found.append(failed(hop, words_of(error), _REMEDY, "audit_sink"))
-        else:
-            found.append(ok(hop, "the collector answers, and is trusted"))
-    return found
+            return failed(hop, words_of(error), _REMEDY, "audit_sink")
+        return ok(hop, "the collector answers, and is trusted")
+
+    return await asyncio.gather(*(look(name, sink) for name, sink in settings.items()))
