@@ -101,7 +101,7 @@ def _compose(config: AgentConfig, checked: Checked, instance: str, stack: AsyncE
     audit = open_audit(config, instance)
     stack.push_async_callback(asyncio.to_thread, audit.sinks.close)
     stack.push_async_callback(asyncio.to_thread, audit.close)
-    audit.sinks.start(lambda line: audit.put_and_wait(lambda: line))
+    audit.sinks.start(audit.put_or_fail)
     api = ApiServer(endpoint_of(config.kubernetes))
     api.upstream.limit = ConnectLimit(config.limits.agent_connects_per_second)
     stack.push_async_callback(api.close)

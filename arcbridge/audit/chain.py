@@ -22,7 +22,8 @@ from arcbridge.untrusted_json import read_json
 NONE = "0" * 64
 """Stands for the hash of the line before, where there is none."""
 
-_SEALED = re.compile(rb'\{"chain":"([0-9a-f]{16})","seq":([0-9]{1,18}),"prev":"([0-9a-f]{64})",')
+SEALED = re.compile(rb'\{"chain":"([0-9a-f]{16})","seq":([0-9]{1,18}),"prev":"([0-9a-f]{64})",')
+"""What `Chain` puts before the fields of a line: the chain's id, the number, the hash of the line before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +90,13 @@ class SealedLine:
 def find_sealed(text: bytes) -> int:
     """Return where in a line the sealed record begins; -1 where there is none. A collector may write something before
     it."""
-    found = _SEALED.search(text)
+    found = SEALED.search(text)
     return found.start() if found is not None else -1
 
 
 def read_line(text: bytes) -> SealedLine | None:
     """Take a sealed line (without its end) apart; None for one that is not whole."""
-    found = _SEALED.match(text)
+    found = SEALED.match(text)
     if found is None:
         return None
     try:

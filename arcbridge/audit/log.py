@@ -102,10 +102,10 @@ class ChainedLog:
 
     # -- lines ----------------------------------------------------------------------------------------------------
 
-    def put(self, line: str) -> bool:
-        """Queue a line; never waits. False where there was no room: it is counted."""
+    def put(self, line: str, waiter: Waiter | None = None) -> bool:
+        """Queue a line; never waits. False where there was no room: it is counted, and the waiter not called."""
         self.records += 1
-        return self._writer is None or self._writer.put(line)
+        return self._writer is None or self._writer.put(line, waiter)
 
     def put_before(self, line: Callable[[], str], recorded: Recorded, begun: Callable[[bool], None]) -> None:
         """Write a line before what it is about: `begun` says at once whether it was queued, `recorded` says later how
@@ -125,6 +125,19 @@ class ChainedLog:
             waiting.start()
         else:
             waiting.decide(failure or "its queue is full")
+
+    async def put_or_fail(self, line: str) -> None:
+        """Write a line. Raises StateError unless it is in the file, whatever a failure means for what waits."""
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[str] = loop.create_future()
+
+        def written(failure: str) -> None:
+            loop.call_soon_threadsafe(lambda: None if done.done() else done.set_result(failure))
+
+        if self.failure or not self.put(line, written):
+            raise StateError(f"the audit log cannot be written: {self.failure or 'its queue is full'}")
+        if failure := await done:
+            raise StateError(f"the audit log cannot be written: {failure}")
 
     async def put_and_wait(self, line: Callable[[], str]) -> None:
         """Write a line, and wait until that is done. Raises StateError where it is not written, and must be."""

@@ -11,6 +11,7 @@ written before it.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -127,16 +128,18 @@ class AuditWriter(QueuedWriter[tuple[str, Waiter | None]]):
         was, self.writing_since = self.failure, time.monotonic()
         self._held += [line for line, _ in lines]
         look, self._look = self._look, False
+        surplus, counted = self._rotation.surplus(self._name)
+        self._held += counted
         try:
             self._file.write()  # what was refused before
             self._file.follow_rotation(look)
-            surplus, counted = self._rotation.surplus(self._name)
-            self._held += counted
             self._seal()
             self._file.write()
             self._rotation.remove(surplus)
         except OSError as error:
             self._file.keep_whole_lines()
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                self._rotation.remove(surplus)  # else there would never be room; what they had is counted with the next
             self.failures += not was
             self.failure = error.strerror or type(error).__name__
         else:

@@ -170,7 +170,7 @@ def enter_audit(checked: CheckedRelay, stack: AsyncExitStack) -> RelayAudit:
     audit.sinks = sinks
     stack.push_async_callback(asyncio.to_thread, sinks.close)
     stack.push_async_callback(asyncio.to_thread, audit.close)
-    sinks.start(lambda line: audit.put_and_wait(lambda: line))
+    sinks.start(audit.put_or_fail)
     stack.callback(audit.stop)
     return audit
 

@@ -22,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from arcbridge.audit import writer as module
+from arcbridge.audit.rotation import FileRotation, RotationBounds
 from arcbridge.audit.verify import verify
 from arcbridge.audit.writer import AuditWriter
 from arcbridge.observe import queued_writer
@@ -246,6 +247,21 @@ def test_a_full_disk(quick: None, log: Log) -> None:
     writer.close()
     assert writer.dropped >= 1
     assert log.events() == ["audit log cannot be written", "audit records lost"]
+
+
+def test_a_full_disk_does_not_keep_what_is_above_its_bound(tmp_path: Path, quick: None) -> None:
+    """A lower `keep_bytes` and a restart make room, and the count follows once there is some."""
+    path, old = tmp_path / "audit.jsonl", tmp_path / "audit.jsonl-20261129T000000Z-0123456789abcdef"
+    old.write_text("x" * 100)
+    path.symlink_to("/dev/full")
+    rotation = FileRotation(
+        RotationBounds(rotate=1 << 20, keep=50), lambda removed: [f'{{"counted":{len([*removed])}}}']
+    )
+    writer = AuditWriter(str(path), rotation=rotation)
+    until(lambda: writer.failure, "the disk is full")
+    until(lambda: not old.exists(), "there is room")
+    assert writer._held == ['{"counted":1}'], "it is written when the disk takes it"
+    writer.close()
 
 
 @pytest.fixture

@@ -20,7 +20,8 @@ from arcbridge.settings.config import AuditSinkConfig
 
 LINES, ARRAY = "lines", "array"
 REFUSES_RECORDS: Final = frozenset({400, 413, 422})
-"""Statuses by which a collector says that it will not take the same records later either."""
+"""Statuses by which a collector says that it will not take the same records later either; not a 413 that says when
+(RFC 9110 §15.5.14)."""
 _TYPES: Final = {LINES: "application/x-ndjson", ARRAY: "application/json"}
 
 
@@ -41,7 +42,7 @@ class HttpTransport:
         if 200 <= reply.status < 300:
             return
         words = f"{self._address}: answered {reply.status}"
-        if reply.status in REFUSES_RECORDS:
+        if reply.status in REFUSES_RECORDS and not (reply.status == 413 and reply.retry_after is not None):
             raise RecordsRefused(words)
         if 300 <= reply.status < 400:
             words += ", and redirects are not followed: write the address that it names"

@@ -20,22 +20,23 @@ from typing import Any, Final
 
 import structlog
 
+from arcbridge.audit.chain import Head, timestamp
 from arcbridge.audit.rotation import FileRotation, RotationBounds
 from arcbridge.audit.sinks.collector import HTTP, SYSLOG, RecordsRefused, Transport
 from arcbridge.audit.sinks.tail import (
     Batch,
+    LogFiles,
     LogRecord,
     LostRecords,
-    PackedFile,
     Position,
     lock_file,
     lost_with,
-    read_batch,
     read_position,
     write_position,
 )
-from arcbridge.errors import ArcbridgeError
+from arcbridge.errors import ArcbridgeError, StateError
 from arcbridge.net.backoff import Backoff
+from arcbridge.observe.queued_writer import GATHER
 from arcbridge.observe.untrusted_text import clean
 from arcbridge.pki.private_files import try_lock
 from arcbridge.settings.config import AuditFilesConfig, AuditSinkConfig
@@ -66,9 +67,7 @@ Record = Callable[[str], "Future[None]"]
 class SinkSender:
     """One sink. Its attributes are written by its thread, and read by metrics and checks."""
 
-    def __init__(self, name: str, settings: AuditSinkConfig, path: Path, transport: Transport, *, counts: bool) -> None:
-        """`counts`: whether records whose files another program has removed are counted here; files that the role
-        removes are counted before that."""
+    def __init__(self, name: str, settings: AuditSinkConfig, path: Path, transport: Transport) -> None:
         self.name = name
         self.delivered = 0
         self.dropped = 0
@@ -77,6 +76,8 @@ class SinkSender:
         """Batches that were not delivered."""
         self.failure = ""
         """Why records are not delivered now; empty while they are."""
+        self.readable = True
+        """Whether the log's files could be read at the last look."""
         self.last_success = 0.0
         """Unix time at which everything there was had been delivered last, or a batch was."""
         self.waiting_bytes = 0
@@ -86,14 +87,15 @@ class SinkSender:
         self._settings = settings
         self._path = path
         self._transport = transport
-        self._counts = counts
+        self.counted: Head | None = None
+        """The last record of the files that the role has removed and counted itself; written by the writer's thread."""
         self._most = settings.batch_records
         """Records of the next batch: fewer after a refusal, to find the one that is refused."""
         self._refused = 0
         """Times that the next record was refused alone."""
         self._position: Position | None = None
         """None while another process sends, or before the first look."""
-        self._packed = PackedFile()
+        self._files = LogFiles(path)
         self._unsaved = ""
         """Why the position could not be kept."""
         self._closing = threading.Event()
@@ -156,7 +158,7 @@ class SinkSender:
                     await _within(wait, wake.wait())
         finally:
             await self._transport.close()
-            self._packed.close()
+            self._files.close()
             if lock is not None:
                 os.close(lock)
 
@@ -166,10 +168,20 @@ class SinkSender:
         if self._position is None:
             self._position = read_position(self._path, self.name)
         position = self._position
-        batch = read_batch(self._path, position, self._most, self._settings.batch_bytes, self._packed)
+        self.readable = False
+        try:
+            batch = self._files.read(position, self._most, self._settings.batch_bytes, self.counted)
+        except OSError as error:
+            self._oldest = self._oldest or timestamp()  # what is there is not known; it is late from now on
+            reason = error.strerror or type(error).__name__
+            raise StateError(f"{error.filename or self._path} cannot be read: {reason}") from error
+        self.readable = True
         self.waiting_bytes = batch.waiting
-        self._oldest = str(batch.records[0].sealed.fields.get("ts", "")) if batch.records else ""
-        if batch.missing is not None and self._counts:
+        if batch.records:
+            self._oldest = str(batch.records[0].sealed.fields.get("ts", ""))
+        elif not self._oldest and batch.waiting:
+            self._oldest = timestamp()
+        if batch.missing is not None:
             count, last, at_least = batch.missing
             behind = f"{position.chain}/{position.sequence}"
             await self._lose(LostRecords(self.name, count, behind, last, "their files are gone", at_least))
@@ -198,8 +210,7 @@ class SinkSender:
             self._refused += 1
             if self._refused < REFUSALS:
                 raise
-            name = f"{records[0].sealed.head.chain}/{records[0].sealed.head.sequence}"
-            await self._lose(LostRecords(self.name, 1, "", name, f"it is refused: {error.message}"))
+            await self._lose(LostRecords(self.name, 1, "", records[0].sealed.head, f"it is refused: {error.message}"))
         else:
             self.delivered += len(records)
         self._refused = 0
@@ -251,18 +262,11 @@ class Sinks:
     """All sinks of one audit log; none without settings."""
 
     def __init__(
-        self,
-        settings: Mapping[str, AuditSinkConfig] | None = None,
-        path: Path = Path(),
-        role: str = "",
-        *,
-        counts: bool = False,
+        self, settings: Mapping[str, AuditSinkConfig] | None = None, path: Path = Path(), role: str = ""
     ) -> None:
-        """`counts`: as for `SinkSender`. Raises ConfigError."""
+        """Raises ConfigError."""
         self._path = path
-        self.senders = [
-            SinkSender(name, one, path, _transport(one, role), counts=counts) for name, one in (settings or {}).items()
-        ]
+        self.senders = [SinkSender(name, one, path, _transport(one, role)) for name, one in (settings or {}).items()]
 
     def start(self, put: Callable[[str], Coroutine[Any, Any, None]]) -> None:
         """Begin to send; `put` records a line, in the event loop that runs now, and waits until it is written."""
@@ -274,7 +278,10 @@ class Sinks:
         """Return the records that count what files hold which are about to be removed and were not delivered."""
         found = lost_with(self._path, removed, [sender.name for sender in self.senders])
         for sender in self.senders:
-            sender.dropped += sum(one.records - one.counted for one in found if one.sink == sender.name)
+            for one in found:
+                if one.sink == sender.name:
+                    sender.dropped += one.records - one.counted
+                    sender.counted = one.last
         return [one.line() for one in found]
 
     def close(self) -> None:
@@ -289,7 +296,7 @@ class Sinks:
 
 def sinks_of(settings: AuditFilesConfig, file: str, role: str) -> tuple[Sinks, FileRotation]:
     """Return the sinks of a log, not started, and what renames its file. Raises ConfigError."""
-    sinks = Sinks(settings.sinks, Path(file), role, counts=not settings.rotate_bytes)
+    sinks = Sinks(settings.sinks, Path(file), role)
     bounds = RotationBounds(settings.rotate_bytes, settings.keep_bytes, settings.keep_age)
     return sinks, FileRotation(bounds, sinks.lost)
 
@@ -298,10 +305,19 @@ class StdoutTransport:
     """Writes lines to standard output, for what collects a pod's output; a role's own log goes to standard error. Where
     the output takes nothing, the thread hangs in the write until the process ends."""
 
+    def __init__(self) -> None:
+        self._torn = False
+        """A batch broke off: perhaps in the middle of a line, which must not run into the next one."""
+
     async def send(self, records: Sequence[LogRecord]) -> None:
-        data = b"".join(record.text + b"\n" for record in records)
+        data = b"\n" * self._torn + b"".join(record.text + b"\n" for record in records)
+        self._torn = True
         while data:
-            data = data[os.write(_STDOUT, data) :]
+            try:
+                data = data[os.write(_STDOUT, data) :]
+            except BlockingIOError:  # another process has made it non-blocking
+                await asyncio.sleep(GATHER)
+        self._torn = False
 
     async def close(self) -> None:
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Mapping
 from dataclasses import fields
@@ -27,7 +28,7 @@ _KINDS: Final[Mapping[str, frozenset[str]]] = {
     "key": frozenset({HTTP, SYSLOG}),
     "address": frozenset({HTTP, SYSLOG}),
     **dict.fromkeys(("token_file", "token_scheme", "format", "gzip"), frozenset({HTTP})),
-    **dict.fromkeys(("facility", "severity", "max_message"), frozenset({SYSLOG})),
+    **dict.fromkeys(("facility", "severity", "max_message", "close_notify"), frozenset({SYSLOG})),
 }
 """For which kinds a setting is; one that is not here is for all."""
 _BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
@@ -40,6 +41,11 @@ _BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
     "timeout": (1, 600),
 }
 _REMEDY: Final = "check the sink's table under [audit.sinks], the collector, and that this place may connect to it"
+_LOOK: Final = 10.0
+"""Seconds for a collector to answer a look."""
+_UNREADABLE: Final = (
+    "let the role's user read the file, or move it to another directory: its name is one of a rotated log"
+)
 
 
 def check_sinks(audit: AuditFilesConfig, file: str, problems: Problems) -> None:
@@ -101,7 +107,8 @@ def sink_findings(sinks: Sinks) -> list[Finding]:
         hop, lag = f"audit sink {sender.name}", sender.lag
         waits = f"{sender.waiting_bytes} bytes wait on disk, the oldest record for {lag:.0f} s"
         if sender.failure:
-            found.append(failed(hop, f"records are not delivered ({sender.failure}); {waits}", _REMEDY, "audit_sink"))
+            remedy = _REMEDY if sender.readable else _UNREADABLE
+            found.append(failed(hop, f"records are not delivered ({sender.failure}); {waits}", remedy, "audit_sink"))
         elif lag > LATE:
             found.append(warning(hop, f"it is late: {waits}", _REMEDY, "audit_sink_late"))
         else:
@@ -111,14 +118,16 @@ def sink_findings(sinks: Sinks) -> list[Finding]:
 
 async def look_at_collectors(settings: Mapping[str, AuditSinkConfig]) -> list[Finding]:
     """Return whether each collector answers and is the one that is trusted; nothing is sent to it."""
-    found = []
-    for name, sink in settings.items():
+
+    async def look(name: str, sink: AuditSinkConfig) -> Finding:
         hop = f"audit sink {name}"
+        if sink.kind == STDOUT:
+            return ok(hop, "it writes to standard output")
         try:
-            if sink.kind != STDOUT:
+            async with asyncio.timeout(_LOOK):
                 await probe(sink)
         except Exception as error:
-            found.append(failed(hop, words_of(error), _REMEDY, "audit_sink"))
-        else:
-            found.append(ok(hop, "the collector answers, and is trusted"))
-    return found
+            return failed(hop, words_of(error), _REMEDY, "audit_sink")
+        return ok(hop, "the collector answers, and is trusted")
+
+    return await asyncio.gather(*(look(name, sink) for name, sink in settings.items()))

@@ -1,9 +1,9 @@
 """Carries records as syslog messages (RFC 5424) over TLS (RFC 5425), a connection for each batch.
 
 Syslog has no answer. What stands for one is the end of the connection: a receiver answers close_notify once it has read
-everything before it (RFC 5425 §4.4). One that only closes has read everything, too, where its kernel has acknowledged
-every byte and sends no RST, as it does for bytes that were not read. A batch whose connection ends otherwise is sent
-again.
+everything before it (RFC 5425 §4.4), its kernel has acknowledged every byte, and sends no RST, as it does for bytes
+that were not read. A batch whose connection ends otherwise is sent again. FIN alone may be anybody's on the path, and
+counts only where the setting `close_notify` is false.
 
 Invariant: a message is `max_message` bytes at most; structured data has the number and the hash of the record, also
 where its text was cut.
@@ -84,8 +84,11 @@ class SyslogTransport:
                 count += len(data)
                 if count > _MOST_BACK:
                     raise CollectorFailed(f"{self._address}: it sends data, as no syslog receiver does")
-        except EOFError:
-            return  # without close_notify
+        except EOFError as error:
+            if not self._sink.close_notify:
+                return
+            text = "it ended the connection without close_notify: it may not have everything (setting close_notify)"
+            raise CollectorFailed(f"{self._address}: {text}") from error
         try:
             async with asyncio.timeout(_LINGER):
                 await receive(sock, 1)

@@ -28,7 +28,7 @@ async def logging(path: Path, sinks: dict[str, AuditSinkConfig], **settings: Any
     started, rotation = sinks_of(RelayAuditConfig(sinks=sinks, **settings), str(path), "relay")
     audit = ChainedLog(str(path), rotation=rotation, instance="test")
     audit.sinks = started
-    started.start(lambda line: audit.put_and_wait(lambda: line))
+    started.start(audit.put_or_fail)
     try:
         yield audit
     finally:

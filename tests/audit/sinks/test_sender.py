@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import json
 import os
@@ -17,10 +18,15 @@ from typing import Any
 
 import pytest
 
+from arcbridge.audit.chain import Head, SealedLine
+from arcbridge.audit.log import ChainedLog
 from arcbridge.audit.sinks import sender as module
 from arcbridge.audit.sinks.sender import Sinks
-from arcbridge.audit.sinks.tail import position_file, read_position
+from arcbridge.audit.sinks.settings import sink_findings
+from arcbridge.audit.sinks.tail import LogFiles, LogRecord, LostRecords, position_file, read_position
 from arcbridge.audit.verify import verify
+from arcbridge.errors import StateError
+from arcbridge.net.backoff import Backoff
 from arcbridge.settings.config import AuditSinkConfig
 from tests.audit.sinks import role
 from tests.audit.sinks.role import logging, put
@@ -264,9 +270,12 @@ def events_in(directory: Path, event: str) -> list[dict[str, Any]]:
     return [found for file in sorted(directory.glob("audit.jsonl*")) for found in events(file, event)]
 
 
-async def test_files_that_another_program_has_removed_are_counted(http: Collector, tmp_path: Path) -> None:
+@pytest.mark.parametrize("bounds", [{}, {"rotate_bytes": 1 << 20, "keep_bytes": 1 << 20}])
+async def test_files_that_another_program_has_removed_are_counted(
+    http: Collector, tmp_path: Path, bounds: dict[str, int]
+) -> None:
     path = tmp_path / "audit.jsonl"
-    async with logging(path, {"siem": sink(http)}) as audit:
+    async with logging(path, {"siem": sink(http)}, **bounds) as audit:
         put(audit, 1)
         await until(lambda: numbers(http.texts) == [1])
         http.refuse(503)
@@ -286,19 +295,52 @@ async def test_files_that_another_program_has_removed_are_counted(http: Collecto
         assert found["records"] == 3, "two, and the end of their chain"
 
 
+async def test_a_count_that_is_not_in_the_file_is_none(tmp_path: Path) -> None:
+    """`on_failure = "continue"` lets work go on while the disk is full; the sink waits."""
+    (sender,) = Sinks({"out": AuditSinkConfig(kind="stdout")}, tmp_path / "audit.jsonl").senders
+    full = ChainedLog("/dev/full")
+    loop = asyncio.get_running_loop()
+    sender._record = lambda line: asyncio.run_coroutine_threadsafe(full.put_or_fail(line), loop)
+    for _ in range(2):  # the disk is found full, and is known to be
+        with pytest.raises(StateError, match="No space left"):
+            await sender._lose(LostRecords("out", 1000, "", Head("a" * 16, 5, ""), "gone"))
+    assert sender.dropped == 0
+    await asyncio.to_thread(full.close)
+
+
+async def test_a_file_that_cannot_be_read_is_named_and_is_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "audit.jsonl"
+    (sender,) = sinks = Sinks({"out": AuditSinkConfig(kind="stdout")}, path).senders
+    path.mkdir()
+    with pytest.raises(StateError, match=f"{path} cannot be read: Is a directory") as caught:
+        await sender.step()
+    sender._failed(caught.value, Backoff(first=1, cap=2))
+    clock = time.time()
+    monkeypatch.setattr(module.time, "time", lambda: clock + 1000)
+    assert sender.lag > module.LATE
+    all_sinks = Sinks()
+    all_sinks.senders = sinks
+    (one,) = sink_findings(all_sinks)
+    assert str(path) in one.detail
+    assert "collector" not in one.remedy
+    path.rmdir()
+    await sender.step()
+    assert (sender.lag, sender.readable) == (0.0, True)
+
+
 async def test_behind_a_rotation_it_looks_no_more_often_than_ever(
     http: Collector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file that was just renamed may still be written, and is looked at again: after the interval, as always."""
     looks: list[int] = []
-    read = module.read_batch
+    read = LogFiles.read
 
     def counted(*arguments: Any) -> Any:
         batch = read(*arguments)
         looks.append(len(batch.records))
         return batch
 
-    monkeypatch.setattr(module, "read_batch", counted)
+    monkeypatch.setattr(LogFiles, "read", counted)
     path = tmp_path / "audit.jsonl"
     async with logging(path, {"siem": sink(http, interval=0.2)}) as audit:
         put(audit, 1)
@@ -335,6 +377,30 @@ async def test_standard_output_has_a_line_for_each_record(tmp_path: Path) -> Non
     assert done.stdout == path.read_text()
     assert len(numbers(done.stdout.splitlines())) == 5
     assert "recorded 4" in done.stderr, "the log is another stream"
+
+
+async def test_an_output_that_does_not_block_tears_no_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    os.set_blocking(writer, False)
+    monkeypatch.setattr(module, "_STDOUT", writer)
+    records = [LogRecord(str(one).encode() * 2900, SealedLine(Head("", one, ""), "", {})) for one in range(3)]
+    output = module.StdoutTransport()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.1):
+            await output.send(records)
+    torn = os.read(reader, 65536)
+    sending = asyncio.create_task(output.send(records))
+    got = torn
+    while not sending.done():
+        await asyncio.sleep(0.01)
+        with contextlib.suppress(BlockingIOError):
+            os.set_blocking(reader, False)
+            got += os.read(reader, 65536)
+    lines = got.split(b"\n")
+    assert lines[-4:-1] == [one.text for one in records], "whole, whatever stands before them"
+    os.close(reader)
+    os.close(writer)
 
 
 async def test_an_output_that_takes_nothing_holds_up_neither_work_nor_end(tmp_path: Path) -> None:

@@ -136,6 +136,7 @@ async def test_a_doctor_says_which_collector_can_be_reached(tmp_path: Path) -> N
     assert "its certificate is not good" in failed["audit sink foreign"]
     assert "127.0.0.1:1" in failed["audit sink dead"]
     assert "nowhere.pem" in failed["audit sink gone"]
+    assert [one.detail for one in findings if one.hop == "audit sink output"] == ["it writes to standard output"]
 
 
 def test_what_a_sink_has_come_to(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -151,11 +151,8 @@ def read_nothing(_: ssl.SSLSocket) -> None:
     return
 
 
-@pytest.mark.parametrize("serve", [read_a_part, end_in_order, read_nothing])
-async def test_a50_a_receiver_that_ends_before_it_has_read_has_nothing(
-    serve: Callable[[ssl.SSLSocket], None], tmp_path: Path
-) -> None:
-    """Its kernel closes the connection, as it does for a process that is killed."""
+async def send_to(serve: Callable[[ssl.SSLSocket], None], tmp_path: Path, *, close_notify: bool = True) -> None:
+    """Send to a receiver whose kernel closes the connection, as it does for a process that is killed."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     CA.issue_cert("127.0.0.1").configure_cert(context)
     CA.cert_pem.write_to_path(tmp_path / "ca.pem")
@@ -167,11 +164,23 @@ async def test_a50_a_receiver_that_ends_before_it_has_read_has_nothing(
 
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
-        sink = AuditSinkConfig(kind="syslog", address=address, ca_file=tmp_path / "ca.pem", timeout=5)
+        sink = AuditSinkConfig(
+            kind="syslog", address=address, ca_file=tmp_path / "ca.pem", timeout=5, close_notify=close_notify
+        )
         ended = asyncio.create_task(asyncio.to_thread(run))
-        with pytest.raises((CollectorFailed, OSError)):
+        try:
             await SyslogTransport(sink, "relay").send(MUCH)
-        await ended
+        finally:
+            await ended
+
+
+@pytest.mark.parametrize("serve", [read_a_part, end_in_order, read_nothing])
+async def test_a50_a_receiver_that_ends_before_it_has_read_has_nothing(
+    serve: Callable[[ssl.SSLSocket], None], tmp_path: Path
+) -> None:
+    for close_notify in (True, False):
+        with pytest.raises((CollectorFailed, OSError)):
+            await send_to(serve, tmp_path, close_notify=close_notify)
 
 
 async def test_a_receiver_that_reads_everything_has_everything(tmp_path: Path) -> None:
@@ -185,6 +194,18 @@ async def test_a_receiver_that_reads_everything_has_everything(tmp_path: Path) -
     async with receiving(slowly, tmp_path) as transport:
         await transport.send(MUCH)
     assert got.count(b"<110>1 ") == len(MUCH)
+
+
+async def test_a49_an_end_without_close_notify_is_no_answer(tmp_path: Path) -> None:
+    """As somebody on the path can make it, who takes every byte: FIN is not the receiver's alone to send."""
+
+    def read_all(connection: ssl.SSLSocket) -> None:
+        while connection.recv(65536):
+            pass
+
+    with pytest.raises(CollectorFailed, match="without close_notify"):
+        await send_to(read_all, tmp_path)
+    await send_to(read_all, tmp_path, close_notify=False)
 
 
 async def test_a48_a_receiver_that_sends_without_end_is_left(tmp_path: Path) -> None:
