@@ -102,10 +102,10 @@ class ChainedLog:
 
     # -- lines ----------------------------------------------------------------------------------------------------
 
-    def put(self, line: str, waiter: Waiter | None = None) -> bool:
-        """Queue a line; never waits. False where there was no room: it is counted, and the waiter not called."""
+    def put(self, line: str) -> bool:
+        """Queue a line; never waits. False where there was no room: it is counted."""
         self.records += 1
-        return self._writer is None or self._writer.put(line, waiter)
+        return self._writer is None or self._writer.put(line)
 
     def put_before(self, line: Callable[[], str], recorded: Recorded, begun: Callable[[bool], None]) -> None:
         """Write a line before what it is about: `begun` says at once whether it was queued, `recorded` says later how
@@ -134,7 +134,8 @@ class ChainedLog:
         def written(failure: str) -> None:
             loop.call_soon_threadsafe(lambda: None if done.done() else done.set_result(failure))
 
-        if self.failure or not self.put(line, written):
+        self.records += 1
+        if self._writer is None or self.failure or not self._writer.put(line, written):
             raise StateError(f"the audit log cannot be written: {self.failure or 'its queue is full'}")
         if failure := await done:
             raise StateError(f"the audit log cannot be written: {failure}")
