@@ -10,9 +10,11 @@ import asyncio
 import gzip
 import json
 import re
+import socketserver
 import ssl
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 _HEADER = re.compile(
     rb"<(?P<pri>0|[1-9]\d{0,2})>1 "
@@ -50,28 +52,53 @@ def parse(message: bytes) -> dict[str, object]:
     }
 
 
-async def syslog(port: int, context: ssl.SSLContext, out: Path) -> None:
-    """Serve RFC 5425: octet counting."""
+class _Syslog(socketserver.StreamRequestHandler):
+    """One connection of RFC 5425: octet counting. It answers close_notify when all is in the file, and not before, as
+    asyncio does."""
 
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while count := await reader.readuntil(b" "):
-                if re.fullmatch(rb"[1-9]\d{0,8} ", count) is None:
-                    raise ValueError("no octet count")
-                found = parse(await reader.readexactly(int(count)))
-                with out.open("a") as file:
-                    file.write(json.dumps(found) + "\n")
-        except asyncio.IncompleteReadError as error:
-            if error.partial:
+    context: ClassVar[ssl.SSLContext]
+    out: ClassVar[Path]
+
+    def setup(self) -> None:
+        self.request = self.context.wrap_socket(self.request, server_side=True, suppress_ragged_eofs=False)
+        super().setup()
+
+    def handle(self) -> None:
+        while count := self._count():
+            message = self.rfile.read(count)
+            if len(message) < count:
                 return  # the sender has ended within a message, and sends it again
-        except OSError:
-            return
-        finally:
-            writer.close()
+            found = parse(message)
+            with self.out.open("a") as file:
+                file.write(json.dumps(found) + "\n")
+        self.request.unwrap()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", port, ssl=context)
-    print("ready", flush=True)
-    await server.serve_forever()
+    def _count(self) -> int:
+        """Read an octet count; 0: the sender has ended."""
+        digits = b""
+        while (byte := self.rfile.read(1)) not in (b" ", b""):
+            digits += byte
+        if not digits and not byte:
+            return 0
+        if re.fullmatch(rb"[1-9]\d{0,8}", digits) is None:
+            raise ValueError("no octet count")
+        return int(digits) if byte else 0
+
+
+class _Server(socketserver.ThreadingTCPServer):
+    allow_reuse_address = daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):  # of the connection; the sender sends again
+            super().handle_error(request, client_address)
+
+
+def syslog(port: int, context: ssl.SSLContext, out: Path) -> None:
+    """Serve until it is killed."""
+    _Syslog.context, _Syslog.out = context, out
+    with _Server(("127.0.0.1", port), _Syslog) as server:
+        print("ready", flush=True)
+        server.serve_forever()
 
 
 async def http(port: int, context: ssl.SSLContext, out: Path) -> None:
@@ -109,7 +136,10 @@ def main() -> None:
     kind, port, pem, out = sys.argv[1:]
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(pem)
-    asyncio.run({"http": http, "syslog": syslog}[kind](int(port), context, Path(out)))
+    if kind == "syslog":
+        syslog(int(port), context, Path(out))
+    else:
+        asyncio.run(http(int(port), context, Path(out)))
 
 
 if __name__ == "__main__":
