@@ -27,12 +27,12 @@ _MASKS = (
     (re.compile(r"\bsale \d+"), "sale NUMBER"),
     (re.compile(r" {2,}"), "  "),
 )
-_LOG_LINE = re.compile(r"^\d\d:\d\d:\d\d\.\d{3} |^\{\"timestamp\"")
+_LOG_LINE = re.compile(r"^TIME:\d\d\.\d{3}Z |^\{\"timestamp\"")
 
 
 def masked(line: str, directory: Path) -> str:
     """Return a line of output without what differs from run to run."""
-    line = line.replace(str(directory), "~")
+    line = line.rpartition("\x1b[K")[2].replace(str(directory), "~")  # before it stands what a terminal has erased
     for pattern, stands in _MASKS:
         line = pattern.sub(stands, line)
     return line.rstrip()

@@ -28,6 +28,13 @@ TARGETS_SHOWN = 20
 log = structlog.get_logger("arcbridge.client")
 
 
+class NoTarget(PermissionRefused):
+    """The cluster lets the user in, and its agent has no target of this name for the user."""
+
+    status_code = 404
+    reason = "NotFound"
+
+
 class Forward:
     """Serves one target on a listening, non-blocking socket, which it owns; `start`, then `close`."""
 
@@ -101,7 +108,7 @@ def check_target_name(target: str) -> str:
 
 
 def check_offered(target: str, offered: str, cluster: str) -> None:
-    """Raise PermissionRefused where the agent's list of targets (of AUTH_OK) lacks this one.
+    """Raise NoTarget where the agent's list of targets (of AUTH_OK) lacks this one.
 
     Where `offered` is empty the agent did not say, and nothing is refused.
     """
@@ -111,7 +118,7 @@ def check_offered(target: str, offered: str, cluster: str) -> None:
     shown = [name for name in names if _is_target_name(name)][:TARGETS_SHOWN]
     more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
     there = f"you may use {', '.join(shown)}{more}" if shown else "there is none for you"
-    raise PermissionRefused(
+    raise NoTarget(
         f'the agent of cluster "{cluster}" has no target {target!r} for you; {there} ([targets] in its settings)'
     )
 
