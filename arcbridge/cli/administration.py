@@ -5,7 +5,7 @@ It asks no relay. Invariant: what comes from a relay reaches a terminal escaped,
 
 from __future__ import annotations
 
-from arcbridge.cli.commands import DOCUMENTS
+from arcbridge.cli.commands import DOCUMENTS, FOR_PEOPLE
 from arcbridge.cli.output import as_prose, format_document, format_rows, plain, print_note, rfc3339
 from arcbridge.cli.screen import Column
 
@@ -59,7 +59,7 @@ _TIMES = frozenset(
 
 def format_list(command: str, rows: Sequence[Row], output: str) -> str:
     """Return the rows of a list; `output` as in `--output`. A note on standard error says that there are none."""
-    if not rows and command in _NONE and output in ("", "table", "wide"):
+    if not rows and command in _NONE and output in ("", *FOR_PEOPLE):
         print_note(_NONE[command])
     columns = [_column(text) for text in _LISTS[command].split()]
     return format_rows([_dated(row) for row in rows], columns, output, name=columns[0].key)

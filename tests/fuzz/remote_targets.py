@@ -43,6 +43,7 @@ from arcbridge.relay.http.answers import ApiRefusal
 from arcbridge.relay.registry import nats as nats_registry
 from arcbridge.relay.registry.base import RegistryUnavailable
 from arcbridge.relay.registry.nats_bucket import Bucket
+from arcbridge.tasks import TaskSet
 from arcbridge.untrusted_json import read_json
 
 _LOOP = asyncio.new_event_loop()
@@ -190,8 +191,11 @@ def cel_values(data: bytes) -> None:
 # -- other relays, over NATS ------------------------------------------------------------------------------------------
 
 
-def _run(work: Any) -> None:
-    work.close()
+class _Tasks(TaskSet):
+    """Begins nothing: there is no event loop."""
+
+    def start(self, work: Any, name: str | None = None) -> Any:
+        work.close()
 
 
 def nats_message(data: bytes) -> None:
@@ -203,7 +207,7 @@ def nats_message(data: bytes) -> None:
             continue
         assert kind.decode(read.encode()) == read
     connection: Any = SimpleNamespace(prefix="p", name="n")
-    questions = NatsQuestions(connection, "0" * 16, lambda _: [], _run)
+    questions = NatsQuestions(connection, "0" * 16, lambda _: [], _Tasks())
     questions._asked(SimpleNamespace(data=data, reply="r", subject="s"))
     questions._waiting["1"] = asyncio.Queue(4)
     questions._answered(SimpleNamespace(data=data, reply="", subject="p.1"))

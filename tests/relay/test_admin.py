@@ -103,7 +103,7 @@ class TestTokens:
             "helm install arcbridge-agent config/helm/arcbridge-agent --namespace arcbridge --create-namespace "
             f"--set 'relays={{https://relay.test:8443}}' --set relayCAPin={pin} -f values.yaml"
         )
-        assert "For an agent on a machine that is no pod give this command --kube-server" in text
+        assert "For an agent on a machine that is no pod give this command `--kube-server https://HOST:PORT`" in text
         subprocess.run(["sh", "-n", "-c", "\n".join(lines[6:10])], cwd=tmp_path, check=True)
 
     @pytest.mark.parametrize(

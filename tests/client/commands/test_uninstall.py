@@ -102,7 +102,9 @@ async def test_all_that_arcbridge_makes_goes(environment: dict[str, str], tmp_pa
     (state.cache / "program").chmod(0o700)
     make_private(program / "arcbridge")
     found = survey(OWN, environment)
-    assert {*found.paths} - {program} == (files(state.path) | files(state.cache)) - {program / "arcbridge"}
+    # A state directory whose name is too long for a socket has it elsewhere.
+    made = files(state.path) | files(state.cache) | files(Path(place.runtime))
+    assert {*found.paths} - {program} == made - {program / "arcbridge"}
     assert {getattr(place, name) for name in place.__slots__} - {place.runtime, place.state} <= {*map(str, found.paths)}
     said = await taken_away(OWN, found, environment)
     assert said == [
