@@ -57,7 +57,12 @@ def test_it_holds_what_a_release_is(dist: Path) -> None:
     assert len(names) == 5
     with zipfile.ZipFile(dist / f"arcbridge-{__version__}-py3-none-any.whl") as wheel:
         inside = wheel.namelist()
-    assert {name.split("/")[0] for name in inside} == {"arcbridge", f"arcbridge-{__version__}.dist-info"}
+    data = f"arcbridge-{__version__}.data"
+    assert {name.split("/")[0] for name in inside} == {"arcbridge", data, f"arcbridge-{__version__}.dist-info"}
+    assert {name for name in inside if name.startswith(data)} == {
+        f"{data}/data/share/man/{page}"
+        for page in ("man1/arcbridge.1", "man8/arcbridge-relay.8", "man8/arcbridge-agent.8")
+    }
     with tarfile.open(dist / f"arcbridge-{__version__}.tar.gz") as archive:
         top = {name.split("/")[1] for name in archive.getnames() if "/" in name}
     assert {"arcbridge", "config", "docs", "SECURITY.md", "pyproject.toml"} <= top
