@@ -9,6 +9,7 @@ Python nor the network; what a name cannot be is left out of it (docs/threats.md
 
 from __future__ import annotations
 
+import shlex
 import sys
 
 from arcbridge.cli.commands import COMMANDS, GROUP_HELP, INTERNAL, SHELLS, WITHOUT_ROLE, commands_of
@@ -25,8 +26,7 @@ if TYPE_CHECKING:
 
 _NAME = "^[a-z0-9.-]+$"
 """What a cluster's name is made of."""
-_CLUSTERS, _FILES, _NOTHING = "clusters", "files", "nothing"
-
+_CLUSTERS, _FILES, _NOTHING, _SWITCH = "clusters", "files", "nothing", "switch"
 
 _BEFORE_COMMANDS = next(f"{CLIENT} {' '.join(one.path)}" for one in COMMANDS if one.takes_command)
 """The words behind whose `--` another program is completed."""
@@ -47,18 +47,21 @@ def script(shell: str) -> str:
 
 
 class _Place:
-    """What may follow the words `path` of a role: words and flags with their texts, and what an argument is."""
+    """What may follow the words `path` of a role: words and flags with their texts, what completes the values of these
+    flags, and what an argument is."""
 
-    __slots__ = ("argument", "flags", "key", "words")
+    __slots__ = ("argument", "flags", "key", "values", "words")
 
     def __init__(self, role: str, path: tuple[str, ...]) -> None:
         self.key = " ".join((role, *path))
         self.words: Offers = []
         self.flags: Offers = []
+        self.values: Offers = []
         self.argument = ""
         for command in commands_of(role):
             if command.path == path:
                 self.flags = [(name, flag.help) for flag in command.flags for name in flag.names]
+                self.values = [(name, _value_of(flag)) for flag in command.flags for name in flag.names]
                 if (argument := command.argument) is not None:
                     self.words += [(choice, "") for choice in argument.choices]
                     self.argument = argument.kind
@@ -94,27 +97,36 @@ def _roles_of_words() -> dict[str, str]:
     return {word: WITHOUT_ROLE.get(word) or min(roles) for word, roles in owners.items() if CLIENT not in roles}
 
 
-def _values() -> dict[str, list[str]]:
-    """Return what completes a flag's value, `clusters`, `files`, `nothing` or words, each with its flags."""
-    found: dict[str, str] = {}
-    for role in ROLES:
-        for flag in [*(flag for command in commands_of(role) for flag in command.flags), *flags_of(role)]:
-            for name in flag.names * flag.takes_value:
-                # `--output` has other words under `config print`: both are offered.
-                words = dict.fromkeys((*found.get(name, "").split(), *_value_of(flag)))
-                if len(words) > 1:
-                    words.pop(_NOTHING, "")
-                found[name] = " ".join(words)
-    grouped: dict[str, list[str]] = {}
-    for name, what in found.items():
-        grouped.setdefault(what, []).append(name)
-    return grouped
+def _values() -> list[tuple[str, list[str]]]:
+    """Return what completes the value of flags, `clusters`, `files`, `nothing` or words, and the keys of these flags.
+
+    A command's own flag has its place before its name and comes first, as it hides the role's of the same name:
+    `switch` says that it takes no value, other than the role's. The key of a role's flag is a space and its name.
+    """
+    common = {name: _value_of(flag) for role in ROLES for flag in flags_of(role) for name in flag.names}
+    own: dict[str, list[str]] = {}
+    others: dict[str, list[str]] = {}
+    for place in _places():
+        for name, what in place.values:
+            if what != common.get(name, _SWITCH):
+                own.setdefault(what, []).append(f"{place.key} {name}")
+    for name, what in common.items():
+        others.setdefault(what, []).append(f" {name}")
+    others.pop(_SWITCH)
+    return [*own.items(), *others.items()]
 
 
-def _value_of(flag: Flag) -> tuple[str, ...]:
+def _keys(*, switches: bool) -> list[str]:
+    """Return the keys of the flags that take a value, or of those that take none although the role's does."""
+    return [key for what, keys in _values() for key in keys if (what == _SWITCH) is switches]
+
+
+def _value_of(flag: Flag) -> str:
+    if not flag.takes_value:
+        return _SWITCH
     if flag.choices:
-        return flag.choices
-    return (_CLUSTERS if flag.dest == "cluster" else _FILES if flag.metavar in ("FILE", "DIR") else _NOTHING,)
+        return " ".join(flag.choices)
+    return _CLUSTERS if flag.dest == "cluster" else _FILES if flag.metavar in ("FILE", "DIR") else _NOTHING
 
 
 def _filled(template: str, **parts: str) -> str:
@@ -128,20 +140,22 @@ def _filled(template: str, **parts: str) -> str:
 
 _POSIX_CACHE = '"${XDG_CACHE_HOME:-$cache}/arcbridge/clusters"'
 _POSIX_NAMES = f"grep -xE '{_NAME}' {_POSIX_CACHE} 2>/dev/null"
-_POSIX_WALK = """    local word='' role='' given='' skip='' helping='' cache=$HOME/.cache place
+_POSIX = """    local word='' role='' given='' skip='' helping='' kind='' cache=$HOME/.cache place i
+    local -a list flags
     [[ $OSTYPE == darwin* ]] && cache=$HOME/Library/Caches
     for word in "$@"; do
-        [[ $word == -- ]] && break
+        [[ $word == -- ]] && skip='' && break
         [[ $word == = ]] && continue  # bash makes three words of --role=relay
         if [[ -n $skip ]]; then
-            [[ $skip == --role ]] && role=$word
+            [[ $skip == *' --role' ]] && role=$word
             skip=''
             continue
         fi
-        case $word in
-            @values@) skip=$word ;;
-            --role=*) role=${word#--role=} ;;
-            -*) ;;
+        case "$role$given $word" in
+            @switches@) ;;
+            @values@) skip="$role$given $word" ;;
+            *' --role='*) role=${word#--role=} ;;
+            *' -'*) ;;
             *)
                 [[ $word == help && -z $given ]] && helping=1 && continue
                 if [[ -z $role ]]; then
@@ -155,45 +169,63 @@ _POSIX_WALK = """    local word='' role='' given='' skip='' helping='' cache=$HO
                 esac ;;
         esac
     done
+    case $skip in
+@cases@
+    esac
     place="${role:-client}$given"
+    case $place in
+@places@
+    esac
+    case $place in
+@common@
+    esac
 """
+"""How `$@`, the words before the one at the cursor, are read: the value of a flag is completed, and of what else may
+follow them `list`, `flags` and `kind` are set."""
 
 
-def _posix_walk() -> str:
-    """Return how `$@`, the words before the one at the cursor, are read: into `place` and `helping`."""
-    values = "|".join(name for names in _values().values() for name in names)
-    roles = "\n".join(f"                        {word}) role={role} ;;" for word, role in _roles_of_words().items())
-    keys = "|".join(f"'{place.key}'" for place in _places() if " " in place.key)
-    return _filled(_POSIX_WALK, values=values, roles=roles, keys=keys)
+def _posix(offers: Callable[[Offers], str], values: dict[str, str], words: str) -> str:
+    """`values` and `words`: what completes a flag's value, and what does where it is one of some words."""
+    cases = "\n".join(
+        f"        {_posix_pattern(keys)}) {values.get(what) or words.format(what)}; return ;;"
+        for what, keys in _values()
+        if what != _SWITCH
+    )
+    places = "\n".join(
+        f"        '{place.key}') list=({offers(place.words)}) flags=({offers(place.flags)}) kind='{place.argument}' ;;"
+        for place in _places()
+    )
+    return _filled(
+        _POSIX,
+        switches=_posix_pattern(_keys(switches=True)),
+        values=_posix_pattern(_keys(switches=False)),
+        roles="\n".join(f"                        {word}) role={role} ;;" for word, role in _roles_of_words().items()),
+        keys=_posix_pattern([place.key for place in _places() if " " in place.key]),
+        cases=cases,
+        places=places,
+        common="\n".join(f"        {role}*) flags+=({offers(_common(role))}) ;;" for role in ROLES),
+    )
+
+
+def _posix_pattern(keys: list[str]) -> str:
+    return "|".join(f"{'*' if key.startswith(' ') else ''}'{key}'" for key in keys)
 
 
 def _bash() -> str:
-    def words(offers: Offers) -> str:
+    files = 'COMPREPLY=($(compgen -f -- "$cur")); compopt -o filenames 2>/dev/null'
+    clusters = f'COMPREPLY=($(compgen -W "$({_POSIX_NAMES})" -- "$cur"))'
+    values = {_FILES: files, _CLUSTERS: clusters, _NOTHING: ":"}
+
+    def names(offers: Offers) -> str:
         return " ".join(word for word, _ in offers)
 
-    values = {
-        _FILES: 'COMPREPLY=($(compgen -f -- "$cur")); compopt -o filenames 2>/dev/null; return',
-        _CLUSTERS: f'COMPREPLY=($(compgen -W "$({_POSIX_NAMES})" -- "$cur")); return',
-        _NOTHING: "return",
-    }
-    cases = "\n".join(
-        f"        {'|'.join(names)}) "
-        + values.get(what, f'COMPREPLY=($(compgen -W "{what}" -- "$cur")); return')
-        + " ;;"
-        for what, names in _values().items()
-    )
-    places = "\n".join(
-        f"        '{place.key}') words='{words(place.words)}' flags='{words(place.flags)}' kind='{place.argument}' ;;"
-        for place in _places()
-    )
-    common = "\n".join(f'        {role}*) flags="$flags {words(_common(role))}" ;;' for role in ROLES)
     return f"""# bash completion of arcbridge; load it with: source <(arcbridge completion bash)
 _arcbridge() {{
-    local cur=${{COMP_WORDS[COMP_CWORD]}} prev=${{COMP_WORDS[COMP_CWORD-1]}} words='' flags='' kind='' i
+    local cur=${{COMP_WORDS[COMP_CWORD]}}
     COMPREPLY=()
-    [[ $cur == = ]] && cur=''; [[ $prev == = ]] && prev=${{COMP_WORDS[COMP_CWORD-2]}}
+    [[ $cur == = ]] && cur=''
     set -- "${{COMP_WORDS[@]:1:COMP_CWORD-1}}"
-{_posix_walk()}    for (( i = 1; i < COMP_CWORD; i++ )); do
+{_posix(names, values, 'COMPREPLY=($(compgen -W "{}" -- "$cur"))')}    for (( i = 1; i < COMP_CWORD; i++ )); do
         [[ ${{COMP_WORDS[i]}} == -- ]] || continue
         [[ $place == '{_BEFORE_COMMANDS}' ]] || return
         if declare -F _command_offset >/dev/null; then
@@ -201,26 +233,18 @@ _arcbridge() {{
         elif (( i + 1 == COMP_CWORD )); then
             COMPREPLY=($(compgen -c -- "$cur"))
         else
-            COMPREPLY=($(compgen -f -- "$cur")); compopt -o filenames 2>/dev/null
+            {files}
         fi
         return
     done
-    case $prev in
-{cases}
-    esac
-    case $place in
-{places}
-    esac
-    case $place in
-{common}
-    esac
+    local words="${{list[*]-}}"
     [[ -n $helping ]] && kind='' && [[ -z $given ]] && words="${{words/ help/}} {" ".join(HELP_WORDS)}"
     if [[ $cur == -* ]]; then
-        words=$flags
+        words=${{flags[*]-}}
     elif [[ $kind == clusters ]]; then
         words="$words $({_POSIX_NAMES})"
     elif [[ $kind == files ]]; then
-        COMPREPLY=($(compgen -f -- "$cur")); compopt -o filenames 2>/dev/null
+        {files}
         return
     fi
     COMPREPLY=($(compgen -W "$words" -- "$cur"))
@@ -231,29 +255,16 @@ complete -F _arcbridge arcbridge
 
 def _zsh() -> str:
     def array(offers: Offers) -> str:
-        return " ".join(_quoted(f"{word}:{text}" if text else word) for word, text in offers)
+        return " ".join(shlex.quote(f"{word}:{text}" if text else word) for word, text in offers)
 
-    values = {
-        _FILES: "_files; return",
-        _CLUSTERS: f'compadd -- ${{(f)"$({_POSIX_NAMES})"}}; return',
-        _NOTHING: "_message value; return",
-    }
-    cases = "\n".join(
-        f"        {'|'.join(names)}) {values.get(what, f'compadd -- {what}; return')} ;;"
-        for what, names in _values().items()
-    )
-    places = "\n".join(
-        f"        '{place.key}') list=({array(place.words)}) flags=({array(place.flags)}) kind='{place.argument}' ;;"
-        for place in _places()
-    )
-    common = "\n".join(f"        {role}*) flags+=({array(_common(role))}) ;;" for role in ROLES)
+    names = f'-- ${{(f)"$({_POSIX_NAMES})"}}'
+    values = {_FILES: "_files", _CLUSTERS: f"compadd {names}", _NOTHING: "_message value"}
     return f"""#compdef arcbridge
 # zsh completion of arcbridge; load it with: source <(arcbridge completion zsh)
 _arcbridge() {{
-    local cur=${{words[CURRENT]}} prev=${{words[CURRENT-1]}} kind='' i
-    local -a list flags
+    local cur=${{words[CURRENT]}}
     set -- "${{(@)words[2,CURRENT-1]}}"
-{_posix_walk()}    i=${{words[(i)--]}}
+{_posix(array, values, "compadd -- {}")}    i=${{words[(i)--]}}
     if (( i < CURRENT )); then
         [[ $place == '{_BEFORE_COMMANDS}' ]] || return
         shift $i words
@@ -261,32 +272,19 @@ _arcbridge() {{
         _normal
         return
     fi
-    case $prev in
-{cases}
-    esac
-    case $place in
-{places}
-    esac
-    case $place in
-{common}
-    esac
     [[ -n $helping ]] && kind='' && [[ -z $given ]] && list=(${{list:#help:*}} {" ".join(HELP_WORDS)})
     if [[ $cur == -* ]]; then
         _describe -o flag flags
         return
     fi
     case $kind in
-        clusters) compadd -X cluster -- ${{(f)"$({_POSIX_NAMES})"}} ;;
+        clusters) compadd -X cluster {names} ;;
         files) _files ;;
     esac
     (( $#list )) && _describe command list
 }}
 compdef _arcbridge arcbridge
 """
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "'\\''") + "'"
 
 
 # --- fish -------------------------------------------------------------------------------------------------------------
@@ -296,21 +294,22 @@ _FISH = """# fish completion of arcbridge; load it with: arcbridge completion fi
 function __arcbridge_complete
     set -l words (commandline -opc) ; set -l cur (commandline -ct)
     set -l file @cache@
-    set -l role '' ; set -l given '' ; set -l skip '' ; set -l helping 0 ; set -l kind ''
-    set -l dashes (string match -q -- '-*' $cur; and echo 1; or echo 0)
+    set -l role '' ; set -l given '' ; set -l skip '' ; set -l helping 0
+    set -l list ; set -l flags ; set -l kind ''
     for word in $words[2..-1]
         test $word = --; and break
         if test -n "$skip"
-            test $skip = --role; and set role $word
+            string match -q -- '* --role' $skip; and set role $word
             set skip ''
             continue
         end
-        switch $word
+        switch "$role$given $word"
+            case @switches@
             case @flags@
-                set skip $word
-            case '--role=*'
+                set skip "$role$given $word"
+            case '* --role=*'
                 set role (string replace -- --role= '' $word)
-            case '-*'
+            case '* -*'
             case '*'
                 if test $word = help -a -z "$given"
                     set helping 1
@@ -338,11 +337,15 @@ function __arcbridge_complete
     switch "$role$given"
 @places@
     end
-    if test $dashes = 1
-        switch $role
+    switch $role
 @common@
-        end
-    else if test $helping = 1
+    end
+    if string match -q -- '-*' $cur
+        string join \\n -- $flags
+        return
+    end
+    string join \\n -- $list
+    if test $helping = 1
         test -z "$given"; and @help@
     else if test "$kind" = clusters
         test -r $file; and @names@
@@ -355,35 +358,35 @@ complete -c arcbridge -f -a '(__arcbridge_complete)'
 
 
 def _fish() -> str:
-    def lines(offers: Offers) -> str:
-        return "                " + _fish_print(f"{word}\t{text}" for word, text in offers)
+    def texts(offers: Offers) -> str:
+        return " ".join(_fish_quoted(f"{word}\t{text}") for word, text in offers)
 
     cache = "(set -q XDG_CACHE_HOME; and echo $XDG_CACHE_HOME; or echo $HOME/.cache)/arcbridge/clusters"
     names = f"string match -r -- '{_NAME}' < $file 2>/dev/null"
     values = {_FILES: "__fish_complete_path $cur", _CLUSTERS: f"test -r $file; and {names}", _NOTHING: "true"}
     cases = "\n".join(
-        f"        case {' '.join(flags)}\n            {values.get(what) or _fish_print(what.split())}\n"
+        f"        case {_fish_pattern(keys)}\n            {values.get(what) or _fish_print(what.split())}\n"
         "            return"
-        for what, flags in _values().items()
+        for what, keys in _values()
+        if what != _SWITCH
     )
-    keys = " ".join(_fish_quoted(place.key) for place in _places() if " " in place.key)
+    keys = _fish_pattern([place.key for place in _places() if " " in place.key])
     roles = "\n".join(
         f"                        case {word}\n                            set role {role}"
         for word, role in _roles_of_words().items()
     )
     places = "\n".join(
-        f"        case {_fish_quoted(place.key)}\n            if test $dashes = 1\n{lines(place.flags)}\n"
-        f"            else\n{lines(place.words)}\n                set kind {place.argument or _NOTHING}\n"
-        "            end"
+        f"        case '{place.key}'\n            set list {texts(place.words)}\n"
+        f"            set flags {texts(place.flags)}\n            set kind '{place.argument}'"
         for place in _places()
     )
-    common = "\n".join(f"            case {role}\n{lines(_common(role))}" for role in ROLES)
-    flags = " ".join(name for names_ in _values().values() for name in names_)
+    common = "\n".join(f"        case {role}\n            set -a flags {texts(_common(role))}" for role in ROLES)
     return _filled(
         _FISH,
         cache=cache,
         before_commands=_BEFORE_COMMANDS,
-        flags=flags,
+        switches=_fish_pattern(_keys(switches=True)),
+        flags=_fish_pattern(_keys(switches=False)),
         roles=roles,
         keys=keys,
         values=cases,
@@ -394,9 +397,12 @@ def _fish() -> str:
     )
 
 
-def _fish_print(lines: Iterable[str]) -> str:
-    texts = " ".join(map(_fish_quoted, lines))
-    return f"printf '%s\\n' {texts}" if texts else "true"
+def _fish_print(words: Iterable[str]) -> str:
+    return f"printf '%s\\n' {' '.join(words)}"
+
+
+def _fish_pattern(keys: list[str]) -> str:
+    return " ".join(f"'{'*' if key.startswith(' ') else ''}{key}'" for key in keys)
 
 
 def _fish_quoted(text: str) -> str:
@@ -428,7 +434,9 @@ Register-ArgumentCompleter -Native -CommandName arcbridge -ScriptBlock {
             return [System.Management.Automation.CompletionCompleters]::CompleteCommand($current)
         }
         if ($skip) { if ($skip -eq '--role') { $role = $word }; $skip = ''; continue }
-        if ($values.ContainsKey($word)) { $skip = $word; continue }
+        $what = $values["$role$given $word"]
+        if (-not $what) { $what = $values[" $word"] }
+        if ($what -and $what -ne 'switch') { $skip = $word; continue }
         if ($word -like '--role=*') { $role = $word.Substring(7); continue }
         if ($word -like '-*') { continue }
         if ($word -eq 'help' -and -not $given) { $helping = $true; continue }
@@ -444,7 +452,7 @@ Register-ArgumentCompleter -Native -CommandName arcbridge -ScriptBlock {
         Where-Object { $_ -cmatch '@name@' } | ForEach-Object { ,@($_, 'cluster') } }
     $place = $places["$role$given"]
     $offers = if ($skip) {
-        switch ($values[$skip]) {
+        switch ($what) {
             'files' { return }
             'nothing' { }
             'clusters' { & $names }
@@ -467,7 +475,7 @@ def _powershell() -> str:
     def pairs(offers: Offers) -> str:
         return "@(" + ", ".join(f"@({_ps(word)}, {_ps(text or word)})" for word, text in offers) + ",@())"
 
-    values = "\n".join(f"        {_ps(name)} = {_ps(what)}" for what, names in _values().items() for name in names)
+    values = "\n".join(f"        {_ps(key)} = {_ps(what)}" for what, keys in _values() for key in keys)
     places = "\n".join(
         f"        {_ps(place.key)} = @{{ Words = {pairs(place.words)}; Flags = {pairs(place.flags)}; "
         f"Kind = {_ps(place.argument)} }}"
