@@ -25,7 +25,7 @@ from arcbridge.cli.output import (
 )
 from arcbridge.cli.parser import Invocation
 from arcbridge.cli.screen import Column, Waiting
-from arcbridge.cli.settings import given_settings, load_settings, read_settings, settings_file
+from arcbridge.cli.settings import given_settings, given_state_dir, load_settings, read_settings, settings_file
 from arcbridge.cli.terminal import cluster_meant, configure_logging, terminal
 from arcbridge.client.background.caller import (
     READY_VARIABLE,
@@ -175,11 +175,6 @@ def _repair(state_dir: Path | None) -> None:
         print_note(plain(sentence))
 
 
-def _repair_for(invocation: Invocation) -> None:
-    given = invocation.text("state_dir") or os.environ.get("ARCBRIDGE_STATE_DIR", "")
-    _repair(Path(given).expanduser().absolute() if given else None)
-
-
 # --- the others -----------------------------------------------------------------------------------------------------
 
 
@@ -188,7 +183,7 @@ def disconnect(invocation: Invocation) -> int:
     names, every = invocation.texts("name"), invocation.switch("all")
     if every and names:
         raise ConfigError("flag --all: is for all clusters; leave the names out")
-    _repair_for(invocation)
+    _repair(given_state_dir(invocation, os.environ))
     place = BackgroundPaths.find(os.environ)
     try:
         answer = ask(place, request("disconnect", names, every="yes" if every else ""), os.environ, start=False)
@@ -214,7 +209,7 @@ def status(invocation: Invocation) -> int:
     from arcbridge.client.kubeconfig.private import sweep
 
     output = invocation.text("output") or "table"
-    _repair_for(invocation)
+    _repair(given_state_dir(invocation, os.environ))
     sweep(os.environ)
     place = BackgroundPaths.find(os.environ)
     process: dict[str, Any] | None = None
@@ -314,7 +309,7 @@ def stop(invocation: Invocation) -> int:
             done = "No background process runs."
     except NoAnswer:
         _end_by_force(place, force=invocation.switch("force"))
-    _repair_for(invocation)
+    _repair(given_state_dir(invocation, os.environ))
     print_prose(done)
     return ExitCode.DONE
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from arcbridge.cli.commands import DOCUMENTS, FOR_PEOPLE
@@ -21,7 +20,7 @@ from arcbridge.cli.output import (
 )
 from arcbridge.cli.parser import Invocation
 from arcbridge.cli.screen import Column, Waiting
-from arcbridge.cli.settings import load_settings
+from arcbridge.cli.settings import given_state_dir, load_settings
 from arcbridge.cli.terminal import configure_logging, terminal
 from arcbridge.errors import ArcbridgeError, ConfigError, ExitCode, StateError, Unauthenticated
 from arcbridge.settings.config import ClientConfig
@@ -347,8 +346,7 @@ def doctor(invocation: Invocation) -> int:
             run_until_signal(examine(context, cluster, printer.add, throughput=invocation.switch("throughput")))
     except (ConfigError, StateError, Unauthenticated) as error:
         if not printer.findings:
-            given = invocation.text("state_dir") or os.environ.get("ARCBRIDGE_STATE_DIR", "")
-            printer.add(look_at_directories(Path(given).expanduser().absolute() if given else None, os.environ))
+            printer.add(look_at_directories(given_state_dir(invocation, os.environ), os.environ))
         login = isinstance(error, Unauthenticated)
         printer.add(
             fault("login", error.message, "login_missing")

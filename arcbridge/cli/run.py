@@ -137,14 +137,13 @@ def _cluster_meant(error: ArcbridgeError, invocation: Invocation) -> str:
     names = [one for one in (*invocation.texts("cluster"), invocation.text("name")) if one]
     if invocation.role != CLIENT or not names:
         return ""
-    from pathlib import Path
-
+    from arcbridge.cli.settings import given_state_dir
     from arcbridge.cli.terminal import cluster_meant
     from arcbridge.client.state import StateDirectory
 
-    given = invocation.text("state_dir") or os.environ.get("ARCBRIDGE_STATE_DIR", "")
     try:
-        return cluster_meant(error, names, StateDirectory.find(Path(given) if given else None, os.environ))
+        state = StateDirectory.find(given_state_dir(invocation, os.environ), os.environ)
+        return cluster_meant(error, names, state)
     except ArcbridgeError:
         return ""  # the error itself is what counts
 

@@ -35,6 +35,13 @@ def settings_file(invocation: Invocation, environment: Mapping[str, str]) -> Pat
     return find_file(invocation.role, environment)
 
 
+def given_state_dir(invocation: Invocation, environment: Mapping[str, str]) -> Path | None:
+    """Return the state directory of flag or environment; None: they name none. What has to work with settings that
+    cannot be read asks here."""
+    given = invocation.text("state_dir") or environment.get("ARCBRIDGE_STATE_DIR", "")
+    return Path(given).expanduser().absolute() if given else None
+
+
 def given_settings(invocation: Invocation, environment: Mapping[str, str]) -> dict[str, Given]:
     """Return what flags and environment set, by dotted path; flags win."""
     given: dict[str, Given] = {}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from arcbridge.cli.output import plain, print_prose
 from arcbridge.cli.parser import Invocation
-from arcbridge.cli.settings import load_settings
+from arcbridge.cli.settings import given_state_dir, load_settings
 from arcbridge.cli.terminal import ask_yes, configure_logging
 from arcbridge.errors import ConfigError, ExitCode
 from arcbridge.settings.config import ClientConfig
@@ -26,7 +26,7 @@ def uninstall(invocation: Invocation) -> int:
 
     config: ClientConfig = load_settings(invocation, os.environ)
     configure_logging(config, default_level="error")
-    whole = not (invocation.text("state_dir") or os.environ.get("ARCBRIDGE_STATE_DIR"))
+    whole = given_state_dir(invocation, os.environ) is None
     return run_until_signal(_uninstall(config, survey(config, os.environ, whole=whole), yes=invocation.switch("yes")))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from arcbridge.cli.parser import parse
-from arcbridge.cli.settings import load_settings, settings_file
+from arcbridge.cli.settings import given_state_dir, load_settings, settings_file
 from arcbridge.errors import ConfigError
 from arcbridge.settings.flags import flags_of
 from arcbridge.settings.problems import SettingsRefused
@@ -31,6 +31,16 @@ def test_precedence(tmp_path: Path) -> None:
     )
     assert (config.relay_urls(), config.kube_context, config.port) == (("flag:1",), "environment", 3)
     assert config.observe.log_level == "error"
+
+
+def test_the_state_directory_without_the_other_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/alice")
+    variable = {"ARCBRIDGE_STATE_DIR": "~/kept"}
+    given = parse(["--state-dir", "~/own", "status"], "client")
+    assert given_state_dir(given, variable) == Path("/home/alice/own")
+    assert given_state_dir(parse(["status"], "client"), variable) == Path("/home/alice/kept")
+    assert given_state_dir(parse(["status"], "client"), {"ARCBRIDGE_STATE_DIR": ""}) is None
+    assert given_state_dir(parse(["status", "--state-dir", "own"], "client"), {}) == Path.cwd() / "own"
 
 
 @pytest.mark.parametrize("flag", [flag for flag in flags_of("client") if flag.key], ids=lambda flag: flag.dest)
