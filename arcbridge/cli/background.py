@@ -317,7 +317,7 @@ def stop(invocation: Invocation) -> int:
 def _end_by_force(place: BackgroundPaths, *, force: bool) -> None:
     """End a process that does not answer: by SIGTERM, then by SIGKILL where the user, or the flag, says so."""
     from arcbridge.cli.loop import run_until_signal
-    from arcbridge.cli.terminal import ask_yes
+    from arcbridge.cli.terminal import ask_yes, may_ask
     from arcbridge.client.background.lock_holder import END_TIMEOUT, end, holder_to_end, silence
 
     if (holder := holder_to_end(place)) is None:
@@ -326,8 +326,7 @@ def _end_by_force(place: BackgroundPaths, *, force: bool) -> None:
     if end(place, holder):
         return
     ended = f"it has not ended within {END_TIMEOUT:.0f} s"
-    at_terminal = sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
-    if not force and at_terminal:
+    if not force and may_ask():
         force = run_until_signal(ask_yes(f"{ended}. Kill it (SIGKILL)? What runs through it is cut. [y/N] "))
     if not force:
         raise StateError(f"{ended}; `arcbridge stop --force` kills it (SIGKILL), and what runs through it is cut")

@@ -63,13 +63,13 @@ def run(arguments: Sequence[str], *, program: str = "arcbridge") -> int:
 
 
 def _prepare_streams() -> None:
-    """Let no output fail for what a stream is: one that is closed (`>&-`) takes everything, and what an encoding does
-    not have is escaped."""
-    for name in ("stdout", "stderr"):
+    """Let nothing fail for what a stream is: one that is closed (`>&-`) takes everything, or is at its end, and what an
+    encoding does not have is escaped. A socket would have its number otherwise, and uvloop aborts as it closes it."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         stream = getattr(sys, name)
         if stream is None:
-            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
-        elif hasattr(stream, "reconfigure"):
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode, encoding="utf-8"))
+        elif name != "stdin" and hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
 
 

@@ -45,11 +45,10 @@ def terminal(lines: TextIO) -> Terminal:
         # Tools wait for these lines on a pipe.
         lines.flush()
 
-    interactive = sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
     return Terminal(
         tell=tell,
         write_data=write_data,
-        ask_trust=ask_trust if interactive else None,
+        ask_trust=ask_trust if may_ask() else None,
         may_log_in=sys.stderr.isatty(),
         waiting=lambda text, limit: Waiting(sys.stderr, text, limit),
     )
@@ -79,6 +78,11 @@ def cluster_meant(error: ArcbridgeError, names: Sequence[str], state: StateDirec
 def write_data(text: str) -> None:
     sys.stdout.write(text)
     sys.stdout.flush()
+
+
+def may_ask() -> bool:
+    """Return whether there is a terminal for a question (standard error) and its answer (standard input)."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
 
 
 async def ask_trust(cluster: str, pin: str) -> bool:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections import Counter
 from typing import TYPE_CHECKING
 
 from arcbridge.cli.output import plain, print_prose
 from arcbridge.cli.parser import Invocation
 from arcbridge.cli.settings import given_state_dir, load_settings
-from arcbridge.cli.terminal import ask_yes, configure_logging
+from arcbridge.cli.terminal import ask_yes, configure_logging, may_ask
 from arcbridge.errors import ConfigError, ExitCode
 from arcbridge.settings.config import ClientConfig
 from arcbridge.single_file import is_single_file, own_command
@@ -41,7 +40,7 @@ async def _uninstall(config: ClientConfig, found: Installed, *, yes: bool) -> in
         *_in_few_lines(found),
     ]
     if parts and not yes:
-        if not sys.stdin.isatty():
+        if not may_ask():
             raise ConfigError("uninstall asks before it removes anything; give --yes where there is no terminal")
         shown = "".join(f"  {plain(part)}\n" for part in parts)
         begin = "This ends the background process and removes" if found.whole else "This removes"

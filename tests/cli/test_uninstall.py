@@ -37,6 +37,14 @@ def test_without_a_terminal_it_wants_yes(pins: Path, capsys: pytest.CaptureFixtu
     assert run(["uninstall"]) == ExitCode.DONE, "there is nothing to ask about"
 
 
+def test_with_a_closed_standard_input_it_wants_yes(pins: Path) -> None:
+    command = ["sh", "-c", f"exec {sys.executable} -m arcbridge uninstall <&-"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == ExitCode.USAGE, done.stderr
+    assert "give --yes" in done.stderr
+    assert pins.exists()
+
+
 def test_a_flag_or_variable_that_names_a_directory_means_that_one_alone(
     pins: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -86,6 +94,7 @@ def test_on_a_terminal_it_asks_and_shows_what_goes(
     reading, writing = os.openpty()
     with os.fdopen(writing) as terminal:
         monkeypatch.setattr("sys.stdin", terminal)
+        monkeypatch.setattr("sys.stderr.isatty", lambda: True)
         assert run(["uninstall"]) == code
     os.close(reading)
     assert str(pins) in asked[0]
