@@ -34,9 +34,10 @@ def files() -> dict[Path, str]:
 
 def write() -> list[Path]:
     MAN.mkdir(exist_ok=True)
-    for path, text in files().items():
+    made = files()
+    for path, text in made.items():
         path.write_text(text, encoding="utf-8")
-    return list(files())
+    return list(made)
 
 
 def command_pages(role: str) -> list[tuple[str, pages.HelpPage]]:

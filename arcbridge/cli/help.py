@@ -9,7 +9,7 @@ from __future__ import annotations
 from arcbridge.cli.commands import COMMANDS, GROUP_HELP, GROUPS, Command, commands_of, find_command
 from arcbridge.cli.screen import DEFAULT_WIDTH, LEAST_PROSE, WIDEST_PROSE, Screen, cells, prose, wrap
 from arcbridge.cli.words import spelled, value_of
-from arcbridge.errors import EXIT_CODES
+from arcbridge.errors import EXIT_CODES, ExitCode
 from arcbridge.settings.flags import CLIENT, ROLES, Flag, flags_of
 from arcbridge.settings.suggest import listed
 
@@ -49,6 +49,8 @@ _MORE_HELP = [
     ("help flags", "flags that all commands have"),
     ("help exit-codes", "what the exit codes say"),
 ]
+_OF_RUN = (ExitCode.RUN_FAILED, ExitCode.CANNOT_RUN, ExitCode.NOT_FOUND)
+"""What the client's `run` alone ends with."""
 EXAMPLES = "examples"
 HELP_WORDS = ("flags", "exit-codes")
 """What `arcbridge help` explains besides commands."""
@@ -189,7 +191,7 @@ def exit_codes_page(role: str = CLIENT) -> HelpPage:
     pairs = [
         (str(int(code)), f"{text}{f': {remedy}' if remedy else ''}")
         for code, (text, remedy) in EXIT_CODES.items()
-        if role == CLIENT or "`run`" not in text
+        if role == CLIENT or code not in _OF_RUN
     ]
     return HelpPage("", "All commands end with these exit codes; scripts can rely on them.", [("exit codes", pairs)])
 

@@ -76,7 +76,7 @@ def test_a_failure_of_run_is_not_taken_for_its_commands(
         assert run(["--role", "relay", "run"]) != ExitCode.RUN_FAILED
 
 
-def test_output_that_nobody_reads_is_a_failure_of_run_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_output_without_a_reader_is_a_failure_of_run_too(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: object) -> int:
         raise BrokenPipeError
 
