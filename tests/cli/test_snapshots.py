@@ -96,15 +96,16 @@ def marked(text: str) -> str:
 def snapshot(group: list[Scene]) -> str:
     parts: list[str] = []
     for scene in group:
-        texts = {width: shown(scene, width, colour=False) for width in WIDTHS}
-        coloured = shown(scene, WIDTHS[0], colour=True)
-        assert re.sub(r"\x1b\[\d*m", "", coloured) == texts[WIDTHS[0]], scene.title
+        texts = {}
         wide = "-o wide" in scene.title
-        for width, text in texts.items():
-            for line in text.splitlines():
+        for width in WIDTHS:
+            plain, coloured = (shown(scene, width, colour=colour) for colour in (False, True))
+            assert re.sub(r"\x1b\[\d*m", "", coloured) == plain, f"{scene.title} at {width}"
+            for line in plain.splitlines():
                 word = len(line.split()) == 1 or line.startswith("  ")
                 assert cells(line) <= width or wide or word, f"{scene.title} at {width}: {line}"
-        parts.append(f"=== {scene.title}\n{marked(coloured)}")
+            texts[width] = marked(coloured)
+        parts.append(f"=== {scene.title}\n{texts[WIDTHS[0]]}")
         for width, narrower in zip(WIDTHS[1:], WIDTHS, strict=False):
             if texts[width] != texts[narrower]:
                 parts.append(f"--- at {width} columns\n{texts[width]}")
