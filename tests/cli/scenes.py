@@ -268,7 +268,7 @@ def who(value: object) -> Patch:
 
 
 def logs_in(by: str) -> Patch:
-    """Let `login` show what `client.credentials.login` shows of a login `by` device or browser."""
+    """Let `login` show what `client.credentials.login` shows of a login by a code (`device`), or find one (`kept`)."""
 
     def patch(monkeypatch: pytest.MonkeyPatch) -> None:
         from arcbridge.client.credentials.login import Login
@@ -276,10 +276,6 @@ def logs_in(by: str) -> Patch:
         from arcbridge.settings.config import LoginConfig
 
         async def log_in(config: object, relays: object, terminal: Any, **_: object) -> LoggedIn:
-            class Cache:
-                def save(self, tokens: object) -> None:
-                    pass
-
             class AtIssuer:
                 url, origins = "https://login.example.org", ("https://login.example.org",)
 
@@ -297,19 +293,13 @@ def logs_in(by: str) -> Patch:
                     return page.startswith(self.url)
 
             class Endpoints:
-                device_authorization, authorization = "https://login.example.org/d", "https://login.example.org/auth"
-                dpop = False
+                device_authorization = "https://login.example.org/d"
 
             async def polled(self: object, *_: object) -> TokenSet:
                 return TokenSet()
 
-            async def opened(page: str) -> bool:
-                raise Unreachable(page)
-
             monkeypatch.setattr(Login, "_poll", polled)
-            login = Login(
-                LoginConfig(issuer=AtIssuer.url, client_id="arcbridge"), Cache(), say=terminal.tell, open_browser=opened
-            )
+            login = Login(LoginConfig(issuer=AtIssuer.url, client_id="arcbridge"), None, say=terminal.tell)
             if by == "device":
                 await login._device_code(AtIssuer(), Endpoints())
             return LoggedIn("alice@example.com", NOW + 3600, "https://relay.example.org", already=by == "kept")

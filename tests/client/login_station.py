@@ -6,7 +6,7 @@ import asyncio
 import re
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
@@ -26,6 +26,8 @@ class Terminal:
     def __init__(self, issuer: Issuer) -> None:
         self.issuer = issuer
         self.lines: list[str] = []
+        self.waits: list[float] = []
+        """The seconds of each wait that was shown."""
         self.acts = True
         self.denies = False
 
@@ -35,19 +37,24 @@ class Terminal:
         if code and self.acts:
             self.issuer.deny(code[1]) if self.denies else self.issuer.approve(code[1])
 
+    def waiting(self, text: str, limit: float) -> AbstractContextManager[object]:
+        self.waits.append(limit)
+        return nullcontext()
+
 
 def login_of(
-    config: LoginConfig, directory: Path, say: Callable[[str], object], browser: Any = None, *, poll_least: float = 0
+    config: LoginConfig, directory: Path, say: Callable[[str], object], browser: Any = None, **more: Any
 ) -> Login:
     cache = TokenCache(directory, "r", config)
-    return Login(config, cache, say=say, open_browser=browser, environment={}, poll_least=poll_least)
+    return Login(config, cache, say=say, open_browser=browser, environment={}, **{"poll_least": 0, **more})
 
 
 def make(issuer: Issuer, directory: Path, person: Terminal | None = None, browser: Any = None, **more: Any) -> Login:
     """A login at an issuer by a device code, unless other settings are given."""
     usual = {"issuer": issuer.url, "client_id": "cli", "ca_file": issuer.ca_file, "grant_type": "device-code"}
     config = LoginConfig(**(usual | {"redirect_port": 0} | more))
-    return login_of(config, directory, (person or Terminal(issuer)).say, browser)
+    person = person or Terminal(issuer)
+    return login_of(config, directory, person.say, browser, waiting=person.waiting)
 
 
 async def browse(url: str, issuer: Issuer, *, change: dict[str, str] | None = None) -> tuple[int, str]:

@@ -43,6 +43,7 @@ class TestDeviceCode:
         assert person.lines[0] == f"To log in, open {issuer.url}/device in a browser and"
         assert re.fullmatch(r"enter the code [A-Z0-9-]+", person.lines[1])
         assert person.lines[-1] == "The code is good for 10 min."
+        assert person.waits == [600.0]
         shown = len(person.lines)
         assert await login.tokens(interactive=False) == tokens
         assert len(person.lines) == shown
@@ -149,18 +150,25 @@ class TestAuthorizationCode:
             await login.log_in()
         assert not list(tmp_path.glob("*.json"))
 
+    @pytest.mark.parametrize("opens", [False, True])
     async def test_the_browser_never_returns(
-        self, issuer: Issuer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, issuer: Issuer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opens: bool
     ) -> None:
+        """The page is shown in both cases: a browser that was opened may be on another screen."""
         monkeypatch.setattr(login_module, "BROWSER_WAIT", 0.1)
 
         async def browser(url: str) -> bool:
-            return False
+            pages.append(url)
+            return opens
 
+        pages: list[str] = []
         person = Terminal(issuer)
         with pytest.raises(Unauthenticated, match="the login took longer than"):
             await make(issuer, tmp_path, person, browser=browser, grant_type="authcode").log_in()
-        assert person.lines[0].startswith(f"To log in, open {issuer.url}/")
+        assert pages[0].startswith(f"{issuer.url}/")
+        opened = ["The login is in your browser. If you do not see it, open", *pages]
+        assert person.lines == (opened if opens else [f"To log in, open {pages[0]}"])
+        assert person.waits == [0.1]
 
     @pytest.mark.parametrize(("family", "host"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
     async def test_squatted_ports(self, issuer: Issuer, tmp_path: Path, family: int, host: str) -> None:
