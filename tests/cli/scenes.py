@@ -142,20 +142,13 @@ SERVED = [
 
 
 def background(reply: object) -> Patch:
-    def exchange(*_: object) -> bytes:
-        if isinstance(reply, BaseException):
-            raise reply
-        return json.dumps(reply).encode()
+    """Let the background process reply, or let the question to it fail."""
+    sent = reply if isinstance(reply, BaseException) else json.dumps(reply).encode()
 
     def patch(monkeypatch: pytest.MonkeyPatch) -> None:
-        for name in ("exchange", "ask"):
-            monkeypatch.setattr(f"arcbridge.cli.background.{name}", exchange if name == "exchange" else _ask)
+        returns("arcbridge.cli.background.exchange", sent)(monkeypatch)
+        returns("arcbridge.cli.background.ask", reply)(monkeypatch)
         monkeypatch.setattr("arcbridge.cli.background.answer_of", json.loads)
-
-    def _ask(place: object, line: bytes, environment: object, **options: object) -> Any:
-        if isinstance(reply, BaseException):
-            raise reply
-        return reply
 
     return patch
 
@@ -331,8 +324,8 @@ LONG = ArcbridgeError(
 
 CLIENT = {
     "clusters": [
-        Scene("clusters RELAY", cluster_rows([dict(row) for row in CLUSTER_ROWS])),
-        Scene("clusters RELAY -o wide", cluster_rows([dict(row) for row in CLUSTER_ROWS])),
+        Scene("clusters RELAY", cluster_rows(CLUSTER_ROWS)),
+        Scene("clusters RELAY -o wide", cluster_rows(CLUSTER_ROWS)),
         Scene("clusters RELAY", cluster_rows([]), title="clusters, with none"),
         Scene("clusters RELAY", cluster_rows(NOT_LOGGED_IN), title="clusters, without a login"),
         Scene("clusters RELAY", cluster_rows(DOWN), title="clusters, without a relay"),
