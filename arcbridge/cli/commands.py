@@ -478,15 +478,10 @@ ADMINISTRATION = ("token", "cluster", "session", "user")
 def _over_https(command: Command) -> Command:
     """Return the client's command that does what this one does on the relay's machine (`cli.admin`)."""
     parts = command.flags if command.argument is None else [*command.flags, command.argument]
-    examples = [
-        one.replace("--config relay.toml ", "").replace("arcbridge", "arcbridge admin") for one in command.examples
-    ]
-    made = Command(
-        f"admin {' '.join(command.path)} = admin:{'_'.join(command.path)}",
-        command.help,
-        *parts,
-        *dict.fromkeys(examples),
-    )
+    there = "arcbridge --relay https://relay.example.org"
+    examples = [one.replace("arcbridge --config relay.toml", there) for one in command.examples]
+    examples = [one.replace(f" {command.path[0]} ", f" admin {command.path[0]} ", 1) for one in examples]
+    made = Command(f"admin {' '.join(command.path)} = admin:{'_'.join(command.path)}", command.help, *parts, *examples)
     made.roles = (CLIENT,)
     return made
 
