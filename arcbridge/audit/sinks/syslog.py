@@ -15,13 +15,12 @@ import asyncio
 import re
 import socket
 import ssl
-import sys
 from collections.abc import Sequence
 from typing import Final
 
 from arcbridge.audit.sinks.collector import CollectorFailed, address_of, opened
 from arcbridge.audit.sinks.tail import LogRecord
-from arcbridge.net.sockets import receive
+from arcbridge.net.sockets import receive, unacknowledged
 from arcbridge.net.tlspipe import TlsPipe
 from arcbridge.settings.config import AuditSinkConfig
 
@@ -97,17 +96,6 @@ class SyslogTransport:
 
     async def close(self) -> None:
         return
-
-
-def unacknowledged(sock: socket.socket) -> int:
-    """Return how many bytes the peer's kernel has not acknowledged; 0 where the system does not say."""
-    try:
-        import fcntl
-        import termios
-
-        return int.from_bytes(fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
-    except (ImportError, OSError):
-        return 0
 
 
 def _word(text: str, most: int) -> str:
