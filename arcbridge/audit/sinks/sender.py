@@ -12,7 +12,7 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import Future
 from datetime import datetime
 from pathlib import Path
@@ -259,14 +259,15 @@ class SinkSender:
 
 
 class Sinks:
-    """All sinks of one audit log; none without settings."""
+    """All sinks of one audit log, and what renames its file; neither without settings."""
 
-    def __init__(
-        self, settings: Mapping[str, AuditSinkConfig] | None = None, path: Path = Path(), role: str = ""
-    ) -> None:
+    def __init__(self, settings: AuditFilesConfig | None = None, path: Path = Path(), role: str = "") -> None:
         """Raises ConfigError."""
+        settings = settings or AuditFilesConfig()
+        bounds = RotationBounds(settings.rotate_bytes, settings.keep_bytes, settings.keep_age)
         self._path = path
-        self.senders = [SinkSender(name, one, path, _transport(one, role)) for name, one in (settings or {}).items()]
+        self.senders = [SinkSender(name, one, path, _transport(one, role)) for name, one in settings.sinks.items()]
+        self.rotation = FileRotation(bounds, self.lost)
 
     def start(self, put: Callable[[str], Coroutine[Any, Any, None]]) -> None:
         """Begin to send; `put` records a line, in the event loop that runs now, and waits until it is written."""
@@ -292,13 +293,6 @@ class Sinks:
         for sender in self.senders:
             if not sender.join(until - time.monotonic()):
                 log.warning("audit sink not at its end", sink=sender.name, reason="the collector takes its time")
-
-
-def sinks_of(settings: AuditFilesConfig, file: str, role: str) -> tuple[Sinks, FileRotation]:
-    """Return the sinks of a log, not started, and what renames its file. Raises ConfigError."""
-    sinks = Sinks(settings.sinks, Path(file), role)
-    bounds = RotationBounds(settings.rotate_bytes, settings.keep_bytes, settings.keep_age)
-    return sinks, FileRotation(bounds, sinks.lost)
 
 
 class StdoutTransport:

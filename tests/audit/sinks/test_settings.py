@@ -11,7 +11,7 @@ import trustme
 from arcbridge.audit.sinks.sender import Sinks
 from arcbridge.audit.sinks.settings import LATE, check_sinks, look_at_collectors, sink_findings
 from arcbridge.checks.diagnosis import FindingState
-from arcbridge.settings.config import AuditConfig, AuditSinkConfig, RelayAuditConfig, RelayConfig
+from arcbridge.settings.config import AuditConfig, AuditFilesConfig, AuditSinkConfig, RelayAuditConfig, RelayConfig
 from arcbridge.settings.config_loader import load
 from arcbridge.settings.problems import Problems
 from tests.support.collector import Collector
@@ -140,7 +140,7 @@ async def test_a_doctor_says_which_collector_can_be_reached(tmp_path: Path) -> N
 
 
 def test_what_a_sink_has_come_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    sinks = Sinks({"siem": HTTP}, Path("/nowhere"), "relay")
+    sinks = Sinks(AuditFilesConfig(sinks={"siem": HTTP}), Path("/nowhere"), "relay")
     (sender,) = sinks.senders
     assert [one.state for one in sink_findings(sinks)] == [FindingState.OK]
     sender.failure = "answered 401"
