@@ -9,6 +9,7 @@ chain before the sink goes on behind it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import threading
 import time
@@ -65,7 +66,7 @@ Record = Callable[[str], "Future[None]"]
 
 
 class SinkSender:
-    """One sink. Its attributes are written by its thread, and read by metrics and checks."""
+    """One sink. Its thread writes its attributes, but what the writer's thread counts; metrics and checks read them."""
 
     def __init__(self, name: str, settings: AuditSinkConfig, path: Path, transport: Transport) -> None:
         self.name = name
@@ -155,7 +156,9 @@ class SinkSender:
                         return
                     wait = 0.0 if more else wait
                 if not self._closing.is_set() and wait:
-                    await _within(wait, wake.wait())
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(wait):
+                            await wake.wait()
         finally:
             await self._transport.close()
             self._files.close()
@@ -340,11 +343,3 @@ def words_of(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return "no answer in time"
     return (error.strerror if isinstance(error, OSError) else "") or type(error).__name__
-
-
-async def _within(seconds: float, work: Coroutine[Any, Any, object]) -> None:
-    try:
-        async with asyncio.timeout(seconds):
-            await work
-    except TimeoutError:
-        return

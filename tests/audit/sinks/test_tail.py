@@ -135,8 +135,8 @@ def test_a_compressed_file_is_read_through_once(log: Log, monkeypatch: pytest.Mo
     _, _, behind = read_all(log.path, Position(), 3000)
     path = log.rotate(pack=True)
     opened, files, position = list[Path](), LogFiles(log.path), Position(behind.file)
-    is_open = tail._open
-    monkeypatch.setattr(tail, "_open", lambda path: opened.append(path) or is_open(path))
+    is_open = tail.open_log
+    monkeypatch.setattr(tail, "open_log", lambda path: opened.append(path) or is_open(path))
     for _ in range(20):
         position = files.read(position, 100, 1 << 20).end
     files.close()
@@ -357,8 +357,8 @@ def test_no_file_is_opened_again_for_each_batch(log: Log, monkeypatch: pytest.Mo
         log.put(3)
         log.rotate(pack=True)
     opened, files, position = list[Path](), LogFiles(log.path), Position()
-    is_open = tail._open
-    monkeypatch.setattr(tail, "_open", lambda path: opened.append(path) or is_open(path))
+    is_open = tail.open_log
+    monkeypatch.setattr(tail, "open_log", lambda path: opened.append(path) or is_open(path))
     for _ in range(30):
         position = files.read(position, 2, 1 << 20).end
     files.close()
@@ -373,8 +373,8 @@ def test_lost_with_counts_what_a_sink_has_not_delivered(log: Log, monkeypatch: p
     log.put(4)
     second = log.rotate(pack=True)
     opened = list[Path]()
-    is_open = tail._open
-    monkeypatch.setattr(tail, "_open", lambda path: opened.append(path) or is_open(path))
+    is_open = tail.open_log
+    monkeypatch.setattr(tail, "open_log", lambda path: opened.append(path) or is_open(path))
     found = {one.sink: one for one in lost_with(log.path, [first, second], ["siem", "new"])}
     assert max(map(opened.count, opened)) == 2, "for its first record, and once for all sinks"
     assert found["siem"].records == 4 + 6, "2, 3, 4 and the end of the first; all of the second with begin and end"
