@@ -371,8 +371,8 @@ def test_audit_sinks(helm: Helm, tmp_path: Path) -> None:
     pod = helm.template("-f", str(tmp_path / "values.yaml")).workload()["spec"]["template"]["spec"]
     assert {"name": "audit", **claim} in pod["volumes"]
     for several in ("workload.replicas=2", "workload.kind=DaemonSet"):
-        command = ("template", "x", str(CHART), "-f", str(VALUES), "-f", str(tmp_path / "values.yaml"), "--set", several)
-        done = helm.run(*command, check=False)
+        command = ("template", "x", str(CHART), "-f", str(VALUES), "-f", str(tmp_path / "values.yaml"))
+        done = helm.run(*command, "--set", several, check=False)
         assert done.returncode != 0
         assert "auditSpool.volume: all pods would write the one file" in done.stderr
 

@@ -2,8 +2,8 @@
 
 Syslog has no answer. What stands for one is the end of the connection: a receiver answers close_notify once it has read
 everything before it (RFC 5425 §4.4), its kernel has acknowledged every byte, and sends no RST, as it does for bytes
-that were not read. A batch whose connection ends otherwise is sent again. FIN alone may be anybody's on the path, and
-counts only where the setting `close_notify` is false.
+that were not read. A batch whose connection ends otherwise is sent again. FIN alone may come from another host on the
+path, and counts only where the setting `close_notify` is false.
 
 Invariant: a message is `max_message` bytes at most; structured data has the number and the hash of the record, also
 where its text was cut.

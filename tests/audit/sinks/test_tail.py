@@ -67,7 +67,7 @@ class Log:
 
 
 def settle(path: Path) -> None:
-    """Nobody writes to it any more; gzip leaves the time of the last write as it was, too."""
+    """No process writes to it any more; gzip leaves the time of the last write as it was, too."""
     os.utime(path, (time.time() - 60, time.time() - 60))
 
 
