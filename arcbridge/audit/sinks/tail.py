@@ -136,7 +136,8 @@ class LogFiles:
         self._log = log
         self._deep = deep
         self._open: tuple[tuple[int, int, int], IO[bytes]] | None = None
-        self._firsts: dict[tuple[int, int, int], SealedLine | None] = {}
+        self._firsts: dict[int, tuple[tuple[int, int, int], SealedLine | None]] = {}
+        """By inode: what the file was like when it was looked at, and its first record."""
         self._chains: dict[tuple[int, int, int], dict[str, int]] = {}
 
     def read(self, position: Position, records: int, size: int, counted: Head | None = None) -> Batch:
@@ -197,7 +198,7 @@ class LogFiles:
         while True:
             certain, firsts, found = True, self._firsts, list[_LogFile]()
             before = self._status(with_rotated(self._log))
-            self._firsts = {key: firsts[key] for key in map(_key, before.values()) if key in firsts}
+            self._firsts = {one.st_ino: firsts[one.st_ino] for one in before.values() if one.st_ino in firsts}
             for path, status in before.items():
                 file, whole = self._file(path, status)
                 certain = certain and whole
@@ -255,15 +256,16 @@ class LogFiles:
 
     def _file(self, path: Path, status: os.stat_result) -> tuple[_LogFile | None, bool]:
         """Return a file by its first record, None where it has none; and whether that will stay so."""
-        key, first = _key(status), None
-        if key in self._firsts:
-            first = self._firsts[key]
-        else:
+        key = _key(status)
+        known, first = self._firsts.get(key[0], (None, None))
+        if known != key:
+            first = None
             with contextlib.suppress(FileNotFoundError, *_DAMAGED), open_log(path) as file:
                 key = _key(os.fstat(file.fileno()))  # the name may be another file's by now
-                self._firsts[key] = None
+                self._firsts[key[0]] = key, None
                 while first is None and (room := _MOST_FIRST - file.tell()) > 0 and (text := file.readline(room)):
-                    self._firsts[key] = first = read_line(text.rstrip(b"\n"))
+                    first = read_line(text.rstrip(b"\n"))
+                    self._firsts[key[0]] = key, first
         if first is None:
             return None, not _packed(path) or _settled(path)
         return _LogFile(path, first, key[2], key), True

@@ -365,6 +365,14 @@ def test_no_file_is_opened_again_for_each_batch(log: Log, monkeypatch: pytest.Mo
     assert max(map(opened.count, opened)) <= 2
 
 
+def test_a_file_that_grows_is_one_in_memory(log: Log) -> None:
+    files, position = LogFiles(log.path), Position()
+    for _ in range(50):
+        log.put(1)
+        position = files.read(position, 7, 1 << 20).end
+    assert len(files._firsts) == 1
+
+
 def test_lost_with_counts_what_a_sink_has_not_delivered(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     log.put(5)
     position = LogFiles(log.path).read(Position(), 3, 1 << 20).end  # the chain's record, 0 and 1
