@@ -35,7 +35,7 @@ from arcbridge.agent.sessions import Sessions
 from arcbridge.agent.settings import Checked, required
 from arcbridge.agent.targets import TcpTargets
 from arcbridge.agent.workload import PodOfWorkload, pod_name
-from arcbridge.audit.sinks.sender import sinks_of
+from arcbridge.audit.sinks.sender import Sinks
 from arcbridge.checks.groups_claim import missing_groups_logger
 from arcbridge.checks.self_checks import SelfChecks
 from arcbridge.errors import ConfigError
@@ -217,17 +217,14 @@ async def enroll(config: AgentConfig) -> None:
 def open_audit(config: AgentConfig, instance: str) -> AuditLog:
     """Open the audit log. Raises ConfigError."""
     settings = config.audit
-    sinks, rotation = sinks_of(settings, settings.file, "agent")
-    audit = AuditLog(
+    return AuditLog(
         settings.file,
         on_failure=settings.on_failure,
         commands=settings.commands,
         fsync=settings.fsync,
         instance=instance,
-        rotation=rotation,
+        sinks=Sinks(settings, Path(settings.file), "agent"),
     )
-    audit.sinks = sinks
-    return audit
 
 
 def _keeper(checked: Checked, api: ApiServer | None) -> CredentialKeeper:

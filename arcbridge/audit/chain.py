@@ -36,6 +36,10 @@ class Head:
     hash: str
 
 
+NO_HEAD = Head("", -1, "")
+"""Stands for the head where no record is known."""
+
+
 class Chain:
     """Seals the lines of one file, from its opening until it is left."""
 

@@ -10,9 +10,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import ClassVar
+from typing import ClassVar, TypedDict
 
-from arcbridge.audit.rotation import FileRotation
 from arcbridge.audit.sinks.sender import Sinks
 from arcbridge.audit.writer import AuditWriter, Waiter
 from arcbridge.errors import ConfigError, StateError
@@ -23,6 +22,15 @@ CONTINUE, REFUSE = "continue", "refuse"
 
 Recorded = Callable[[str], None]
 """Called once, in the event loop: what waits may go on (empty), or is refused for this reason."""
+
+
+class LogOptions(TypedDict, total=False):
+    """The arguments of `ChainedLog` that every role's log passes on."""
+
+    on_failure: str
+    fsync: bool
+    instance: str
+    sinks: Sinks
 
 
 class ChainedLog:
@@ -38,12 +46,12 @@ class ChainedLog:
         on_failure: str = CONTINUE,
         fsync: bool = False,
         instance: str = "",
-        rotation: FileRotation | None = None,
+        sinks: Sinks | None = None,
     ) -> None:
         """Open the file at once. Raises ConfigError."""
         check_policy(on_failure)
-        self.sinks = Sinks()
-        """What carries the records on; none unless the role starts them."""
+        self.sinks = sinks or Sinks()
+        """What carries the records on, once the role starts them."""
         self.refuses = on_failure == REFUSE
         """Whether what waits is refused while records cannot be written."""
         self.records = 0
@@ -56,7 +64,7 @@ class ChainedLog:
         if not file:
             return
         try:
-            self._writer = AuditWriter(file, instance=instance, fsync=fsync, rotation=rotation)
+            self._writer = AuditWriter(file, instance=instance, fsync=fsync, rotation=self.sinks.rotation)
         except OSError as error:
             raise ConfigError(f"audit.file: {file} cannot be opened: {error.strerror}") from error
 

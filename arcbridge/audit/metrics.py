@@ -42,5 +42,5 @@ def _register_sinks(metrics: Metrics, sinks: Sinks) -> None:
           of_each(lambda one: one.lag))  # fmt: skip
     gauge("audit_sink_waiting_bytes", "Bytes on disk that are not delivered.", labels,
           of_each(lambda one: one.waiting_bytes))  # fmt: skip
-    gauge("audit_sink_last_success_timestamp_seconds", "When the sink last had nothing to complain of, unix time.",
+    gauge("audit_sink_last_success_timestamp_seconds", "Unix time at which the sink last had delivered a batch or all.",
           labels, of_each(lambda one: one.last_success))  # fmt: skip

@@ -47,20 +47,20 @@ class FileRotation:
         self._lost = lost
         self._looked_at = float("-inf")
         """When files were removed last, monotonic seconds."""
-        self._failure = ""
+        self.failure = ""
         """Why the file could not be renamed; empty while it can."""
 
     def rename(self, path: str, size: int, head: Head) -> None:
         """Rename a file that has reached its size; `head` is its newest record. Where that fails the file grows on."""
         if not self._bounds.rotate or size < self._bounds.rotate:
             return
-        was, self._failure = self._failure, ""
+        was, self.failure = self.failure, ""
         try:
             os.rename(path, f"{path}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{head.chain}")
         except OSError as error:
-            self._failure = error.strerror or type(error).__name__
+            self.failure = error.strerror or type(error).__name__
             if not was:
-                log.warning("audit log cannot be renamed", file=path, reason=self._failure)
+                log.warning("audit log cannot be renamed", file=path, reason=self.failure)
             return
         self._looked_at = float("-inf")
 

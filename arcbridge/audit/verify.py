@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, NamedTuple, cast
 
-from arcbridge.audit.chain import Head, SealedLine, find_sealed, read_line
+from arcbridge.audit.chain import NO_HEAD, Head, SealedLine, find_sealed, read_line
 from arcbridge.errors import ConfigError
 from arcbridge.observe.untrusted_text import clean
 from arcbridge.untrusted_json import read_json
@@ -34,7 +34,6 @@ RECENT = 4096
 MISSING, CHANGED, MOVED, DUPLICATE, TRUNCATED, FOREIGN = (
     "missing", "changed", "moved", "duplicate", "truncated", "foreign",
 )  # fmt: skip
-_NO_HEAD = Head("", -1, "")
 LOST = "lost"
 """A record of the role's own says that records could not be written."""
 
@@ -374,9 +373,9 @@ class _Check:
         if following is not None and following.fields.get("torn") == len(text):
             return  # the role itself found it so, and says it in a note
         if find_sealed(text) >= 0 or text.startswith(b'{"chain":'):
-            self._add(TRUNCATED, place, _NO_HEAD, "the record is not whole: a part of its line was cut or changed")
+            self._add(TRUNCATED, place, NO_HEAD, "the record is not whole: a part of its line was cut or changed")
         else:
-            self._add(FOREIGN, place, _NO_HEAD, "the line is no record of an audit log")
+            self._add(FOREIGN, place, NO_HEAD, "the line is no record of an audit log")
 
     def _missing(self, chain: str, first: int, last: int, place: LogPlace, kind: str = MISSING) -> None:
         what = f"record {first} is" if first == last else f"records {first} to {last} are"
@@ -395,7 +394,7 @@ def _of_another_stream(text: bytes) -> bool:
 def lines_of(path: Path) -> Iterator[bytes]:
     """Yield the lines of a file, with their ends; a longer one than MAX_LINE in pieces. Raises ConfigError."""
     try:
-        with _opened(path) as file:
+        with open_log(path) as file:
             while text := file.readline(MAX_LINE):
                 yield text
     except (OSError, EOFError, zlib.error) as error:
@@ -403,7 +402,8 @@ def lines_of(path: Path) -> Iterator[bytes]:
         raise ConfigError(f"{path}: cannot be read: {words}") from error
 
 
-def _opened(path: Path) -> IO[bytes]:
+def open_log(path: Path) -> IO[bytes]:
+    """Open a file of a log, unpacked where it is compressed. Raises OSError."""
     return cast(IO[bytes], gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
 
 

@@ -180,6 +180,17 @@ async def send_all(sock: socket.socket, data: bytes | bytearray | memoryview) ->
             await writable(sock)
 
 
+def unacknowledged(sock: socket.socket) -> bool:
+    """Return whether the peer's kernel lacks bytes of ours (SIOCOUTQ, tcp(7)); false where that cannot be told."""
+    try:
+        import fcntl  # not on Windows
+        import termios
+
+        return any(fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)))
+    except (ImportError, OSError):
+        return False
+
+
 def _wake(waiter: asyncio.Future[None]) -> None:
     if not waiter.done():
         waiter.set_result(None)

@@ -18,7 +18,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-import struct
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -28,6 +27,7 @@ from typing import Any, cast
 from arcbridge.mux import buffer
 from arcbridge.mux.socket_error_poll import socket_error_poll
 from arcbridge.mux.write_limits import write_limits
+from arcbridge.net.sockets import unacknowledged
 from arcbridge.socket_options import reset_on_close
 
 HANDSHAKE_DEADLINE = 10.0
@@ -542,7 +542,7 @@ class TlsTransport(asyncio.Transport):
     def _reset_when_received(self) -> None:
         """RST overtakes what is on its way, so it waits until the peer's kernel has everything (RFC 9293 §3.10.7)."""
         self._disarm()
-        if _unacknowledged(self._sock) and self._lingered < LINGER_MOST:
+        if unacknowledged(self._sock) and self._lingered < LINGER_MOST:
             wait = min(LINGER, max(CUT_FIRST_LOOK, self._lingered))
             self._lingered += wait
             self._timer = self._loop.call_later(wait, self._reset_when_received)
@@ -553,7 +553,7 @@ class TlsTransport(asyncio.Transport):
     def _linger(self) -> None:
         """Close once the peer's kernel has everything; what it sends to a closed socket can then do no harm."""
         self._lingered += LINGER
-        if _unacknowledged(self._sock) and self._lingered < LINGER_MOST:
+        if unacknowledged(self._sock) and self._lingered < LINGER_MOST:
             self._timer = self._loop.call_later(LINGER, self._linger)
         else:
             self._lose(None)
@@ -638,15 +638,3 @@ async def connect_tls(
         transport.abort()
         raise
     return transport
-
-
-def _unacknowledged(sock: socket.socket) -> bool:
-    """Return whether the peer's kernel lacks bytes of ours (SIOCOUTQ, tcp(7)); false where that cannot be told."""
-    try:
-        import fcntl  # not on Windows
-        import termios
-
-        answer = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, struct.pack("i", 0))
-    except (ImportError, OSError):
-        return False
-    return bool(struct.unpack("i", answer)[0])

@@ -14,12 +14,13 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import structlog
 
 from arcbridge import __version__
 from arcbridge.audit.metrics import register as register_audit
-from arcbridge.audit.sinks.sender import sinks_of
+from arcbridge.audit.sinks.sender import Sinks
 from arcbridge.errors import ArcbridgeError
 from arcbridge.net.address import Address
 from arcbridge.observe.health import Checks
@@ -165,9 +166,8 @@ async def open_to_operator(
 def enter_audit(checked: CheckedRelay, stack: AsyncExitStack) -> RelayAudit:
     """Open the audit log of the process that holds the lock; the last that `stack` does but for that lock is to record
     the stop and close it. Raises `ConfigError`."""
-    sinks, rotation = sinks_of(checked.config.audit, audit_file(checked.config), "relay")
-    audit = open_audit(checked.config, f"relay-{secrets.token_hex(8)}", rotation=rotation)
-    audit.sinks = sinks
+    sinks = Sinks(checked.config.audit, Path(audit_file(checked.config)), "relay")
+    audit = open_audit(checked.config, f"relay-{secrets.token_hex(8)}", sinks=sinks)
     stack.push_async_callback(asyncio.to_thread, sinks.close)
     stack.push_async_callback(asyncio.to_thread, audit.close)
     sinks.start(audit.put_or_fail)

@@ -366,10 +366,15 @@ def test_audit_sinks(helm: Helm, tmp_path: Path) -> None:
     assert volumes["audit"]["emptyDir"]["sizeLimit"] == (100 << 20) + (64 << 20)
     assert volumes["audit-secret"]["secret"]["secretName"] == "siem"
     claim = {"persistentVolumeClaim": {"claimName": "audit"}}
-    values["auditSpool"] = {"volume": claim}
+    values |= {"auditSpool": {"volume": claim}, "workload": {"kind": "Deployment", "replicas": 1}}
     (tmp_path / "values.yaml").write_text(yaml.safe_dump(values))
     pod = helm.template("-f", str(tmp_path / "values.yaml")).workload()["spec"]["template"]["spec"]
     assert {"name": "audit", **claim} in pod["volumes"]
+    for several in ("workload.replicas=2", "workload.kind=DaemonSet"):
+        command = ("template", "x", str(CHART), "-f", str(VALUES), "-f", str(tmp_path / "values.yaml"))
+        done = helm.run(*command, "--set", several, check=False)
+        assert done.returncode != 0
+        assert "auditSpool.volume: all pods would write the one file" in done.stderr
 
 
 def test_every_value_in_use(helm: Helm, tmp_path: Path) -> None:

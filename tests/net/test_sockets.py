@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import socket
 from typing import cast
 
 import pytest
 
-from arcbridge.net.sockets import AcceptLoop, readable, receive, send_all, writable
+from arcbridge.net.sockets import AcceptLoop, readable, receive, send_all, unacknowledged, writable
 from tests.net.ends import tcp_pair
 
 
@@ -134,3 +135,13 @@ async def test_closed_while_it_pauses_it_stays_closed(monkeypatch: pytest.Monkey
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert accepting.exhausted == [False]
+
+
+async def test_bytes_that_the_peer_s_kernel_has_not_taken_are_unacknowledged() -> None:
+    near, far = await tcp_pair()
+    with near, far:
+        assert not unacknowledged(near)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                near.send(bytes(1 << 20))
+        assert unacknowledged(near), "no buffer has room for it"

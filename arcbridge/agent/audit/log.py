@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from typing import Unpack
 
 from arcbridge.agent.audit.budget import AuditBudget
 from arcbridge.agent.audit.record import AuditRecord, left_out_line
-from arcbridge.audit.log import CONTINUE, ChainedLog, Recorded
-from arcbridge.audit.rotation import FileRotation
+from arcbridge.audit.log import ChainedLog, LogOptions, Recorded
 
 LEFT_OUT_INTERVAL = 60.0
 """Seconds after which a record counts those that were left out, if the user has no other one meanwhile."""
@@ -27,18 +27,9 @@ class AuditLog(ChainedLog):
         "tell the operator of this cluster's agent"
     )
 
-    def __init__(
-        self,
-        file: str,
-        *,
-        on_failure: str = CONTINUE,
-        commands: bool = True,
-        fsync: bool = False,
-        instance: str = "",
-        rotation: FileRotation | None = None,
-    ) -> None:
+    def __init__(self, file: str, *, commands: bool = True, **options: Unpack[LogOptions]) -> None:
         """Open the file at once. Raises ConfigError."""
-        super().__init__(file, on_failure=on_failure, fsync=fsync, instance=instance, rotation=rotation)
+        super().__init__(file, **options)
         self.commands = commands
         """Whether command lines are recorded."""
         self.left_out = 0

@@ -9,10 +9,11 @@ chain before the sink goes on behind it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import Future
 from datetime import datetime
 from pathlib import Path
@@ -65,7 +66,7 @@ Record = Callable[[str], "Future[None]"]
 
 
 class SinkSender:
-    """One sink. Its attributes are written by its thread, and read by metrics and checks."""
+    """One sink. Its thread writes its attributes, but what the writer's thread counts; metrics and checks read them."""
 
     def __init__(self, name: str, settings: AuditSinkConfig, path: Path, transport: Transport) -> None:
         self.name = name
@@ -155,7 +156,9 @@ class SinkSender:
                         return
                     wait = 0.0 if more else wait
                 if not self._closing.is_set() and wait:
-                    await _within(wait, wake.wait())
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(wait):
+                            await wake.wait()
         finally:
             await self._transport.close()
             self._files.close()
@@ -259,14 +262,15 @@ class SinkSender:
 
 
 class Sinks:
-    """All sinks of one audit log; none without settings."""
+    """All sinks of one audit log, and what renames its file; neither without settings."""
 
-    def __init__(
-        self, settings: Mapping[str, AuditSinkConfig] | None = None, path: Path = Path(), role: str = ""
-    ) -> None:
+    def __init__(self, settings: AuditFilesConfig | None = None, path: Path = Path(), role: str = "") -> None:
         """Raises ConfigError."""
+        settings = settings or AuditFilesConfig()
+        bounds = RotationBounds(settings.rotate_bytes, settings.keep_bytes, settings.keep_age)
         self._path = path
-        self.senders = [SinkSender(name, one, path, _transport(one, role)) for name, one in (settings or {}).items()]
+        self.senders = [SinkSender(name, one, path, _transport(one, role)) for name, one in settings.sinks.items()]
+        self.rotation = FileRotation(bounds, self.lost)
 
     def start(self, put: Callable[[str], Coroutine[Any, Any, None]]) -> None:
         """Begin to send; `put` records a line, in the event loop that runs now, and waits until it is written."""
@@ -292,13 +296,6 @@ class Sinks:
         for sender in self.senders:
             if not sender.join(until - time.monotonic()):
                 log.warning("audit sink not at its end", sink=sender.name, reason="the collector takes its time")
-
-
-def sinks_of(settings: AuditFilesConfig, file: str, role: str) -> tuple[Sinks, FileRotation]:
-    """Return the sinks of a log, not started, and what renames its file. Raises ConfigError."""
-    sinks = Sinks(settings.sinks, Path(file), role)
-    bounds = RotationBounds(settings.rotate_bytes, settings.keep_bytes, settings.keep_age)
-    return sinks, FileRotation(bounds, sinks.lost)
 
 
 class StdoutTransport:
@@ -346,11 +343,3 @@ def words_of(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return "no answer in time"
     return (error.strerror if isinstance(error, OSError) else "") or type(error).__name__
-
-
-async def _within(seconds: float, work: Coroutine[Any, Any, object]) -> None:
-    try:
-        async with asyncio.timeout(seconds):
-            await work
-    except TimeoutError:
-        return

@@ -49,16 +49,20 @@ _UNREADABLE: Final = (
 
 
 def check_sinks(audit: AuditFilesConfig, file: str, problems: Problems) -> None:
-    """Check what carries the records of the log `file` on, and when that is renamed."""
+    """Check what carries the records of the log `file` on, and what renames that."""
     if audit.rotate_bytes and audit.rotate_bytes < LEAST_ROTATED:
         problems.error("audit.rotate_bytes", f"must be at least {LEAST_ROTATED}, or 0 where logrotate renames the file")
     if audit.rotate_bytes and audit.keep_bytes < audit.rotate_bytes:
         problems.error("audit.keep_bytes", "must be at least audit.rotate_bytes")
-    if audit.sinks and file in ("", "-"):
-        problems.error("audit.sinks", "sinks carry on what a file holds: set audit.file to a path (to have records on "
-                       'standard output too, give a sink of kind "stdout")')  # fmt: skip
-    elif audit.sinks and named_files.is_directory(Path(file).parent):
-        named_files.check_directory(problems, "audit.sinks", Path(file).parent)
+    if file in ("", "-"):
+        if audit.rotate_bytes:
+            problems.error("audit.rotate_bytes", "renames a file: set audit.file to a path")
+        if audit.sinks:
+            problems.error("audit.sinks", "sinks carry on what a file holds: set audit.file to a path (to have records "
+                           'on standard output too, give a sink of kind "stdout")')  # fmt: skip
+    elif (audit.sinks or audit.rotate_bytes) and named_files.is_directory(Path(file).parent):
+        setting = "audit.sinks" if audit.sinks else "audit.rotate_bytes"
+        named_files.check_directory(problems, setting, Path(file).parent)
     if len(audit.sinks) > MOST_SINKS:
         problems.error("audit.sinks", f"{MOST_SINKS} at most; let a collector pass records on")
     for name, sink in audit.sinks.items():
@@ -101,8 +105,11 @@ def _check_files(where: str, sink: AuditSinkConfig, problems: Problems) -> None:
 
 
 def sink_findings(sinks: Sinks) -> list[Finding]:
-    """Return what each sink of this process has come to."""
+    """Return what each sink of this process has come to, and why the log's file cannot be renamed."""
     found = []
+    if failure := sinks.rotation.failure:
+        detail = f"the file cannot be renamed at audit.rotate_bytes ({failure}), and grows"
+        found.append(failed("audit rotation", detail, "let the role's user write its directory", "audit_rotation"))
     for sender in sinks.senders:
         hop, lag = f"audit sink {sender.name}", sender.lag
         waits = f"{sender.waiting_bytes} bytes wait on disk, the oldest record for {lag:.0f} s"

@@ -2,8 +2,8 @@
 
 Syslog has no answer. What stands for one is the end of the connection: a receiver answers close_notify once it has read
 everything before it (RFC 5425 §4.4), its kernel has acknowledged every byte, and sends no RST, as it does for bytes
-that were not read. A batch whose connection ends otherwise is sent again. FIN alone may be anybody's on the path, and
-counts only where the setting `close_notify` is false.
+that were not read. A batch whose connection ends otherwise is sent again. FIN alone may come from another host on the
+path, and counts only where the setting `close_notify` is false.
 
 Invariant: a message is `max_message` bytes at most; structured data has the number and the hash of the record, also
 where its text was cut.
@@ -15,13 +15,12 @@ import asyncio
 import re
 import socket
 import ssl
-import sys
 from collections.abc import Sequence
 from typing import Final
 
 from arcbridge.audit.sinks.collector import CollectorFailed, address_of, opened
 from arcbridge.audit.sinks.tail import LogRecord
-from arcbridge.net.sockets import receive
+from arcbridge.net.sockets import receive, unacknowledged
 from arcbridge.net.tlspipe import TlsPipe
 from arcbridge.settings.config import AuditSinkConfig
 
@@ -97,17 +96,6 @@ class SyslogTransport:
 
     async def close(self) -> None:
         return
-
-
-def unacknowledged(sock: socket.socket) -> int:
-    """Return how many bytes the peer's kernel has not acknowledged; 0 where the system does not say."""
-    try:
-        import fcntl
-        import termios
-
-        return int.from_bytes(fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
-    except (ImportError, OSError):
-        return 0
 
 
 def _word(text: str, most: int) -> str:

@@ -19,9 +19,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Final, NamedTuple, cast
 
-from arcbridge.audit.chain import SEALED, Head, SealedLine, read_line, timestamp
+from arcbridge.audit.chain import NO_HEAD, SEALED, Head, SealedLine, read_line, timestamp
 from arcbridge.audit.query import with_rotated
-from arcbridge.audit.verify import MAX_LINE
+from arcbridge.audit.verify import MAX_LINE, open_log
 from arcbridge.errors import StateError
 from arcbridge.pki.private_files import read_file, replace_file
 from arcbridge.untrusted_json import read_json
@@ -34,7 +34,6 @@ _MOST_FIRST: Final = 64 * 1024
 """Bytes at the beginning of a file in which its first record is looked for."""
 _DAMAGED: Final = (EOFError, zlib.error, gzip.BadGzipFile)
 """What a compressed file raises that was cut or changed. What is behind that place counts as missing."""
-_NO_HEAD: Final = Head("", -1, "")
 _REMOVED: Final = "the file was removed at its bound"
 
 
@@ -137,7 +136,8 @@ class LogFiles:
         self._log = log
         self._deep = deep
         self._open: tuple[tuple[int, int, int], IO[bytes]] | None = None
-        self._firsts: dict[tuple[int, int, int], SealedLine | None] = {}
+        self._firsts: dict[int, tuple[tuple[int, int, int], SealedLine | None]] = {}
+        """By inode: what the file was like when it was looked at, and its first record."""
         self._chains: dict[tuple[int, int, int], dict[str, int]] = {}
 
     def read(self, position: Position, records: int, size: int, counted: Head | None = None) -> Batch:
@@ -198,7 +198,7 @@ class LogFiles:
         while True:
             certain, firsts, found = True, self._firsts, list[_LogFile]()
             before = self._status(with_rotated(self._log))
-            self._firsts = {key: firsts[key] for key in map(_key, before.values()) if key in firsts}
+            self._firsts = {one.st_ino: firsts[one.st_ino] for one in before.values() if one.st_ino in firsts}
             for path, status in before.items():
                 file, whole = self._file(path, status)
                 certain = certain and whole
@@ -256,15 +256,16 @@ class LogFiles:
 
     def _file(self, path: Path, status: os.stat_result) -> tuple[_LogFile | None, bool]:
         """Return a file by its first record, None where it has none; and whether that will stay so."""
-        key, first = _key(status), None
-        if key in self._firsts:
-            first = self._firsts[key]
-        else:
-            with contextlib.suppress(FileNotFoundError, *_DAMAGED), _open(path) as file:
+        key = _key(status)
+        known, first = self._firsts.get(key[0], (None, None))
+        if known != key:
+            first = None
+            with contextlib.suppress(FileNotFoundError, *_DAMAGED), open_log(path) as file:
                 key = _key(os.fstat(file.fileno()))  # the name may be another file's by now
-                self._firsts[key] = None
+                self._firsts[key[0]] = key, None
                 while first is None and (room := _MOST_FIRST - file.tell()) > 0 and (text := file.readline(room)):
-                    self._firsts[key] = first = read_line(text.rstrip(b"\n"))
+                    first = read_line(text.rstrip(b"\n"))
+                    self._firsts[key[0]] = key, first
         if first is None:
             return None, not _packed(path) or _settled(path)
         return _LogFile(path, first, key[2], key), True
@@ -277,7 +278,7 @@ class LogFiles:
                 return _records(opened, offset, records, size)
         if self._open is None or self._open[0] != file.key:
             self.close()
-            self._open = file.key, _open(file.path)
+            self._open = file.key, open_log(file.path)
         return _records(self._open[1], offset, records, size)
 
 
@@ -306,7 +307,7 @@ def lost_with(log: Path, removed: Iterable[Path], sinks: Collection[str]) -> lis
                     continue
                 more = own.fields.get("records") if own and own.fields.get("event") == EVENT else 0
                 counted = more if own and own.fields.get("sink") == sink and isinstance(more, int) else 0
-                before = found.get(sink) or LostRecords(sink, 0, _name(positions[sink]), _NO_HEAD, _REMOVED)
+                before = found.get(sink) or LostRecords(sink, 0, _name(positions[sink]), NO_HEAD, _REMOVED)
                 found[sink] = replace(
                     before,
                     records=before.records + 1 + counted,
@@ -375,7 +376,7 @@ def _records(file: IO[bytes], offset: int, records: int, size: int) -> tuple[lis
 def _sealed_lines(path: Path) -> Iterator[tuple[int, re.Match[bytes], bytes]]:
     """Yield the lines that look like records, up to a damage: offset, what the chain put there, text."""
     offset = 0
-    with contextlib.suppress(*_DAMAGED), _open(path) as file:
+    with contextlib.suppress(*_DAMAGED), open_log(path) as file:
         while text := file.readline(MAX_LINE):
             if text.endswith(b"\n") and (found := SEALED.match(text)) is not None:
                 yield offset, found, text
@@ -386,7 +387,7 @@ def _missing(first: _LogFile, held: Mapping[str, int], *, gone: bool) -> tuple[i
     """Return how many records stood before a file that are in none. `held`: up to where the file before it has each
     chain, or, where that is gone, what of it was delivered."""
     if first.after is None:
-        return (1, _NO_HEAD, True) if gone else None
+        return (1, NO_HEAD, True) if gone else None
     chain, number = first.after
     if chain not in held:
         return 1, Head(chain, number, ""), True
@@ -409,10 +410,6 @@ def _key(status: os.stat_result) -> tuple[int, int, int]:
 
 def _packed(path: Path) -> bool:
     return path.suffix == ".gz"
-
-
-def _open(path: Path) -> IO[bytes]:
-    return cast(IO[bytes], gzip.open(path, "rb")) if _packed(path) else path.open("rb")
 
 
 def _settled(path: Path) -> bool:

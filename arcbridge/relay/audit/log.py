@@ -15,10 +15,10 @@ import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, Unpack
 
-from arcbridge.audit.log import CONTINUE, STALL, ChainedLog
-from arcbridge.audit.rotation import FileRotation
+from arcbridge.audit.log import STALL, ChainedLog, LogOptions
+from arcbridge.audit.sinks.sender import Sinks
 from arcbridge.errors import ArcbridgeError, StateError
 from arcbridge.limiters import KeyedTokenBucket
 from arcbridge.relay.audit.record import FLEET, RELAY, Actor, act_line
@@ -62,15 +62,12 @@ class RelayAudit(ChainedLog):
         self,
         file: str,
         *,
-        on_failure: str = CONTINUE,
-        fsync: bool = False,
-        instance: str = "",
         worker: int | None = None,
-        rotation: FileRotation | None = None,
         clock: Callable[[], float] = time.monotonic,
+        **options: Unpack[LogOptions],
     ) -> None:
         """Open the file at once. Raises ConfigError."""
-        super().__init__(file, on_failure=on_failure, fsync=fsync, instance=instance, rotation=rotation)
+        super().__init__(file, **options)
         self._worker = worker
         self._clock = clock
         self._strangers = KeyedTokenBucket[str](STRANGERS, STRANGERS_RATE, size=STRANGERS_ACTS)
@@ -259,9 +256,7 @@ def audit_file(config: RelayConfig) -> str:
     return file if file in ("", "-") else str(config.data_dir / file)
 
 
-def open_audit(
-    config: RelayConfig, instance: str, *, output: str = "-", rotation: FileRotation | None = None
-) -> RelayAudit:
+def open_audit(config: RelayConfig, instance: str, *, output: str = "-", sinks: Sinks | None = None) -> RelayAudit:
     """Open the audit log of a relay, whose directory is there. `output`: what stands for `-`. Raises ConfigError."""
     settings, file = config.audit, audit_file(config)
     return RelayAudit(
@@ -269,7 +264,7 @@ def open_audit(
         on_failure=settings.on_failure,
         fsync=settings.fsync,
         instance=instance,
-        rotation=rotation,
+        sinks=sinks or Sinks(),
     )
 
 

@@ -18,22 +18,22 @@ from typing import Any
 import structlog
 
 from arcbridge.audit.log import ChainedLog
-from arcbridge.audit.sinks.sender import sinks_of
+from arcbridge.audit.sinks.sender import Sinks
 from arcbridge.settings.config import AuditSinkConfig, RelayAuditConfig
 
 
 @asynccontextmanager
 async def logging(path: Path, sinks: dict[str, AuditSinkConfig], **settings: Any) -> AsyncIterator[ChainedLog]:
     """An audit log with sinks, as a role has it."""
-    started, rotation = sinks_of(RelayAuditConfig(sinks=sinks, **settings), str(path), "relay")
-    audit = ChainedLog(str(path), rotation=rotation, instance="test")
-    audit.sinks = started
-    started.start(audit.put_or_fail)
+    audit = ChainedLog(
+        str(path), sinks=Sinks(RelayAuditConfig(sinks=sinks, **settings), path, "relay"), instance="test"
+    )
+    audit.sinks.start(audit.put_or_fail)
     try:
         yield audit
     finally:
         await asyncio.to_thread(audit.close)
-        await asyncio.to_thread(started.close)
+        await asyncio.to_thread(audit.sinks.close)
 
 
 def put(audit: ChainedLog, *values: int) -> None:

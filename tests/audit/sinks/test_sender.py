@@ -27,11 +27,13 @@ from arcbridge.audit.sinks.tail import LogFiles, LogRecord, LostRecords, positio
 from arcbridge.audit.verify import verify
 from arcbridge.errors import StateError
 from arcbridge.net.backoff import Backoff
-from arcbridge.settings.config import AuditSinkConfig
+from arcbridge.settings.config import AuditFilesConfig, AuditSinkConfig
 from tests.audit.sinks import role
 from tests.audit.sinks.role import logging, put
 from tests.support.collector import Collector, once
 from tests.support.eventually import until
+
+STDOUT = AuditFilesConfig(sinks={"out": AuditSinkConfig(kind="stdout")})
 
 
 @pytest.fixture(scope="module")
@@ -297,7 +299,7 @@ async def test_files_that_another_program_has_removed_are_counted(
 
 async def test_a_count_that_is_not_in_the_file_is_none(tmp_path: Path) -> None:
     """`on_failure = "continue"` lets work go on while the disk is full; the sink waits."""
-    (sender,) = Sinks({"out": AuditSinkConfig(kind="stdout")}, tmp_path / "audit.jsonl").senders
+    (sender,) = Sinks(STDOUT, tmp_path / "audit.jsonl").senders
     full = ChainedLog("/dev/full")
     loop = asyncio.get_running_loop()
     sender._record = lambda line: asyncio.run_coroutine_threadsafe(full.put_or_fail(line), loop)
@@ -310,7 +312,8 @@ async def test_a_count_that_is_not_in_the_file_is_none(tmp_path: Path) -> None:
 
 async def test_a_file_that_cannot_be_read_is_named_and_is_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "audit.jsonl"
-    (sender,) = sinks = Sinks({"out": AuditSinkConfig(kind="stdout")}, path).senders
+    sinks = Sinks(STDOUT, path)
+    (sender,) = sinks.senders
     path.mkdir()
     with pytest.raises(StateError, match=f"{path} cannot be read: Is a directory") as caught:
         await sender.step()
@@ -318,9 +321,7 @@ async def test_a_file_that_cannot_be_read_is_named_and_is_late(tmp_path: Path, m
     clock = time.time()
     monkeypatch.setattr(module.time, "time", lambda: clock + 1000)
     assert sender.lag > module.LATE
-    all_sinks = Sinks()
-    all_sinks.senders = sinks
-    (one,) = sink_findings(all_sinks)
+    (one,) = sink_findings(sinks)
     assert str(path) in one.detail
     assert "collector" not in one.remedy
     path.rmdir()

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import trustme
 
+from arcbridge.audit.chain import Head
 from arcbridge.audit.sinks.sender import Sinks
 from arcbridge.audit.sinks.settings import LATE, check_sinks, look_at_collectors, sink_findings
 from arcbridge.checks.diagnosis import FindingState
-from arcbridge.settings.config import AuditConfig, AuditSinkConfig, RelayAuditConfig, RelayConfig
+from arcbridge.settings.config import AuditConfig, AuditFilesConfig, AuditSinkConfig, RelayAuditConfig, RelayConfig
 from arcbridge.settings.config_loader import load
 from arcbridge.settings.problems import Problems
 from tests.support.collector import Collector
@@ -81,13 +82,16 @@ def test_a_sink_needs_a_file_and_a_directory_that_can_be_written(tmp_path: Path)
         check_sinks(RelayAuditConfig(sinks={"a": HTTP}), file, problems)
         assert [one.setting for one in problems] == ["audit.sinks"]
         assert 'a sink of kind "stdout"' in str(next(iter(problems)))
-    (tmp_path / "file").touch()
-    assert found("/proc/1/audit.jsonl", sinks={"a": HTTP}), "where nothing can be made"
+    for audit in ({"sinks": {"a": HTTP}}, {"rotate_bytes": 1 << 20}):
+        assert [one for one, _ in found("/proc/1/audit.jsonl", **audit)] == [f"audit.{name}" for name in audit]
 
 
 def test_bounds_and_names() -> None:
     assert [one for one, _ in found(rotate_bytes=1000)] == ["audit.rotate_bytes"]
     assert [one for one, _ in found(rotate_bytes=1 << 20, keep_bytes=1)] == ["audit.keep_bytes"]
+    assert found("-", rotate_bytes=1 << 20) == [
+        ("audit.rotate_bytes", "audit.rotate_bytes: renames a file: set audit.file to a path")
+    ]
     assert "8 at most" in found(sinks={f"s{n}": HTTP for n in range(9)})[0][1]
     assert "a name has 1 to 32" in found(sinks={"a/../b": HTTP})[0][1]
 
@@ -140,7 +144,7 @@ async def test_a_doctor_says_which_collector_can_be_reached(tmp_path: Path) -> N
 
 
 def test_what_a_sink_has_come_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    sinks = Sinks({"siem": HTTP}, Path("/nowhere"), "relay")
+    sinks = Sinks(AuditFilesConfig(sinks={"siem": HTTP}), Path("/nowhere"), "relay")
     (sender,) = sinks.senders
     assert [one.state for one in sink_findings(sinks)] == [FindingState.OK]
     sender.failure = "answered 401"
@@ -150,3 +154,17 @@ def test_what_a_sink_has_come_to(monkeypatch: pytest.MonkeyPatch) -> None:
     sender.failure, sender._oldest = "", "2026-01-01T00:00:00.000Z"
     assert sender.lag > LATE
     assert [one.code for one in sink_findings(sinks)] == ["audit_sink_late"]
+
+
+def test_a_file_that_cannot_be_renamed_is_said(tmp_path: Path) -> None:
+    """It grows above its bound, and records are written all the same."""
+    sinks = Sinks(AuditFilesConfig(rotate_bytes=1 << 20), tmp_path / "audit.jsonl")
+    sinks.rotation.rename(str(tmp_path / "gone"), 1 << 20, Head("0123456789abcdef", 7, ""))
+    (one,) = sink_findings(sinks)
+    assert (one.state, one.code) == (FindingState.FAILED, "audit_rotation")
+    assert "No such file or directory" in one.detail
+    sinks.rotation.rename(str(tmp_path / "gone"), 1, Head("0123456789abcdef", 7, ""))
+    assert sink_findings(sinks), "a small file says nothing of it"
+    (tmp_path / "audit.jsonl").touch()
+    sinks.rotation.rename(str(tmp_path / "audit.jsonl"), 1 << 20, Head("0123456789abcdef", 7, ""))
+    assert sink_findings(sinks) == []

@@ -197,7 +197,7 @@ async def test_a_receiver_that_reads_everything_has_everything(tmp_path: Path) -
 
 
 async def test_a49_an_end_without_close_notify_is_no_answer(tmp_path: Path) -> None:
-    """As somebody on the path can make it, who takes every byte: FIN is not the receiver's alone to send."""
+    """Another host on the path can take every byte, and send FIN in the receiver's place."""
 
     def read_all(connection: ssl.SSLSocket) -> None:
         while connection.recv(65536):

@@ -67,7 +67,7 @@ class Log:
 
 
 def settle(path: Path) -> None:
-    """Nobody writes to it any more; gzip leaves the time of the last write as it was, too."""
+    """No process writes to it any more; gzip leaves the time of the last write as it was, too."""
     os.utime(path, (time.time() - 60, time.time() - 60))
 
 
@@ -135,8 +135,8 @@ def test_a_compressed_file_is_read_through_once(log: Log, monkeypatch: pytest.Mo
     _, _, behind = read_all(log.path, Position(), 3000)
     path = log.rotate(pack=True)
     opened, files, position = list[Path](), LogFiles(log.path), Position(behind.file)
-    is_open = tail._open
-    monkeypatch.setattr(tail, "_open", lambda path: opened.append(path) or is_open(path))
+    is_open = tail.open_log
+    monkeypatch.setattr(tail, "open_log", lambda path: opened.append(path) or is_open(path))
     for _ in range(20):
         position = files.read(position, 100, 1 << 20).end
     files.close()
@@ -357,12 +357,20 @@ def test_no_file_is_opened_again_for_each_batch(log: Log, monkeypatch: pytest.Mo
         log.put(3)
         log.rotate(pack=True)
     opened, files, position = list[Path](), LogFiles(log.path), Position()
-    is_open = tail._open
-    monkeypatch.setattr(tail, "_open", lambda path: opened.append(path) or is_open(path))
+    is_open = tail.open_log
+    monkeypatch.setattr(tail, "open_log", lambda path: opened.append(path) or is_open(path))
     for _ in range(30):
         position = files.read(position, 2, 1 << 20).end
     files.close()
     assert max(map(opened.count, opened)) <= 2
+
+
+def test_a_file_that_grows_is_one_in_memory(log: Log) -> None:
+    files, position = LogFiles(log.path), Position()
+    for _ in range(50):
+        log.put(1)
+        position = files.read(position, 7, 1 << 20).end
+    assert len(files._firsts) == 1
 
 
 def test_lost_with_counts_what_a_sink_has_not_delivered(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -373,8 +381,8 @@ def test_lost_with_counts_what_a_sink_has_not_delivered(log: Log, monkeypatch: p
     log.put(4)
     second = log.rotate(pack=True)
     opened = list[Path]()
-    is_open = tail._open
-    monkeypatch.setattr(tail, "_open", lambda path: opened.append(path) or is_open(path))
+    is_open = tail.open_log
+    monkeypatch.setattr(tail, "open_log", lambda path: opened.append(path) or is_open(path))
     found = {one.sink: one for one in lost_with(log.path, [first, second], ["siem", "new"])}
     assert max(map(opened.count, opened)) == 2, "for its first record, and once for all sinks"
     assert found["siem"].records == 4 + 6, "2, 3, 4 and the end of the first; all of the second with begin and end"
