@@ -136,10 +136,8 @@ async def contexts(kubeconfig: Kubeconfig, state: StateDirectory) -> list[Contex
         port = _local_port(str(cluster.get("server", "")))
         if managed is not None and port:
             plugin = _plugin(sections["users"].get(str(body.get("user")), {}))
-            starts, command = (
-                bool(plugin) and "--ended" not in (plugin.get("args") or []),
-                str(plugin.get("command", "")),
-            )
+            starts = bool(plugin) and "--ended" not in (plugin.get("args") or [])
+            command = str(plugin.get("command", ""))
             facts = ContextFacts(name, managed, port, current=name == current, starts_itself=starts, plugin=command)
             found.append(await at_port(facts, state))
     return found
