@@ -212,10 +212,16 @@ def test_a_directory_that_a_connection_needs_is_not_taken_alone(environment: dic
     with pytest.raises(StateError, match="`arcbridge disconnect prod`"):
         survey(config, environment, whole=False)
     survey(ClientConfig(state_dir=tmp_path / "third"), environment, whole=False)
-    assert survey(config, environment).left == []
-    assert survey(CONFIG, environment).left == [
-        f"the state directory {directory}: `arcbridge uninstall --state-dir {directory}`"
+    (settings := tmp_path / "client.toml").write_text(f'state_dir = "{tmp_path / "fourth"}"\n')
+    settings.chmod(0o600)
+    words = ("--cluster", "test", "--config", str(settings))
+    Connections(Path(BackgroundPaths.find(environment).connections)).add(Connection(read_words(words), "test", "test"))
+    others = [
+        f"the state directory {other}: `arcbridge uninstall --state-dir {other}`"
+        for other in (tmp_path / "fourth", directory)
     ]
+    assert survey(config, environment).left == others[:1]
+    assert survey(CONFIG, environment).left == others
 
 
 async def test_the_settings_name_another_directory(environment: dict[str, str], tmp_path: Path) -> None:
