@@ -192,7 +192,8 @@ class Kubeconfig:
 
     def remove_all(self, ca_pem: str | None = None) -> list[str]:
         """Take all entries of ours out, whatever served them, but for parts that were edited since; returns their
-        names. `ca_pem`: only those at endpoints of this CA. Raises StateError."""
+        names. `ca_pem`: only those at endpoints of this CA, none where it is empty. Raises
+        StateError."""
         with self._locked():
             names = {
                 name.removeprefix("arcbridge-") if section == "users" else name
@@ -202,7 +203,7 @@ class Kubeconfig:
                 if _mark_of(body) is not None
             }
             if ca_pem is not None:
-                names = {name for name in names if self._authority(name) == _base64(ca_pem)}
+                names = {name for name in names if ca_pem and self._authority(name) == _base64(ca_pem)}
             for name in sorted(names):
                 self._retire(name, lambda mark: True, remove=True)
             self._save()

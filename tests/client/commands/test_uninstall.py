@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from arcbridge.client.background import caller
 from arcbridge.client.background.connection_settings import read_words
@@ -202,6 +204,19 @@ async def test_w23_one_directory_goes_and_not_the_rest_of_this_user(
         f"entries of arcbridge in {kubeconfig} that are not from here, or edited",
         f"{directory}, which is empty",
     ]
+
+
+async def test_w23_a_directory_without_a_ca_has_no_contexts(environment: dict[str, str], tmp_path: Path) -> None:
+    """Also none of those that name no CA, as where another program has taken the cluster's entry out."""
+    kubeconfig, directory = tmp_path / "kubeconfig", tmp_path / "other"
+    used(environment, kubeconfig)
+    document = yaml.safe_load(kubeconfig.read_text())
+    kubeconfig.write_text(json.dumps({**document, "clusters": []}))
+    StateDirectory.find(directory, environment).add_kubeconfig([kubeconfig])
+    config = ClientConfig(state_dir=directory)
+    said = await taken_away(config, survey(config, environment, whole=False), environment)
+    assert [sentence for sentence in said if "context" in sentence] == []
+    assert Kubeconfig([kubeconfig]).has_ours()
 
 
 def test_a_directory_that_a_connection_needs_is_not_taken_alone(environment: dict[str, str], tmp_path: Path) -> None:
