@@ -114,6 +114,7 @@ _REMEDIES: dict[ExitCode, dict[str, str]] = {
         "kubeconfig": "repair the file, or name another one in KUBECONFIG",
         "plugin_missing": "any command that changes something writes today's path: `arcbridge status` does",
         "kubeconfig_dead": "",
+        "kubeconfig_edited": "`arcbridge connect NAME` writes it anew",
         "port_taken": "end that program, or serve the cluster at another port (--port)",
     },
     ExitCode.DONE: {
