@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 
-from arcbridge.single_file import is_single_file, own_command
+from arcbridge.single_file import executable, is_single_file
 
 NAME = "arcbridge"
 
@@ -18,7 +18,7 @@ NAME = "arcbridge"
 def program() -> list[str]:
     """Return the command line that runs this very installation."""
     if is_single_file():
-        return own_command()
+        return [executable()]
     file = os.path.abspath(sys.argv[0]) if sys.argv and sys.argv[0] else ""
     name = os.path.basename(file)
     if name.endswith((".pyz", ".pex")) or (name in (NAME, "kubectl-arcbridge") and _is_python(file)):

@@ -32,21 +32,16 @@ def begin() -> None:
 
 
 def is_single_file() -> bool:
-    """Say whether this program is the single-file client."""
+    """Return whether this program is the single-file client."""
     return bool(_file)
 
 
-def own_command() -> list[str]:
-    """Return the command line that starts this program again; arguments are to be added.
-
-    Its first word is an absolute path, and stays good as long as the program is installed where it is. The directory
-    that a single file has unpacked does not: a newer one removes it.
-    """
-    return [_file] if _file else [sys.executable, "-m", "arcbridge"]
-
-
 def executable() -> str:
-    """Return the path of the program that a process runs which begins once more with the words of `sys.orig_argv`."""
+    """Return the path of the program that starts this one again: the single file itself, else Python.
+
+    It stays good as long as the program is installed where it is. The directory that a single file has unpacked does
+    not: a newer one removes it.
+    """
     return _file or sys.executable
 
 

@@ -25,14 +25,14 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 def test_an_installed_package_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(single_file, "_file", "")
     assert not single_file.is_single_file()
-    assert single_file.own_command() == [sys.executable, "-m", "arcbridge"]
+    assert single_file.executable() == sys.executable
 
 
 def test_the_file_is_what_was_called(environment: dict[str, str]) -> None:
     environment["_ARCBRIDGE_PROGRAM"] = "/home/alice/bin/kubectl-arcbridge"
     single_file.begin()
     assert single_file.is_single_file()
-    assert single_file.own_command() == ["/home/alice/bin/kubectl-arcbridge"]
+    assert single_file.executable() == "/home/alice/bin/kubectl-arcbridge"
     assert sys.argv == ["/home/alice/bin/kubectl-arcbridge"]
     assert environment == {"PATH": "/usr/bin"}
 

@@ -12,7 +12,7 @@ from arcbridge.cli.settings import given_state_dir, load_settings
 from arcbridge.cli.terminal import ask_yes, configure_logging, may_ask
 from arcbridge.errors import ConfigError, ExitCode
 from arcbridge.settings.config import ClientConfig
-from arcbridge.single_file import is_single_file, own_command
+from arcbridge.single_file import executable, is_single_file
 
 if TYPE_CHECKING:
     from arcbridge.client.commands.uninstall import Installed
@@ -50,7 +50,7 @@ async def _uninstall(config: ClientConfig, found: Installed, *, yes: bool) -> in
         print_prose(f"removed: {plain(sentence)}")
     for sentence in found.left:
         print_prose(f"left: {plain(sentence)}")
-    program = f"`rm {own_command()[0]}`" if is_single_file() else "`pip uninstall arcbridge`, or as you installed it"
+    program = f"`rm {executable()}`" if is_single_file() else "`pip uninstall arcbridge`, or as you installed it"
     print_prose(f"left: kubectl's own caches in ~/.kube/cache, and the program itself: {program}")
     return ExitCode.DONE
 

@@ -159,7 +159,7 @@ class ClientContext:
 
     @cached_property
     def relays(self) -> Relays:
-        """The relays of the settings; raises ConfigError where there are none."""
+        """The relays of the settings; raises Unauthenticated where there are none."""
         return Relays.of(self.config, self.state.successions)
 
     def clusters(self) -> list[str]:

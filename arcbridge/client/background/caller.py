@@ -90,7 +90,7 @@ def exchange(place: BackgroundPaths, line: bytes, *, timeout: float = ANSWER_TIM
                 raise NotRunning  # the process ended before it had answered
             heard = time.monotonic()
             answer += received
-            patience = min(timeout, SILENCE)  # the process goes on, whoever waited in vain before
+            patience = min(timeout, SILENCE)  # it lives: an earlier caller's mark counts no more
             sock.settimeout(patience)
             if len(answer) > ANSWER_LIMIT:
                 raise StateError("the background process answered more than it may")

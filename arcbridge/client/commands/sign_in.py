@@ -70,8 +70,8 @@ class LoggedIn:
 Ask = Callable[[str], Awaitable[bool]]
 """Asks the user a question; returns whether the answer was yes."""
 Say = Callable[[str], None]
-_ANEW = {"dpop", "proof_key_file", "require_bound"}
-"""Settings of a login that those tokens do not have which were given before."""
+_NEED_NEW_LOGIN = {"dpop", "proof_key_file", "require_bound"}
+"""Settings that the tokens of an earlier login do not meet."""
 COLUMNS = 80
 """Width of the question, which fits every terminal."""
 _PUBLIC_CA = "a public one, which this system trusts"
@@ -434,7 +434,7 @@ async def log_in(
         name, until = context.config.login.client_id, 0.0
     else:
         login = context.login()
-        kept = None if force or renew or _ANEW & set(named) else await _kept_login(login)
+        kept = None if force or renew or _NEED_NEW_LOGIN & set(named) else await _kept_login(login)
         already = kept is not None
         found = kept or await _within(wait, login, may_wait=terminal.may_log_in)
         name, until = user_name(claims_unverified(found.id_token or found.access_token)), found.expires_at

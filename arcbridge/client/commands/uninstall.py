@@ -54,7 +54,6 @@ _CACHE = {"clusters": is_cluster_name, "update-notice": str.isdecimal}
 """Files of the cache, and what each word of theirs is."""
 _SHOWN = 5
 """Names of other files that are said."""
-_DIRECTORIES = ("clusters", "local-ca", "relays", "running", "successions")
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +116,8 @@ class Installed:
     def empty_directories(self) -> Iterator[Path]:
         """Yield the directories that arcbridge makes for itself alone and in which nothing is, those inside first."""
         state, cache = self.state.path, self.state.cache
-        yield from (path for path in (state / "relays").glob("*_[0-9]*"))
-        yield from (state / name for name in _DIRECTORIES)
+        yield from (state / "relays").glob("*_[0-9]*")
+        yield from (state / name for name in ("clusters", "local-ca", "relays", "running", "successions"))
         yield cache / "tokens"
         if self.whole:
             yield self.cache / "program"
@@ -140,25 +139,22 @@ def survey(config: ClientConfig, environment: Mapping[str, str], *, whole: bool 
     connections = connected(place)
     left = [f"settings that you wrote: {file}"] if (file := find_file("client", environment)) is not None else []
     unit = user_directory("config", environment).parent / "systemd" / "user" / UNIT
+    own, used = state.path.resolve(), [(one.context, _state_of(one, environment)) for one in connections]
     if whole:
-        named = {Path(str(one.settings.get("state_dir") or state.path)) for one in connections}
-        left += [
-            f"the state directory {other}: `arcbridge uninstall --state-dir {other}`"
-            for other in sorted(named)
-            if other.resolve() != state.path.resolve()
-        ]
+        others = {other for _, other in used if other is not None and other != own}
+        left += [f"the state directory {other}: `arcbridge uninstall --state-dir {other}`" for other in sorted(others)]
     else:
-        for one in connections:
-            if _may_use(one, state.path, environment):
+        for context, path in used:
+            if path in (own, None):
                 raise StateError(
-                    f'context "{one.context}" needs what is in {state.path}: `arcbridge disconnect {one.context}`, and '
-                    "try again"
+                    f'context "{context}" needs what is in {state.path}: `arcbridge disconnect {context}`, and try '
+                    "again"
                 )
         if unit.exists() or Path(place.state).is_dir():
             left.append(f"the background process and what it keeps in {place.state}: `arcbridge uninstall` alone")
     kubeconfigs = [files for files in state.kubeconfigs() if any(file.exists() for file in files)]
-    left += [f"the backup {backup}" for files in kubeconfigs for file in files
-             for backup in sorted(file.parent.glob(f"{file.name}{BACKUP_SUFFIX}"))]  # fmt: skip
+    backups = (file.with_name(f"{file.name}{BACKUP_SUFFIX}") for files in kubeconfigs for file in files)
+    left += [f"the backup {backup}" for backup in dict.fromkeys(backups) if backup.exists()]
     absent = dict.fromkeys(file for files in state.kubeconfigs() for file in files if not file.exists())
     left += [f"what contexts of arcbridge may be in {file}, which is not there now" for file in absent]
     return Installed(
@@ -180,14 +176,14 @@ def _refuse_serving(state: StateDirectory, environment: Mapping[str, str]) -> No
         raise StateError(f"process {name.partition('-')[0]} serves a context: end it (Ctrl-C), and try again")
 
 
-def _may_use(connection: Connection, directory: Path, environment: Mapping[str, str]) -> bool:
-    """Return whether a connection keeps its state in a directory, or where it does cannot be told."""
+def _state_of(connection: Connection, environment: Mapping[str, str]) -> Path | None:
+    """Return the state directory of a connection; None where its settings cannot be read."""
     named = connection.settings.get("state_dir")
     try:
         used = Path(str(named)) if named is not None else connection.settings.load(environment).state_dir
-        return StateDirectory.find(used, environment).path.resolve() == directory.resolve()
+        return StateDirectory.find(used, environment).path.resolve()
     except ArcbridgeError:
-        return True
+        return None
 
 
 async def uninstall(config: ClientConfig, found: Installed, environment: Mapping[str, str]) -> AsyncIterator[str]:
@@ -209,7 +205,9 @@ async def uninstall(config: ClientConfig, found: Installed, environment: Mapping
     try:
         for one in disconnect(Path(found.place.connections), (), environment, every=True) if found.whole else ():
             yield f'context "{one["context"]}"'
-        own_ca = None if found.whole else _text(found.state.path / "local-ca" / "ca.crt")
+        own_ca = None
+        if not found.whole:
+            own_ca = (read_file(found.state.path / "local-ca" / "ca.crt") or b"").decode("utf-8", "replace")
         for files in found.kubeconfigs:
             for name in Kubeconfig(files).remove_all(own_ca):
                 yield f'context "{name}"'
@@ -288,14 +286,6 @@ def _is_list(path: Path, is_own: Callable[[str], bool]) -> bool:
         return not others_may_use(path.stat()) and all(map(is_own, (read_file(path) or b"").decode().split()))
     except (OSError, StateError, UnicodeDecodeError):
         return False
-
-
-def _text(path: Path) -> str:
-    """Return what is in a file; empty where it cannot be read."""
-    try:
-        return (read_file(path) or b"").decode("utf-8", "replace")
-    except StateError:
-        return ""
 
 
 def _rest_of(directory: Path) -> str:

@@ -112,8 +112,9 @@ _REMEDIES: dict[ExitCode, dict[str, str]] = {
         "disk_full": "make room there: logins, certificates and the kubeconfig are written to it",
         "background": "`arcbridge stop` ends it, and kubectl starts another; `arcbridge logs` says what it met",
         "kubeconfig": "repair the file, or name another one in KUBECONFIG",
-        "plugin_missing": "any command that changes something writes today's path: `arcbridge status` does",
+        "plugin_missing": "`arcbridge status` writes today's path",
         "kubeconfig_dead": "",
+        "kubeconfig_edited": "`arcbridge connect NAME` writes it anew",
         "port_taken": "end that program, or serve the cluster at another port (--port)",
     },
     ExitCode.DONE: {

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from arcbridge.checks.diagnosis import Finding, FindingState, ok, skipped
 from arcbridge.client.doctor.codes import clip, fault, fault_to_come
-from arcbridge.client.kubeconfig.entries import MARK, Kubeconfig
+from arcbridge.client.kubeconfig.entries import Kubeconfig, mark_of
 from arcbridge.client.service import ClientContext
 from arcbridge.client.state import StateDirectory
 from arcbridge.errors import ArcbridgeError, StateError
@@ -45,6 +45,8 @@ class ContextFacts:
     holder: str = ""
     plugin: str = ""
     """The program of its exec plugin; empty: it has a client certificate."""
+    edited: str = ""
+    """The server of its cluster's entry, where it is not the one that was written and the plugin refuses it."""
 
 
 async def look_at_kubeconfig(context: ClientContext, cluster: str, *, silent: bool = False) -> Finding:
@@ -76,7 +78,7 @@ def _elsewhere(context: ClientContext, kubeconfig: Kubeconfig, cluster: str) -> 
             except ArcbridgeError:
                 continue
             for name, body in file.bodies("contexts"):
-                if (managed := _managed(body)) is not None and cluster in ("", managed):
+                if (mark := mark_of(body)) is not None and cluster in ("", str(mark.get("cluster", ""))):
                     return f'context "{clip(name)}" is in {clip(str(file.path))}'
     return ""
 
@@ -87,6 +89,10 @@ def judge_kubeconfig(
     """Judge our contexts of `cluster`, or all where that is empty; `kept`: the port that is kept for it."""
     hop = "kubeconfig"
     looked_at = [one for one in contexts if not cluster or one.cluster == cluster]
+    for one in looked_at:
+        if one.edited:
+            detail = f'context "{clip(one.name)}" leads to {clip(one.edited)}, which arcbridge has not written'
+            return fault(hop, detail, "kubeconfig_edited")
     for one in [*looked_at, *([kept] if kept is not None else [])]:
         if one.listening and not one.ours:
             if silent:  # it listens there, and shows no certificate
@@ -132,15 +138,22 @@ async def contexts(kubeconfig: Kubeconfig, state: StateDirectory) -> list[Contex
     found: list[ContextFacts] = []
     for name, body in sections["contexts"].items():
         cluster = sections["clusters"].get(str(body.get("cluster")), {})
-        managed = _managed(body)
-        port = _local_port(str(cluster.get("server", "")))
-        if managed is not None and port:
-            plugin = _plugin(sections["users"].get(str(body.get("user")), {}))
-            starts, command = (
-                bool(plugin) and "--ended" not in (plugin.get("args") or []),
-                str(plugin.get("command", "")),
-            )
-            facts = ContextFacts(name, managed, port, current=name == current, starts_itself=starts, plugin=command)
+        if (mark := mark_of(body)) is None:
+            continue
+        server, plugin = str(cluster.get("server", "")), _plugin(sections["users"].get(str(body.get("user")), {}))
+        starts = bool(plugin) and "--ended" not in (plugin.get("args") or [])
+        facts = ContextFacts(
+            name,
+            str(mark.get("cluster", "")),
+            _local_port(server),
+            current=name == current,
+            starts_itself=starts,
+            plugin=str(plugin.get("command", "")),
+            edited=server if starts and server != str((mark_of(cluster) or {}).get("server", server)) else "",
+        )
+        if facts.edited:
+            found.append(facts)
+        elif facts.port:
             found.append(await at_port(facts, state))
     return found
 
@@ -183,15 +196,6 @@ async def _look_at_port(port: int, ca_file: Path) -> tuple[bool, bool]:
         except (OSError, EOFError, TimeoutError):
             return True, False
     return True, True
-
-
-def _managed(body: Mapping[Any, Any]) -> str | None:
-    """Return the cluster for which we made an entry; None: we did not."""
-    extensions = body.get("extensions")
-    for item in extensions if isinstance(extensions, list) else []:
-        if isinstance(item, dict) and item.get("name") == MARK and isinstance(item.get("extension"), dict):
-            return str(item["extension"].get("cluster", ""))
-    return None
 
 
 def _local_port(server: str) -> int:

@@ -19,9 +19,9 @@ from arcbridge.checks.diagnosis import Finding, ok, skipped
 from arcbridge.client.background.caller import NoAnswer, NotRunning, OtherVersion, answer_of, exchange, request
 from arcbridge.client.background_paths import BackgroundPaths
 from arcbridge.client.doctor.codes import clip, fault, fault_to_come, sentence
+from arcbridge.client.state import StateDirectory
 from arcbridge.errors import ArcbridgeError, StateError
 from arcbridge.pki.private_files import refuse_foreign_directory
-from arcbridge.settings.user_directories import user_directory
 from arcbridge.units import size
 
 PROBE = 64 * 1024
@@ -34,14 +34,15 @@ LITTLE = 16 * 1024 * 1024
 def look_at_directories(state_dir: Path | None, environment: Mapping[str, str]) -> Finding:
     """Look at the directories of state, of tokens and of the background process; `state_dir`: that of the settings."""
     hop = "state directory"
-    own = (user_directory("state", environment), user_directory("cache", environment))
-    paths = (state_dir, state_dir / "cache") if state_dir is not None else own
-    directories = list(dict.fromkeys((*paths, Path(BackgroundPaths.find(environment).state))))
+    of_background = Path(BackgroundPaths.find(environment).state)
+    try:
+        state = StateDirectory.find(state_dir, environment)
+        refuse_foreign_directory(of_background)
+    except StateError as error:
+        return fault(hop, sentence(error), "state_directory")
+    paths = (state.path, state.cache)
+    directories = list(dict.fromkeys((*paths, of_background)))
     for directory in directories:
-        try:
-            refuse_foreign_directory(directory)
-        except StateError as error:
-            return fault(hop, sentence(error), "state_directory")
         if (found := _unusable(hop, directory)) is not None:
             return found
     for directory in directories:

@@ -94,7 +94,7 @@ class Kubeconfig:
         """Return the process and the address of our entry of that name; empty texts where it is not ours, or names
         none."""
         self._read()
-        mark = _mark_of(self._context(name)) or {}
+        mark = mark_of(self._context(name)) or {}
         return str(mark.get("process") or ""), str(mark.get("server") or "")
 
     # -- the changes --------------------------------------------------------------------------------------------------
@@ -125,13 +125,13 @@ class Kubeconfig:
                 name = _named(section, entry.name)
                 bodies = [body for file in self.files if (body := file.find(section, name)) is not None]
                 if not bodies or not all(
-                    (mark := _mark_of(body)) is not None
+                    (mark := mark_of(body)) is not None
                     and _owns(mark, entry.cluster, entry.relays)
                     and not _was_edited(section, body, mark)
                     for body in bodies
                 ):
                     return False
-            self._put(entry, _former(_mark_of(self._context(entry.name)) or {}))
+            self._put(entry, _former(mark_of(self._context(entry.name)) or {}))
             self._save()
         return True
 
@@ -178,7 +178,7 @@ class Kubeconfig:
     def _lost_plugins(self) -> Iterator[tuple[KubeconfigFile, str, dict[Any, Any], dict[Any, Any]]]:
         for file in self.files:
             for name, body in file.bodies("users"):
-                mark, plugin = _mark_of(body), body.get("exec")
+                mark, plugin = mark_of(body), body.get("exec")
                 if mark is None or not isinstance(plugin, dict) or _was_edited("users", body, mark):
                     continue
                 if (command := str(plugin.get("command"))) == NAME or not is_there(command):
@@ -192,17 +192,18 @@ class Kubeconfig:
 
     def remove_all(self, ca_pem: str | None = None) -> list[str]:
         """Take all entries of ours out, whatever served them, but for parts that were edited since; returns their
-        names. `ca_pem`: only those at endpoints of this CA. Raises StateError."""
+        names. `ca_pem`: only those at endpoints of this CA, none where it is empty. Raises
+        StateError."""
         with self._locked():
             names = {
                 name.removeprefix("arcbridge-") if section == "users" else name
                 for file in self.files
                 for section in _DISPLACED
                 for name, body in file.bodies(section)
-                if _mark_of(body) is not None
+                if mark_of(body) is not None
             }
             if ca_pem is not None:
-                names = {name for name in names if self._authority(name) == _base64(ca_pem)}
+                names = {name for name in names if ca_pem and self._authority(name) == _base64(ca_pem)}
             for name in sorted(names):
                 self._retire(name, lambda mark: True, remove=True)
             self._save()
@@ -228,11 +229,11 @@ class Kubeconfig:
             for section in ("contexts", "users", "clusters")
             for file in self.files
             if (body := file.find(section, entry_name := _named(section, name))) is not None
-            and (mark := _mark_of(body)) is not None
+            and (mark := mark_of(body)) is not None
         ]
         context = self._context(name)
         # The user may have taken the context out: then the mark of another entry says which cluster they are for.
-        whole = _mark_of(context) if context is not None else next((mark for *_, mark in found), None)
+        whole = mark_of(context) if context is not None else next((mark for *_, mark in found), None)
         if whole is None or not ours(whole):
             return
         if remove or not _texts(whole.get("arguments")):
@@ -258,7 +259,7 @@ class Kubeconfig:
             name
             for file in self.files
             for name, body in file.bodies("contexts")
-            if (mark := _mark_of(body)) is not None
+            if (mark := mark_of(body)) is not None
             and mark.get("process")
             and not mark.get("plugin")
             and not alive(str(mark["process"]))
@@ -303,7 +304,7 @@ class Kubeconfig:
 
     def _last_foreign(self, current: str | None) -> str | None:
         """Return the current context, or the one that was before it where it is ours."""
-        mark = _mark_of(self._context(current)) if current is not None else None
+        mark = mark_of(self._context(current)) if current is not None else None
         return current if mark is None else _former(mark)
 
     def _require_ours(self, section: str, name: str, cluster: str, relays: tuple[str, ...]) -> None:
@@ -312,7 +313,7 @@ class Kubeconfig:
             found = file.find(section, name)
             if found is None:
                 continue
-            mark = _mark_of(found)
+            mark = mark_of(found)
             if mark is None:
                 raise ConfigError(
                     f"{file.path} has another entry {name!r} in {section!r}, which arcbridge did not make; "
@@ -416,7 +417,7 @@ def _mark(body: dict[Any, Any], entry: Entry, section: str, former: str | None) 
     extensions.append({"name": MARK, "extension": mark})
 
 
-def _mark_of(body: dict[Any, Any] | None) -> dict[Any, Any] | None:
+def mark_of(body: dict[Any, Any] | None) -> dict[Any, Any] | None:
     """Return what we have written about an entry; None: we did not make it, or there is none."""
     extensions = body.get("extensions") if body is not None else None
     for item in extensions if isinstance(extensions, list) else []:
@@ -427,7 +428,7 @@ def _mark_of(body: dict[Any, Any] | None) -> dict[Any, Any] | None:
 
 
 def _has_ours(file: KubeconfigFile) -> bool:
-    return any(_mark_of(body) is not None for section in _DISPLACED for _, body in file.bodies(section))
+    return any(mark_of(body) is not None for section in _DISPLACED for _, body in file.bodies(section))
 
 
 def _former(mark: dict[Any, Any]) -> str | None:

@@ -18,6 +18,7 @@ import copy
 import random
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from arcbridge.client.relay.relay_access import RelayAccess
@@ -86,8 +87,8 @@ class Relays:
     def of(cls, config: ClientConfig, successions: SuccessionStore | None = None) -> Relays:
         """Return the relays of the settings; `successions`: as in `RelayAccess`. Raises Unauthenticated where there are
         none, ConfigError."""
-        trust = {"ca_file": config.relay_ca_file, "ca_pin": config.relay_ca_pin, "successions": successions}
-        return cls([RelayAccess(url, **trust) for url in config.relay_urls()])  # type: ignore[arg-type]
+        access = partial(RelayAccess, ca_file=config.relay_ca_file, ca_pin=config.relay_ca_pin, successions=successions)
+        return cls([access(url) for url in config.relay_urls()])
 
     def with_own_record(self) -> Relays:
         """Return the same relays with a record of their own of which failed and which worked."""

@@ -141,7 +141,7 @@ async def test_b41_a_script_gives_what_the_relay_names(person: Person, tmp_path:
 
 
 async def test_b41_taking_back_a_flag_is_no_consent(person: Person, tmp_path: Path) -> None:
-    """What the user gave went before the relay's word, which nobody has agreed to."""
+    """What the user gave went before the relay's word, to which the user has not agreed."""
     (tmp_path / "odd").mkdir()
     async with serving(tmp_path / "odd", {**DOCUMENT, "audience": "payroll"}) as relay:
         await person.trust(relay, login=LoginConfig(audience="mine"))
@@ -390,10 +390,10 @@ async def test_e14_a_login_while_the_ca_is_rotated_and_after_changes_no_pin(
         (tmp_path / f"relay {step}").mkdir()
         now = state.authority()
         async with serving(tmp_path / f"relay {step}", dict(DOCUMENT), authority=now, port=port) as relay:
-            for someone in (person, Person(tmp_path / f"new at {step}")):
-                settings = {} if someone is person and someone.profiles.all() else {"relay_ca_pin": first.pin}
+            for user in (person, Person(tmp_path / f"new at {step}")):
+                settings = {} if user is person and user.profiles.all() else {"relay_ca_pin": first.pin}
                 for _ in range(2):
-                    profile = await someone.trust(relay, login=given, **settings)
+                    profile = await user.trust(relay, login=given, **settings)
                     assert (profile.ca_pin, profile.ca_pem) == (first.pin, first.certificate_pem)
                 file = tmp_path / "ca.pem"
                 file.write_text(profile.ca_pem)
@@ -401,7 +401,7 @@ async def test_e14_a_login_while_the_ca_is_rotated_and_after_changes_no_pin(
                     f"127.0.0.1:{relay.port}",
                     ca_file=file,
                     ca_pin=profile.ca_pin,
-                    successions=someone.profiles.successions,
+                    successions=user.profiles.successions,
                 )
                 assert (await ask_relay(access, given=True)).ca_pin == first.pin
                 access.follow(now.announced)  # as it joins

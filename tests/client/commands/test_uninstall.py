@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from arcbridge.client.background import caller
 from arcbridge.client.background.connection_settings import read_words
@@ -204,6 +206,19 @@ async def test_w23_one_directory_goes_and_not_the_rest_of_this_user(
     ]
 
 
+async def test_w23_a_directory_without_a_ca_has_no_contexts(environment: dict[str, str], tmp_path: Path) -> None:
+    """Also none of those that name no CA, as where another program has taken the cluster's entry out."""
+    kubeconfig, directory = tmp_path / "kubeconfig", tmp_path / "other"
+    used(environment, kubeconfig)
+    document = yaml.safe_load(kubeconfig.read_text())
+    kubeconfig.write_text(json.dumps({**document, "clusters": []}))
+    StateDirectory.find(directory, environment).add_kubeconfig([kubeconfig])
+    config = ClientConfig(state_dir=directory)
+    said = await taken_away(config, survey(config, environment, whole=False), environment)
+    assert [sentence for sentence in said if "context" in sentence] == []
+    assert Kubeconfig([kubeconfig]).has_ours()
+
+
 def test_a_directory_that_a_connection_needs_is_not_taken_alone(environment: dict[str, str], tmp_path: Path) -> None:
     directory = tmp_path / "other"
     words = ("--cluster", "prod", "--state-dir", str(directory))
@@ -212,10 +227,16 @@ def test_a_directory_that_a_connection_needs_is_not_taken_alone(environment: dic
     with pytest.raises(StateError, match="`arcbridge disconnect prod`"):
         survey(config, environment, whole=False)
     survey(ClientConfig(state_dir=tmp_path / "third"), environment, whole=False)
-    assert survey(config, environment).left == []
-    assert survey(CONFIG, environment).left == [
-        f"the state directory {directory}: `arcbridge uninstall --state-dir {directory}`"
+    (settings := tmp_path / "client.toml").write_text(f'state_dir = "{tmp_path / "fourth"}"\n')
+    settings.chmod(0o600)
+    words = ("--cluster", "test", "--config", str(settings))
+    Connections(Path(BackgroundPaths.find(environment).connections)).add(Connection(read_words(words), "test", "test"))
+    others = [
+        f"the state directory {other}: `arcbridge uninstall --state-dir {other}`"
+        for other in (tmp_path / "fourth", directory)
     ]
+    assert survey(config, environment).left == others[:1]
+    assert survey(CONFIG, environment).left == others
 
 
 async def test_the_settings_name_another_directory(environment: dict[str, str], tmp_path: Path) -> None:

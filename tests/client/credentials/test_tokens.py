@@ -292,7 +292,7 @@ class TestOneAudiencePerCluster:
             await Tokens(self.SETTINGS, pair).for_cluster("a").access()
         for tokens in (Tokens(self.SETTINGS, pair), Tokens(self.SETTINGS, pair).for_cluster("b")):
             with pytest.raises(OneToken, match=r"\(arcbridge-a\)"):
-                await tokens.access()  # what the relay has is good there, whoever asks for what
+                await tokens.access()  # what the relay has is good there, for whatever cluster it is asked
         assert await Tokens(replace(self.SETTINGS, one_token=True), pair).for_cluster("a").access()
         fixed = LoginConfig(cluster_audience="arcbridge-a")
         with pytest.raises(OneToken):

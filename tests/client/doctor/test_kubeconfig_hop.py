@@ -84,3 +84,18 @@ async def test_contexts_and_ports(tmp_path: Path) -> None:
         assert await kept_port(state, ("r:443",), "other") is None
         (state.path / "ports.json").write_text("damaged")
         assert await kept_port(state, ("r:443",), "prod") is None
+
+
+@pytest.mark.parametrize("server", ["https://127.0.0.1:9", "https://10.0.0.1:6443"])
+async def test_a_server_that_was_changed(tmp_path: Path, server: str) -> None:
+    """The credential plugin serves kubectl at the endpoint alone; a client certificate is good at any address."""
+    state, file = StateDirectory.find(tmp_path / "state", {}), tmp_path / "config"
+    address = f"https://127.0.0.1:{fixed_port()}"
+    found = []
+    for plugin in (True, False):
+        entry = Entry("prod", "prod", address, "CA", "CERT", "KEY", process="background", plugin=plugin)
+        for text in (render(entry), render(entry).replace(address, server, 1)):
+            file.write_text(text)
+            found.append(judge_kubeconfig(await contexts(Kubeconfig([file]), state), "prod"))
+    assert [one.code == "kubeconfig_edited" for one in found] == [False, True, False, False]
+    assert server in found[1].detail

@@ -1,4 +1,4 @@
-"""This machine's directories and background process; `tests/e2e/test_user_faults.py` has real faults."""
+"""This machine's directories and background process; `tests/e2e/test_doctor.py` has real faults."""
 
 from __future__ import annotations
 
