@@ -92,10 +92,10 @@ class PodForward:
         """Set, and replaced, when new connections go elsewhere."""
         self._chosen: Pod | None = None
         """The pod that they go to."""
-        self._told: str | None = None
-        """Uid of the pod, or the state without one, that the user was told of last."""
-        self._chosen_at = 0.0
-        """When the user was told so, in monotonic seconds."""
+        self._shown: str | None = None
+        """Uid of the pod, or the state without one, that the user was shown last."""
+        self._shown_at = 0.0
+        """When that was, and a pod of this uid was chosen, in monotonic seconds."""
         self._listening: list[LocalPort] = []
         self._log = log.bind(cluster=sessions.cluster, target=str(target))
 
@@ -186,7 +186,7 @@ class PodForward:
             await tunnel.run(program)
             return True
         except DialRefused:
-            if monotonic() > max(until, self._chosen_at + STARTING):
+            if monotonic() > max(until, self._shown_at + STARTING):
                 raise
             connection.pod = None
             return False
@@ -253,7 +253,7 @@ class PodForward:
         """Tell the user which pod new connections go to, or why there is none, where that has changed."""
         pod = self._watch.chosen
         now = pod.uid if pod is not None else self._watch.state()
-        if now != self._told:
-            self._told, self._chosen_at = now, monotonic()
+        if now != self._shown:
+            self._shown, self._shown_at = now, monotonic()
             waits = "connections wait" if self._listening else "it is tried again"
             self._say(f"{now}; {waits}" if pod is None else f"{self.target}: new connections go to pod {pod.name}")
