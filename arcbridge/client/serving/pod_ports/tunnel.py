@@ -120,7 +120,7 @@ class Tunnel:
         while len(body) < CHUNK and (part := await self._reader.read(CHUNK)):
             body += part
         answer = _parsed(head + body)
-        return refusal(answer.status, answer.read(), f"the API server answered with status {answer.status}")
+        return refusal(answer.status, answer.read(), "pods/portforward")
 
     async def run(self, program: Program) -> None:
         """Move bytes until both directions have ended in order. Raises ArcbridgeError, LocalLost."""
