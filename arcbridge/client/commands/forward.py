@@ -8,7 +8,6 @@ Invariant: a port accepts only once what it leads to is known to be there for th
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -73,12 +72,10 @@ async def run_pod_forward(
     ready: Callable[[], None] = lambda: None,
 ) -> None:
     """Carry local ports to pods behind the names in `words` until cancelled."""
-    from arcbridge.client.serving.pod_ports.pod_forward import LOOPBACK, PodForward
-    from arcbridge.client.serving.pod_ports.target import parse_targets
+    from arcbridge.client.serving.pod_ports.pod_forward import PodForward
+    from arcbridge.client.serving.pod_ports.target import parse_addresses, parse_targets
 
-    targets = parse_targets(words, namespace)
-    for address in addresses:
-        _check_address(address, LOOPBACK)
+    targets, listening = parse_targets(words, namespace), parse_addresses(addresses)
     session = _session(config, terminal, environment, token)
     forwards = [PodForward(session, target, terminal.tell, any_user=any_user) for target in targets]
     async with _running(config, session, forwards):
@@ -87,7 +84,7 @@ async def run_pod_forward(
                 for work in (session.run(), *(forward.run() for forward in forwards)):
                     group.create_task(work)
                 for forward in forwards:
-                    await forward.open(addresses)
+                    await forward.open(listening)
                 terminal.tell("Press Ctrl+C to close.")
                 ready()
         except BaseExceptionGroup as errors:
@@ -126,11 +123,3 @@ async def _running(
         await send_resets()
         if observer is not None:
             await observer.stop()
-
-
-def _check_address(address: str, loopback: str) -> None:
-    try:
-        if address != loopback:
-            ipaddress.ip_address(address)
-    except ValueError as error:
-        raise ConfigError(f"flag --address: {address[:64]!r} is no IP address; give one, or {loopback}") from error

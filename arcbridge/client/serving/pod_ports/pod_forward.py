@@ -22,7 +22,7 @@ import structlog
 from arcbridge.client.serving.local_port import ForwardStats, LocalPort
 from arcbridge.client.serving.pod_ports.pod_watch import PodWatch
 from arcbridge.client.serving.pod_ports.spdy import CHUNK
-from arcbridge.client.serving.pod_ports.target import PodTarget, PortPair
+from arcbridge.client.serving.pod_ports.target import LOOPBACK, PodTarget, PortPair
 from arcbridge.client.serving.pod_ports.tunnel import DialRefused, LocalLost, Program, Tunnel
 from arcbridge.client.serving.pod_ports.workload import NoSuchPort, Pod
 from arcbridge.client.session.session_manager import SessionManager
@@ -45,7 +45,6 @@ STARTING = 10.0
 """Seconds in which a pod that has just become ready may not listen yet: without a readiness probe it is so at once."""
 SETTLING = 1.0
 """Seconds for the news that a pod which does not listen any more is being ended."""
-LOOPBACK = "localhost"
 OPTION = "LOCAL:REMOTE"
 """Where another local port is given, for the error of one that is taken."""
 
