@@ -1,6 +1,6 @@
 """Charges the event loop's time to those whose bytes it works on, and finds who takes more than a share of it.
 
-Work is measured where callbacks and steps of tasks begin and end. Nothing here slows or refuses anybody: a `LoopTime`
+Work is measured where callbacks and steps of tasks begin and end. Nothing here slows or refuses a payer: a `LoopTime`
 that is over its share calls back. The decisions read no clock but the thread's CPU time; each call is given the time in
 monotonic seconds. Invariant: a payer owes nothing unless its own CPU time made the loop late and another payer used it
 in the last second: an only user may take all of it, short turns cost a payer nothing, nor does what others do. Why:
@@ -66,7 +66,7 @@ class LoopShares:
         self.total = 0.0
         """Seconds that were charged to all payers. To measure, a callback remembers it at its beginning."""
         self.inner = 0.0
-        """Seconds of these that were for what another payer began: no sign that anybody else waits."""
+        """Seconds of these that were for what another payer began: no sign that another one waits."""
         self.over = 0.0
         """Seconds that payers took beyond their shares while others waited."""
         self.cpu = cpu

@@ -34,7 +34,7 @@ from arcbridge.net.address import Address
 from arcbridge.net.dialer import connect
 from arcbridge.net.tls import ALPN_CONTROL
 from arcbridge.observe.untrusted_text import clean
-from arcbridge.tasks import cancel_and_wait
+from arcbridge.tasks import TaskSet, cancel_and_wait
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.ledger import FEATURE, LedgerEntries, entries_of, frames
 from arcbridge.wire.records import CaSuccession, Dial, Goaway, Ledger, Revoke, Status
@@ -116,7 +116,7 @@ class ControlConnections:
         self.choice = choice or RelayChoice(relays, wanted, draw=draw)
         self.dials = Dials(relays, keeper, sessions, instance=instance, clock=clock)
         self._links: set[ControlLink] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = TaskSet()
         self._balancing: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
         self._departures: list[_Departure] = []
@@ -271,9 +271,7 @@ class ControlConnections:
     def _start(self, relay: Address, now: float) -> None:
         link = ControlLink(self, relay, now)
         self._links.add(link)
-        link.task = asyncio.get_running_loop().create_task(self._run_link(link), name=f"control-{relay}")
-        self._tasks.add(link.task)
-        link.task.add_done_callback(self._tasks.discard)
+        link.task = self._tasks.start(self._run_link(link), f"control-{relay}")
 
     async def _run_link(self, link: ControlLink) -> None:
         """Connect, and wait until the connection is over."""
@@ -354,9 +352,7 @@ class ControlConnections:
         """A relay announces its CAs: take that over; of those that come meanwhile, the last one."""
         link.told = succession.cas
         if link.following is None or link.following.done():
-            link.following = asyncio.get_running_loop().create_task(self._follow(link))
-            self._tasks.add(link.following)
-            link.following.add_done_callback(self._tasks.discard)
+            link.following = self._tasks.start(self._follow(link))
 
     async def _follow(self, link: ControlLink) -> None:
         while link.told and link in self._links:

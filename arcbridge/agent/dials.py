@@ -29,7 +29,7 @@ from arcbridge.net.dialer import connect
 from arcbridge.net.join import JOIN_ID, JoinCode, client_join
 from arcbridge.net.tls import ALPN_JOIN
 from arcbridge.observe.untrusted_text import clean
-from arcbridge.tasks import cancel_and_wait
+from arcbridge.tasks import TaskSet, cancel_and_wait
 from arcbridge.wire.records import Dial, JoinRequest
 
 MAX_DIALS = 64
@@ -76,7 +76,7 @@ class Dials:
         self._instance = instance
         self._clock = clock
         self._certificate = SessionCertificate()
-        self._open: set[asyncio.Task[None]] = set()
+        self._open = TaskSet()
         self._dialling: dict[asyncio.Task[None], Address] = {}
         """Those of them that the relay has not joined yet, each with the relay that asked for it. The others wait for a
         client: they count among the sessions' unauthenticated connections, or clients that never speak would keep all
@@ -131,12 +131,10 @@ class Dials:
         """Join, in a task, as `relay` asked for; `done` is called at its end, however it ends."""
         payer = self._sessions.accounts.relays.of(str(relay), time.monotonic())
         steps = payer.steps(self._join(dial, relay, payer))
-        task = asyncio.get_running_loop().create_task(steps, name=f"join-{dial.join_id}")
-        self._open.add(task)
+        task = self._open.start(steps, f"join-{dial.join_id}")
         self._dialling[task] = relay
 
         def ended(task: asyncio.Task[None]) -> None:
-            self._open.discard(task)
             self._dialling.pop(task, None)
             done()
 

@@ -181,7 +181,7 @@ def test_what_cannot_be_is_said_before_a_port_is_served(
 
 
 def test_a_missing_right_is_said_when_a_connection_comes(world: World, web: Web, cluster: Cluster) -> None:
-    """Whoever may look at pods need not be allowed to reach into them."""
+    """A user who may look at pods need not be allowed to reach into them."""
     cluster.grant("view", user=BOB.email, namespace=NAMESPACE)
     web.add("closed")
     process, (port,) = world.start_pod_forward(f"svc/{web.name}", ":80", "-n", NAMESPACE, user=BOB)

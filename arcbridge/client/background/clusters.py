@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from arcbridge.client.kubeconfig.running import BACKGROUND, running_of
 from arcbridge.client.service import ClientContext, Terminal
 from arcbridge.client.serving.served_cluster import ServedCluster
 from arcbridge.errors import ArcbridgeError, ConfigError, StateError, Unreachable
-from arcbridge.tasks import cancel_and_wait
+from arcbridge.tasks import TaskSet, cancel_and_wait
 from arcbridge.units import rfc3339
 
 SESSION_WAIT = 25.0
@@ -133,7 +133,8 @@ class ServedClusters:
         self.changing = asyncio.Lock()
         """Held while it is changed, so that a process that hands over hands over a whole state."""
         self.leaving = False
-        self._closing: set[asyncio.Task[None]] = set()
+        self._closing = TaskSet()
+        """Parts that are closed beside what runs; `wait_closed` waits for them."""
         self._environment = environment
         self._clock = clock
 
@@ -214,14 +215,7 @@ class ServedClusters:
             return
         log.error("session task failed", cluster=served.cluster, exc_info=error)
         if served in self.served.values():
-            self._start_closing(self._give_up(served, f"internal error ({type(error).__name__})"))
-
-    def _start_closing(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Close something beside what runs; `wait_closed` waits for it."""
-        closing = asyncio.create_task(work)
-        self._closing.add(closing)
-        closing.add_done_callback(self._closing.discard)
-        return closing
+            self._closing.start(self._give_up(served, f"internal error ({type(error).__name__})"))
 
     async def _give_up(self, served: Served, reason: str) -> None:
         async with self.changing:
@@ -453,7 +447,7 @@ class ServedClusters:
                 return await self._replace(key, now or served, connection, kubeconfig, switch=switch)
         finally:
             if candidate is not None and self.served.get(key) is not candidate:
-                await asyncio.shield(self._start_closing(candidate.close()))
+                await asyncio.shield(self._closing.start(candidate.close()))
 
     async def _replace(
         self, key: ConnectionSettings, served: Served, connection: Connection, kubeconfig: Kubeconfig, *, switch: bool

@@ -31,7 +31,7 @@ from arcbridge.client.background_paths import BackgroundPaths
 from arcbridge.client.kubeconfig.private import sweep
 from arcbridge.errors import ArcbridgeError, ConfigError, ExitCode, StateError, Unreachable
 from arcbridge.pki.private_files import try_lock
-from arcbridge.tasks import cancel_and_wait
+from arcbridge.tasks import TaskSet, cancel_and_wait
 
 REQUEST_LIMIT = 256 * 1024
 IDLE_END = 10.0
@@ -68,7 +68,7 @@ class BackgroundProcess:
         self._leashes: list[socket.socket] = []
         self._former: list[socket.socket] = []
         """Connections to processes whose place this one took, and that have streams left."""
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = TaskSet()
         self._over = asyncio.Event()
         self._handed_over = False
         self._busy = 0
@@ -332,9 +332,7 @@ class BackgroundProcess:
                 sock.close()
                 continue
             sock.setblocking(False)
-            task = asyncio.get_running_loop().create_task(self._serve(sock))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._tasks.start(self._serve(sock))
 
     async def _serve(self, sock: socket.socket) -> None:
         """Answer one request."""

@@ -8,13 +8,12 @@ Invariant: a port accepts only once what it leads to is known to be there for th
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 from arcbridge.client.service import ClientContext, Terminal
 from arcbridge.client.serving.forward import Forward, check_offered, check_target_name
-from arcbridge.client.serving.local_port import ForwardStats
 from arcbridge.client.serving.served_cluster import send_resets
 from arcbridge.client.session.session_manager import SessionManager
 from arcbridge.client.settings import required
@@ -23,6 +22,9 @@ from arcbridge.net.address import parse_listen
 from arcbridge.net.loopback import listen_at
 from arcbridge.settings.config import ClientConfig
 from arcbridge.tasks import first_error
+
+if TYPE_CHECKING:
+    from arcbridge.client.serving.pod_ports.pod_forward import PodForward
 
 
 async def run_forward(
@@ -45,19 +47,16 @@ async def run_forward(
     address = parse_listen(listen, default_port=0)
     sock = listen_at(address.host or "127.0.0.1", address.port)
     forward = Forward(session, target, sock, any_user=any_user)
-    try:
-        async with _running(config, session, [forward.stats]):
-            check_offered(target, session.targets, session.cluster)
-            async with asyncio.TaskGroup() as group:
-                group.create_task(session.run())
-                forward.start()
-                host, port = sock.getsockname()[:2]
-                shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-                terminal.tell(f"Forwarding {shown} to {target} of cluster {session.cluster}")
-                terminal.tell("Press Ctrl+C to close.")
-                ready()
-    finally:
-        await forward.close()
+    async with _running(config, session, [forward]):
+        check_offered(target, session.targets, session.cluster)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(session.run())
+            forward.start()
+            host, port = sock.getsockname()[:2]
+            shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            terminal.tell(f"Forwarding {shown} to {target} of cluster {session.cluster}")
+            terminal.tell("Press Ctrl+C to close.")
+            ready()
 
 
 async def run_pod_forward(
@@ -73,28 +72,23 @@ async def run_pod_forward(
     ready: Callable[[], None] = lambda: None,
 ) -> None:
     """Carry local ports to pods behind the names in `words` until cancelled."""
-    from arcbridge.client.serving.pod_ports.pod_forward import LOOPBACK, PodForward
-    from arcbridge.client.serving.pod_ports.target import parse_targets
+    from arcbridge.client.serving.pod_ports.pod_forward import PodForward
+    from arcbridge.client.serving.pod_ports.target import parse_addresses, parse_targets
 
-    targets = parse_targets(words, namespace)
-    for address in addresses:
-        _check_address(address, LOOPBACK)
+    targets, listening = parse_targets(words, namespace), parse_addresses(addresses)
     session = _session(config, terminal, environment, token)
     forwards = [PodForward(session, target, terminal.tell, any_user=any_user) for target in targets]
-    async with _running(config, session, [forward.stats for forward in forwards]):
+    async with _running(config, session, forwards):
         try:
             async with asyncio.TaskGroup() as group:
                 for work in (session.run(), *(forward.run() for forward in forwards)):
                     group.create_task(work)
                 for forward in forwards:
-                    await forward.open(addresses)
+                    await forward.open(listening)
                 terminal.tell("Press Ctrl+C to close.")
                 ready()
         except BaseExceptionGroup as errors:
             raise first_error(errors) from errors
-        finally:
-            for forward in forwards:
-                await forward.close()
 
 
 def _session(config: ClientConfig, terminal: Terminal, environment: Mapping[str, str], token: str) -> SessionManager:
@@ -109,27 +103,23 @@ def _session(config: ClientConfig, terminal: Terminal, environment: Mapping[str,
 
 
 @asynccontextmanager
-async def _running(config: ClientConfig, session: SessionManager, stats: Sequence[ForwardStats]) -> AsyncIterator[None]:
-    """Establish the session, and at the end close it and what observes it."""
+async def _running(
+    config: ClientConfig, session: SessionManager, forwards: Sequence[Forward | PodForward]
+) -> AsyncIterator[None]:
+    """Establish the session, and at the end close the ports before it, and then what observes it."""
     observer = None
     try:
         if config.observe.listen:
             from arcbridge.client.serving.observation import observe
 
-            observer = await observe(config.observe.listen, [session], forwards=stats)
+            observer = await observe(config.observe.listen, [session], forwards=[one.stats for one in forwards])
         await session.connect_once()
         yield
     finally:
+        for forward in forwards:
+            await forward.close()
         session.close()
         await session.wait_closed()
         await send_resets()
         if observer is not None:
             await observer.stop()
-
-
-def _check_address(address: str, loopback: str) -> None:
-    try:
-        if address != loopback:
-            ipaddress.ip_address(address)
-    except ValueError as error:
-        raise ConfigError(f"flag --address: {address[:64]!r} is no IP address; give one, or {loopback}") from error

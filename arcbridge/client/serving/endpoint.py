@@ -41,7 +41,7 @@ from arcbridge.net.descriptors import explain
 from arcbridge.net.sockets import ACCEPT_PAUSE, AcceptLoop
 from arcbridge.net.tlstransport import accept_tls
 from arcbridge.pki.chain import load_chain
-from arcbridge.tasks import cancel_and_wait
+from arcbridge.tasks import TaskSet, cancel_and_wait
 from arcbridge.wire.frames import ResetCode
 
 HEAD_LIMIT = 64 * 1024
@@ -89,7 +89,7 @@ class LocalEndpoint:
         self._accepting = AcceptLoop(sockets, self._accepted, self._exhausted)
         self.unproven = UnprovenConnections(MAX_UNPROVEN)
         self.connections: set[LocalConnection] = set()
-        self.tasks: set[asyncio.Task[None]] = set()
+        self.tasks = TaskSet()
         self.splices: set[TransportSplice] = set()
         self.log = log.bind(cluster=cluster)
 
@@ -267,9 +267,7 @@ class LocalConnection(asyncio.Protocol):
             self._splice(session)
             return
         self._asking = True
-        task = self._loop.create_task(self._ask())
-        self._endpoint.tasks.add(task)
-        task.add_done_callback(self._endpoint.tasks.discard)
+        self._endpoint.tasks.start(self._ask())
 
     async def _ask(self) -> None:
         try:

@@ -6,7 +6,6 @@ as soon as a connection is accepted, because in many protocols the server speaks
 
 from __future__ import annotations
 
-import asyncio
 import socket
 
 import structlog
@@ -17,7 +16,7 @@ from arcbridge.errors import ArcbridgeError, ConfigError, PermissionRefused, Str
 from arcbridge.mux.session import MuxSession
 from arcbridge.mux.splice import SocketSplice, SpliceResult
 from arcbridge.net.sockets import reset
-from arcbridge.tasks import cancel_and_wait
+from arcbridge.tasks import TaskSet, cancel_and_wait
 from arcbridge.wire.frames import ResetCode
 
 PREFIX = "tcp:"
@@ -41,8 +40,7 @@ class Forward:
     def __init__(self, session: SessionManager, target: str, sock: socket.socket, *, any_user: bool = False) -> None:
         self._session = session
         self._target = f"{PREFIX}{check_target_name(target)}"
-        self._loop = asyncio.get_running_loop()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = TaskSet()
         self.stats = ForwardStats()
         self._log = log.bind(cluster=session.cluster, target=target)
         self._port = LocalPort([sock], self._accepted, self.stats, self._log, any_user=any_user)
@@ -60,9 +58,7 @@ class Forward:
         if session is not None:
             self._open(session, sock)
         else:
-            task = self._loop.create_task(self._wait(sock))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._tasks.start(self._wait(sock))
 
     async def _wait(self, sock: socket.socket) -> None:
         """Wait for a session for a connection that came while none is up."""

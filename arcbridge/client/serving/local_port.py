@@ -46,7 +46,7 @@ class LocalPort:
         self._taken = taken
         self._stats = stats
         self._log = log
-        self.any_user = any_user
+        self._any_user = any_user
 
     def start(self) -> None:
         self._accepting.start()
@@ -58,7 +58,7 @@ class LocalPort:
     def _accepted(self, sock: socket.socket, _host: str) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._stats.accepted += 1
-        user = PeerUser.OWN if self.any_user else peer_user(sock)
+        user = PeerUser.OWN if self._any_user else peer_user(sock)
         if user is PeerUser.OWN:
             self._taken(sock)
             return

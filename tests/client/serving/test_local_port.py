@@ -31,7 +31,7 @@ async def test_w13_programs_of_other_users_are_refused(
     assert (stats.accepted, stats.failed, taken.qsize()) == (1, 1, 0)
     told = str(lines)
     assert ("--any-user lets them in" in told, "'warning'" in told) == (user is PeerUser.OTHER,) * 2
-    port.any_user = True
+    port._any_user = True
     with socket.create_connection(listening.getsockname()[:2], timeout=10):
         (await asyncio.wait_for(taken.get(), 10)).close()
     port.close()

@@ -109,19 +109,16 @@ class Collection:
                     raise RemoteProtocolError(
                         f"the API server's answer to {self._path} has more than {PAGE_LIMIT} bytes"
                     )
-            self._check(answer.status, body)
+            if answer.status != 200:
+                raise refusal(answer.status, body, self._path)
             return read_json_object(body, PAGE_LIMIT)
-
-    def _check(self, status: int, body: bytes | bytearray) -> None:
-        if status != 200:
-            raise refusal(status, body, f"{self._path}: the API server answered with status {status}")
 
     async def _watch(self, http: aiohttp.ClientSession, version: str) -> None:
         """Pass events on until the watch ends."""
         query = {**self._query, "watch": "1", "resourceVersion": version, "timeoutSeconds": str(WATCH_SECONDS)}
         async with http.get(self._path, params=query, allow_redirects=False, read_bufsize=EVENT_LIMIT // 2) as answer:
             if answer.status != 200:
-                self._check(answer.status, await answer.content.read(64 * 1024))
+                raise refusal(answer.status, await answer.content.read(64 * 1024), self._path)
             try:
                 while line := await answer.content.readline():
                     event = read_json(line, EVENT_LIMIT)
@@ -132,8 +129,9 @@ class Collection:
                 raise RemoteProtocolError(f"an event of {self._path} is too long, or is none") from error
 
 
-def refusal(status: int, body: bytes | bytearray, otherwise: str) -> ArcbridgeError:
-    """Return the error of an answer of the API server (metav1.Status); `otherwise`: its message where there is none."""
-    message = str(read_json_object(bytes(body)).get("message") or otherwise)[:1000]
+def refusal(status: int, body: bytes | bytearray, what: str) -> ArcbridgeError:
+    """Return the error of an answer of the API server (metav1.Status). `what`: the path, where it has no message."""
+    otherwise = f"{what}: the API server answered with status {status}"
+    message = str(read_json_object(body).get("message") or otherwise)[:1000]
     kind = PermissionRefused if status in (401, 403) else Unreachable
     return kind(message)

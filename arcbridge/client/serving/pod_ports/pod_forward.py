@@ -22,7 +22,7 @@ import structlog
 from arcbridge.client.serving.local_port import ForwardStats, LocalPort
 from arcbridge.client.serving.pod_ports.pod_watch import PodWatch
 from arcbridge.client.serving.pod_ports.spdy import CHUNK
-from arcbridge.client.serving.pod_ports.target import PodTarget, PortPair
+from arcbridge.client.serving.pod_ports.target import LOOPBACK, PodTarget, PortPair
 from arcbridge.client.serving.pod_ports.tunnel import DialRefused, LocalLost, Program, Tunnel
 from arcbridge.client.serving.pod_ports.workload import NoSuchPort, Pod
 from arcbridge.client.session.session_manager import SessionManager
@@ -45,7 +45,6 @@ STARTING = 10.0
 """Seconds in which a pod that has just become ready may not listen yet: without a readiness probe it is so at once."""
 SETTLING = 1.0
 """Seconds for the news that a pod which does not listen any more is being ended."""
-LOOPBACK = "localhost"
 OPTION = "LOCAL:REMOTE"
 """Where another local port is given, for the error of one that is taken."""
 
@@ -92,10 +91,10 @@ class PodForward:
         """Set, and replaced, when new connections go elsewhere."""
         self._chosen: Pod | None = None
         """The pod that they go to."""
-        self._told: str | None = None
-        """Uid of the pod, or the state without one, that the user was told of last."""
-        self._chosen_at = 0.0
-        """When the user was told so, in monotonic seconds."""
+        self._shown: str | None = None
+        """Uid of the pod, or the state without one, that the user was shown last."""
+        self._shown_at = 0.0
+        """When that was, and a pod of this uid was chosen, in monotonic seconds."""
         self._listening: list[LocalPort] = []
         self._log = log.bind(cluster=sessions.cluster, target=str(target))
 
@@ -186,7 +185,7 @@ class PodForward:
             await tunnel.run(program)
             return True
         except DialRefused:
-            if monotonic() > max(until, self._chosen_at + STARTING):
+            if monotonic() > max(until, self._shown_at + STARTING):
                 raise
             connection.pod = None
             return False
@@ -253,7 +252,7 @@ class PodForward:
         """Tell the user which pod new connections go to, or why there is none, where that has changed."""
         pod = self._watch.chosen
         now = pod.uid if pod is not None else self._watch.state()
-        if now != self._told:
-            self._told, self._chosen_at = now, monotonic()
+        if now != self._shown:
+            self._shown, self._shown_at = now, monotonic()
             waits = "connections wait" if self._listening else "it is tried again"
             self._say(f"{now}; {waits}" if pod is None else f"{self.target}: new connections go to pod {pod.name}")

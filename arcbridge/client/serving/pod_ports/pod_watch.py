@@ -143,11 +143,8 @@ class PodWatch:
 
     def _choose(self) -> None:
         """Stay with the pod, or take the one that is usable and was made last: it will be there for longest."""
-        unready = self.workload is not None and self.workload.unready
-        usable = [pod for pod in self.pods.values() if pod.usable(unready=unready)]
-        if self.workload is None:
-            usable = []
-        current = self.chosen
+        workload, current = self.workload, self.chosen
+        usable = [pod for pod in self.pods.values() if workload is not None and pod.usable(unready=workload.unready)]
         stays = next((pod for pod in usable if current is not None and pod.uid == current.uid), None)
         self.chosen = stays or max(usable, key=lambda pod: (pod.created, pod.name), default=None)
         self._changed()

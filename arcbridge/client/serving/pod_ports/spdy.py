@@ -77,14 +77,14 @@ class PodReader:
         self._reader = reader
         self._transport = transport
         self._text = b""
-        self.heard = False
-        """Whether a frame has come; whoever asks clears it."""
+        self.frame_received = False
+        """Whether a frame has come since the owner has cleared this."""
 
     async def payload(self) -> AsyncIterator[bytes]:
         """Yield the pod's bytes until it has ended in order. Raises SpdyError, and IncompleteReadError at a cut."""
         while True:
             head = await self._reader.readexactly(8)
-            self.heard = True
+            self.frame_received = True
             left = int.from_bytes(head[5:8], "big")
             if head[0] & 0x80:
                 await self._take_control(head, left)
@@ -100,7 +100,7 @@ class PodReader:
                 elif stream == _ERRORS:
                     self._text += part[: MAX_TEXT - len(self._text)]
             if fin and stream == _ERRORS and self._text:
-                raise SpdyError(self._said())
+                raise SpdyError(self._error_text())
             if fin and stream == _DATA:
                 return
 
@@ -110,11 +110,11 @@ class PodReader:
             raise SpdyError("the other end does not speak SPDY as port-forward does")
         body = await self._reader.readexactly(size)
         if kind == _RST_STREAM and int.from_bytes(body[:4], "big") == _DATA:
-            raise SpdyError(self._said() or "the kubelet reset the connection")
+            raise SpdyError(self._error_text() or "the kubelet reset the connection")
         if kind == _PING and not int.from_bytes(body, "big") & 1:  # the answers to ours are odd
             if self._transport.get_write_buffer_size() > MAX_UNREAD:
                 raise SpdyError("the other end sends PINGs and reads no answers")
             self._transport.write(head + body)
 
-    def _said(self) -> str:
+    def _error_text(self) -> str:
         return self._text.decode("utf-8", "replace").strip()

@@ -1,4 +1,4 @@
-"""Reads what `forward` is to reach, as kubectl's port-forward spells it: TYPE/NAME, and ports as [LOCAL:]REMOTE.
+"""Reads what `forward` is to reach, as kubectl's port-forward spells it: TYPE/NAME, ports as [LOCAL:]REMOTE, addresses.
 
 It knows the command line alone: whether a thing of that name exists, and has such a port, is for `workload`. Invariant:
 what passes is safe within a path of the API server.
@@ -6,12 +6,16 @@ what passes is safe within a path of the API server.
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from arcbridge.errors import ConfigError
 from arcbridge.settings.suggest import unknown
+
+LOOPBACK = "localhost"
+"""Both loopback addresses."""
 
 _CORE, _APPS = "/api/v1", "/apis/apps/v1"
 _KINDS = {
@@ -104,6 +108,18 @@ def parse_ports(word: str) -> PortPair:
     if local not in ("", "0") and not port_number(local):
         raise ConfigError(f"{word[:64]!r}: {local[:64]!r} is not a local port; give 1 to 65535, or none for a free one")
     return PortPair(port_number(local), remote)
+
+
+def parse_addresses(texts: Sequence[str]) -> list[str]:
+    """Return where the local ports listen, as kubectl takes it: with commas, or repeated. Raises ConfigError."""
+    found = list(dict.fromkeys(address for text in texts for address in text.split(",")))
+    for address in found:
+        try:
+            if address != LOOPBACK:
+                ipaddress.ip_address(address)
+        except ValueError as error:
+            raise ConfigError(f"flag --address: {address[:64]!r} is no IP address; give one, or {LOOPBACK}") from error
+    return found
 
 
 def port_number(text: str) -> int:

@@ -120,15 +120,15 @@ class Tunnel:
         while len(body) < CHUNK and (part := await self._reader.read(CHUNK)):
             body += part
         answer = _parsed(head + body)
-        return refusal(answer.status, answer.read(), f"the API server answered with status {answer.status}")
+        return refusal(answer.status, answer.read(), "pods/portforward")
 
     async def run(self, program: Program) -> None:
         """Move bytes until both directions have ended in order. Raises ArcbridgeError, LocalLost."""
         try:
             async with asyncio.TaskGroup() as group:
-                sending, asking = group.create_task(self._send(program)), group.create_task(self._ask())
+                sending, pinging = group.create_task(self._send(program)), group.create_task(self._ping())
                 await self._receive(program)
-                asking.cancel()
+                pinging.cancel()
                 moved = -1
                 while not sending.done() and moved != self.bytes_to_cluster:
                     moved = self.bytes_to_cluster
@@ -169,20 +169,20 @@ class Tunnel:
         except asyncio.IncompleteReadError as error:
             raise ConnectionLost("the connection to the pod was cut") from error
 
-    async def _ask(self) -> None:
-        """Ask for signs of life. Raises ConnectionLost where a question had no answer."""
+    async def _ping(self) -> None:
+        """Send PINGs. Raises ConnectionLost where one was not answered."""
         number = 1
         while True:
             session = self._session
             link, received = session.connection, session.stats.bytes_received
-            asked = link is not None and not self._transport.get_write_buffer_size()
-            self._pod.heard = False
-            if asked:
+            pinged = link is not None and not self._transport.get_write_buffer_size()
+            self._pod.frame_received = False
+            if pinged:
                 self._writer.write(ping(number))
                 number += 2
             await asyncio.sleep(PING_INTERVAL)
             answers = session.connection is link and session.stats.bytes_received != received
-            if asked and answers and not self._pod.heard and not self._blocked:
+            if pinged and answers and not self._pod.frame_received and not self._blocked:
                 raise ConnectionLost(f"the pod's node does not answer: nothing has come for {PING_INTERVAL:.0f} s")
 
 

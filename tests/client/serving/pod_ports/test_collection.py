@@ -201,5 +201,5 @@ async def test_d6_an_event_without_an_end_is_cut_off(far: FarSide, session: Sess
 
 def test_a_refusal_has_the_words_of_the_api_server_and_a_bound() -> None:
     assert refusal(403, b'{"message":"x"}', "y").message == "x"
-    assert refusal(404, b"<html>", "y").message == "y"
+    assert refusal(404, b"<html>", "y").message == "y: the API server answered with status 404"
     assert len(refusal(404, b'{"message":"%b"}' % (b"x" * 100_000), "y").message) <= 1000

@@ -87,21 +87,20 @@ async def test_payload_up_to_its_end(step: int) -> None:
         (control(2, bytes(MAX_CONTROL + 1)), "does not speak"),
         (control(6, bytes(8)), "does not speak"),
         (control(6), "does not speak"),
-        (b"HTTP/1.1 400 Bad Request\r\n\r\n" * 3, "whole"),
     ],
 )
 async def test_what_is_no_end_in_order(came: bytes, said: str) -> None:
-    with pytest.raises((SpdyError, asyncio.IncompleteReadError)) as raised:
+    with pytest.raises(SpdyError, match=said):
         await read(came)
-    if isinstance(raised.value, SpdyError):
-        assert raised.match(said)
 
 
-@pytest.mark.parametrize("cut", range(1, 40, 3))
-async def test_a_cut_is_no_end(cut: int) -> None:
-    came = REPLY + data(b"hello", fin=True)
+WHOLE = REPLY + data(b"hello", fin=True)
+
+
+@pytest.mark.parametrize("came", [*(WHOLE[:-cut] for cut in range(1, 40, 3)), b"HTTP/1.1 400 Bad Request\r\n\r\n" * 3])
+async def test_a_cut_is_no_end(came: bytes) -> None:
     with pytest.raises(asyncio.IncompleteReadError):
-        await read(came[: -min(cut, len(came))])
+        await read(came)
 
 
 async def test_d6_a_peer_that_asks_and_reads_no_answers_is_left(monkeypatch: pytest.MonkeyPatch) -> None:

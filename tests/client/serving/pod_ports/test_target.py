@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from arcbridge.client.serving.pod_ports.target import PortPair, is_kubernetes, parse_ports, parse_targets
+from arcbridge.client.serving.pod_ports.target import (
+    PortPair,
+    is_kubernetes,
+    parse_addresses,
+    parse_ports,
+    parse_targets,
+)
 from arcbridge.errors import ConfigError
 
 
@@ -61,6 +67,14 @@ def test_what_is_no_target(words: list[str]) -> None:
 def test_what_is_no_namespace(namespace: str) -> None:
     with pytest.raises(ConfigError):
         parse_targets(["svc/web", "80"], namespace)
+
+
+def test_addresses() -> None:
+    texts = ["localhost,10.0.0.1", "::1", "10.0.0.1"]
+    assert parse_addresses(texts) == ["localhost", "10.0.0.1", "::1"]
+    for text in ("", "localhost,", "example.org", "10.0.0.1:80", "10.0.0.1, ::1"):
+        with pytest.raises(ConfigError, match="flag --address"):
+            parse_addresses([text])
 
 
 def test_a_target_of_the_agent_is_one_word() -> None:
