@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import Final
 
-from arcbridge.agent.enrol import CONFLICTS, LOOK_AGAIN
+from arcbridge.agent.enrol import CONFLICTS, LOOK_AGAIN, TOO_MANY_WRITERS
 from arcbridge.agent.kube.apiserver import ApiServer, endpoint_of
 from arcbridge.agent.service import credential_store
 from arcbridge.errors import StateError
@@ -51,7 +51,7 @@ async def take_step(config: AgentConfig, step: str, *, force: bool, clock: Calla
             except VersionConflict:
                 continue
             return changed
-    raise StateError("the agent's state is being written by others all the time")
+    raise StateError(TOO_MANY_WRITERS)
 
 
 def _status(rotation: Rotation, now: float) -> RotationStatus:

@@ -350,13 +350,13 @@ class ControlConnections:
 
     def succession_received(self, link: ControlLink, succession: CaSuccession) -> None:
         """A relay announces its CAs: take that over; of those that come meanwhile, the last one."""
-        link.told = succession.cas
+        link.unfollowed = succession.cas
         if link.following is None or link.following.done():
             link.following = self._tasks.start(self._follow(link))
 
     async def _follow(self, link: ControlLink) -> None:
-        while link.told and link in self._links:
-            cas, link.told = link.told, ""
+        while link.unfollowed and link in self._links:
+            cas, link.unfollowed = link.unfollowed, ""
             try:
                 await self._keeper.follow_relay(cas)
                 pause = FOLLOW_PAUSE
@@ -365,7 +365,7 @@ class ControlConnections:
                 pause = REFUSED_PAUSE
                 if not isinstance(error, ConfigError | PinMismatch):
                     # The store failed, and the relay announces each step once.
-                    link.told = link.told or cas
+                    link.unfollowed = link.unfollowed or cas
             await asyncio.sleep(pause)
 
     def _note_connected(self) -> None:
@@ -522,11 +522,11 @@ class ControlLink(BaseHandler):
         self.dials = 0
         """Joins under way that this relay asked for."""
         self.announced: CaSuccession | None = None
-        """What the relay was told last of the cluster's CAs."""
+        """The last announcement of the cluster's CAs that was sent to the relay."""
         self.following: asyncio.Task[None] | None = None
-        """Takes over what the relay announces of its own."""
-        self.told = ""
-        """What the relay has announced since."""
+        """Takes over what the relay announces of its own CAs."""
+        self.unfollowed = ""
+        """The relay's last announcement that was not taken over yet; empty: none."""
         self.code = -1
         """The code of the relay's GOAWAY; -1: none came."""
         self.retry_after = 0

@@ -28,7 +28,7 @@ from arcbridge.checks.self_checks import SelfCheck, SelfChecks
 from arcbridge.errors import ArcbridgeError, ConfigError, EnrolmentRefused, PinMismatch
 from arcbridge.net.address import Address
 from arcbridge.net.dialer import try_tls
-from arcbridge.net.tls import ALPN_HTTP, RelayTrust, fetch_relay_ca, outer_client_context
+from arcbridge.net.tls import ALPN_HTTP, RelayTrust, fetch_relay_cas, outer_client_context
 from arcbridge.pki.credentials import CLUSTER_CA_CERTIFICATE, AgentCredential
 from arcbridge.pki.pins import pin_of, same_pin
 from arcbridge.settings.config import AgentConfig
@@ -142,7 +142,8 @@ async def _relay(
     try:
         async with asyncio.timeout(CONNECT_DEADLINE):
             if trust is None:
-                trust = RelayTrust(await fetch_relay_ca(relay, config.relay_ca_pin, deadline=CONNECT_DEADLINE))
+                cas = await fetch_relay_cas(relay, config.relay_ca_pin, deadline=CONNECT_DEADLINE)
+                trust = RelayTrust(cas.trusted)
             await try_tls(relay, outer_client_context(trust, ALPN_HTTP), deadline=CONNECT_DEADLINE)
     except PinMismatch as error:
         return [failed(hop, error.message, _PIN, "relay_pin")]

@@ -71,7 +71,7 @@ REFUSED_AMONG = 15
 CONFLICTS = 20
 """Rounds of compare-and-set before giving up: so many writers are never active for long."""
 
-_TOO_MANY_WRITERS = "the agent's state is being written by others all the time"
+TOO_MANY_WRITERS = "the agent's state is being written by others all the time"
 log = structlog.get_logger("arcbridge.agent")
 
 
@@ -195,7 +195,7 @@ class CredentialKeeper:
             self.changed()
             self._wake.set()
             return
-        raise StateError(_TOO_MANY_WRITERS)
+        raise StateError(TOO_MANY_WRITERS)
 
     @property
     def seconds_left(self) -> float:
@@ -317,7 +317,7 @@ class CredentialKeeper:
             if entries.CLUSTER_CA_KEY in made:
                 log.info("cluster CA made", cluster_ca_pin=pin_of(made[entries.CLUSTER_CA_CERTIFICATE].decode()))
             return Snapshot({**found, **made}, version)
-        raise StateError(_TOO_MANY_WRITERS)
+        raise StateError(TOO_MANY_WRITERS)
 
     async def _enrol(self, snapshot: Snapshot) -> AgentCredential:
         token = self._join_token(snapshot)
@@ -385,7 +385,7 @@ class CredentialKeeper:
             # Also where it looks old, by a clock that is wrong: the former certificate must not be renewed again.
             if await self._adopt(snapshot):
                 return None
-        raise StateError(_TOO_MANY_WRITERS)
+        raise StateError(TOO_MANY_WRITERS)
 
     async def _store_certificate(self, snapshot: Snapshot, update: dict[str, bytes]) -> AgentCredential:
         for _ in range(CONFLICTS):
@@ -407,7 +407,7 @@ class CredentialKeeper:
             if credential is None:
                 raise StateError("the agent's state is incomplete: restore it from a backup")
             return credential
-        raise StateError(_TOO_MANY_WRITERS)
+        raise StateError(TOO_MANY_WRITERS)
 
     def _fresh(self, credential: AgentCredential) -> bool:
         not_before, not_after = credential.validity()

@@ -164,13 +164,6 @@ async def accept_charged_tls(
     return transport
 
 
-async def fetch_relay_ca(
-    address: Address, pin: str, *, deadline: float = 10.0, proxy: Proxy | str | None = None
-) -> str:
-    """Fetch the PEM of the CA whose key has this pin, and of those that followed it, as `fetch_relay_cas` does."""
-    return (await fetch_relay_cas(address, pin, deadline=deadline, proxy=proxy)).trusted
-
-
 async def fetch_relay_cas(
     address: Address, pin: str, *, deadline: float = 10.0, proxy: Proxy | str | None = None
 ) -> Succession:

@@ -125,7 +125,7 @@ class RotationStatus:
     followed: str
     """How many have followed the last step, in words."""
     missing: tuple[str, ...]
-    """Why the next step has to wait: who has not followed."""
+    """Why the next step has to wait: clusters, relays and processes that have not followed, or a time."""
     relays: tuple[str, ...] = ()
     """Relays that have answered: one of a fleet that is frozen is missing, and no other knows of it."""
     strayed: tuple[str, ...] = ()

@@ -141,9 +141,7 @@ class Succession:
     def _cut(self) -> Succession:
         """Return at most `LONGEST` CAs, the last ones."""
         more = max(len(self.pins) - LONGEST, 0)
-        return Succession(
-            self.cas[more:], self.pins[more:], max(self.since - more, 0), max(self.present - more, 0)
-        )  # fmt: skip
+        return Succession(self.cas[more:], self.pins[more:], max(self.since - more, 0), max(self.present - more, 0))
 
 
 def _check_signatures(cas: tuple[str, ...]) -> None:

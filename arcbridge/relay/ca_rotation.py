@@ -1,7 +1,7 @@
 """The rotation of the relay's CA: its steps as an operator takes them, and how running processes take them over.
 
 A step is refused while an agent, or a relay of the fleet, has not followed the one before; `force` takes it all the
-same. Who has followed is what agents report over their control connections. Clients are not waited for: they follow
+same. Agents report over their control connections whether they have followed. Clients are not waited for: they follow
 at their next join, also much later, by the certificates that lead from CA to CA (`pki.succession`).
 """
 

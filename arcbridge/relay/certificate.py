@@ -104,7 +104,7 @@ class ServerCertificate:
             key_pem = read_text("tls.key", config.key)
         else:
             issued = self._authority.issue_server([self._host])
-            # With the way back to the CAs that ends know who have not heard of this one.
+            # With the way back to former CAs, for ends that do not know this one yet.
             certificate_pem, key_pem = issued.certificate_pem + self._authority.links_pem, issued.key_pem
         not_before, not_after = certificate_validity(certificate_pem)
         loaded = Loaded(config, stamp, certificate_pem, key_pem, {}, not_after, renew_at(not_before, not_after))

@@ -383,7 +383,7 @@ async def test_e14_a_flood_of_announcements_costs_an_agent_the_last_one_and_one_
         await world.until(lambda sent=sent: f"{sent:030}".encode() in ledger_of(world), "the agent has read all")
         assert [one.split(" x")[0] for one in judged] == ["0 of 1"]
     (link,) = world.control._links
-    assert link.told.startswith("999 of 1000"), "nothing but the last is kept"
+    assert link.unfollowed.startswith("999 of 1000"), "nothing but the last is kept"
     assert world.connected == [0]
 
 

@@ -236,7 +236,7 @@ def lose_the_registry(week: Week) -> None:
 
 
 def rotate(week: Week) -> None:
-    """The relay's CA gets a successor, and nobody is asked anything (test_ca_rotation.py)."""
+    """The relay's CA gets a successor, and no user is asked anything (test_ca_rotation.py)."""
     for step in ("next", "activate", "retire"):
         # Refused until all agents have followed the step before.
         until(lambda step=step: "error" not in week.relay("ca", step, check=False), f"ca {step}", timeout=180)

@@ -30,7 +30,7 @@ from arcbridge.net.tls import (
     ALPN_HTTP,
     ALPN_JOIN,
     RelayTrust,
-    fetch_relay_ca,
+    fetch_relay_cas,
     outer_client_context,
 )
 from arcbridge.pki.authority import Authority
@@ -95,7 +95,7 @@ def credentials(world: World, cluster: Cluster) -> Credentials:
 
 async def _credentials(world: World, cluster: Cluster) -> Credentials:
     relay = parse_address(world.relay_url)
-    ca_pem = await fetch_relay_ca(relay, world.relay_pin)
+    ca_pem = (await fetch_relay_cas(relay, world.relay_pin)).trusted
     own = stored(world.agent_config.parent / "state")
     authority = Authority.create("another cluster")
 

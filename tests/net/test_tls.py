@@ -16,7 +16,7 @@ from arcbridge.net.tls import (
     ALPN_JOIN,
     ALPN_SESSION,
     RelayTrust,
-    fetch_relay_ca,
+    fetch_relay_cas,
     inner_client_context,
     inner_server_context,
     outer_client_context,
@@ -134,14 +134,14 @@ async def test_the_ca_is_taken_by_its_pin(as_json: bool) -> None:
     server = await asyncio.start_server(api.serve, "127.0.0.1", 0, ssl=server_contexts()[ALPN_HTTP])
     async with server:
         address = Address("127.0.0.1", server.sockets[0].getsockname()[1])
-        assert (await fetch_relay_ca(address, authority().pin, proxy="direct")) == pem
+        assert (await fetch_relay_cas(address, authority().pin, proxy="direct")).trusted == pem
         other = Authority.create("other").pin
         with pytest.raises(PinMismatch) as caught:
-            await fetch_relay_ca(address, other, proxy="direct")
+            await fetch_relay_cas(address, other, proxy="direct")
         assert other in caught.value.message
         assert authority().pin in caught.value.message
         with pytest.raises(ConfigError):
-            await fetch_relay_ca(address, "sha256:short", proxy="direct")
+            await fetch_relay_cas(address, "sha256:short", proxy="direct")
     assert api.asked.startswith(b"GET /v1/ca HTTP/1.0\r\n")
 
 
@@ -154,4 +154,4 @@ async def test_no_ca_to_give(body: str, status: str) -> None:
     async with server:
         address = Address("127.0.0.1", server.sockets[0].getsockname()[1])
         with pytest.raises(Unreachable, match="is this an arcbridge relay"):
-            await fetch_relay_ca(address, authority().pin, proxy="direct")
+            await fetch_relay_cas(address, authority().pin, proxy="direct")

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 from structlog.testing import capture_logs
 
 from arcbridge.errors import ConfigError, PinMismatch
 from arcbridge.net.tls import ALPN_HTTP, RelayTrust, outer_client_context, outer_server_contexts
-from arcbridge.pki.authority import Authority
+from arcbridge.pki.authority import Authority, _builder
 from arcbridge.pki.enrolment import make_key
 from arcbridge.pki.rotation import Rotation
 from arcbridge.pki.succession import LONGEST, TEXT_LIMIT, Succession, SuccessionStore
@@ -66,37 +68,57 @@ def test_who_knows_a_pin_alone_follows_as_well() -> None:
 
 def forged(link: str) -> str:
     """The announcement of the first CA with another certificate in the second place."""
-    pin = Succession.of_ca(link).pins[0]
-    return f"# present: {KNOWN.pins[0]}\n# since: {KNOWN.pins[0]}\n{FIRST.certificate}{link}".replace("PIN", pin)
+    return f"{head(KNOWN)}{FIRST.certificate}{link}"
 
 
 HOSTILE = new()
 _, FOREIGN_LINK = HOSTILE.authority().make_successor()
 
 
+def certified_by_another() -> str:
+    """A certificate over the first CA's key that another one has issued."""
+    first, hostile = FIRST.authority(), HOSTILE.authority()
+    subject, key = first._certificate.subject, first._key.public_key()
+    life = first._certificate.not_valid_before_utc, first._certificate.not_valid_after_utc
+    identifier = x509.SubjectKeyIdentifier.from_public_key(hostile._key.public_key())
+    builder = _builder(subject, subject, key, life, identifier, is_ca=True)
+    return builder.sign(hostile._key, hashes.SHA256()).public_bytes(Encoding.PEM).decode()
+
+
+FORM, ONE_TWICE, SIGNATURE = (
+    "two lines, and one to 9 certificates",
+    "has one CA twice, or names one",
+    "is not signed by",
+)
+
+
 @pytest.mark.parametrize(
-    "text",
+    ("text", "reason"),
     {
-        "unsigned": forged(HOSTILE.certificate),
-        "signed by another key": forged(FOREIGN_LINK),
-        "no CA": forged(FIRST.authority().issue_server(["relay"]).certificate_pem),
-        "twice the same": ANNOUNCED.list.text + FIRST.certificate,
-        "altered": ANNOUNCED.list.text.replace("# since", "# until"),
-        "a CA that is not in it": ANNOUNCED.list.text.replace(KNOWN.pins[0], HOSTILE.list.pins[0]),
-        "present does not count": RETIRED.list.text.replace(RETIRED.list.pins[1], KNOWN.pins[0], 1),
-        "more text": ANNOUNCED.list.text + "x",
-        "none": head(ANNOUNCED.list),
-        "too many": ANNOUNCED.list.text + FIRST.certificate * LONGEST,
-        "oversized": ANNOUNCED.list.text + " " * TEXT_LIMIT,
-        "empty": "",
-        "padded": ANNOUNCED.list.text.replace("-----END", "\n-----END", 1),
-        "a first one that another key has signed": ANNOUNCED.list.text.replace(
-            FIRST.certificate, HOSTILE.authority().make_successor()[1]
+        "unsigned": (forged(HOSTILE.certificate), SIGNATURE),
+        "signed by another key": (forged(FOREIGN_LINK), SIGNATURE),
+        "no CA": (forged(FIRST.authority().issue_server(["relay"]).certificate_pem), SIGNATURE),
+        "twice the same": (ANNOUNCED.list.text + FIRST.certificate, ONE_TWICE),
+        "altered": (ANNOUNCED.list.text.replace("# since", "# until"), FORM),
+        "a CA that is not in it": (ANNOUNCED.list.text.replace(KNOWN.pins[0], HOSTILE.list.pins[0]), ONE_TWICE),
+        "present does not count": (
+            RETIRED.list.text.replace(RETIRED.list.pins[1], KNOWN.pins[0], 1),
+            "the present one does not count",
+        ),
+        "more text": (ANNOUNCED.list.text + "x", FORM),
+        "none": (head(ANNOUNCED.list), FORM),
+        "too many": (ANNOUNCED.list.text + FIRST.certificate * LONGEST, FORM),
+        "oversized": (ANNOUNCED.list.text + " " * TEXT_LIMIT, "at most 15 KiB"),
+        "empty": ("", FORM),
+        "padded": (ANNOUNCED.list.text.replace("-----END", "\n-----END", 1), FORM),
+        "a first one that another key has signed": (
+            ANNOUNCED.list.text.replace(FIRST.certificate, certified_by_another()),
+            SIGNATURE,
         ),
     }.values(),
-)  # fmt: skip
-def test_what_the_ca_has_not_signed_is_no_succession(text: str) -> None:
-    with pytest.raises(ConfigError) as caught:
+)
+def test_what_the_ca_has_not_signed_is_no_succession(text: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason) as caught:
         Succession.read(text)
     assert "BEGIN" not in caught.value.message
 

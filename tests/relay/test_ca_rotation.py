@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import ssl
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -334,8 +335,6 @@ def copy_of(authority: Authority) -> Authority:
 
 
 def der(pem: str) -> bytes:
-    import ssl
-
     return ssl.PEM_cert_to_DER_cert(pem)
 
 
@@ -365,8 +364,8 @@ async def test_e14_a_flood_of_announcements_costs_the_relay_four_and_one_judgeme
         assert link in relay.fleet.links()
 
 
-class Told(Agent):
-    """An agent that keeps what it is told of the relay's CAs."""
+class Follower(Agent):
+    """An agent that keeps what the relay announces of its CAs."""
 
     cas = ""
 
@@ -377,7 +376,7 @@ class Told(Agent):
 async def test_agents_are_told_of_a_step_one_after_the_other(tmp_path: Path) -> None:
     """Each renews then: all at once they would take the relay's loop, and wait for each other's durable writes."""
     async with station(tmp_path, "prod") as relay, contextlib.AsyncExitStack() as stack:
-        agents = [await stack.enter_async_context(Told(relay, instance=f"i{n}")) for n in range(4)]
+        agents = [await stack.enter_async_context(Follower(relay, instance=f"i{n}")) for n in range(4)]
         assert relay.control._pause == pytest.approx(3 / RelayLimitsConfig().agents_per_second)
         for step, pause in (("one", 3600.0), ("two", 0.0)):
             relay.control._cas = lambda step=step: CaSuccession(step)

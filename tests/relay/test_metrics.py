@@ -6,16 +6,18 @@ from types import SimpleNamespace
 from arcbridge.identity.proof import ProofChecker, ProofPolicy
 from arcbridge.net.join import JoinCode
 from arcbridge.observe.metrics import Metrics
-from arcbridge.pki.authority import Authority
+from arcbridge.pki.rotation import Rotation
 from arcbridge.relay.counters import REJECTIONS
 from arcbridge.relay.http.api import LIMITS as API_LIMITS
 from arcbridge.relay.metrics import register
 from arcbridge.relay.session_slots import LIMITS
-from tests.relay.station import station
+from tests.net.ends import authority
+from tests.relay.station import Agent, station
 
 
 async def test_every_metric_reads_and_the_series_are_fixed(tmp_path: Path) -> None:
-    async with station(tmp_path) as relay:
+    rotated = Rotation(authority().certificate_pem, authority().key_pem).take("next", 5.0).authority()
+    async with station(tmp_path, "prod") as relay, Agent(relay):
         metrics = Metrics("relay")
         lookups = {"answered": 5, "failed": 6}
         verifier = SimpleNamespace(
@@ -30,7 +32,7 @@ async def test_every_metric_reads_and_the_series_are_fixed(tmp_path: Path) -> No
         proofs.taken["cnf.jkt"], proofs.refused["missing"] = 2, 4
         basis = SimpleNamespace(
             counters=relay.counters,
-            authority=Authority.create("relay"),
+            authority=rotated,
             verifier=verifier,
             checks=SimpleNamespace(proofs=proofs, access=relay.access),
             certificate=SimpleNamespace(loaded=SimpleNamespace(expires=5.0)),
@@ -53,6 +55,8 @@ async def test_every_metric_reads_and_the_series_are_fixed(tmp_path: Path) -> No
         assert 'arcbridge_relay_graph_tokens_total{result="failed"} 8.0' in text
         assert 'arcbridge_relay_tokens_accepted_total{bound="cnf.jkt"} 2.0' in text
         assert 'arcbridge_relay_proofs_refused_total{reason="missing"} 4.0' in text
+        assert "arcbridge_relay_ca_rotation_step_timestamp_seconds 5.0" in text
+        assert "arcbridge_relay_ca_rotation_agents_behind 1.0" in text
         for reason in REJECTIONS:
             assert f'reason="{reason}"' in text
         for limit in LIMITS:

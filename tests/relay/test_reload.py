@@ -134,11 +134,13 @@ async def test_a_mistake_changes_nothing(relay: Reloading) -> None:
 async def test_an_issuer_that_is_taken_out_counts_no_more(config: RelayConfig, relay: Reloading) -> None:  # noqa: F811
     from arcbridge.net.address import parse_address
     from arcbridge.net.dialer import DIRECT
-    from arcbridge.net.tls import fetch_relay_ca
+    from arcbridge.net.tls import fetch_relay_cas
 
     await relay.start()
     try:
-        relay.ca = await fetch_relay_ca(parse_address(relay.info.address), relay.info.relay_ca_pin, proxy=DIRECT)
+        relay.ca = (
+            await fetch_relay_cas(parse_address(relay.info.address), relay.info.relay_ca_pin, proxy=DIRECT)
+        ).trusted
         with pytest.raises(JoinRefused) as refused:
             await relay.join()
         assert refused.value.code == JoinCode.FORBIDDEN, "the token is good, and there is no such cluster"

@@ -23,7 +23,7 @@ from arcbridge.net.address import parse_address
 from arcbridge.net.dialer import DIRECT, connect
 from arcbridge.net.join import JoinCode, client_join
 from arcbridge.net.sockets import receive, send_all
-from arcbridge.net.tls import ALPN_HTTP, ALPN_JOIN, RelayTrust, fetch_relay_ca, outer_client_context
+from arcbridge.net.tls import ALPN_HTTP, ALPN_JOIN, RelayTrust, fetch_relay_cas, outer_client_context
 from arcbridge.pki.authority import Authority
 from arcbridge.pki.enrolment import make_csr, make_key
 from arcbridge.relay import admin, service
@@ -81,7 +81,9 @@ class Running:
         if self.task.done():
             self.task.result()
         self.info = ready.result()
-        self.ca = await fetch_relay_ca(parse_address(self.info.address), self.info.relay_ca_pin, proxy=DIRECT)
+        self.ca = (
+            await fetch_relay_cas(parse_address(self.info.address), self.info.relay_ca_pin, proxy=DIRECT)
+        ).trusted
 
     async def stop(self) -> None:
         self.stopping.set()

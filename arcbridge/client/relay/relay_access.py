@@ -73,11 +73,10 @@ class RelayAccess:
     def follow(self, announced: str) -> None:
         """Take over what the relay announces of its CAs, on a connection that was verified; `announced`: as
         `Succession.text`, empty for nothing. What they have not signed changes nothing."""
-        if not announced or self.cas is None:
+        if not announced or self.cas is None or announced == self.cas.text:
             return
         try:
-            found = Succession.read(announced, own=announced == self.cas.text)
-            followed = self.cas.follow(found, f"the CA of {self.address.url}", retire=True)
+            followed = self.cas.follow(Succession.read(announced), f"the CA of {self.address.url}", retire=True)
             if followed != self.cas:
                 self.cas, self._trust = followed, RelayTrust(followed.trusted)
                 self._contexts.clear()

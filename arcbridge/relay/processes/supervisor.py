@@ -76,6 +76,8 @@ _RULES: Final[dict[str, Callable[..., float]]] = {
     f"{_PREFIX}ledger_left_out": max,
     f"{_PREFIX}clusters_awaited": max,
     f"{_PREFIX}certificate_expires_timestamp_seconds": min,
+    f"{_PREFIX}ca_rotation_step_timestamp_seconds": max,
+    f"{_PREFIX}users_revoked": max,
     f"{_PREFIX}cluster_check_ok": min,
     f"{_PREFIX}cluster_certificate_expires_timestamp_seconds": max,
     f"{_PREFIX}clusters_without_metrics": max,

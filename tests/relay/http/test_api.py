@@ -12,7 +12,7 @@ import pytest
 from arcbridge.errors import PinMismatch
 from arcbridge.identity.proof import ProofKey
 from arcbridge.net.address import Address
-from arcbridge.net.tls import fetch_relay_ca, fetch_relay_cas, fetch_unverified_ca
+from arcbridge.net.tls import fetch_relay_cas, fetch_unverified_ca
 from arcbridge.pki.authority import Authority, Issued, agent_ca_pin, agent_cluster, agent_generation
 from arcbridge.pki.enrolment import JoinToken, make_csr, make_key
 from arcbridge.pki.pins import pin_of
@@ -34,10 +34,10 @@ async def test_ca(relay: Relay) -> None:
 async def test_the_first_contact_of_an_agent_that_has_only_a_pin(relay: Relay) -> None:
     """docs/threats.md#E6, with the code that agents and clients use."""
     address = Address("127.0.0.1", relay.port)
-    assert await fetch_relay_ca(address, relay.authority.pin) == relay.authority.certificate_pem
+    assert (await fetch_relay_cas(address, relay.authority.pin)).trusted == relay.authority.certificate_pem
     wrong = Authority.create("relay CA").pin
     with pytest.raises(PinMismatch) as caught:
-        await fetch_relay_ca(address, wrong)
+        await fetch_relay_cas(address, wrong)
     assert wrong in caught.value.message
     assert relay.authority.pin in caught.value.message
 

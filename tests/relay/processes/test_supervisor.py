@@ -24,6 +24,7 @@ from arcbridge.pki.authority import Authority
 from arcbridge.relay import admin
 from arcbridge.relay.audit.log import RelayAudit
 from arcbridge.relay.backend import registry_of
+from arcbridge.relay.data_dir import change_authority, open_authority
 from arcbridge.relay.listener import bind
 from arcbridge.relay.processes import supervisor as supervisor_module
 from arcbridge.relay.processes.supervisor import Supervisor, supervise
@@ -206,6 +207,26 @@ async def test_metrics_of_more_clusters_than_a_message_holds_reach_the_page(conf
     async with asyncio.timeout(30):
         while not await shown():
             await asyncio.sleep(0.05)
+    running.stopping.set()
+    running.hurry.set()
+    await asyncio.wait_for(running.task, 30)
+
+
+async def test_what_every_worker_reads_alike_is_not_added_up(config: RelayConfig) -> None:
+    open_authority(config.data_dir)
+    change_authority(config.data_dir, lambda state: state.take("next", 5.0))
+    async with registry_of(config) as registry:
+        await registry.revoke_user("bob", 7)
+    running = Running(config)
+    await running.serving()
+    wanted = {"ca_rotation_step_timestamp_seconds": 5.0, "users_revoked": 1.0}
+    for name, value in wanted.items():
+        async with asyncio.timeout(10):
+            while (found := await running.metric(name)) != value:
+                assert found < value, name
+                await asyncio.sleep(0.05)
+    assert await running.metric("workers_serving") == 2
+    assert {name: await running.metric(name) for name in wanted} == wanted
     running.stopping.set()
     running.hurry.set()
     await asyncio.wait_for(running.task, 30)
