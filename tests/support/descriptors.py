@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import socket
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -25,6 +26,21 @@ def held() -> frozenset[tuple[str, str]]:
         except FileNotFoundError:
             pass  # the directory's own, or one that another thread has closed
     return frozenset(found)
+
+
+# What uvloop opens once for a process.
+AT_ONCE = {"/dev/null"}
+
+
+def left_open(before: frozenset[tuple[str, str]]) -> set[str]:
+    """Return the kinds of which there are descriptors that were not open `before`, and more than there were.
+
+    New numbers alone say too little: uvloop makes its pair of sockets anew for each run, and takes other numbers for it
+    where lower ones have become free.
+    """
+    now = held()
+    more = Counter(kind for _, kind in now) - Counter(kind for _, kind in before)
+    return {kind for _, kind in now - before} & set(more)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 from collections.abc import Callable
 
@@ -15,3 +16,9 @@ async def until(condition: Callable[[], object], timeout: float = 30) -> None:
             if await answer if inspect.isawaitable(answer) else answer:
                 return
             await asyncio.sleep(0.002)
+
+
+async def settled(condition: Callable[[], bool], timeout: float = 5) -> None:
+    """Let the loop run until `condition` holds, or `timeout` has passed: what is left then is the caller's to name."""
+    with contextlib.suppress(TimeoutError):
+        await until(condition, timeout)
