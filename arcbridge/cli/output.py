@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 
 from arcbridge import units
 from arcbridge.cli.commands import DIAGNOSIS_OUTPUTS, DOCUMENTS, FOR_PEOPLE, LIST_OUTPUTS
@@ -120,6 +121,10 @@ def describe(error: BaseException) -> str:
     return f"internal error ({type(error).__name__}); run with --verbose and report what it logs"
 
 
+DIAGNOSIS_VERSION = 1
+"""Of the document of `FindingPrinter`: another one when a field that was there changes or goes."""
+
+
 class FindingPrinter:
     """Prints findings: as a table whose rows come one by one and that ends with what to do, or as one document.
 
@@ -134,11 +139,14 @@ class FindingPrinter:
         self._screen = Screen.of(sys.stdout)
         self._width = max(map(cells, ("relay certificate", *map(plain, hops))))
         self._begun = False
+        self._start = time.monotonic()
+        self._after: list[int] = []
         self.findings: list[Finding] = []
 
     def add(self, finding: Finding) -> None:
         """Print a row; a document waits for the others."""
         self.findings.append(finding)
+        self._after.append(round((time.monotonic() - self._start) * 1000))
         if not self._document:
             sys.stdout.write(over_waiting(self._row(finding), sys.stdout))
             sys.stdout.flush()
@@ -163,8 +171,16 @@ class FindingPrinter:
 
         cause = first_failure(self.findings)
         if self._document:
-            rows = [{**asdict(finding), "state": str(finding.state)} for finding in self.findings]
-            document = {"ok": cause is None, "cause": cause.code if cause else "", "hops": rows}
+            rows = [
+                {**asdict(finding), "state": str(finding.state), "after_ms": after}
+                for finding, after in zip(self.findings, self._after, strict=True)
+            ]
+            document = {
+                "version": DIAGNOSIS_VERSION,
+                "ok": cause is None,
+                "cause": cause.code if cause else "",
+                "hops": rows,
+            }
             sys.stdout.write(format_document(document, self._document))
             return
         for finding in self.findings:

@@ -100,8 +100,15 @@ def test_scripts_read_the_cause(capsys: pytest.CaptureFixture[str]) -> None:
     assert document["ok"] is False
     assert document["cause"] == "relay_certificate"
     expected = {"hop": "name resolution", "state": "ok", "detail": "192.0.2.1", "remedy": "", "code": ""}
+    assert document["version"] == 1
+    ages = [hop.pop("after_ms") for hop in document["hops"]]
+    assert ages == sorted(ages)
+    assert all(isinstance(age, int) and 0 <= age < 10_000 for age in ages)
     assert document["hops"][0] == expected
-    assert yaml.safe_load(printed([FINE, CAUSE, LATER], "yaml", capsys)) == document
+    of_yaml = yaml.safe_load(printed([FINE, CAUSE, LATER], "yaml", capsys))
+    for hop in of_yaml["hops"]:
+        del hop["after_ms"]
+    assert of_yaml == document
     assert json.loads(printed([FINE], "json", capsys))["cause"] == ""
 
 

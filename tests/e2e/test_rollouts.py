@@ -65,28 +65,34 @@ class People:
 
 @pytest.fixture(autouse=True)
 def _slow_tar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have pods use a `tar` that takes half a mebibyte a second until the file `hurry` is there, so that a copy runs
-    for as long as a test wants: any slower, and kubectl's pings wait behind the copy for longer than it waits for them.
+    monkeypatch.setenv("PATH", f"{write_slow_tar(tmp_path)}:{os.environ['PATH']}")
+
+
+def write_slow_tar(directory: Path) -> Path:
+    """Return a folder for PATH, from which pods have a `tar` that takes half a mebibyte a second until the file `hurry`
+    is there, so that a copy runs for as long as a test wants: any slower, and kubectl's pings wait behind the copy for
+    longer than it waits for them.
 
     A `tar` of a copy out of the pod ends only when the copy is whole: an API server closes once it has written all, and
-    a ping that comes after that has its kernel throw away what is unread."""
+    a ping that comes after that has its kernel throw away what is unread.
+    """
     pace = (
         "import os, sys, time\n"
         "while chunk := sys.stdin.buffer.read(65536):\n"
         "    sys.stdout.buffer.write(chunk)\n"
         "    time.sleep(0 if os.path.exists(sys.argv[1]) else 1 / 8)\n"
     )
-    (tmp_path / "pace.py").write_text(pace)
-    tar = tmp_path / "bin" / "tar"
+    (directory / "pace.py").write_text(pace)
+    tar = directory / "bin" / "tar"
     tar.parent.mkdir()
     tar.write_text(
         f"""#!/bin/sh
-{sys.executable} {tmp_path}/pace.py {tmp_path}/hurry | {shutil.which("tar")} "$@" || exit
+{sys.executable} {directory}/pace.py {directory}/hurry | {shutil.which("tar")} "$@" || exit
 case $1 in c*) for file; do :; done; until cmp -s "$file" "${{file%/*}}/back"; do sleep 0.1; done ;; esac
 """
     )
     tar.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tar.parent}:{os.environ['PATH']}")
+    return tar.parent
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Self
 
 from tests.readme.blocks import Block, missing
+from tests.readme.recording import COLUMNS, ROWS, Recording
 from tests.support.processes import ManagedProcess, ProcessFailed
 from tests.support.reports import until
 
@@ -52,13 +53,15 @@ class Machines:
         path: str = str(Path(sys.executable).parent),
         issuer_ca: Path | None = None,
         environment: Mapping[str, str] | None = None,
+        recording: Recording | None = None,
     ) -> None:
         """`dialled` is the machine whose files `scp` copies; `replaced` is what a command says -> what is run.
 
         `path` is where `arcbridge` is, and `issuer_ca` the CA of the issuer's page if the reader did not start one;
-        `environment` is what a reader's machine has besides.
+        `environment` is what a reader's machine has besides. `recording` hears what `run_command` runs to its end.
         """
         self.replaced = replaced
+        self.recording = recording
         self._directory = directory
         self._environment = dict(environment or {})
         self._running: dict[str, list[ManagedProcess]] = {}
@@ -118,13 +121,12 @@ class Machines:
             text = text.replace(said, run)
         directory = self.at(block.machine)
         environment: dict[str, str | None] = dict.fromkeys(
-            (name for name in os.environ if name.startswith("XDG_")), None
+            (name for name in os.environ if name.startswith("XDG_") or name == "COLUMNS"), None
         )
         environment |= {
             "PATH": self._path,
             "HOME": str(directory / "home"),
             "KUBECONFIG": None,
-            "COLUMNS": "200",
             # A free port instead of 47011, which another test may have.
             "ARCBRIDGE_PORT": "0",
             **self._environment,
@@ -135,7 +137,8 @@ class Machines:
             name=block.machine,
             env=environment,
             cwd=directory,
-            terminal=(50, 200),
+            terminal=(ROWS, COLUMNS),
+            heard=self.recording.hear if self.recording and not block.stays else None,
         )
         if not (block.stays or block.types):
             process.close_stdin()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from tests.readme.blocks import blocks
+from tests.readme.blocks import Block, blocks
 from tests.readme.machines import Machines
 
 _MASKS = (
@@ -27,6 +27,9 @@ _MASKS = (
     (re.compile(r"\bsale \d+"), "sale NUMBER"),
     (re.compile(r" {2,}"), "  "),
 )
+_NAMED = re.compile(r"https://(?:login|relay)\.example\.com")
+LAST = "A mistake"
+"""The section before which a recording ends."""
 _LOG_LINE = re.compile(r"^TIME:\d\d\.\d{3}Z |^\{\"timestamp\"")
 
 
@@ -39,18 +42,57 @@ def masked(line: str, directory: Path) -> str:
 
 
 def play(page: Path, machines: Machines) -> str:
-    """Run the commands of a page and return the page with what they printed. Log lines are left out."""
-    text = page.read_text(encoding="utf-8")
+    """Run the commands of a page and return the page with what they printed. Log lines are left out.
+
+    A recording of the machines ends before the section `LAST`.
+    """
+    text = before = page.read_text(encoding="utf-8")
+    recording, section = machines.recording, ""
     for block in blocks(page):
+        last, section = section, section_of(before, block)
+        if recording is not None and section != last:
+            if section == LAST:
+                recording = machines.recording = None
+            else:
+                recording.begin_section(section)
         shown: list[str] = []
         for command in commands(block.text):
+            if recording is not None:
+                recording.type_command(command, elsewhere=block.stays)
             process = machines.run_command(block, "\n".join(line[2:] for line in command))
+            if recording is not None:
+                recording.end_command()
             lines = (masked(line, machines.at(block.machine)) for line in process.lines())
-            shown += [*command, *(line for line in lines if line and not _LOG_LINE.match(line))]
+            shown += [*command, *(line for line in lines if is_output(line))]
             if process.returncode:
                 shown.append(f"(exit status {process.returncode})")
         text = text.replace(f"```console\n{block.text}\n```", "```console\n" + "\n".join(shown) + "\n```", 1)
     return text
+
+
+def section_of(text: str, block: Block) -> str:
+    """Return the heading under which a block stands."""
+    return next(line[3:] for line in reversed(text.splitlines()[: block.line]) if line.startswith("## "))
+
+
+def recorded(page: Path) -> list[str]:
+    """Return the lines of a page's commands and output that its recording has, with names in place of addresses."""
+    text, lines = page.read_text(encoding="utf-8"), []
+    for block in blocks(page):
+        if section_of(text, block) == LAST:
+            break
+        lines += block.text.splitlines()
+    return [unnamed(line) for line in lines if not line.startswith("(exit status ")]
+
+
+def unnamed(line: str) -> str:
+    """Return a masked line with names that a recording has in place of addresses masked, too."""
+    return _NAMED.sub("https://ADDRESS", line)
+
+
+def is_output(line: str) -> bool:
+    """Return whether a page has a masked line that was seen."""
+    return line != "" and not _LOG_LINE.match(line)
 
 
 def commands(text: str) -> list[list[str]]:

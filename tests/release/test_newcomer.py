@@ -1,7 +1,8 @@
-"""docs/transcript.md: a newcomer's path from an empty environment to two clusters and back, compared with what is seen;
-then, in that environment, a relay of which arcbridge writes the settings.
+"""docs/transcript.md: a newcomer's path from an empty environment to two clusters and back, compared with what is seen
+on a terminal of 80 columns; then, in that environment, a relay of which arcbridge writes the settings.
 
-With ARCBRIDGE_TRANSCRIPT=write the page is written anew; look at the difference before you commit it.
+With ARCBRIDGE_TRANSCRIPT=write the page is written anew, and the recording of its first part with its pictures; look at
+the difference before you commit it. tests/readme/test_recording.py compares page, recording and pictures.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import pytest
 
 from tests.demo.__main__ import agent_service_account, demonstration_api
 from tests.readme.machines import ROOT, Machines
+from tests.readme.recording import ASCIICAST, PICTURES, SCHEMES, Recording, picture_of
 from tests.readme.transcript import play
 from tests.support.cluster import Cluster, Unavailable, helm
 from tests.support.processes import ManagedProcess, require_or_skip
@@ -36,6 +38,7 @@ def test_a_newcomers_path(dist: Path, tmp_path: Path) -> None:
     here = tmp_path / "here"
     relay = f"127.0.0.1:{fixed_port()}"
     issuer_ca = tmp_path / "world" / "issuer" / "ca.pem"
+    recording = Recording("arcbridge: the first ten minutes", {str(here): "~", relay: "relay.example.com"})
     with (
         cluster,
         demonstration_api(tmp_path / "api") as munich,
@@ -43,6 +46,7 @@ def test_a_newcomers_path(dist: Path, tmp_path: Path) -> None:
         Machines(
             tmp_path,
             cluster.binaries.kubectl,
+            recording=recording,
             dialled="here",
             replaced={"relay.example.com": relay},
             names=("here",),
@@ -61,10 +65,14 @@ def test_a_newcomers_path(dist: Path, tmp_path: Path) -> None:
         for wheel in dist.glob("*.whl"):
             shutil.copy(wheel, here)
         world.start_issuer()
+        recording.replaced[world.issuer.url.removeprefix("https://")] = "login.example.com"
         write_files(world, relay, {"berlin-factory": real(cluster, here), "munich": munich.api}, here)
         seen = play(PAGE, machines)
     if os.environ.get("ARCBRIDGE_TRANSCRIPT") == "write":
         PAGE.write_text(seen, encoding="utf-8")
+        ASCIICAST.write_text(recording.asciicast(), encoding="utf-8")
+        for scheme in SCHEMES:
+            PICTURES[scheme].write_text(picture_of(recording.asciicast(), scheme), encoding="utf-8")
     assert seen.splitlines() == PAGE.read_text(encoding="utf-8").splitlines()
     three_commands(here / "env" / "bin", next(here.glob("*.whl")), tmp_path / "initial")
 

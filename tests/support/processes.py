@@ -78,7 +78,8 @@ class ManagedProcess:
 
     With `terminal=(rows, columns)` the process runs on a terminal: all output counts as stdout, and `send` types.
     With `stdin=True`, `send` and `close_stdin` feed a pipe. Otherwise standard input is empty.
-    `env` is merged into the environment; a value of None removes the variable.
+    `env` is merged into the environment; a value of None removes the variable. `heard` gets each piece of output as it
+    comes, in a thread of its stream.
     """
 
     def __init__(
@@ -92,7 +93,9 @@ class ManagedProcess:
         stdin: bool = False,
         terminal: tuple[int, int] | None = None,
         death_signal: signal.Signals = signal.SIGKILL,
+        heard: Callable[[str], None] | None = None,
     ) -> None:
+        self._heard = heard
         self.argv = [os.fspath(arg) for arg in argv]
         self.name = name or Path(self.argv[0]).name
         self.stdout_path = log_dir / f"{self.name}.stdout.log"
@@ -347,6 +350,8 @@ class ManagedProcess:
                     chunk = b""
                 log.write(chunk)
                 text = decoder.decode(chunk, final=not chunk)
+                if self._heard is not None:
+                    self._heard(text)
                 with self._changed:
                     *lines, self._partial[stream] = (self._partial[stream] + text).split("\n")
                     self._lines += [(stream, line.removesuffix("\r")) for line in lines]

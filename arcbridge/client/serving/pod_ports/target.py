@@ -66,13 +66,18 @@ def is_kubernetes(words: Sequence[str]) -> bool:
 
 
 def parse_targets(words: Sequence[str], namespace: str) -> list[PodTarget]:
-    """Return the targets of a command line: each TYPE/NAME, and the ports behind it. Raises ConfigError."""
+    """Return the targets of a command line: each TYPE/NAME, and the ports behind it. Raises ConfigError.
+
+    A first word without a type is a pod's name, as kubectl has it.
+    """
     if not is_name(namespace):
         raise ConfigError(f"flag --namespace: {namespace[:64]!r} is not the name of a namespace")
     found: list[tuple[str, str, list[PortPair]]] = []
     for word in words:
         if "/" in word:
             found.append((*_thing(word), []))
+        elif not found and is_name(word) and not word.isdigit():
+            found.append(("pods", word, []))
         elif not found:
             raise ConfigError(f"{word[:64]!r}: what is to be reached comes first, as in `forward svc/NAME 8080:80`")
         else:

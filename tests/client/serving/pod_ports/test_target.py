@@ -32,6 +32,12 @@ def test_targets_and_their_ports() -> None:
         assert parse_targets([word, "1"], "x")[0].name == "a"
 
 
+def test_a_first_word_without_a_type_is_a_pod() -> None:
+    (target,) = parse_targets(["till", "8080:80", "http"], "shop")
+    assert str(target) == "pod/till"
+    assert target.ports == (PortPair(8080, "80"), PortPair(None, "http"))
+
+
 @pytest.mark.parametrize(("word", "pair"), [("80", PortPair(80, "80")), (":web", PortPair(0, "web")),
                                             ("0:80", PortPair(0, "80")), ("web", PortPair(None, "web")),
                                             ("65535:1", PortPair(65535, "1"))])  # fmt: skip
@@ -43,6 +49,9 @@ def test_ports(word: str, pair: PortPair) -> None:
     "words",
     [
         ["80"],
+        ["80", "8080"],
+        ["8080:80", "till"],
+        ["till"],
         ["svc/web"],
         ["svc/web", "80", "svc/api"],
         ["job/web", "80"],
