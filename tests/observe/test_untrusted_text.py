@@ -58,6 +58,13 @@ def test_control_characters_are_written_out(text: str, expected: str) -> None:
         (f"token {JWT} refused", JWT),
         (f"Authorization: Bearer {JWT}", JWT),
         ("authorization: Basic YW5uYTpodW50ZXIy", "YW5uYTpodW50ZXIy"),
+        ("Set-Cookie: session=hunter2; Path=/", "hunter2"),
+        ("Cookie: session=hunter2; other=1", "hunter2"),
+        ("connect to http://anna:hunter2@proxy.example.org:3128 failed", "hunter2"),
+        ("nats://hunter2@10.0.0.1:4222", "hunter2"),
+        ("grant_type=client_credentials&client_secret=hunter2&x=1", "hunter2"),
+        ("grant_type=password&password=hunter2", "hunter2"),
+        ("/callback?access_token=hunter2&state=1", "hunter2"),
         ("sent Bearer opaque-access-token-0123", "opaque-access-token-0123"),
         ("join with a1b2c3d4e5f60718.Zm9vYmFyYmF6cXV4Zm9vYmFyYmF6cXV4Zm9v now", "Zm9vYmFyYmF6cXV4Zm9vYmFyYmF6cXV4Zm9v"),
         ("resume " + "aB3" * 16, "aB3aB3aB3"),
@@ -145,7 +152,7 @@ def test_h20_the_last_word_is_dropped_as_before(text: str) -> None:
 PUMPED = [
     "a", "A1b", "-", "/", "=", " ", "eyJ", "eyJa.", "abcdef.", "aaaaaa." + "a" * 40 + ".", "bearer ",
     "basic aaaaaaaaaaaa", "authorization: ", "authorization: a", "-----BEGIN ", "-----BEGIN PRIVATE KEY-----",
-    "-----END ", "aB3+/", "\x1b", "\u2028", "_token", ".secret.", "private_",
+    "-----END ", "aB3+/", "\x1b", "\u2028", "_token", ".secret.", "private_", "://", "@", "password=",
 ]  # fmt: skip
 
 
