@@ -46,12 +46,12 @@ class Redaction:
         }
         for name in PREFIX:
             if name in fields:
-                shaped[name] = _value(name, fields.pop(name))
+                shaped[name] = safe_value(name, fields.pop(name))
         for count, (name, value) in enumerate(fields.items()):
             if count >= MAX_FIELDS:
                 shaped["fields_omitted"] = len(fields) - MAX_FIELDS
                 break
-            shaped.setdefault(clean(str(name), 64), _value(str(name), value))
+            shaped.setdefault(clean(str(name), 64), safe_value(str(name), value))
         shaped.update(trace)
         return shaped
 
@@ -92,7 +92,7 @@ def _trace(error: BaseException) -> str:
     return "".join(traceback.format_exception(error, limit=-40))
 
 
-def _value(name: str, value: Any, depth: int = 0) -> Any:
+def safe_value(name: str, value: Any, depth: int = 0) -> Any:
     """Return `value` as something JSON has, clean and bounded. A field named after a secret loses its value."""
     if value is None or isinstance(value, bool):
         return value
@@ -106,9 +106,9 @@ def _value(name: str, value: Any, depth: int = 0) -> Any:
         return REDACTED
     if isinstance(value, Mapping) and depth < MAX_DEPTH:
         pairs = list(value.items())[:MAX_ITEMS]
-        return _bounded({clean(_text(key), 64): _value(_text(key), item, depth + 1) for key, item in pairs})
+        return _bounded({clean(_text(key), 64): safe_value(_text(key), item, depth + 1) for key, item in pairs})
     if isinstance(value, (list, tuple, set, frozenset)) and depth < MAX_DEPTH:
-        return _bounded([_value("", item, depth + 1) for item in list(value)[:MAX_ITEMS]])
+        return _bounded([safe_value("", item, depth + 1) for item in list(value)[:MAX_ITEMS]])
     return clean(_text(value))
 
 
