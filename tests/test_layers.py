@@ -43,7 +43,7 @@ LEAVES = frozenset(
 FOUNDATION = frozenset({"identity", "pki", "net", "mux", "wire", "socket_options"})
 ALLOWED: dict[str, frozenset[str]] = {
     "__main__": frozenset({"cli"}),
-    "cli": frozenset({*ROLES, *FOUNDATION, "audit", "checks", "observe", "settings"}),
+    "cli": frozenset({*ROLES, *FOUNDATION, "audit", "bundle", "checks", "observe", "settings"}),
     **{role: frozenset({*FOUNDATION, "audit", "checks", "observe", "settings"}) for role in ROLES},
     "audit": frozenset({"checks", "net", "observe", "pki", "settings"}),
     "identity": frozenset({"net", "mux", "settings", "wire"}),
@@ -51,6 +51,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "net": frozenset({"identity", "pki", "mux", "wire", "socket_options"}),
     "mux": frozenset({"wire", "socket_options"}),
     "wire": frozenset(),
+    "bundle": frozenset({"observe", "pki", "settings"}),
     "checks": frozenset({"observe", "settings"}),
     "observe": frozenset({"settings"}),
     "settings": frozenset({"pki"}),

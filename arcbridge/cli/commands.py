@@ -77,6 +77,12 @@ SETTINGS_OUTPUT = _output("toml", *DOCUMENTS)
 
 _FORCE = Flag("--force", "also where not all have followed the step before")
 _CLUSTER = Argument("cluster", "name of the cluster", kind="clusters")
+_BUNDLE = (
+    Flag("--without-names", "numbers for users, groups and clusters, and no text that may have one"),
+    Flag("--log FILE", "the log, where it is a file; - reads it from standard input"),
+    # Not `file`, which is a setting of the client.
+    Argument("archive", "the file to write; - is standard output (default: a new one here)", "?", kind="files"),
+)
 _USER = Argument("user", "name of the user as the policy has it, or ISSUER#SUBJECT")
 
 COMMANDS = (
@@ -195,6 +201,13 @@ COMMANDS = (
             "arcbridge doctor berlin ;; arcbridge doctor berlin -o json  # for scripts: `ok`, `cause`, and each hop",
         ),
         Command(
+            "bundle = bundle:bundle",
+            "write one file for a report of a fault, without a secret",
+            *_BUNDLE,
+            "arcbridge bundle -n berlin ;; arcbridge bundle --without-names report.tar.gz  # for a public issue",
+            uses="--cluster",
+        ),
+        Command(
             "status = background:status",
             "show what is connected here",
             OUTPUT,
@@ -219,6 +232,14 @@ COMMANDS = (
             "check this role and all that it depends on, and say what to do",
             DIAGNOSIS_OUTPUT,
             "arcbridge --role relay doctor --config relay.toml ;; arcbridge --role agent doctor -o json",
+        ),
+        Command(
+            "bundle = bundle:bundle",
+            "write one file for a report of a fault, without a secret",
+            *_BUNDLE,
+            "arcbridge --role relay bundle --config relay.toml ;; arcbridge --role agent bundle --config agent.toml",
+            "arcbridge --role relay bundle --without-names report.tar.gz  # for a public issue",
+            "arcbridge --role agent bundle --log agent.log --without-names report.tar.gz  # for a public issue",
         ),
         Command(
             "audit show = audit:show",
@@ -498,18 +519,18 @@ DEFAULT_COMMAND = {RELAY: ("run",), AGENT: ("run",), CLIENT: ("proxy",)}
 GROUPS = {
     CLIENT: (
         ("first steps", "login clusters connect"),
-        ("every day", "status disconnect run doctor proxy forward logs stop"),
+        ("every day", "status disconnect run doctor bundle proxy forward logs stop"),
         ("login and trust", "whoami logout trust key"),
         ("administration", "admin"),
         ("settings and shells", "config completion uninstall version"),
     ),
     RELAY: (
-        ("serve", "run doctor backup restore recovery"),
+        ("serve", "run doctor bundle backup restore recovery"),
         ("clusters and their agents", "cluster token session ca"),
         ("users", "policy user audit"),
         ("settings and shells", "config completion version"),
     ),
-    AGENT: (("serve", "run enroll doctor audit ca"), ("settings and shells", "config completion version")),
+    AGENT: (("serve", "run enroll doctor bundle audit ca"), ("settings and shells", "config completion version")),
 }
 """The first words of each role's commands, in groups, as the help has them."""
 INTERNAL = ("background", "credential")

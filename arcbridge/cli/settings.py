@@ -108,7 +108,7 @@ def place_of(invocation: Invocation, environment: Mapping[str, str]) -> Callable
 
 _WITHOUT_PROFILE = ("login", "key", "uninstall")
 """Sub-commands of the client that decide by themselves what a saved relay adds, or that need none."""
-_SILENT = ("config", "status")
+_SILENT = ("config", "status", "bundle")
 """Sub-commands that are about the settings alone, or that name the relay themselves."""
 
 

@@ -322,6 +322,15 @@ LONG = ArcbridgeError(
     "have the cluster's owner install the chart again, or add the rule: `kubectl -n arcbridge describe clusterrole`"
 )
 
+BUNDLED = (
+    returns(
+        "arcbridge.bundle.sources.Collector.collect",
+        ({"doctor.json": b"{}"}, {"metrics.txt": "observe.listen is not set, so that no metrics are served"}),
+    ),
+    returns("arcbridge.cli.bundle.pack", b"x" * 34_000),
+    returns("arcbridge.cli.bundle.write_new", None),
+)
+
 CLIENT = {
     "clusters": [
         Scene("clusters RELAY", cluster_rows(CLUSTER_ROWS)),
@@ -364,6 +373,7 @@ CLIENT = {
         Scene("doctor berlin-factory RELAY", examined(pinned_way), title="doctor, other pins"),
         Scene("doctor RELAY", examined(way), title="doctor, all is well"),
         Scene("--role relay doctor", answers("arcbridge.relay.doctor.diagnose", of_issuers())),
+        *(Scene(line, *BUNDLED) for line in ("bundle report.tar.gz", "bundle --without-names report.tar.gz")),
     ],
     "login": [
         Scene("login RELAY", logs_in("device"), title="login by a code"),

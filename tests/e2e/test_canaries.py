@@ -18,6 +18,7 @@ import signal
 import socket
 import ssl
 import stat
+import tarfile
 import threading
 import urllib.error
 from collections.abc import Callable, Iterator
@@ -464,6 +465,29 @@ class Run:
                     self.outputs[f"{path} of the {role}"] = error.read()
                     error.close()
 
+    def bundles(self) -> list[Callable[[], object]]:
+        """Files for a report, of each role while it runs, with and without names."""
+        world = self.world
+        alice = world.client_arguments(ALICE, self.alice.directory)
+        words = {
+            "relay": ("--role", "relay", "--config", str(world.config_of("relay", 0))),
+            "agent": ("--role", "agent", "--config", str(world.config_of("agent", 0))),
+            "client": (*alice, "--observe-listen", f"127.0.0.1:{self.observe}"),
+        }
+        logs = {"relay": "relay", "agent": "agent", "client": "client-1"}
+        env = {
+            **{name: value for name, value in self.alice.env.items() if value},
+            "HTTPS_PROXY": f"http://user:{self.secret('proxy/bundle')}@127.0.0.1:1",
+            "NO_PROXY": "127.0.0.1,localhost",
+        }
+        attempts: list[Callable[[], object]] = []
+        for role, flags in words.items():
+            log = str(world.logs / f"{logs[role]}.stderr.log")
+            for name, more in ((f"bundle-{role}", ()), (f"nameless-{role}", ("--without-names",))):
+                line = (*flags, "bundle", "--log", log, *more, str(self.inputs / f"{name}.tar.gz"))
+                attempts.append(lambda n=name, w=line: self.command(n, *w, env=env))
+        return attempts
+
     def processes(self) -> None:
         """What every user of the machine can read of a process."""
         for process in self.world.processes:
@@ -529,6 +553,11 @@ class Run:
             else:
                 self.canaries.add_keys(f"key/{path.relative_to(self.directory)}", path.read_bytes())
         self.canaries.add_recorded(self.directory / "records")
+        for path in self.inputs.glob("*.tar.gz"):
+            with tarfile.open(path) as archive:
+                for one in archive:
+                    file = archive.extractfile(one)
+                    self.outputs[f"{path.name}: {Path(one.name).name}"] = b"" if file is None else file.read()
         for path in world.logs.iterdir():
             self.outputs[path.name] = path.read_bytes()
 
@@ -564,6 +593,9 @@ def done(cluster: Cluster, api: ApiServer, tmp_path_factory: pytest.TempPathFact
                     result.result()
             this.malformed()
             this.pages()
+            with ThreadPoolExecutor(2) as pool:
+                for result in [pool.submit(attempt) for attempt in this.bundles()]:
+                    result.result()
             this.processes()
             this.ends()
             this.collect()
@@ -619,6 +651,34 @@ def test_no_output_holds_a_secret(done: Run) -> None:
     """Logs, answers, metrics, health, what /proc shows: of every process and every command."""
     found = {name: hits for name, text in done.outputs.items() if (hits := done.canaries.find(text))}
     assert found == {}
+
+
+def test_a_bundle_has_its_files_and_without_names_none_of_them(done: Run) -> None:
+    """docs/threats.md#O9: of roles that run, with all that they know of users and clusters."""
+    commands = {
+        "relay": ("config-check", "ca-status", "cluster-list", "session-list", "policy-list", "doctor"),
+        "agent": ("config-check", "ca-status", "doctor"),
+        "client": ("config-check", "status", "doctor"),
+    }
+    names = (ALICE.name, ALICE.email, done.world.cluster, done.directory.name)
+    for role, words in commands.items():
+        for kind in ("bundle", "nameless"):
+            archive = f"{kind}-{role}.tar.gz: "
+            files = {
+                name.removeprefix(archive): data for name, data in done.outputs.items() if name.startswith(archive)
+            }
+            assert json.loads(files["manifest.json"])["missing"] == {}, done.outputs[f"command {kind}-{role}"]
+            own = ("versions.json", "settings.json", "state.json", "metrics.txt", "log.jsonl", "manifest.json")
+            assert set(files) == {*own, *(f"{word}.json" for word in words)}
+            assert f"arcbridge_{role}_".encode() in files["metrics.txt"]
+            assert len(files["log.jsonl"].splitlines()) > 10
+            assert len(json.loads(files["doctor.json"])["hops"]) > 5
+            text = b"".join(files.values())
+            within = {name for name in names if name.encode() in text}
+            assert within == set() if kind == "nameless" else within >= set(names[2:])
+    sessions = json.loads(done.outputs["nameless-relay.tar.gz: session-list.json"])
+    clusters = json.loads(done.outputs["nameless-relay.tar.gz: cluster-list.json"])
+    assert {one["cluster"] for one in sessions} <= {one["name"] for one in clusters}
 
 
 def test_every_file_is_on_the_list_and_holds_what_belongs_there(done: Run) -> None:
