@@ -157,6 +157,8 @@ class ApiServer:
         self._own, self._bare = self._contexts()
         self._authorization = self._read_authorization()
         self.upstream = UpstreamPool(endpoint.host, endpoint.port)
+        self.on_rotation: Callable[[], None] = lambda: None
+        """Called when CA, token or certificate were replaced."""
         self.reload_error = ""
         """Why changed files could not be read; empty while all is well."""
 
@@ -237,6 +239,7 @@ class ApiServer:
             return
         self._stamp, self._own, self._bare, self._authorization = stamp, own, bare, authorization
         self.reload_error = ""
+        self.on_rotation()
 
     def _stamps(self) -> list[tuple[int, int, int]]:
         stamps = []

@@ -426,7 +426,7 @@ class UpstreamPool:
             if connection.context is tls:
                 del self._idle[position]
                 if connection.usable and connection.silent:
-                    self._enter(connection, account)
+                    self.enter(connection, account)
                     return connection
                 connection.close()
         return None
@@ -441,7 +441,7 @@ class UpstreamPool:
         Raises RequestRefusal in the words for the caller; cancelling leaves nothing.
         """
         connection = UpstreamConnection(self, tls)
-        self._enter(connection, account)
+        self.enter(connection, account)
         try:
             if account is None:
                 await self._connect(connection, repeatable)
@@ -495,6 +495,12 @@ class UpstreamPool:
                 connection.transport.abort()
         self._idle.clear()
 
+    def enter(self, connection: UpstreamConnection, account: Account | None) -> None:
+        """Count a connection for the account whose request it is to carry; None: a call of the agent's own."""
+        if account is not None:
+            self.limit.enter(account)
+            connection.account = account
+
     def left(self, connection: UpstreamConnection) -> None:
         """Take back a connection that carries no request any more (called by it)."""
         if connection.account is not None:
@@ -502,11 +508,6 @@ class UpstreamPool:
             connection.account = None
 
     # -- inside -------------------------------------------------------------------------------------------------
-
-    def _enter(self, connection: UpstreamConnection, account: Account | None) -> None:
-        if account is not None:
-            self.limit.enter(account)
-            connection.account = account
 
     async def _connect(self, connection: UpstreamConnection, repeatable: bool) -> None:
         try:
