@@ -104,7 +104,6 @@ class Attempt:
         record, context = self.record, self._context
         if facts.misframed is not None:
             raise facts.misframed
-        record.is_of(self.caller.subject)  # the identity may have been renewed during the review of `--as`
         if not self._admitted:  # else it was, before the review of `--as`
             self._admit(facts)
         wanted = self._read(facts)
@@ -135,6 +134,7 @@ class Attempt:
                     await self._review_token(obstacle.token)
                 else:
                     raise obstacle
+                self.record.is_of(self.caller.subject)  # the identity may have been renewed during the review
                 try:
                     return self.plan(facts, approval)
                 except (ReviewNeeded, TokenUnknown) as error:
