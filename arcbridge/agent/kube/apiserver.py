@@ -165,7 +165,8 @@ class ApiServer:
     def credentials(self, *, own: bool) -> tuple[ssl.SSLContext, str]:
         """Return the TLS settings of one kind of connection, and the agent's own Authorization value; that is empty for
         a bare one, and where the agent has only a client certificate."""
-        self._reload()
+        if self._clock() - self._looked_at >= REREAD:
+            self._reload()
         return (self._own, self._authorization) if own else (self._bare, "")
 
     def reread(self) -> None:
@@ -224,10 +225,7 @@ class ApiServer:
     # -- inside -----------------------------------------------------------------------------------------------
 
     def _reload(self) -> None:
-        now = self._clock()
-        if now - self._looked_at < REREAD:
-            return
-        self._looked_at = now
+        self._looked_at = self._clock()
         try:
             stamp = self._stamps()
             if stamp == self._stamp:
