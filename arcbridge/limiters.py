@@ -45,16 +45,21 @@ class TokenBucket:
         Return the seconds until they are there, 0.0 for now. A caller that waits so long has its turn, and turns come
         in the order of the calls. A caller that is refused owes nothing.
         """
+        if self.take(now, count):
+            return 0.0
+        self._left += count
         wait = self.wait(now, count)
         if wait > longest:
             return None
-        self.take(now, count)
+        self._left -= count
         return wait
 
     def wait(self, now: float, count: float = 1.0) -> float:
         """Return the seconds until `count` tokens are there, 0.0 for now; take none."""
-        missing = count - self._left - max(0.0, now - self._then) * self.rate
-        missing = max(missing, count - self.burst)
+        left = self._left
+        if now > self._then:
+            left += (now - self._then) * self.rate
+        missing = count - (left if left < self.burst else self.burst)
         if missing <= 0.0:
             return 0.0
         return missing / self.rate if self.rate else math.inf

@@ -120,6 +120,8 @@ def check_limits(config: AgentLimitsConfig) -> None:
             _check_table(f'limits.{kind}."{name}"', table)
     if config.agent_connects_per_second < 0:
         raise ConfigError("limits.agent_connects_per_second: must be 0, for no limit, or above")
+    if config.agent_warm_connections < 0:
+        raise ConfigError("limits.agent_warm_connections: must be 0, for none, or above")
     if config.agent_waiting_bytes < LEAST_AGENT_WAITING_BYTES:
         raise ConfigError(f"limits.agent_waiting_bytes: must be at least {LEAST_AGENT_WAITING_BYTES} (16 MiB)")
 

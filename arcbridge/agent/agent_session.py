@@ -172,7 +172,7 @@ class AgentSession(BaseHandler):
     def detached(self, session: MuxSession, error: ArcbridgeError) -> None:
         self.detached_at = self._sessions.monotonic()
         if self._caller is not None:
-            self._caller.connected_since = math.inf
+            self._lose_connection(self._caller)
         tell = self._log.warning if isinstance(error, BytesAltered) else self._log.info
         tell("session detached", reason=error.message, streams=self.streams)
 
@@ -201,6 +201,7 @@ class AgentSession(BaseHandler):
         self._end_detachment()
         self._sessions.ended(self, error)
         if self._caller is not None:
+            self._lose_connection(self._caller)
             self._leave(self._caller)
             self._log.info("session ended", user=self._caller.identity.username, reason=error.message)
         elif isinstance(error, BytesAltered):
@@ -482,6 +483,11 @@ class AgentSession(BaseHandler):
             reason=reason,
         )
         self._sessions.audit.write(record)
+
+    def _lose_connection(self, caller: Caller) -> None:
+        """Note that the caller can begin no request for now."""
+        caller.connected_since = math.inf
+        self._sessions.proxy.warm.end(caller)
 
     def _leave(self, caller: Caller) -> None:
         """End the session's part in its user's account; the last one records the refusals that no record counts yet."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from arcbridge.agent.accounts import Limit
 from arcbridge.agent.kube.own_refusal import KINDS
+from arcbridge.agent.kube.warm_connections import FATES
 from arcbridge.agent.parts import AgentParts
 from arcbridge.agent.resume import REFUSALS
 from arcbridge.agent.sessions import Sessions
@@ -116,7 +117,7 @@ def _register_requests(metrics: Metrics, sessions: Sessions) -> None:
     """Register requests, connections to the API server and to TCP targets, and what users take of all that."""
     counter, gauge = metrics.counter, metrics.gauge
     stats, upstream = sessions.proxy.stats, sessions.proxy.api.upstream
-    targets, accounts = sessions.targets, sessions.accounts
+    targets, accounts, warm = sessions.targets, sessions.accounts, sessions.proxy.warm
     counter("requests_total", "Requests for the API server.", None, lambda: stats.requests)
     gauge("requests_in_flight", "Requests under way, upgraded ones included.", None, lambda: stats.in_flight)
     counter("responses_total", "Answers by class of code.", {"code": CODES},
@@ -137,6 +138,10 @@ def _register_requests(metrics: Metrics, sessions: Sessions) -> None:
           lambda: upstream.limit.held)  # fmt: skip
     counter("apiserver_connects_delayed_total", "Connections to the API server that had to wait for their turn.", None,
             lambda: upstream.limit.delayed)  # fmt: skip
+    gauge("apiserver_warm_connections", "Unused connections to the API server that sessions keep.", None,
+          lambda: warm.held)  # fmt: skip
+    counter("apiserver_warm_connections_total", "The same, by what became of them.", {"fate": FATES},
+            lambda: warm.counts)  # fmt: skip
     counter("apiserver_unreachable_total", "Connections to the API server that failed.", None,
             lambda: upstream.unreachable)  # fmt: skip
     counter("apiserver_refused_agent_total",

@@ -122,6 +122,7 @@ class Reload:
         sessions.accounts.change(config.limits)
         sessions.settings = config.session
         memory.backlog.most = config.limits.agent_waiting_bytes
+        sessions.proxy.warm.change(0 if sessions.draining else config.limits.agent_warm_connections)
         self._parts.api.upstream.limit.change(time.monotonic(), config.limits.agent_connects_per_second)
 
     def _put_denylist(self, checked: Checked) -> None:

@@ -109,6 +109,7 @@ def _compose(config: AgentConfig, checked: Checked, instance: str, stack: AsyncE
     targets = TcpTargets(checked.targets, audit)
     stack.push_async_callback(targets.close)
     proxy = KubeProxy(api, audit)
+    proxy.warm.change(config.limits.agent_warm_connections)
     stack.push_async_callback(proxy.close, HURRY)
     keeper = _keeper(checked, api)
     proofs = ProofChecker(checked.proof, "the agent")

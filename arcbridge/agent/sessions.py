@@ -193,6 +193,7 @@ class Sessions:
     def drain(self) -> None:
         """Send GOAWAY on every session; open streams may finish."""
         self.draining = True
+        self.proxy.warm.change(0)
         for handler in list(self._open):  # the others get it when they authenticate
             handler.send_goaway()
 

@@ -43,7 +43,8 @@ class QueuedWriter(Generic[Line]):
         self._urgent = False
         """What is queued does not wait for more."""
         self._closing = False
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._thread: threading.Thread | None = None
 
     def _start(self, name: str) -> None:
@@ -52,7 +53,7 @@ class QueuedWriter(Generic[Line]):
 
     def _put(self, line: Line, size: int, *, urgent: bool = False) -> bool:
         """Queue one line; never waits for what it is written to. False where there is no room: the line is counted."""
-        with self._changed:
+        with self._lock:  # the condition's own, without its two calls for each line
             if size > self._free or self._closing:
                 self.dropped += 1
                 return False

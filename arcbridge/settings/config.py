@@ -382,6 +382,9 @@ class AgentLimitsConfig:
     """Per cent of the event loop's time while others wait; a user above it is slowed down, and then refused."""
     agent_connects_per_second: int = 200
     """Connections to the API server of all users together, after a burst of twice as many; 0: no limit."""
+    agent_warm_connections: int = 64
+    """Connections to the API server that are kept for the next `exec`, `attach` or `port-forward` of sessions that had
+    one in the last minute, one for a session; 0: none."""
     agent_waiting_bytes: int = 256 * 1024**2
     """Bytes that wait towards all users together; above it the streams that have been stalled longest are reset."""
     groups: dict[str, LimitsOverrideConfig] = field(default_factory=dict)

@@ -7,7 +7,7 @@ import contextlib
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -15,6 +15,8 @@ from arcbridge.agent.agent_session import AgentSession
 from arcbridge.agent.audit import AuditLog
 from arcbridge.agent.authenticator import Authenticated
 from arcbridge.agent.kube.caller import Caller, token_digest
+from arcbridge.agent.kube.upstream_pool import UpstreamPool
+from arcbridge.agent.kube.warm_connections import WarmConnections
 from arcbridge.agent.sessions import Sessions
 from arcbridge.agent.targets import TcpTargets
 from arcbridge.errors import ArcbridgeError, SessionEnded, StreamReset, Unauthenticated
@@ -82,6 +84,7 @@ class FakeProxy:
 
     def __init__(self) -> None:
         self.callers: list[Caller] = []
+        self.warm = WarmConnections(cast(UpstreamPool, None))
 
     def serve(self, stream: StreamTransport, caller: Caller) -> None:
         self.callers.append(caller)

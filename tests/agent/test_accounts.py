@@ -119,7 +119,7 @@ def test_a_users_own_limit_counts_then_the_largest_of_the_groups_then_that_of_al
 
 def test_each_setting_of_all_users_can_be_overridden() -> None:
     names = [field.name for field in fields(LimitsOverrideConfig)]
-    of_all = ["agent_connects_per_second", "agent_waiting_bytes"]
+    of_all = ["agent_connects_per_second", "agent_warm_connections", "agent_waiting_bytes"]
     assert [field.name for field in fields(AgentLimitsConfig)] == [*names, *of_all, "groups", "users"]
 
 
@@ -128,6 +128,7 @@ def test_each_setting_of_all_users_can_be_overridden() -> None:
     [
         (AgentLimitsConfig(streams=-1), r"limits\.streams: must be 0"),
         (AgentLimitsConfig(request_burst=0), r"limits\.request_burst: must be at least 1"),
+        (AgentLimitsConfig(agent_warm_connections=-1), r"limits\.agent_warm_connections: must be 0, for none"),
         (AgentLimitsConfig(bytes_per_second_to_user=1000), r"limits\.bytes_per_second_to_user: .* at least 65536"),
         (
             AgentLimitsConfig(groups={"oidc:ci": LimitsOverrideConfig(sessions=-2)}),

@@ -54,7 +54,8 @@ def test_every_metric_can_be_read() -> None:
     own = OwnRefusals()
     own.credential()
     api = Counters(upstream=Counters(unreachable=5, limit=ConnectLimit(), own_refusals=own))
-    sessions.proxy = Counters(stats=ProxyStats(requests=4, code_2xx=3), api=api)
+    warm = Counters(held=7, counts={"used": 12})
+    sessions.proxy = Counters(stats=ProxyStats(requests=4, code_2xx=3), api=api, warm=warm)
     proofs = ProofChecker(ProofPolicy.IF_BOUND, "the agent")
     proofs.taken["nonce"], proofs.refused["peer"] = 8, 9
     sessions.authenticator = Counters(proofs=proofs)
@@ -74,6 +75,8 @@ def test_every_metric_can_be_read() -> None:
     assert 'arcbridge_agent_proofs_refused_total{reason="peer"} 9.0' in text
     assert 'arcbridge_agent_responses_total{code="2xx"} 3.0' in text
     assert "arcbridge_agent_apiserver_unreachable_total 5.0" in text
+    assert "arcbridge_agent_apiserver_warm_connections 7.0" in text
+    assert 'arcbridge_agent_apiserver_warm_connections_total{fate="used"} 12.0' in text
     assert 'arcbridge_agent_apiserver_refused_agent_total{what="credential"} 1.0' in text
     assert 'arcbridge_agent_token_refusals_total{rule="token.iss"} 2.0' in text
     assert "arcbridge_agent_control_connections 1.0" in text

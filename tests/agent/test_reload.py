@@ -16,6 +16,7 @@ from structlog.testing import capture_logs
 
 from arcbridge.agent.accounts import Accounts
 from arcbridge.agent.denylist import Denylist
+from arcbridge.agent.kube.warm_connections import WarmConnections
 from arcbridge.agent.service import serve
 from arcbridge.agent.targets import TcpTargets
 from arcbridge.audit.verify import verify
@@ -184,6 +185,16 @@ async def test_whatever_goes_wrong_the_last_good_settings_stay(agent: Running, m
     assert memory.backlog.most == before
     agent.config = good
     assert (await agent.reload("ok"))["taken"] == []
+
+
+async def test_the_bound_on_warm_connections_holds_at_once(agent: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    bounds: list[int] = []
+    monkeypatch.setattr(WarmConnections, "change", lambda warm, most: bounds.append(most))
+    agent.config = replace(agent.config, limits=AgentLimitsConfig(agent_warm_connections=9))
+    assert (await agent.reload("ok"))["taken"] == ["limits.agent_warm_connections"]
+    assert bounds == [9]
+    await agent.stop()
+    assert set(bounds[1:]) == {0}, "a drain ends all"
 
 
 @pytest.mark.parametrize("result", ["ok", "failed"])

@@ -401,6 +401,67 @@ def test_ctrl_c_leaves_nothing_open(
         cluster.delete_pod("left", NAMESPACE)
 
 
+def test_h29_a_warm_connection(world: World, cluster: Cluster, kubectl: Kubectl, door: FaultProxy) -> None:
+    """The next `exec` leaves on a connection that was there before kubectl; what becomes of it where none comes."""
+    cluster.add_pod("warm", NAMESPACE)
+    line = "x" * 100_000
+
+    def kept() -> dict[str, float]:
+        name = "arcbridge_agent_apiserver_warm_connections"
+        found = metrics(world.agent_observe)
+        fates = {fate: found[f'{name}_total{{fate="{fate}"}}'] for fate in ("used", "expired", "closed")}
+        return {"held": found[name], **fates}
+
+    def run_one() -> None:
+        assert kubectl.run("exec", "-n", NAMESPACE, "warm", "--", "echo", "done").stdout == "done\n"
+
+    def wait_until_held(count: int) -> None:
+        until(lambda: kept()["held"] == count, f"{count} are held")
+
+    def shell() -> ManagedProcess:
+        return kubectl.start("exec", "-i", "-n", NAMESPACE, "warm", "--", "cat", stdin=True)
+
+    try:
+        run_one()
+        wait_until_held(1)
+        before, used = {one.number: one.up for one in door.passages}, kept()["used"]
+        with shell() as first:
+            first.send(line + "\n")
+            first.wait_for_line(line)
+            (carrier,) = [one for one in door.passages if one.up - before.get(one.number, 0) >= len(line)]
+            assert carrier.number in before, "it needed no connection, and no handshake, of its own"
+            assert kept()["used"] == used + 1
+
+        # The API server goes down and comes back. The next command makes its own connection.
+        wait_until_held(1)
+        door.cut("fin")
+        wait_until_held(0)
+        run_one()
+
+        # The agent's token is replaced, as kubelet does.
+        wait_until_held(1)
+        assert world.api.token_file is not None
+        rewrite(world.api.token_file, world.api.token_file.read_text())
+        world.agent.signal(signal.SIGHUP)
+        wait_until_held(0)
+        run_one()
+
+        # The session loses its relay: what runs goes on over the next connection, and nothing is kept meanwhile.
+        with shell() as second:
+            second.send("one\n")
+            second.wait_for_line("one")
+            wait_until_held(1)
+            world.kill_relay()
+            wait_until_held(0)
+            world.start_relay()
+            second.send("two\n")
+            second.wait_for_line("two", timeout=40)
+        assert kept()["used"] == used + 2, "that of the last command before the relay died"
+        run_one()
+    finally:
+        cluster.delete_pod("warm", NAMESPACE)
+
+
 def test_a_cluster_that_came_back_with_another_ca(
     world: World, alice: Client, kubectl: Kubectl, cluster: Cluster, tmp_path: Path
 ) -> None:

@@ -169,7 +169,8 @@ class FakeApiServer:
     connections: int = 0
     url: str = ""
     port: int = 0
-    _writers: set[asyncio.StreamWriter] = field(default_factory=set)
+    _writers: dict[asyncio.StreamWriter, int] = field(default_factory=dict)
+    """Of the connections that are open, with their numbers."""
     _server: asyncio.Server | None = None
 
     @property
@@ -209,6 +210,11 @@ class FakeApiServer:
         for writer in list(self._writers):
             writer.transport.abort()
 
+    def unused(self) -> list[asyncio.StreamWriter]:
+        """Return the connections that are open and have brought no request."""
+        used = {request.connection for request in self.requests}
+        return [writer for writer, number in self._writers.items() if number not in used]
+
     @property
     def last(self) -> Request:
         return self.requests[-1]
@@ -216,7 +222,7 @@ class FakeApiServer:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         number = self.connections
-        self._writers.add(writer)
+        self._writers[writer] = number
         certificate = bool(writer.get_extra_info("peercert"))
         try:
             while True:
@@ -237,7 +243,7 @@ class FakeApiServer:
         except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, ConnectionError, ssl.SSLError):
             pass  # the agent went away, or a test cut it
         finally:
-            self._writers.discard(writer)
+            self._writers.pop(writer, None)
             writer.transport.abort()
 
     def _route(self, request: Request) -> Route:

@@ -157,13 +157,16 @@ class ApiServer:
         self._own, self._bare = self._contexts()
         self._authorization = self._read_authorization()
         self.upstream = UpstreamPool(endpoint.host, endpoint.port)
+        self.on_rotation: Callable[[], None] = lambda: None
+        """Called when CA, token or certificate were replaced."""
         self.reload_error = ""
         """Why changed files could not be read; empty while all is well."""
 
     def credentials(self, *, own: bool) -> tuple[ssl.SSLContext, str]:
         """Return the TLS settings of one kind of connection, and the agent's own Authorization value; that is empty for
         a bare one, and where the agent has only a client certificate."""
-        self._reload()
+        if self._clock() - self._looked_at >= REREAD:
+            self._reload()
         return (self._own, self._authorization) if own else (self._bare, "")
 
     def reread(self) -> None:
@@ -222,10 +225,7 @@ class ApiServer:
     # -- inside -----------------------------------------------------------------------------------------------
 
     def _reload(self) -> None:
-        now = self._clock()
-        if now - self._looked_at < REREAD:
-            return
-        self._looked_at = now
+        self._looked_at = self._clock()
         try:
             stamp = self._stamps()
             if stamp == self._stamp:
@@ -237,6 +237,7 @@ class ApiServer:
             return
         self._stamp, self._own, self._bare, self._authorization = stamp, own, bare, authorization
         self.reload_error = ""
+        self.on_rotation()
 
     def _stamps(self) -> list[tuple[int, int, int]]:
         stamps = []

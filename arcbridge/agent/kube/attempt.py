@@ -12,6 +12,7 @@ audit log can be written, `--as`, the authorization, the limit of upgrades.
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ from arcbridge.agent.kube.request_facts import RequestFacts
 from arcbridge.agent.kube.request_target import RequestTarget, query_details, request_target
 from arcbridge.agent.kube.review import Approval, Reviewer
 from arcbridge.agent.kube.status import RequestRefusal
+from arcbridge.agent.kube.upstream_pool import UpstreamConnection
+from arcbridge.agent.kube.warm_connections import WarmConnections
 from arcbridge.audit.log import Recorded
 
 MAX_IN_FLIGHT = 5000
@@ -71,6 +74,8 @@ class ProxyContext:
         self.audit = audit
         self.reviewer = Reviewer(api)
         self.stats = ProxyStats()
+        self.warm = WarmConnections(api.upstream)
+        api.on_rotation = self.warm.end_all
 
 
 class Attempt:
@@ -99,7 +104,6 @@ class Attempt:
         record, context = self.record, self._context
         if facts.misframed is not None:
             raise facts.misframed
-        record.is_of(self.caller.subject)  # the identity may have been renewed during the review of `--as`
         if not self._admitted:  # else it was, before the review of `--as`
             self._admit(facts)
         wanted = self._read(facts)
@@ -130,6 +134,7 @@ class Attempt:
                     await self._review_token(obstacle.token)
                 else:
                     raise obstacle
+                self.record.is_of(self.caller.subject)  # the identity may have been renewed during the review
                 try:
                     return self.plan(facts, approval)
                 except (ReviewNeeded, TokenUnknown) as error:
@@ -160,6 +165,16 @@ class Attempt:
         """Write what a running stream has asked for, without keeping it waiting."""
         self.record.has_details(details)
         self._context.audit.detail(self.record, lambda _: None)
+
+    # -- the connection of an upgrade -----------------------------------------------------------------------------
+
+    def warm_connection(self, tls: ssl.SSLContext) -> UpstreamConnection | None:
+        """Return the session's unused connection to the API server, if it has one; the request leaves on it."""
+        return self._context.warm.take(self.caller, tls)
+
+    def upgraded(self, tls: ssl.SSLContext) -> None:
+        """The API server has answered the upgrade."""
+        self._context.warm.upgraded(self.caller, tls)
 
     # -- the end --------------------------------------------------------------------------------------------------
 

@@ -2,8 +2,8 @@
 
 A TLS handshake costs the agent and the API server a millisecond each, so a user who connects too often waits for a
 turn, and is refused where it is too far away. How many connections there are is bounded by the requests under way
-(`authorize`), each of which holds one at the most, and by the seats of those whose caller has gone. The agent's own
-calls are under no bound: without them no user could log in.
+(`authorize`), each of which holds one at the most, by the seats of those whose caller has gone, and by the bound on
+unused ones (`warm_connections`). The agent's own calls are under no bound: without them no user could log in.
 The module opens no connection. Invariant: what `enter` counted counts until `leave`.
 """
 
@@ -58,6 +58,13 @@ class ConnectLimit:
         """Return the seconds until a user whose turn has come may connect. Raises RequestRefusal (429)."""
         wait = 0.0 if self._rate is None else self._rate.reserve(now, LONGEST_WAIT)
         return self._granted(account, Limit.AGENT_CONNECTS_PER_SECOND, wait, now)
+
+    def has_turn(self, account: Account, now: float) -> bool:
+        """Take the turns for a connection that no request waits for, if both are free now; return whether they were."""
+        of_all = 0.0 if self._rate is None else self._rate.wait(now)
+        if of_all or account.reserve_connect(now, 0.0) is None:
+            return False
+        return self._rate is None or self._rate.take(now)
 
     def crowded(self, account: Account) -> bool:
         """Return whether so many connections are held that a new one should ask the kernel for little memory."""

@@ -110,10 +110,14 @@ class Exchange:
             self._dial()
 
     def _send_on_idle(self) -> bool:
-        """Send the request on an idle connection, if it may use one and there is one."""
+        """Send the request on an idle connection, or an upgrade on the session's unused one, if there is one."""
         plan = self._plan
         if plan.repeatable:
             self._connection = self._pool.send(self, self._request, plan.tls, self._account)
+        elif plan.upgrade is not None:
+            self._connection = self._attempt.warm_connection(plan.tls)
+            if self._connection is not None:
+                self._connection.send(self, self._request)
         if self._connection is not None and self._paused:
             self._connection.pause_reading()
         return self._connection is not None
@@ -294,6 +298,7 @@ class Exchange:
         self._stream.owed = False
         self._record.answer(head.status)
         self.switched = (connection, head, rest)
+        self._attempt.upgraded(self._plan.tls)
         self._end(None)
 
     @property

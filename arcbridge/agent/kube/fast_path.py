@@ -150,7 +150,8 @@ class FastPath(asyncio.Protocol):
         or could not be (`refusal`)."""
         if self._attempt is not attempt:
             return  # the request was cut meanwhile
-        stream, pool = cast(StreamTransport, self._stream), self._context.api.upstream
+        stream, pool = self._stream, self._context.api.upstream
+        assert stream is not None, "a stream that has ended has cut its request"
         try:
             if refusal:
                 raise RequestRefusal(503, refusal)

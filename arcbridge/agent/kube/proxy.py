@@ -56,6 +56,7 @@ class KubeProxy:
         self.api = api
         self.context = ProxyContext(api, audit)
         self.stats = self.context.stats
+        self.warm = self.context.warm
         self._server = KubeServer(self._handle, self.context)
         self.fast_paths: set[FastPath] = set()
         """Streams whose requests were all plain so far."""
@@ -71,6 +72,7 @@ class KubeProxy:
     async def close(self, timeout: float = 0.5) -> None:
         """End what still runs after `timeout` seconds; each request's audit record is written."""
         deadline = time.monotonic() + timeout
+        self.warm.change(0)
         await self._server.shutdown(timeout)
         while any(one.busy for one in self.fast_paths) and (left := deadline - time.monotonic()) > 0:
             await asyncio.sleep(min(left, 0.02))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cache
 from http import HTTPStatus
 
 from arcbridge.agent.kube.impersonation import HOP_BY_HOP
@@ -40,9 +41,9 @@ _BARE_LINE_END = re.compile(rb"(?<!\r)\n")
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})\r\n")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ResponseHead:
-    """A response head that may be passed on."""
+    """A response head that may be passed on. It is not changed, and not frozen because one is made for each answer."""
 
     status: int
     lines: bytes
@@ -220,16 +221,11 @@ def _fields(head: bytes, start: int) -> list[tuple[bytes, bytes]]:
     return [(name, value.rstrip(b" \t")) for name, value in _FIELD.findall(head, start)]
 
 
-_status_lines: dict[int, bytes] = {}
-
-
+@cache  # of 500 codes
 def _status_line(status: int) -> bytes:
     """With the reason phrase of the code, never the API server's own words: those could hold anything."""
-    line = _status_lines.get(status)
-    if line is None:
-        try:
-            phrase = HTTPStatus(status).phrase
-        except ValueError:
-            phrase = "Unknown"
-        line = _status_lines[status] = f"HTTP/1.1 {status} {phrase}\r\n".encode()
-    return line
+    try:
+        phrase = HTTPStatus(status).phrase
+    except ValueError:
+        phrase = "Unknown"
+    return f"HTTP/1.1 {status} {phrase}\r\n".encode()

@@ -134,6 +134,8 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         """Bytes that count there."""
         self._read_size = FIRST_READ
         """Bytes to read at a time."""
+        self._memory = _memory(FIRST_READ)
+        """Bytes that it takes for reads of that size."""
         self._began = 0.0
         """When the transport began to decrypt the bytes of the present read, monotonic seconds."""
         self.account: Account | None = None
@@ -151,8 +153,9 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         self._informational = 0
         if request.backlog is not None:
             self._backlog = request.backlog
-            self._count(CONNECTION_MEMORY + _kept(self._read_size))
-        cast(asyncio.Transport, self.transport).write(request.head)
+            self._count(self._memory)
+        assert self.transport is not None, "the pool gives none without"
+        self.transport.write(request.head)
 
     async def write(self, data: bytes) -> None:
         """Send more of the request's body; waits while the API server takes none. Raises ConnectionResetError."""
@@ -180,7 +183,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         self._handler = rest
         self._count(0)
         self._backlog = backlog
-        self._count(CONNECTION_MEMORY + _kept(self._read_size))
+        self._count(self._memory)
         self.resume_reading()
 
     def release(self) -> None:
@@ -243,7 +246,8 @@ class UpstreamConnection(asyncio.BufferedProtocol):
             return
         if 2 * nbytes > self._read_size and self._read_size < buffer.SIZE:
             self._read_size *= 2
-            self._count(CONNECTION_MEMORY + _kept(self._read_size))
+            self._memory = _memory(self._read_size)
+            self._count(self._memory)
         try:
             if self._response is None:
                 self._read_head(handler, nbytes)
@@ -322,7 +326,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
     def _switch(self, handler: ResponseHandler, response: ResponseHead, rest: bytes) -> None:
         self._handler = None
         self._pool.remove(self)
-        self._count(CONNECTION_MEMORY + _kept(max(self._read_size, SWITCHED_READ)))
+        self._count(_memory(max(self._read_size, SWITCHED_READ)))
         self.pause_reading()
         handler.response_switched(response, rest)
 
@@ -366,8 +370,9 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         if over:
             self._handler = self._response = self._chunks = None
             self.used = True
-            self.resume_reading()  # the caller may have held it back at the very end; the next one must not find it so
-            if self._request.reusable and response.keep and not extra and self.usable:
+            if self._reading_paused:  # at the very end, by the caller; the next one must not find it so
+                self.resume_reading()
+            if self._request.reusable and response.keep and not extra:
                 self._pool.put(self)
             else:
                 self._pool.remove(self)
@@ -426,7 +431,7 @@ class UpstreamPool:
             if connection.context is tls:
                 del self._idle[position]
                 if connection.usable and connection.silent:
-                    self._enter(connection, account)
+                    self.enter(connection, account)
                     return connection
                 connection.close()
         return None
@@ -441,7 +446,7 @@ class UpstreamPool:
         Raises RequestRefusal in the words for the caller; cancelling leaves nothing.
         """
         connection = UpstreamConnection(self, tls)
-        self._enter(connection, account)
+        self.enter(connection, account)
         try:
             if account is None:
                 await self._connect(connection, repeatable)
@@ -495,6 +500,12 @@ class UpstreamPool:
                 connection.transport.abort()
         self._idle.clear()
 
+    def enter(self, connection: UpstreamConnection, account: Account | None) -> None:
+        """Count a connection for the account whose request it is to carry; None: a call of the agent's own."""
+        if account is not None:
+            self.limit.enter(account)
+            connection.account = account
+
     def left(self, connection: UpstreamConnection) -> None:
         """Take back a connection that carries no request any more (called by it)."""
         if connection.account is not None:
@@ -502,11 +513,6 @@ class UpstreamPool:
             connection.account = None
 
     # -- inside -------------------------------------------------------------------------------------------------
-
-    def _enter(self, connection: UpstreamConnection, account: Account | None) -> None:
-        if account is not None:
-            self.limit.enter(account)
-            connection.account = account
 
     async def _connect(self, connection: UpstreamConnection, repeatable: bool) -> None:
         try:
@@ -563,6 +569,6 @@ async def _pass(seconds: float) -> None:
         await asyncio.sleep(seconds)
 
 
-def _kept(read_size: int) -> int:
-    """Return the bytes that OpenSSL keeps for reads of that size: its buffers grow by thirds and never shrink."""
-    return read_size + read_size // 3
+def _memory(read_size: int) -> int:
+    """Return the bytes that a connection takes; OpenSSL's buffers for its reads grow by thirds and never shrink."""
+    return CONNECTION_MEMORY + read_size + read_size // 3

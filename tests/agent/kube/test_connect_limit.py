@@ -47,6 +47,15 @@ def test_l32_the_rate_of_all_users_is_shared_and_a_refusal_costs_nothing() -> No
     assert limit.turn(a, 1.0) == pytest.approx(LONGEST_WAIT - 1 + 1 / 20)
 
 
+def test_l51_a_connection_that_nothing_waits_for_takes_turns_that_are_free_and_no_others() -> None:
+    limit, a, b = ConnectLimit(1), account(1), account(100)
+    assert [limit.has_turn(a, 0.0), limit.has_turn(a, 0.0), limit.has_turn(b, 0.0)] == [True, True, False]
+    assert limit.user_turn(b, 0.0) == limit.user_turn(a, 0.0) == 0.0, "what was not free cost the user nothing"
+    assert limit.turn(a, 0.0) == 1.0
+    assert ConnectLimit().has_turn(b, 0.0)
+    assert limit.delayed == 1
+
+
 def test_without_a_limit_no_user_waits() -> None:
     limit, a = ConnectLimit(), account(0)
     assert {limit.user_turn(a, 0.0) + limit.turn(a, 0.0) for _ in range(5000)} == {0.0}
