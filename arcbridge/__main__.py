@@ -1,7 +1,7 @@
 """The executable: `arcbridge --role relay|agent|client …`.
 
-`--version` and `version` are answered here, before anything is imported, because scripts and package managers
-ask often. Everything else goes through `arcbridge.cli.run`, which imports the parser first and each role's
+`--version` and `version` are answered here, before a parser is imported, because scripts and package managers ask
+often. Everything else goes through `arcbridge.cli.run`, which imports the parser first and each role's
 libraries only once its sub-command is known (start-up budget: docs/operations.md).
 """
 
@@ -16,8 +16,13 @@ from arcbridge import __version__
 def main(argv: list[str] | None = None) -> int:
     """Run one command line; returns the exit code (`arcbridge.errors.ExitCode`)."""
     arguments = sys.argv[1:] if argv is None else argv
-    if arguments in (["--version"], ["-V"], ["version"]):
+    if arguments in (["--version"], ["-V"]):
         print(f"arcbridge {__version__}")
+        return 0
+    if arguments == ["version"]:
+        from arcbridge.build import version_line
+
+        print(version_line())
         return 0
 
     if arguments[:1] == ["credential"]:  # run by each kubectl

@@ -80,7 +80,7 @@ def test_whoami_imports_no_event_loop_and_no_tls(tmp_path: Path, monkeypatch: py
 def test_version() -> None:
     for arguments in (("--version",), ("version",), ("-V",), ("--role", "agent", "version")):
         done = arc(*arguments)
-        version = build() if "--role" in arguments else arcbridge.__version__
+        version = build() if "version" in arguments else arcbridge.__version__
         assert (done.returncode, done.stdout) == (0, f"arcbridge {version}\n")
 
 

@@ -159,9 +159,9 @@ def _with_places(error: ConfigError, invocation: Invocation) -> ConfigError:
 
 
 def version(invocation: Invocation) -> int:
-    from arcbridge.build import build
+    from arcbridge.build import version_line
 
-    print(f"arcbridge {build()}")
+    print(version_line())
     return ExitCode.DONE
 
 

@@ -15,6 +15,7 @@ _MASKS = (
     (re.compile(r"\x1b\[[0-9;]*m"), ""),
     (re.compile(r"sha256:[0-9a-f]{64}"), "sha256:…"),
     (re.compile(r"(?<=\d)\+[0-9a-f]{8}\b"), "+BUILD"),
+    (re.compile(r"\(commit [0-9a-f]{12}, \d{4}-\d\d-\d\d\)"), "(commit COMMIT)"),
     (re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z"), "TIME"),
     (re.compile(r"\b\d{4}-\d\d-\d\d \d\d:\d\d\b"), "TIME"),
     (re.compile(r"\b\d+ (s|min|h) ago\b"), "AGE ago"),
