@@ -4,7 +4,7 @@
 
 PYTHON ?= python3
 VENV := .venv
-BIN := $(VENV)/bin
+BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 # Processes that the tests are spread over, file by file: three for two cores, because most of a test's time is waiting.
 JOBS ?= $(shell $(PYTHON) -c 'import os; print((3 * os.cpu_count() + 1) // 2)')
 # Two stages: what `make run` needs, and everything.
@@ -17,7 +17,8 @@ PROGRESS := $(PYTHON) tests/support/progress.py
 BY_FILE := --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint unit fuzz bench report soak claim lock sbom dist manual clean
+.PHONY: help run test lint unit unit-client ci fuzz differential bench report soak claim lock sbom dist client-file manual \
+	number release-check image publish-image publish-index publish-chart sign publish-release clean
 
 help:
 	@sed -n '2,3s/^#  //p' Makefile
@@ -25,13 +26,16 @@ help:
 	@echo "  make report  tables, plots and goals of a result of it (FILE=RESULT.json OUT=DIRECTORY)"
 	@echo "  make soak    200 streams with checksums while relays are killed (DURATION=1200: seconds; OUT=FILE: keep the result)"
 	@echo "  make lint    style and types alone"
-	@echo "  make fuzz    parsers of outside input, guided by coverage, and what inputs cost (TARGET='NAME NAME' SECONDS=60; without a name: which there are)"
+	@echo "  make ci      what CI runs, on a fresh clone: .ci/run"
+	@echo "  make fuzz    parsers of outside input, guided by coverage, and what inputs cost (TARGET='NAME NAME' or all, SECONDS=60; without a name: which there are)"
 	@echo "  make claim   the tests that hold one claim of docs/security.md, or one row of docs/threats.md (CODE=C1)"
-	@echo "  make dist    wheel, source archive, bill of materials, single-file client and checksums of the last commit, reproducibly (OUT=dist)"
+	@echo "  make dist    wheel, source archive, chart, bill of materials, single-file client and checksums of the last commit, reproducibly (OUT=dist)"
 	@echo "  make sbom    the bill of materials alone (CycloneDX)"
 	@echo "  make manual  the man pages and docs/reference.md anew, from the tables of the program"
 	@echo "  make lock    the lock files anew, after a change of dependencies (UPGRADE=1: to the newest of each)"
 	@echo "  make unit    every test that does not start the roles as processes (VENV=DIRECTORY PYTHON=python3.13: on another Python)"
+	@echo "  make unit-client  those of what a client is made of; on macOS and Windows too"
+	@echo "  make number  the version, in each place that has it (VERSION=0.2.0); the steps of a release are in .github/workflows/release.yml"
 
 INSTALL = $(PROGRESS) "installing into $(VENV)" -- $(BIN)/python -m pip install --no-compile --progress-bar off --disable-pip-version-check
 
@@ -73,11 +77,23 @@ test: lint
 unit: $(STAMP)
 	$(BIN)/python -m pytest -n $(JOBS) $(BY_FILE) $(addprefix --ignore=tests/,e2e demo keycloak release support walkthrough) $(PYTEST_ARGS)
 
+# What a client is made of.
+CLIENT_TESTS := $(addprefix tests/,client cli mux net observe settings wire)
+
+unit-client: $(STAMP)
+	$(BIN)/python -m pytest -n $(JOBS) $(BY_FILE) $(CLIENT_TESTS) $(PYTEST_ARGS)
+
+ci:
+	@.ci/run
+
 # SECONDS is a variable of bash, which would not pass an empty one on: make's own default counts here.
 SECONDS := $(if $(filter command line,$(origin SECONDS)),$(SECONDS),60)
 
 fuzz: $(STAMP)
-	@$(BIN)/python -m tests.fuzz $(if $(TARGET),$(TARGET),--help) --seconds $(SECONDS)
+	@$(BIN)/python -m tests.fuzz $(if $(TARGET),$(TARGET),--help) --seconds $(SECONDS) $(if $(FOUND),--found $(FOUND))
+
+differential: $(STAMP)
+	@$(BIN)/python -m tests.differential --seconds $(SECONDS)
 
 bench: $(STAMP)
 	@$(BIN)/python -m bench $(if $(FULL),--full,--quick) $(if $(OUT),--out $(OUT))
@@ -101,8 +117,15 @@ lock: $(STAMP)
 manual: $(STAMP)
 	@PYTHONPATH=.ci $(BIN)/python -m release manual
 
-sbom dist: $(STAMP)
+sbom dist client-file: $(STAMP)
 	@PYTHONPATH=.ci $(BIN)/python -m release $@ $(if $(OUT),--out $(OUT))
+
+number:
+	@PYTHONPATH=.ci $(PYTHON) -m release.number '$(VERSION)'
+
+# With the Python of the machine and nothing installed: these hold the tokens of a release.
+release-check image publish-image publish-index publish-chart sign publish-release:
+	@PYTHONPATH=.ci $(PYTHON) -m release.publish $@ $(if $(OUT),--out $(OUT))
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis dist build

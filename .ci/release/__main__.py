@@ -1,4 +1,4 @@
-"""`python -m release`: what `make lock`, `make sbom`, `make dist` and `make manual` run."""
+"""`python -m release`: what `make lock`, `sbom`, `dist`, `client-file` and `manual` run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     renew = commands.add_parser("lock", help="write the lock files anew")
     renew.add_argument("--upgrade", action="store_true", help="to the newest version of each dependency")
-    for name, text in (("sbom", "write the bill of materials of the committed tree"), ("dist", "build a release")):
+    for name, text in (
+        ("sbom", "write the bill of materials of the committed tree"),
+        ("dist", "build a release"),
+        ("client-file", "build the single-file client of this platform"),
+    ):
         commands.add_parser(name, help=text).add_argument("--out", type=Path, default=lock.ROOT / "dist")
     commands.add_parser("manual", help="write the man pages and the reference anew")
     arguments = parser.parse_args()
@@ -32,7 +36,8 @@ def main() -> int:
         elif arguments.command == "sbom":
             print(artifacts.bill_of_materials(arguments.out))
         else:
-            for path in artifacts.build(arguments.out):
+            build = artifacts.build if arguments.command == "dist" else artifacts.client_file
+            for path in build(arguments.out):
                 print(path)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

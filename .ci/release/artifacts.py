@@ -1,25 +1,30 @@
-"""The artifacts of a release: wheel, source archive, bill of materials, single-file client, checksums.
+"""The artifacts of a release: wheel, source archive, chart, bill of materials, single-file client, checksums.
 
 Two builds of one commit give the same bytes: what is built is the commit and not the working tree, every tool is locked
-by hash, and every time is the commit's. This module signs nothing.
+by hash, and every time is the commit's. This module signs nothing; `publish` does.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import os
-import platform
+import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from release import sbom, single_file
 from release.lock import FROM_SOURCE, ROOT
 
+CHART: Final = "arcbridge-agent"
 SUMS: Final = "SHA256SUMS"
 
 
@@ -28,16 +33,20 @@ def build(out: Path, *, commit: str = "HEAD") -> list[Path]:
 
     Raises `ValueError` when `out` holds anything: checksums of a release are about all that lies beside them.
     """
-    if out.exists() and (present := sorted(path.name for path in out.iterdir())):
-        raise ValueError(f"{out} is not empty ({present[0]}): remove it, or give another directory with OUT=")
-    with tempfile.TemporaryDirectory(prefix="arcbridge-release-") as work:
-        tools = Tools(commit, Path(work))
-        made = tools.packages()
-        made = sorted([*made, tools.bill_of_materials(), tools.client()])
-        out.mkdir(parents=True, exist_ok=True)
+    with _making(out, commit) as tools:
+        made = sorted([*tools.packages(), tools.chart(), tools.bill_of_materials(), tools.client()])
         placed = [Path(shutil.copy(path, out)) for path in made]
-    (out / SUMS).write_text("".join(f"{sha256(path)}  {path.name}\n" for path in placed))
-    return [*placed, out / SUMS]
+    return [*placed, checksums(out)]
+
+
+def client_file(out: Path, *, commit: str = "HEAD") -> list[Path]:
+    """Build the single-file client of this platform, and the bill of what is in it, into `out`; return their paths.
+
+    What a release has of the other platforms: their sums are written where all files are. Raises as `build` does.
+    """
+    with _making(out, commit) as tools:
+        tools.packages()
+        return [Path(shutil.copy(path, out)) for path in (tools.bill_of_materials(), tools.client())]
 
 
 def bill_of_materials(out: Path, *, commit: str = "HEAD") -> Path:
@@ -49,13 +58,32 @@ def bill_of_materials(out: Path, *, commit: str = "HEAD") -> Path:
         return Path(shutil.copy(tools.bill_of_materials(), out))
 
 
+def checksums(out: Path) -> Path:
+    """Write the sums of all files in `out` to `SHA256SUMS` there, in place of older ones, and return its path."""
+    present = sorted(out.iterdir()) if out.is_dir() else []
+    paths = [path for path in present if path.is_file() and not path.name.startswith(SUMS)]
+    if not paths:
+        raise ValueError(f"{out} has no file of a release: run `make dist` before")
+    (out / SUMS).write_text("".join(f"{sha256(path)}  {path.name}\n" for path in paths), newline="\n")
+    return out / SUMS
+
+
+@contextlib.contextmanager
+def _making(out: Path, commit: str) -> Iterator[Tools]:
+    if out.exists() and (present := sorted(path.name for path in out.iterdir())):
+        raise ValueError(f"{out} is not empty ({present[0]}): remove it, or give another directory with OUT=")
+    with tempfile.TemporaryDirectory(prefix="arcbridge-release-") as work:
+        out.mkdir(parents=True, exist_ok=True)
+        yield Tools(commit, Path(work))
+
+
 class Tools:
     """A commit's files and the tools that it locks, in a directory which the caller removes."""
 
     def __init__(self, commit: str, work: Path) -> None:
         self._work = work
         self._source = work / "source"
-        self._python = work / "tools" / "bin" / "python"
+        self._python = _python_of(work / "tools")
         self._product = work / "product"
         """The environment that the bill of materials describes."""
         self._made = work / "made"
@@ -97,24 +125,36 @@ class Tools:
         self._pip(
             *("--isolated", "install", "--no-compile", "--no-index"),
             *("--find-links", str(wheels), "--find-links", str(self._made), f"arcbridge[{','.join(self._extras())}]"),
-            python=product / "bin" / "python",
+            python=_python_of(product),
         )
         artifacts = {path.name: sha256(path) for path in [*downloads.iterdir(), wheel]}
-        bill = self._made / f"{'-'.join(wheel.name.split('-')[:2])}-linux-{platform.machine()}.cdx.json"
-        bill.write_text(sbom.describe(product, self._source / "pyproject.toml", artifacts, epoch=self._epoch))
+        bill = self._made / f"{'-'.join(wheel.name.split('-')[:2])}-{single_file.platform_name()}.cdx.json"
+        bill.write_text(
+            sbom.describe(_python_of(product), self._source / "pyproject.toml", artifacts, epoch=self._epoch)
+        )
         return bill
+
+    def chart(self) -> Path:
+        """Pack the agent's chart as Helm does, which would write the time of the build into it."""
+        source = self._source / "config" / "helm" / CHART
+        version = re.search(r"^version: (\S+)$", (source / "Chart.yaml").read_text(), re.MULTILINE)
+        if version is None:
+            raise ValueError(f"config/helm/{CHART}/Chart.yaml has no version")
+        packed = self._made / f"{CHART}-{version[1]}.tgz"
+        packed.write_bytes(single_file.tar_archive(source, self._epoch, root=CHART))
+        return packed
 
     def client(self) -> Path:
         """Build the single-file client from the environment of the bill of materials, to which the builder is added."""
         self._pip(
             *("install", "--no-compile", "--require-hashes", "--only-binary", ":all:"),
             *("--requirement", str(self._source / "config" / "locks" / "client.txt")),
-            python=self._product / "bin" / "python",
+            python=_python_of(self._product),
         )
         version = next(self._made.glob("*.whl")).name.split("-")[1]
         work = self._work / "client"
         work.mkdir()
-        return single_file.build(self._source, self._product / "bin" / "python", work, version, epoch=self._epoch)
+        return single_file.build(self._source, _python_of(self._product), work, version, epoch=self._epoch)
 
     def _extras(self) -> list[str]:
         with (self._source / "pyproject.toml").open("rb") as file:
@@ -146,8 +186,13 @@ def _check_out(commit: str, source: Path) -> int:
     """Write the files of a commit to `source` and return the commit's time."""
     source.mkdir()
     archive = subprocess.run(["git", "archive", commit], check=True, cwd=ROOT, stdout=subprocess.PIPE).stdout
-    subprocess.run(["tar", "--extract", "--directory", source], check=True, input=archive)
+    with tarfile.open(fileobj=io.BytesIO(archive)) as files:
+        files.extractall(source, filter="data")
     shown = subprocess.run(
         ["git", "log", "-1", "--format=%ct", commit], check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
     return int(shown.stdout)
+
+
+def _python_of(environment: Path) -> Path:
+    return environment / ("Scripts/python.exe" if os.name == "nt" else "bin/python")

@@ -22,15 +22,15 @@ LICENCES: Final = {"aiofastnet": "MIT", "pyrage": "MIT"}
 """SPDX identifiers of distributions whose metadata names no licence, as their licence files say."""
 
 
-def describe(environment: Path, pyproject: Path, artifacts: Mapping[str, str], *, epoch: int) -> str:
-    """Return the bill of `environment`, whose distributions were installed from `artifacts` (file name -> SHA-256).
+def describe(python: Path, pyproject: Path, artifacts: Mapping[str, str], *, epoch: int) -> str:
+    """Return the bill of the environment of `python`, which was installed from `artifacts` (file name -> SHA-256).
 
     Raises `ValueError` for a distribution that came from none of these files, or whose licence is not known.
     """
     done = subprocess.run(
         [
             *(sys.executable, "-m", "cyclonedx_py", "environment", "--pyproject", pyproject),
-            *("--output-reproducible", "--spec-version", SPEC, environment / "bin" / "python"),
+            *("--output-reproducible", "--spec-version", SPEC, python),
         ],
         check=True,
         capture_output=True,

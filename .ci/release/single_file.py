@@ -1,8 +1,9 @@
 """The client as one file for a machine without Python: `arcbridge-linux-x86_64`.
 
 PyInstaller gathers the program, the interpreter and their libraries in a directory; here that directory is put, as a
-compressed archive, behind a shell script that unpacks it once (`client/head.sh`). Two builds of one commit give the
-same bytes. docs/decisions/0020-single-file-client.md has the reasons and the figures.
+compressed archive, behind a shell script that unpacks it once (`client/head.sh`). Windows has no such shell, and gets a
+zip archive of the directory. Two builds of one commit give the same bytes.
+docs/decisions/0020-single-file-client.md has the reasons and the figures.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import platform
 import subprocess
 import sys
 import tarfile
+import time
+import zipfile
 from pathlib import Path
 from typing import Final
 
@@ -52,12 +55,15 @@ def build(source: Path, python: Path, work: Path, version: str, *, epoch: int) -
         capture_output=True,
         text=True,
     )
-    return pack(work / "gathered" / "client", source / _HEAD, work / f"arcbridge-{platform_name()}", version, epoch)
+    gathered, out = work / "gathered" / "client", work / f"arcbridge-{platform_name()}"
+    if sys.platform == "win32":
+        return zip_archive(gathered, out.with_name(f"{out.name}.zip"), epoch)
+    return pack(gathered, source / _HEAD, out, version, epoch)
 
 
 def pack(gathered: Path, head: Path, out: Path, version: str, epoch: int) -> Path:
     """Write the script `head` and the archive of the directory `gathered` to `out`, which may be run then."""
-    archive = _archive(gathered, epoch)
+    archive = tar_archive(gathered, epoch)
     script = head.read_text()
     for mark, text in (
         ("@VERSION@", version),
@@ -73,12 +79,27 @@ def pack(gathered: Path, head: Path, out: Path, version: str, epoch: int) -> Pat
     return out
 
 
-def _archive(directory: Path, epoch: int) -> bytes:
-    """Return the files of `directory` as tar, gzip: in the order of their names, without users and with one time."""
+def zip_archive(gathered: Path, out: Path, epoch: int) -> Path:
+    """Write the directory `gathered` to the zip archive `out`, under the name `arcbridge`, with one time."""
+    moment = time.gmtime(epoch)[:6]
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        for path in _files(gathered):
+            entry = zipfile.ZipInfo(f"arcbridge/{path.relative_to(gathered).as_posix()}", moment)
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            if path.is_file():
+                archive.writestr(entry, path.read_bytes())
+    return out
+
+
+def tar_archive(directory: Path, epoch: int, *, root: str = "") -> bytes:
+    """Return the files of `directory` as tar, gzip: in the order of their names, without users and with one time.
+
+    `root`: a directory in the archive that they are in.
+    """
     plain = io.BytesIO()
     with tarfile.open(fileobj=plain, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for path in sorted(directory.rglob("*")):
-            entry = tar.gettarinfo(path, path.relative_to(directory).as_posix())
+        for path in _files(directory):
+            entry = tar.gettarinfo(path, (Path(root) / path.relative_to(directory)).as_posix())
             entry.uid = entry.gid = 0
             entry.uname = entry.gname = ""
             entry.mtime = epoch
@@ -90,3 +111,7 @@ def _archive(directory: Path, epoch: int) -> bytes:
             else:
                 tar.addfile(entry)
     return gzip.compress(plain.getvalue(), compresslevel=9, mtime=0)
+
+
+def _files(directory: Path) -> list[Path]:
+    return sorted(directory.rglob("*"))

@@ -65,14 +65,15 @@ def main(argv: list[str]) -> None:
         from tests.fuzz.targets import TARGETS
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description="Fuzz parsers of outside input.")
     names = ", ".join(sorted(TARGETS))
-    parser.add_argument("targets", nargs="+", choices=sorted(TARGETS), metavar="TARGET", help=names)
+    choices = [*sorted(TARGETS), "all"]
+    parser.add_argument("targets", nargs="+", choices=choices, metavar="TARGET", help=f"all, or of these: {names}")
     parser.add_argument("--seconds", type=int, default=60, help="of each target; 0: no bound")
     parser.add_argument("--runs", type=int, default=-1, help="inputs at most; -1: as many as the time allows")
     parser.add_argument("--seed", type=int, default=0, help="of the mutations; 0: another one each time")
     parser.add_argument("--found", type=Path, help="directory for what is found")
     args = parser.parse_args(argv)
     codes = []
-    for name in args.targets:
+    for name in sorted(TARGETS) if "all" in args.targets else args.targets:
         sys.stderr.flush()
         child = os.fork()  # libFuzzer ends its process, and what was instrumented once serves all
         if child == 0:

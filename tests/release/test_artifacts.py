@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from arcbridge import __version__
-from release import artifacts, lock
+from release import artifacts, lock, single_file
+from tests.support.kube_programs import Unavailable, helm
+from tests.support.processes import require_or_skip
 
 SECURITY = lock.ROOT / "SECURITY.md"
 
@@ -54,7 +56,8 @@ def test_two_builds_have_the_same_bytes(dist: Path, tmp_path: Path, monkeypatch:
 def test_it_holds_what_a_release_is(dist: Path) -> None:
     names = {path.name for path in dist.iterdir()}
     assert {f"arcbridge-{__version__}-py3-none-any.whl", f"arcbridge-{__version__}.tar.gz", "SHA256SUMS"} < names
-    assert len(names) == 5
+    assert f"arcbridge-agent-{__version__}.tgz" in names
+    assert len(names) == 6
     with zipfile.ZipFile(dist / f"arcbridge-{__version__}-py3-none-any.whl") as wheel:
         inside = wheel.namelist()
     data = f"arcbridge-{__version__}.data"
@@ -88,6 +91,50 @@ def test_the_wheel_of_the_source_archive_is_the_wheel(dist: Path, index: None, t
             assert made.read(name) == released.read(name), name
 
 
+def test_helm_has_the_chart_of_the_clone(dist: Path) -> None:
+    """Packed by us, so that two builds have the same bytes, and read by Helm."""
+    try:
+        program = helm()
+    except Unavailable as error:
+        require_or_skip("helm", str(error))
+    values = ("--values", lock.ROOT / "config" / "helm" / artifacts.CHART / "ci" / "values.yaml")
+    rendered = [
+        subprocess.run(
+            [program, "template", "agent", chart, *values], capture_output=True, text=True, check=True
+        ).stdout
+        for chart in (dist / f"{artifacts.CHART}-{__version__}.tgz", lock.ROOT / "config" / "helm" / artifacts.CHART)
+    ]
+    assert rendered[0] == rendered[1] != ""
+
+
+def test_what_is_built_names_its_commit(dist: Path) -> None:
+    """The wheel, and with it the image; the single-file client."""
+    commit = subprocess.run(
+        ["git", "log", "-1", "--format=%H %cs"], cwd=lock.ROOT, capture_output=True, text=True
+    ).stdout
+    with zipfile.ZipFile(dist / f"arcbridge-{__version__}-py3-none-any.whl") as wheel:
+        assert wheel.read("arcbridge/commit.txt").decode() == commit
+    said = subprocess.run(
+        [dist / f"arcbridge-{single_file.platform_name()}", "version"], capture_output=True, text=True
+    )
+    assert said.stdout == f"arcbridge {__version__} (commit {commit[:12]}, {commit.split()[1]})\n", said.stderr
+
+
+def test_the_client_alone_is_the_release_s(dist: Path, tmp_path: Path) -> None:
+    """What a runner of another system builds, whose sums are written where all files are."""
+    made = artifacts.client_file(tmp_path / "client")
+    assert len(made) == 2
+    for path in made:
+        assert path.read_bytes() == (dist / path.name).read_bytes()
+    assert artifacts.checksums(tmp_path / "client").read_text() == "".join(
+        line
+        for line in (dist / "SHA256SUMS").read_text().splitlines(keepends=True)
+        if line.split()[1] in {p.name for p in made}
+    )
+    with pytest.raises(ValueError, match="no file of a release"):
+        artifacts.checksums(tmp_path / "client" / "..")
+
+
 def test_a_directory_with_anything_in_it_is_refused(tmp_path: Path) -> None:
     (tmp_path / "older.whl").touch()
     with pytest.raises(ValueError, match=r"older\.whl"):
@@ -112,10 +159,10 @@ def test_a_signed_release_verifies_with_the_commands_of_the_page(release: Path) 
     done = shell(block("-Y verify"), release)
     assert done.returncode == 0, done.stdout + done.stderr
     assert 'Good "arcbridge-release" signature for releases@arcbridge' in done.stdout
-    assert done.stdout.count(": OK") == 4
+    assert done.stdout.count(": OK") == 5
 
 
-@pytest.mark.parametrize("name", ["*.whl", "*.tar.gz", "*.cdx.json", "arcbridge-linux-*"])
+@pytest.mark.parametrize("name", ["*.whl", "*.tar.gz", "*.tgz", "*.cdx.json", "arcbridge-linux-*"])
 def test_a_changed_artifact_is_found(release: Path, name: str) -> None:
     (path,) = release.glob(name)
     path.write_bytes(path.read_bytes() + b"\n")

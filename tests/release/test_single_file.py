@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -187,3 +188,18 @@ def test_what_is_packed_depends_on_names_and_bytes_alone(tmp_path: Path) -> None
     head.write_text("#" * single_file.HEAD_SIZE)
     with pytest.raises(ValueError, match="raise HEAD_SIZE"):
         single_file.pack(directory, head, tmp_path / "out", "1.2.3", 1_700_000_000)
+
+
+def test_windows_gets_an_archive_that_any_program_opens(tmp_path: Path) -> None:
+    """The same bytes, in whichever order the files were made."""
+    made = []
+    for names in (("b", "a"), ("a", "b")):
+        directory = tmp_path / f"gathered-{names[0]}"
+        (directory / "sub").mkdir(parents=True)
+        for name in names:
+            (directory / "sub" / name).write_text(name)
+        made.append(single_file.zip_archive(directory, directory.with_suffix(".zip"), 1_700_000_000))
+    assert made[0].read_bytes() == made[1].read_bytes()
+    with zipfile.ZipFile(made[0]) as archive:
+        assert archive.namelist() == ["arcbridge/sub/a", "arcbridge/sub/b"]
+        assert archive.read("arcbridge/sub/a") == b"a"
