@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import structlog
-import uvloop
 from hypothesis import HealthCheck, settings
 
 from arcbridge.observe import logging as observe_logging
@@ -27,8 +26,14 @@ from tests.support.deadline import (
 from tests.support.eventually import settled
 from tests.support.processes import require_or_skip
 from tests.support.tracebacks import numbered
+from tests.support.windows import POSIX_TESTS
+
+if sys.platform != "win32":
+    import uvloop
 
 TESTS = Path(__file__).parent
+
+collect_ignore = list(POSIX_TESTS) if sys.platform == "win32" else []
 
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", settings.get_profile("default"), derandomize=True, print_blob=True)
@@ -54,6 +59,8 @@ def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     """Run a test on the loop of production and, if it is about what a client has, on asyncio's own (Windows)."""
+    if sys.platform == "win32":
+        return {"asyncio": asyncio.new_event_loop}
     factories: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"uvloop": uvloop.new_event_loop}
     if item.path.relative_to(TESTS).parts[0] not in ON_UVLOOP_ALONE:
         factories["asyncio"] = asyncio.new_event_loop
@@ -91,7 +98,7 @@ def _fresh_logging() -> Iterator[None]:
 @pytest.fixture
 async def faults() -> AsyncIterator[list[dict[str, Any]]]:
     """Collect errors that reach the loop, which a test has to take out; nothing is left of what it began."""
-    from tests.support.descriptors import AT_ONCE, held, left_open  # not on Windows
+    from tests.support.descriptors import AT_ONCE, held, left_open
 
     loop = asyncio.get_running_loop()
     found: list[dict[str, Any]] = []

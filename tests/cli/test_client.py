@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import os
-import pty
 import signal
 import stat
 import subprocess
@@ -125,6 +124,8 @@ async def test_no_terminal_to_ask_for_the_pin(shell: Shell) -> None:
 
 @pytest.mark.parametrize(("answer", "exit_code"), [("y", ExitCode.DONE), ("n", ExitCode.FAILURE)])
 async def test_the_person_is_asked_once(shell: Shell, far: FarSide, answer: str, exit_code: ExitCode) -> None:
+    import pty  # not on Windows
+
     near, terminal = pty.openpty()
     loop = asyncio.get_running_loop()
     process = await shell.start(stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import pty
 import re
 import threading
 
@@ -52,6 +51,8 @@ def test_the_width_is_that_of_columns_then_of_the_terminal_then_80() -> None:
     assert Screen.of(Terminal(), {"COLUMNS": "70"}).width == 70
     assert [Screen.of(Terminal(), {"COLUMNS": wrong}).width for wrong in ("", "x", "-1", "0", "9" * 9)] == [80] * 5
     assert Screen.of(Terminal(), {"COLUMNS": "3"}).width == 20
+    import pty  # not on Windows
+
     main, end = pty.openpty()
     with os.fdopen(end, "w") as stream:
         import fcntl

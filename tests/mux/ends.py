@@ -6,6 +6,7 @@ import asyncio
 import gc
 import socket
 import ssl
+import sys
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -13,7 +14,6 @@ from typing import Any
 
 import pytest
 import trustme
-import uvloop
 
 from arcbridge.errors import StreamReset
 from arcbridge.mux.session import BaseHandler, MuxSession
@@ -24,10 +24,11 @@ from arcbridge.wire.records import Auth, AuthOk
 from arcbridge.wire.session import Kind, Side
 from tests.support.stream_io import StreamIO
 
-LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
-    "asyncio": asyncio.SelectorEventLoop,
-    "uvloop": uvloop.new_event_loop,
-}
+LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.SelectorEventLoop}
+if sys.platform != "win32":
+    import uvloop
+
+    LOOPS["uvloop"] = uvloop.new_event_loop
 both_loops = pytest.mark.parametrize("loop", LOOPS)
 both_links = pytest.mark.parametrize("link", ["memory", "tls"])
 

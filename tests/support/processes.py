@@ -10,7 +10,6 @@ import asyncio
 import codecs
 import ctypes
 import errno
-import fcntl
 import os
 import queue
 import re
@@ -19,7 +18,6 @@ import ssl
 import struct
 import subprocess
 import sys
-import termios
 import threading
 import time
 import urllib.error
@@ -29,6 +27,10 @@ from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, NoReturn, Self
+
+if sys.platform != "win32":  # where nothing here has a terminal
+    import fcntl
+    import termios
 
 Stream = Literal["stdout", "stderr", "any"]
 
@@ -43,7 +45,9 @@ class Mark(NamedTuple):
 
 START = Mark()
 
-_ASKED_FOR = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
+_POSIX = sys.platform != "win32"
+KILL = signal.SIGKILL if _POSIX else signal.SIGTERM
+_ASKED_FOR = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM) if _POSIX else ()
 """What tests send to end a program. A shell's job in the background, and `nohup`, leave some ignored, and every child
 inherits that: kubectl would not hear its Ctrl-C."""
 _PR_SET_PDEATHSIG = 1
@@ -92,7 +96,7 @@ class ManagedProcess:
         cwd: Path | None = None,
         stdin: bool = False,
         terminal: tuple[int, int] | None = None,
-        death_signal: signal.Signals = signal.SIGKILL,
+        death_signal: signal.Signals = KILL,
         heard: Callable[[str], None] | None = None,
     ) -> None:
         self._heard = heard
@@ -422,9 +426,9 @@ def start_piped(argv: Sequence[str | os.PathLike[str]], *, cwd: Path | None = No
 
 
 def _start(
-    argv: list[str], death_signal: signal.Signals = signal.SIGKILL, *, terminal: bool = False, **options: Any
+    argv: list[str], death_signal: signal.Signals = KILL, *, terminal: bool = False, **options: Any
 ) -> subprocess.Popen[bytes]:
-    prepare = prepare_child(death_signal, terminal)
+    prepare = prepare_child(death_signal, terminal) if _POSIX else None
     return _spawn(lambda: subprocess.Popen(argv, preexec_fn=prepare, **options))
 
 

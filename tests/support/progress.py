@@ -147,6 +147,9 @@ def main(argv: Sequence[str]) -> int:
         print("usage: progress.py TITLE -- COMMAND...", file=sys.stderr)
         return 2
     title, _, *command = argv
+    if sys.platform == "win32":  # where nothing waits for a pipe
+        print(f"{title} ...", file=sys.stderr, flush=True)
+        return subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0
     )
