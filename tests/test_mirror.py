@@ -62,6 +62,7 @@ CUT: dict[str, tuple[str, ...]] = {
     "wire/session": ("endings", "hostile", "liveness"),
 }
 OTHER_FOLDERS = {
+    "actionlint": "the Go module of actionlint",
     "bench": "bench/",
     "blindness": "what a relay sees",
     "cluster": "the Go module of the test cluster",
