@@ -24,8 +24,8 @@ def cache_directory() -> Path:
     return Path(base) / "arcbridge-bench"
 
 
-def build(source: Path = SOURCE) -> Path:
-    """Compile the program if needed and return its path. Raises NoCompiler.
+def build(source: Path = SOURCE, flags: tuple[str, ...] = ()) -> Path:
+    """Compile the program, with further flags, if needed and return its path. Raises NoCompiler.
 
     There is no fallback in Python on purpose: it would be the bottleneck, and every figure would be its own.
     """
@@ -37,7 +37,7 @@ def build(source: Path = SOURCE) -> Path:
             "or set CC"
         )
     headers = [header.read_bytes() for header in sorted(HEADERS.glob("*.h"))]
-    parts = (source.read_bytes(), *headers, compiler.encode(), " ".join(FLAGS).encode())
+    parts = (source.read_bytes(), *headers, compiler.encode(), " ".join((*FLAGS, *flags)).encode())
     key = hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
     program = cache_directory() / f"{source.stem}-{key}"
     if program.exists():
@@ -45,7 +45,7 @@ def build(source: Path = SOURCE) -> Path:
     program.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=program.parent) as scratch:
         fresh = Path(scratch) / source.stem
-        command = [*compiler.split(), *FLAGS, f"-I{HEADERS}", "-o", str(fresh), str(source)]
+        command = [*compiler.split(), *FLAGS, *flags, f"-I{HEADERS}", "-o", str(fresh), str(source)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise NoCompiler(f"{' '.join(command)} failed:\n{done.stderr.strip()}")
