@@ -17,12 +17,13 @@ PROGRESS := $(PYTHON) tests/support/progress.py
 BY_FILE := --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint unit unit-client ci fuzz differential bench report soak claim lock sbom dist client-file manual \
+.PHONY: help run test lint unit unit-client ci fuzz differential bench budget report soak claim lock sbom dist client-file manual \
 	number release-check image publish-image publish-index publish-chart sign publish-release clean
 
 help:
 	@sed -n '2,3s/^#  //p' Makefile
 	@echo "  make bench   speed through the three roles beside OpenSSH, in under two minutes (FULL=1: every peer and study, 45 minutes; OUT=FILE)"
+	@echo "  make budget  calls, allocations, system calls and wake-ups of an open, an echo, a GET, an exec and a join, beside bench/budget.json (WRITE=1: write it)"
 	@echo "  make report  tables, plots and goals of a result of it (FILE=RESULT.json OUT=DIRECTORY)"
 	@echo "  make soak    200 streams with checksums while relays are killed (DURATION=1200: seconds; OUT=FILE: keep the result)"
 	@echo "  make lint    style and types alone"
@@ -97,6 +98,9 @@ differential: $(STAMP)
 
 bench: $(STAMP)
 	@$(BIN)/python -m bench $(if $(FULL),--full,--quick) $(if $(OUT),--out $(OUT))
+
+budget: $(STAMP)
+	@$(BIN)/python -m bench.budget $(if $(WRITE),--write)
 
 report: $(STAMP)
 	@$(if $(FILE),,echo "error: which result? make report FILE=bench/results/NAME.json OUT=DIRECTORY" >&2; exit 2)
