@@ -500,6 +500,14 @@ class UpstreamPool:
                 connection.transport.abort()
         self._idle.clear()
 
+    def hand_over(self, connection: UpstreamConnection, account: Account) -> None:
+        """Give a connection that was made for no account to the one whose request leaves on it, as if it had been
+        dialled for that: the kernel holds as little for it."""
+        self.enter(connection, account)
+        if self.limit.crowded(account):
+            sock = cast(asyncio.Transport, connection.transport).get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_KERNEL_BUFFER)
+
     def enter(self, connection: UpstreamConnection, account: Account | None) -> None:
         """Count a connection for the account whose request it is to carry; None: a call of the agent's own."""
         if account is not None:

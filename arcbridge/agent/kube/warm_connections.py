@@ -79,7 +79,7 @@ class WarmConnections:
             return None
         one.connection = None
         self.counts["used"] += 1
-        self._pool.enter(connection, caller.account)
+        self._pool.hand_over(connection, caller.account)
         return connection
 
     def upgraded(self, caller: Caller, tls: ssl.SSLContext) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import socket
 import ssl
 from collections.abc import Iterator
 from typing import Any, cast
@@ -12,7 +13,7 @@ import pytest
 import trustme
 
 from arcbridge.agent.accounts import Accounts
-from arcbridge.agent.kube import warm_connections
+from arcbridge.agent.kube import connect_limit, upstream_pool, warm_connections
 from arcbridge.agent.kube.apiserver import REREAD
 from arcbridge.agent.kube.caller import Caller
 from arcbridge.agent.kube.connect_limit import ConnectLimit
@@ -68,7 +69,7 @@ class FakePool:
         self.made.append(FakeConnection(tls))
         return self.made[-1]
 
-    def enter(self, connection: FakeConnection, account: object) -> None:
+    def hand_over(self, connection: FakeConnection, account: object) -> None:
         pass
 
 
@@ -239,6 +240,20 @@ async def test_the_next_upgrade_makes_no_connection(warm: Bench, monkeypatch: py
     assert warm.proxy.api.upstream.limit.held == held + 1, "it counts for the user from now on"
     await shell(warm)
     assert warm.api.requests[-1].connection == 3
+
+
+async def test_m9_the_kernel_holds_little_for_a_user_with_many_connections(
+    warm: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upstream_pool, "SMALL_KERNEL_BUFFER", 20_000)
+    monkeypatch.setattr(connect_limit, "FEW_PER_USER", 0)
+    (one,) = warm.proxy.warm._warm.values()
+    assert one.connection is not None
+    sock = cast(asyncio.Transport, one.connection.transport).get_extra_info("socket")
+    before = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+    await shell(warm)
+    assert warm.proxy.warm.counts["used"] == 1
+    assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == 2 * 20_000 < before, "the kernel doubles it"
 
 
 async def test_requests_that_are_no_upgrades_leave_it_alone(warm: Bench) -> None:
