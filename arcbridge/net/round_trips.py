@@ -89,12 +89,9 @@ class RoundTrips:
         """Take over the samples of a document that are not here; what is malformed is left out."""
         now = self._clock()
         for name, samples in document.items() if isinstance(document, dict) else ():
-            found = set(self._samples.get(name, ()))
-            for one in samples if isinstance(samples, list) else ():
-                if isinstance(one, list) and len(one) == 2 and all(type(part) in (int, float) for part in one):
-                    if now - KEPT < one[0] <= now and 0 < one[1] <= LONGEST:
-                        found.add((float(one[0]), float(one[1])))
-            if found:
+            pairs = [one for one in samples if _is_pair(one)] if isinstance(samples, list) else []
+            good = {(float(at), float(s)) for at, s in pairs if now - KEPT < at <= now and 0 < s <= LONGEST}
+            if found := good | set(self._samples.get(name, ())):
                 self._put(name, sorted(found))
 
     def _put(self, name: str, samples: list[tuple[float, float]]) -> None:
@@ -102,3 +99,8 @@ class RoundTrips:
         self._samples[name] = samples[-SAMPLES:]
         while len(self._samples) > NAMES:
             del self._samples[min(self._samples, key=lambda one: self._samples[one][-1][0])]
+
+
+def _is_pair(value: object) -> bool:
+    """Return whether a value of a document is two numbers."""
+    return isinstance(value, list) and len(value) == 2 and all(type(part) in (int, float) for part in value)

@@ -256,6 +256,7 @@ async def _serve_api(basis: Basis, pumps: Pumps, stack: AsyncExitStack) -> tuple
         basis.authority,
         basis.registry,
         basis.fleet.count,
+        basis.fleet.round_trip,
         basis.checks,
         basis.counters,
         certificate_life=config.agent_certificate_life,

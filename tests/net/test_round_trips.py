@@ -75,7 +75,8 @@ def test_it_outlives_its_process(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text",
     ["{", "[]", "null", '{"a": 3}', '{"a": [3]}', '{"a": [[1, 2, 3]]}', '{"a": [["x", 0.1]]}', '{"a": [[true, 0.1]]}',
-     '{"a": [[1e999, 0.1]]}', f'{{"a": [[{NOW}, {"9" * 4000}]]}}', f'{{"a": [[{NOW + 60}, 0.1]]}}', " " * (LARGEST + 1)],
+     '{"a": [[1e999, 0.1]]}',
+     f'{{"a": [[{NOW}, {"9" * 4000}]]}}', f'{{"a": [[{NOW + 60}, 0.1]]}}', " " * (LARGEST + 1)],
 )  # fmt: skip
 def test_a_damaged_file_costs_a_measurement(tmp_path: Path, text: str) -> None:
     file = tmp_path / "round-trips.json"
