@@ -108,7 +108,7 @@ async def test_what_a_relay_refuses_and_what_is_no_answer(
 
 async def test_an_answer_that_is_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """docs/threats.md#K9."""
-    monkeypatch.setattr("arcbridge.client.commands.directory._LIMIT", 1000)
+    monkeypatch.setattr("arcbridge.client.session.relay_http._LIMIT", 1000)
     async with relay(web.Response(text=" " * 1001), [], tmp_path) as (access, tokens):
         with pytest.raises(Unreachable, match="answered more than 1000 bytes"):
             await administer(Relays([access]), tokens, "cluster list", {})
