@@ -565,3 +565,7 @@ class ClientConfig:
         if self.relay and self.relays:
             raise ConfigError("relay: given together with relays; put every relay into relays and take relay out")
         return (self.relay,) if self.relay else self.relays
+
+    def region_urls(self) -> tuple[str, ...]:
+        """Return the relays of the preferred region."""
+        return self.regions[self.region].relays if self.region in self.regions else ()

@@ -35,11 +35,12 @@ async def request(
     path: str,
     document: bytes | None = None,
     sending: Callable[[], None] = lambda: None,
+    measured: Callable[[float], None] = lambda seconds: None,
 ) -> tuple[int, bytes]:
     """Return status and body of a GET, or of a POST of a JSON `document`, with the access token and its proof.
 
-    `sending` is called before anything of the request leaves. Raises Unauthenticated for a token that the relay does
-    not take, and Unreachable.
+    `sending` is called before anything of the request leaves, `measured` with the round trip to the relay, seconds.
+    Raises Unauthenticated for a token that the relay does not take, and Unreachable.
     """
     url = relay.address.url
     check_token(token.encode(), "the relay's token")
@@ -53,7 +54,14 @@ async def request(
     try:
         context = await relay.context(ALPN_HTTP)
         status, head, body = await get_once(
-            relay.address, path, context, deadline=DEADLINE, limit=_LIMIT, fields=fields, document=document
+            relay.address,
+            path,
+            context,
+            deadline=DEADLINE,
+            limit=_LIMIT,
+            fields=fields,
+            document=document,
+            measured=measured,
         )
     except ssl.SSLCertVerificationError as error:
         relay.forget()

@@ -140,7 +140,7 @@ class Api:
         payer_of: Callable[[Identity], LoopTime],
         audit: RelayAudit | None = None,
     ) -> None:
-        """`round_trip`: seconds between this process and the nearest agent of a cluster, by their reports; 0: not known.
+        """`round_trip`: seconds between this process and the nearest agent of a cluster, by its report; 0: not known.
         `certificate_life`: seconds of an agent's certificate. `login`: what `/v1/login` answers (`login_settings`).
         `payer_of`: who pays for the loop's time once the token is verified. `audit`: where enrolments are recorded."""
         self.audit = audit or RelayAudit("")

@@ -113,6 +113,6 @@ async def test_no_listener(tmp_path: Path) -> None:
 async def test_the_next_relay_answers(tmp_path: Path) -> None:
     async with relay(web.json_response([{"name": "a"}]), [], tmp_path) as (working, tokens):
         dead = RelayAccess("127.0.0.1:1", ca_file=tmp_path / "ca")
-        relays = Relays([dead, *working.all], shuffle=lambda found: None)
+        relays = Relays([dead, *working.all], draw=lambda: 0.0)
         assert [row["name"] for row in await list_clusters(relays, tokens)] == ["a"]
         assert relays.in_use is working.all[0]
