@@ -148,6 +148,11 @@ class ControlConnections:
         """Control connections that are up, to relays that do not drain."""
         return len(self._staying())
 
+    def round_trip(self) -> float:
+        """Return the least round trip to a relay that is connected, seconds; 0: none is known."""
+        trips = [link.session.round_trip for link in self._staying() if link.session is not None]
+        return min((one for one in trips if one > 0), default=0.0)
+
     def unready(self) -> str | None:
         """Return why the agent is not ready, or None."""
         if self.draining:

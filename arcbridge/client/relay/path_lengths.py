@@ -14,7 +14,7 @@ from typing import Final
 from arcbridge.client.relay.relay_access import RelayAccess
 from arcbridge.net.address import Address
 from arcbridge.net.nearest import Nearest
-from arcbridge.net.round_trips import RoundTrips
+from arcbridge.net.round_trips import LONGEST, RoundTrips
 
 WHOLE_COUNTS: Final = 3600.0
 """Seconds for which the way that a session has shown counts against the relay's word."""
@@ -54,9 +54,21 @@ class PathLengths:
         if self.round_trips is not None:
             self.round_trips.note(self._whole(relay), seconds)
 
+    def learn_absence(self, relay: RelayAccess) -> None:
+        """Note that no agent of the cluster is at a relay, behind what was learnt of the relay itself."""
+        if self.round_trips is not None:
+            self.round_trips.note(self._absent(relay), LONGEST)
+
     def length(self, relay: RelayAccess) -> float:
-        """Return the way through a relay, seconds; infinity: not known. Without a word of the relay on its agent it is
-        as far from it as the farthest one."""
+        """Return the way through a relay, seconds; infinity: not known, or no agent was there."""
+        known = self.round_trips
+        if known is not None and known.age(self._absent(relay)) <= self.age(relay) < math.inf:
+            return math.inf
+        return self.possible(relay)
+
+    def possible(self, relay: RelayAccess) -> float:
+        """Return the way through a relay if an agent were there. Without a word of the relay on its agent it is as far
+        from it as the farthest one."""
         known = self.round_trips
         if known is None:
             return 0.0
@@ -73,6 +85,9 @@ class PathLengths:
 
     def _to_agent(self, relay: RelayAccess) -> str:
         return f"{relay.address} to {self._cluster}"
+
+    def _absent(self, relay: RelayAccess) -> str:
+        return f"{relay.address} without {self._cluster}"
 
     def _whole(self, relay: RelayAccess) -> str:
         return f"{self._cluster} through {relay.address}"

@@ -85,6 +85,8 @@ async def join(
         try:
             return await _join_through(relay, relays, request, prove)
         except ArcbridgeError as error:
+            if isinstance(error, JoinRefused) and error.code == JoinCode.NO_AGENT:
+                relays.lengths.learn_absence(relay)
             raise_user_error(error, cluster, shown=Shown(token, tokens.access_source))
 
     try:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from arcbridge.client.relay.relay_access import RelayAccess
 from arcbridge.errors import ArcbridgeError
+from arcbridge.net.nearest import shorter
 from arcbridge.tasks import cancel_and_wait
 from arcbridge.untrusted_json import read_json_object
 
@@ -64,7 +65,11 @@ class NearestRelay:
             for relay in self._relays.all
             if relay is not in_use
             and now - self._asked_at.get(relay, -ASK_AGAIN) >= ASK_AGAIN
-            and (self._lengths.age(relay) >= OLD or nearest.before(relay, in_use))
+            and (
+                self._lengths.age(relay) >= OLD
+                or nearest.before(relay, in_use)
+                or shorter(self._lengths.possible(relay), self._lengths.length(in_use))
+            )
         ]
         if due:
             await self._ask(due, DEADLINE)
@@ -106,7 +111,7 @@ class NearestRelay:
         row = read_json_object(body) if status == 200 else {}
         beyond = row.get("round_trip")
         self._lengths.learn(relay, own[0], beyond if isinstance(beyond, int | float) else 0.0)
-        if row.get("agents"):
+        if status == 404 or row.get("agents") == 0:
+            self._lengths.learn_absence(relay)
+        elif status == 200:
             self._answered.add(relay)
-        elif status in (200, 404):
-            self._relays.failed(relay)  # the cluster is not to be reached there now

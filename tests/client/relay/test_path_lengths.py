@@ -38,6 +38,20 @@ def test_a_relay_that_says_nothing_of_its_agent_attracts_nobody() -> None:
     assert found.length(A) == found.length(B)
 
 
+def test_a_relay_without_an_agent_is_last_until_it_has_one() -> None:
+    clock = Clock()
+    found = ways(clock)
+    found.learn(A, 0.010, 0.0)
+    found.learn(B, 0.100, 0.010)
+    found.learn_absence(A)
+    assert found.length(A) == math.inf
+    assert round(found.possible(A), 3) == 0.020, "worth a question"
+    assert found.of_cluster("other").length(A) == 0.010
+    clock.now += 1
+    found.learn(A, 0.010, 0.010)
+    assert round(found.length(A), 3) == 0.020
+
+
 def test_each_cluster_has_its_agents() -> None:
     found = ways()
     found.learn(A, 0.010, 0.150)

@@ -99,7 +99,17 @@ async def test_relays_that_share_nothing(world: World) -> None:
     """One that has no agent of the cluster, or does not know it, is tried last."""
     world.asked.row = {"agents": 0, "round_trip": 0.0}
     await world.nearest.learn()
-    assert world.relays.order()[0] is DEAD, "the others have no agent"
+    assert world.relays.lengths.length(NEAR) == math.inf
+    world.clock.now += 1
+    world.relays.lengths.learn(FAR, 0.150, 0.005)
+    assert world.relays.order()[0] is FAR
+    world.asked.relays.clear()
+    world.later(module.ASK_AGAIN)
+    assert await world.nearest.look(FAR, 0.155) is None
+    assert NEAR in world.asked.relays, "an agent may be back there"
+    world.asked.row = {"agents": 1, "round_trip": 0.005}
+    world.later(module.ASK_AGAIN)
+    assert await world.nearest.look(FAR, 0.155) is NEAR
 
 
 async def test_it_goes_back_when_the_near_one_is_back(world: World) -> None:
