@@ -206,7 +206,6 @@ async def serving(
         authority,
         registry,
         count_agents,
-        lambda cluster: 0.0,
         CallerChecks(StubVerifier(), ProofChecker(ProofPolicy.IF_BOUND, "the relay"), access),
         counters,
         certificate_life=600.0,

@@ -130,7 +130,6 @@ class Api:
         authority: Authority,
         registry: Registry,
         count_agents: CountAgents,
-        round_trip: Callable[[str], float],
         checks: CallerChecks,
         counters: Counters,
         *,
@@ -140,14 +139,14 @@ class Api:
         payer_of: Callable[[Identity], LoopTime],
         audit: RelayAudit | None = None,
     ) -> None:
-        """`round_trip`: seconds between this process and the nearest agent of a cluster, by its report; 0: not known.
-        `certificate_life`: seconds of an agent's certificate. `login`: what `/v1/login` answers (`login_settings`).
+        """`certificate_life`: seconds of an agent's certificate. `login`: what `/v1/login` answers (`login_settings`).
         `payer_of`: who pays for the loop's time once the token is verified. `audit`: where enrolments are recorded."""
         self.audit = audit or RelayAudit("")
         self.authority = authority
         self.registry = registry
         self.count_agents = count_agents
-        self.round_trip = round_trip
+        self.round_trip: Callable[[str], float] = lambda cluster: 0.0
+        """Seconds between this process and the nearest agent of a cluster, by its report; 0: not known."""
         self.checks = checks
         self.counters = counters
         self.certificate_life = certificate_life
