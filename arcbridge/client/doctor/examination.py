@@ -149,6 +149,7 @@ async def _behind_relay(
     try:
         try:
             facts.known = bool(context.trust().known(cluster))
+            await session.connector.nearest.learn(only_near=False)
             await session.connect_once()
             facts.subject = session.subject
             if session.relay is not None and len(context.relays) > 1:

@@ -50,11 +50,14 @@ class NearestRelay:
         """The relays whose last answer named an agent."""
         self.asks = len(access.relays) > 1 and self._lengths.round_trips is not None
 
-    async def learn(self) -> None:
-        """Ask the relays to which the way is not known, before a first join; raises as `Tokens.access` does."""
+    async def learn(self, *, only_near: bool = True) -> None:
+        """Ask the relays to which the way is not known, before a first join; raises as `Tokens.access` does.
+
+        `only_near`: wait for those alone that may be nearer than what has answered, and not for long.
+        """
         unknown = [relay for relay in self._relays.all if self._lengths.age(relay) == math.inf]
         if self.asks and unknown and not self._asked_at:
-            await self._ask(unknown, FIRST_WAIT, only_near=True)
+            await self._ask(unknown, FIRST_WAIT if only_near else DEADLINE, only_near=only_near)
 
     async def look(self, in_use: RelayAccess, round_trip: float) -> RelayAccess | None:
         """Return the relay to move to, or None; `round_trip`: of the session through the relay in use, 0: not known."""
@@ -79,7 +82,7 @@ class NearestRelay:
         return next((relay for relay in self._relays.order() if relay in better), None)
 
     async def _ask(self, relays: Sequence[RelayAccess], deadline: float, *, only_near: bool = False) -> None:
-        """Ask relays, all at once; `only_near`: wait for those alone that may be nearer than what has answered."""
+        """Ask relays, all at once; `only_near`: as in `learn`."""
         token = await self._access.tokens.access()
         loop = asyncio.get_running_loop()
         began = loop.time()
