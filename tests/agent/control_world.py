@@ -76,8 +76,8 @@ async def agent_of(
         sessions, _ = make_sessions(judge, Clock())
         choice = RelayChoice(addresses, wanted, draw=lambda: 0.0, make_backoff=lambda: Backoff(first=0.05, cap=0.2))
         if not measures:
-            choice.round_trips.least = lambda name, within=0.0: 0.010  # type: ignore[method-assign]
-            choice.round_trips.age = lambda name: 0.0  # type: ignore[method-assign]
+            choice.round_trips.least = lambda name, within=0.0: 0.010
+            choice.round_trips.age = lambda name: 0.0
         control = ControlConnections(addresses, keeper, sessions, instance="agent-1", choice=choice, draw=lambda: 0.5)
         control.start()
         try:

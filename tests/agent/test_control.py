@@ -181,7 +181,7 @@ async def test_a_preferred_relay_that_returns_takes_its_place_again(three: World
 
 async def test_a_nearer_relay_takes_the_place_of_the_farthest(three: World) -> None:
     far = {three.relays[0].address: 0.150, three.relays[1].address: 0.012, three.relays[2].address: 0.010}
-    three.choice.round_trips.least = lambda name, within=0.0: far[name]  # type: ignore[method-assign]
+    three.choice.round_trips.least = lambda name, within=0.0: far[name]
     await three.until(lambda: three.connected == [1, 2], "the far one was left, once the near one was up")
     assert three.relays[0].links[0].goaways == [GoawayCode.DONE]
     assert three.control.unready() is None

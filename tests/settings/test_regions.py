@@ -18,7 +18,7 @@ REGIONS = {"eu": RegionConfig(("https://eu.test",)), "us": RegionConfig(("https:
 
 def checked(region: str, regions: dict[str, RegionConfig], relays: object = (EU, US)) -> tuple[object, list[str]]:
     problems = Problems()
-    found = check_regions(problems, region, regions, parse_address, relays)  # type: ignore[arg-type]
+    found = check_regions(problems, region, regions, parse_address, relays)
     return found, [f"{one.setting}: {one}" for one in problems]
 
 

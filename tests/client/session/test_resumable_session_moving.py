@@ -220,7 +220,7 @@ class TestANearerRelay:
             looks.append(in_use)
             return second if in_use is not second else None
 
-        nearest.asks, nearest.look = True, look  # type: ignore[method-assign]
+        nearest.asks, nearest.look = True, look
         return looks
 
     async def test_the_session_goes_there_uncut(
