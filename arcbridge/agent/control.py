@@ -246,8 +246,9 @@ class ControlConnections:
 
         async def measure(relay: Address) -> None:
             context = outer_context(self._keeper.current, ALPN_HTTP)
-            with contextlib.suppress(ArcbridgeError, OSError, EOFError):  # it may be away, and is tried an hour later
-                round_trips.note(str(relay), await measure_round_trip(relay, context, deadline=deadline))
+            with contextlib.suppress(ArcbridgeError, OSError, EOFError):  # it may be away, and is measured later
+                async with asyncio.timeout(deadline):
+                    round_trips.note(str(relay), await measure_round_trip(relay, context))
 
         taken = {link.relay for link in self._links}
         await asyncio.gather(*map(measure, self.choice.unmeasured(taken, REMEASURED)))

@@ -63,7 +63,9 @@ class Nearest(Study):
                     trips = _keystrokes(port, seconds)
                     taken = records(process, "session established")[-1]["relay"]
                     process.stop()
-                    runs.append({"kind": kind, "near": taken == both[0], "p50_ms": rounded(statistics.median(trips) * 1000)})
+                    runs.append(
+                        {"kind": kind, "near": taken == both[0], "p50_ms": rounded(statistics.median(trips) * 1000)}
+                    )
                     print(f"  {kind}: {runs[-1]}", file=sys.stderr)
         p50 = {
             kind: statistics.median(one["p50_ms"] for one in runs if one["kind"] == kind) for kind in ("both", "best")
