@@ -18,6 +18,7 @@ WITHOUT_TEST: dict[str, str] = {
     "audit/log": "with `agent/audit/log`, which is one",
     "audit/metrics": "with the metrics of each role",
     "audit/sinks/collector": "with the transports over it, and the check of their settings",
+    "client/session/relay_http": "with `client/commands/directory`, whose list is one of its answers",
     "cli/words": "with `parser`, whose command lines are read word by word",
     "cli/administration": "with `relay` and `admin`, in whose tests the words of each command are read",
     "identity/fetch": "declarations",

@@ -4,7 +4,8 @@ One loop compares the connections that exist with those wanted and starts or end
 relays come next, and `dials` answers what the relays ask for. The rules:
 
 * Of the list, the first ones of this process's own order are kept. One that is lost is replaced by the next in the
-  order; when it is back, and has stayed, the stand-in is left in order, once no dial is under way on it.
+  order; when it is back, and has stayed, the stand-in is left in order, once no dial is under way on it. In the same
+  way a relay is left to which another one is to be preferred by now: it is nearer.
 * A relay that says it will go away (GOAWAY with DRAINING) is replaced first. Then the sessions that came through it
   are asked to move, and only then is it left; where nothing replaces it, it is kept until it closes.
 * A relay's word when to come back is obeyed. A cluster that was revoked, and an instance id that is used twice, are
@@ -14,6 +15,7 @@ relays come next, and `dials` answers what the relays ask for. The rules:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import random
 import ssl
@@ -32,7 +34,7 @@ from arcbridge.errors import ArcbridgeError, ConfigError, ConnectionLost, PinMis
 from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.net.address import Address
 from arcbridge.net.dialer import connect
-from arcbridge.net.tls import ALPN_CONTROL
+from arcbridge.net.tls import ALPN_CONTROL, ALPN_HTTP, measure_round_trip
 from arcbridge.observe.untrusted_text import clean
 from arcbridge.tasks import TaskSet, cancel_and_wait
 from arcbridge.wire.frames import GoawayCode
@@ -40,8 +42,6 @@ from arcbridge.wire.ledger import FEATURE, LedgerEntries, entries_of, frames
 from arcbridge.wire.records import CaSuccession, Dial, Goaway, Ledger, Revoke, Status
 from arcbridge.wire.session import Introduction, Kind, Side
 
-CONTROL_CONNECTIONS = 2
-"""Control connections to keep: with two, one relay may die or be upgraded and the cluster stays reachable."""
 HEAD_START = 2.0
 """Seconds after which an attempt that hangs no longer counts: the next relay is tried beside it."""
 FAIL_OVER_SPREAD = 2.0
@@ -49,6 +49,10 @@ FAIL_OVER_SPREAD = 2.0
 one all at once. Without any other connection it is a quarter of that."""
 BALANCE_FIRST, BALANCE_LAST = 60.0, 120.0
 """Seconds between two attempts to connect to a preferred relay again while another one stands in for it, at random."""
+REMEASURED = 3600.0
+"""Seconds after which the round trip to a relay without a control connection is measured anew, by one handshake."""
+MEASURING = 1.0
+"""Seconds for which a start waits for the round trips to relays that it does not know."""
 SETTLED = 15.0
 """Seconds that a connection must have been up before a stand-in is left for it."""
 LEAVE_GRACE = 3.0
@@ -101,10 +105,9 @@ class ControlConnections:
         sessions: Sessions,
         *,
         instance: str,
-        wanted: int = CONTROL_CONNECTIONS,
+        choice: RelayChoice,
         clock: Callable[[], float] = time.monotonic,
         draw: Callable[[], float] = random.random,
-        choice: RelayChoice | None = None,
     ) -> None:
         self.relays = tuple(relays)
         self._keeper = keeper
@@ -113,8 +116,10 @@ class ControlConnections:
         self.instance = instance
         self._clock = clock
         self._draw = draw
-        self.choice = choice or RelayChoice(relays, wanted, draw=draw)
-        self.dials = Dials(relays, keeper, sessions, instance=instance, clock=clock)
+        self.choice = choice
+        self.dials = Dials(
+            relays, keeper, sessions, instance=instance, clock=clock, round_trips=self.choice.round_trips
+        )
         self._links: set[ControlLink] = set()
         self._tasks = TaskSet()
         self._balancing: asyncio.Task[None] | None = None
@@ -142,6 +147,11 @@ class ControlConnections:
     def up(self) -> int:
         """Control connections that are up, to relays that do not drain."""
         return len(self._staying())
+
+    def round_trip(self) -> float:
+        """Return the least round trip to a relay that is connected, seconds; 0: none is known."""
+        trips = [link.session.round_trip for link in self._staying() if link.session is not None]
+        return min((one for one in trips if one > 0), default=0.0)
 
     def unready(self) -> str | None:
         """Return why the agent is not ready, or None."""
@@ -175,6 +185,8 @@ class ControlConnections:
 
     async def _balance(self) -> None:
         """Start, leave and move whenever something has changed or is due, until cancelled."""
+        await self._measure(MEASURING)
+        self.choice.rerank()
         while not self.draining:
             self._changed.clear()
             now = self._clock()
@@ -214,17 +226,33 @@ class ControlConnections:
 
     def _preferred_back(self, staying: list[ControlLink], taken: set[Address], now: float) -> float | None:
         """Try a preferred relay that another one stands in for, now and then; answers when to look again."""
-        absent = [relay for relay in self.choice.preferred if relay not in taken]
-        if not absent or len(staying) < self.wanted:
+        if self.wanted == len(self.relays) or len(staying) < self.wanted:
             return None
         if now < self._balance_at:
             return self._balance_at
         self._plan_balancing()
-        for relay in absent:
-            if self.choice.may_try(relay, now):
+        self.choice.rerank()
+        for relay in self.choice.preferred:
+            if relay not in taken and self.choice.may_try(relay, now):
                 self._start(relay, now)
                 break
+        else:
+            self._tasks.start(self._measure(CONNECT_DEADLINE), "measure")
         return self._balance_at
+
+    async def _measure(self, deadline: float) -> None:
+        """Measure the round trips that are not known, or old: of relays without a connection, all at once."""
+        round_trips = self.choice.round_trips
+
+        async def measure(relay: Address) -> None:
+            context = outer_context(self._keeper.current, ALPN_HTTP)
+            with contextlib.suppress(ArcbridgeError, OSError, EOFError):  # it may be away, and is measured later
+                async with asyncio.timeout(deadline):
+                    round_trips.note(str(relay), await measure_round_trip(relay, context))
+
+        taken = {link.relay for link in self._links}
+        await asyncio.gather(*map(measure, self.choice.unmeasured(taken, REMEASURED)))
+        await asyncio.to_thread(round_trips.save)
 
     def _plan_balancing(self) -> None:
         self._balance_at = self._clock() + BALANCE_FIRST + self._draw() * (BALANCE_LAST - BALANCE_FIRST)
@@ -341,6 +369,7 @@ class ControlConnections:
     def _send_report(self, link: ControlLink) -> None:
         if link.session is None or link.session.closed or not link.up:
             return
+        self.choice.round_trips.note(str(link.relay), link.session.round_trip)
         announcement = self._keeper.announcement
         if announcement is not None and announcement != link.announced:
             link.announced = announcement

@@ -27,6 +27,7 @@ from arcbridge.loop_shares import LoopTime
 from arcbridge.net.address import Address, parse_address
 from arcbridge.net.dialer import connect
 from arcbridge.net.join import JOIN_ID, JoinCode, client_join
+from arcbridge.net.round_trips import RoundTrips
 from arcbridge.net.tls import ALPN_JOIN
 from arcbridge.observe.untrusted_text import clean
 from arcbridge.tasks import TaskSet, cancel_and_wait
@@ -40,6 +41,8 @@ HANDSHAKE_DEADLINE = 5.0
 MAX_DIAL_DEADLINE = 30.0
 WRONG_ADDRESS_MEMORY = 600.0
 """Seconds for which the self-checks tell of a DIAL to an address that is none of the agent's relays."""
+CURRENT = 120.0
+"""Seconds after which the round trip that a join shows is taken: a control connection shows it twice a minute."""
 JOIN_MEMORY = 60.0
 """Seconds for which failed joins of every relay make the agent unready, unless one works before."""
 
@@ -69,7 +72,10 @@ class Dials:
         *,
         instance: str,
         clock: Callable[[], float] = time.monotonic,
+        round_trips: RoundTrips | None = None,
     ) -> None:
+        """`round_trips`: those to the relays, by their addresses."""
+        self._round_trips = round_trips or RoundTrips()
         self._relays = frozenset(relays)
         self._keeper = keeper
         self._sessions = sessions
@@ -177,6 +183,7 @@ class Dials:
         address = self._address(dial)
         assert address is not None  # `decide` has checked it
         credential = self._keeper.current
+        round_trip = self._round_trips.least(str(address))
         request = JoinRequest(
             role="agent",
             cluster=credential.cluster,
@@ -184,10 +191,16 @@ class Dials:
             instance=self._instance,
             version=__version__,
             hops=dial.hops,
+            round_trip=round(round_trip * 1e6) if math.isfinite(round_trip) else 0,
         )
         context, inner = outer_context(credential, ALPN_JOIN), self._certificate.tls(credential)
         sock = await connect(address, deadline=deadline)
-        await client_join(sock, context, address.host, request, deadline=deadline)
+
+        def measured(seconds: float) -> None:
+            if self._round_trips.age(str(address)) >= CURRENT:  # of a control connection more is known
+                self._round_trips.note(str(address), seconds)
+
+        await client_join(sock, context, address.host, request, deadline=deadline, measured=measured)
         task = asyncio.current_task()
         if task is not None:
             self._dialling.pop(task, None)

@@ -43,6 +43,7 @@ def _register_control(metrics: Metrics, parts: AgentParts) -> None:
     gauge("ledger_entries", "Sealed entries that this agent keeps for its relays.", None,
           lambda: sum(map(len, control.ledgers.values())))  # fmt: skip
     gauge("control_connections", "Those that are up, to relays that stay.", None, lambda: control.up)
+    gauge("control_round_trip_seconds", "The least round trip to a relay that is connected.", None, control.round_trip)
     counter("control_connect_failures_total", "Attempts to connect that failed.", None, lambda: control.connects_failed)
     counter("joins_total", "Joins that relays asked for, by result.", {"result": RESULTS},
             lambda: {"ok": dials.joins, "failed": dials.join_failures, "refused": dials.refused})  # fmt: skip

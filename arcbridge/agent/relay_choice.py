@@ -1,8 +1,9 @@
 """Decides which relays of the list the agent connects to, and when. It has no socket and no clock.
 
-Every agent process shuffles the list for itself, so that many agents spread over the relays; the first ones of its
-order, as many as are wanted, are the *preferred* ones. While one of them cannot be reached the next in the order
-stands in for it, until the preferred one has come back and stayed.
+Relays of the preferred region come first, then near ones (`net.nearest`); every agent process shuffles equals for
+itself, so that many agents spread over the relays. The first ones of its order, as many as are wanted, are the
+*preferred* ones. While one of them cannot be reached the next in the order stands in for it, until the preferred one
+has come back and stayed.
 
 Each relay has its own backoff: one that is down, or that has said when to come back, holds nothing else up.
 """
@@ -15,6 +16,8 @@ from collections.abc import Callable, Collection, Sequence
 
 from arcbridge.net.address import Address
 from arcbridge.net.backoff import Backoff
+from arcbridge.net.nearest import Nearest
+from arcbridge.net.round_trips import RoundTrips
 
 HINT_MIN, HINT_MAX = 1, 600
 """Bounds of a relay's hint when to come back, seconds (docs/threats.md#B8)."""
@@ -30,11 +33,14 @@ class RelayChoice:
         *,
         draw: Callable[[], float] = random.random,
         make_backoff: Callable[[], Backoff] = Backoff,
+        round_trips: RoundTrips | None = None,
+        region: Collection[Address] = (),
     ) -> None:
-        rest = list(relays)
-        self.order: list[Address] = []
-        while rest:
-            self.order.append(rest.pop(int(draw() * len(rest))))
+        """`round_trips`: those to the relays, by their addresses. `region`: the relays of the preferred region."""
+        self.round_trips = round_trips or RoundTrips()
+        self._draw = draw
+        self._nearest = Nearest(lambda relay: self.round_trips.least(str(relay)), region)
+        self.order = self._nearest.ranked(list(relays), draw)
         self.wanted = max(1, min(wanted, len(self.order)))
         self._backoffs = {relay: make_backoff() for relay in self.order}
         self._not_before = dict.fromkeys(self.order, 0.0)
@@ -45,6 +51,18 @@ class RelayChoice:
     def preferred(self) -> list[Address]:
         """The relays that this agent connects to when all can be reached."""
         return self.order[: self.wanted]
+
+    def rerank(self) -> None:
+        """Order the relays by the round trips that are known now; preferred ones give way to nearer ones alone."""
+        found = self._nearest.chosen(self.preferred, self.order, self.wanted, self._draw)
+        self.order = found + self._nearest.ranked([one for one in self.order if one not in found], self._draw)
+
+    def unmeasured(self, taken: Collection[Address], within: float) -> list[Address]:
+        """Return the relays outside of `taken` whose round trip was not measured for so many seconds; none where all
+        relays are wanted."""
+        if self.wanted == len(self.order):
+            return []
+        return [one for one in self.order if one not in taken and self.round_trips.age(str(one)) >= within]
 
     def next(self, taken: Collection[Address], now: float) -> Address | None:
         """Return the first relay of the order that is not in `taken` and may be tried."""

@@ -27,6 +27,7 @@ from arcbridge.agent.kube.connect_limit import ConnectLimit
 from arcbridge.agent.kube.proxy import KubeProxy
 from arcbridge.agent.metrics import register
 from arcbridge.agent.parts import AgentParts
+from arcbridge.agent.relay_choice import RelayChoice
 from arcbridge.agent.reload import Reload
 from arcbridge.agent.reports import AgentReports
 from arcbridge.agent.secret_store import SecretStore
@@ -44,6 +45,7 @@ from arcbridge.identity.proof import ProofChecker
 from arcbridge.identity.verifier import TokenVerifier
 from arcbridge.mux import memory
 from arcbridge.net.fetch import HttpFetcher
+from arcbridge.net.round_trips import RoundTrips
 from arcbridge.observe.health import Checks
 from arcbridge.observe.metrics import Metrics
 from arcbridge.observe.reloads import Outcome, Reloads
@@ -129,7 +131,14 @@ def _compose(config: AgentConfig, checked: Checked, instance: str, stack: AsyncE
     if config.denylist_file is not None:
         denylist = Denylist(config.denylist_file, sessions.revocations.deny)
         _keep_running(denylist.run(), "denylist", stack)
-    control = ControlConnections(checked.relays, keeper, sessions, instance=instance, wanted=config.control_connections)
+    directory = config.state.directory
+    choice = RelayChoice(
+        checked.relays,
+        config.control_connections,
+        round_trips=RoundTrips(None if directory is None else directory / "round-trips.json"),
+        region=checked.region,
+    )
+    control = ControlConnections(checked.relays, keeper, sessions, instance=instance, choice=choice)
     stack.push_async_callback(control.close)
     return AgentParts(api, verifier, keeper, denylist, sessions, control)
 

@@ -29,6 +29,7 @@ from arcbridge.pki.credentials import AgentCredential, DirectoryStore
 from arcbridge.settings import named_files
 from arcbridge.settings.config import AgentConfig
 from arcbridge.settings.problems import Place, Problems
+from arcbridge.settings.regions import check_regions
 from arcbridge.settings.toml_lines import line_of, parts
 
 MIN_AGE = 10.0
@@ -44,6 +45,8 @@ class Checked:
     config: AgentConfig
     problems: Problems
     relays: tuple[Address, ...]
+    region: frozenset[Address]
+    """The relays of the preferred region."""
     issuers: AuthenticationConfig | None
     """None: no OIDC token counts."""
     acceptance: Acceptance
@@ -73,6 +76,7 @@ def check(
     """
     problems = Problems()
     relays = _relays(config, problems)
+    region = check_regions(problems, config.region, config.regions, parse_address, relays)
     with problems.collect("observe.listen"):
         parse_observe_listen(config.observe.listen)
     _relay_trust(config, problems)
@@ -97,7 +101,9 @@ def check(
     if not 0 < config.session.drain <= MAX_DRAIN:
         problems.error("session.drain", f"must be above 0 s, and at most {MAX_DRAIN / 3600:.0f} h")
     _audit(config, problems)
-    return Checked(config, problems, tuple(relays), tokens.issuers, tokens.acceptance, tokens.proof, targets, denylist)
+    return Checked(
+        config, problems, tuple(relays), region, tokens.issuers, tokens.acceptance, tokens.proof, targets, denylist
+    )
 
 
 def _relays(config: AgentConfig, problems: Problems) -> list[Address]:

@@ -67,9 +67,11 @@ _COLUMNS = (
     Column("port", rank=4),
     Column("contexts", "CONTEXT"),
     Column("state", state=True),
-    Column("since", rank=5),
-    Column("bytes_to_cluster", "SENT", rank=7),
-    Column("bytes_from_cluster", "RECEIVED", rank=6),
+    Column("round_trip", rank=3),
+    Column("relay", rank=5),
+    Column("since", rank=6),
+    Column("bytes_to_cluster", "SENT", rank=8),
+    Column("bytes_from_cluster", "RECEIVED", rank=7),
     Column("token_expires", "TOKEN ENDS", rank=3),
 )
 _FOLLOW = 0.2
@@ -290,6 +292,7 @@ def _for_people(one: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "since": duration(now - one["since"]) if "since" in one else "",
         **{key: size(one[key]) for key in ("bytes_to_cluster", "bytes_from_cluster") if key in one},
+        "round_trip": f"{trip * 1000:.1f} ms" if (trip := one.get("round_trip")) else "",
         "token_expires": f"in {duration(ends - now)}" if ends else "",
     }
 

@@ -160,7 +160,7 @@ class ClientContext:
     @cached_property
     def relays(self) -> Relays:
         """The relays of the settings; raises Unauthenticated where there are none."""
-        return Relays.of(self.config, self.state.successions)
+        return Relays.of(self.config, self.state.successions, self.state.path / "round-trips.json")
 
     def clusters(self) -> list[str]:
         """Return the clusters that were named, canonical, each once; raises ConfigError when there is none."""
@@ -174,7 +174,7 @@ class ClientContext:
     def session(self, cluster: str, trust: ClusterTrust | None = None) -> SessionManager:
         """Return what keeps a session to a cluster; `trust`: another rule than that of the settings."""
         return SessionManager(
-            self.relays.with_own_record(),
+            self.relays.with_own_record(cluster),
             cluster,
             self.tokens.for_cluster(cluster),
             trust or self.trust(),

@@ -23,6 +23,7 @@ from arcbridge.settings import named_files
 from arcbridge.settings.choices import PROGRAM
 from arcbridge.settings.config import ClientConfig, LoginConfig
 from arcbridge.settings.problems import Problems
+from arcbridge.settings.regions import check_regions
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,7 @@ def _relays(config: ClientConfig, problems: Problems) -> None:
         setting = "relay" if config.relay else f"relays[{n}]"
         with problems.collect(setting):
             named_files.check_not_placeholder(problems, setting, parse_address(url).host)
+    check_regions(problems, config.region, config.regions, parse_address, None)
     named_files.check_pin_setting(problems, "relay_ca_pin", config.relay_ca_pin)
     if config.relay_ca_file is not None:
         named_files.check_ca(problems, "relay_ca_file", config.relay_ca_file)

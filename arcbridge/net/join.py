@@ -75,10 +75,12 @@ async def client_join(
     alpn: str = ALPN,
     deadline: float = WHOLE_DEADLINE,
     prove: Callable[[bytes], str] | None = None,
+    measured: Callable[[float], None] = lambda seconds: None,
 ) -> JoinReply:
     """Join as client or agent over a connected socket; after it the socket is raw and still the caller's.
 
-    `prove` makes the request's proof from the certificate (DER) that the relay shows.
+    `prove` makes the request's proof from the certificate (DER) that the relay shows. `measured` is called with the
+    round trip to the relay, seconds.
 
     On any error, and when cancelled, the socket has been closed. Raises `JoinRefused` with the relay's code and words,
     `Unreachable` when the relay's certificate is not trusted or it does not answer, `ConnectionLost` when the
@@ -86,7 +88,7 @@ async def client_join(
     """
     try:
         async with asyncio.timeout(deadline):
-            return await _client_join(sock, context, server_name, request, alpn, prove)
+            return await _client_join(sock, context, server_name, request, alpn, prove, measured)
     except TimeoutError as error:
         reset(sock)
         raise Unreachable(f"the relay {server_name} did not finish the join in time") from error
@@ -105,6 +107,7 @@ async def _client_join(
     request: JoinRequest,
     alpn: str,
     prove: Callable[[bytes], str] | None,
+    measured: Callable[[float], None],
 ) -> JoinReply:
     pipe = TlsPipe(sock, context, server_hostname=server_name)
     try:
@@ -114,6 +117,7 @@ async def _client_join(
         raise Unreachable(f"the relay {server_name} did not finish the TLS handshake in time") from error
     if pipe.alpn != alpn:
         raise RemoteProtocolError(f"{server_name} does not speak {alpn}: is this an arcbridge relay?")
+    measured(pipe.round_trip)
     if prove is not None and (proof := prove(pipe.peer_certificate or b"")):
         request = replace(request, proof=proof)
     await pipe.write(_framed(request.encode()))

@@ -216,6 +216,19 @@ async def _fetch_cas(
     return [f"{one}\n" for one in found], listed
 
 
+async def measure_round_trip(address: Address, context: ssl.SSLContext) -> float:
+    """Return the seconds of a round trip to a relay, by a handshake of its own that ends at once.
+
+    It has no deadline but that of `connect`. Raises OSError, EOFError, `Unreachable`, `ConfigError`.
+    """
+    with await connect(address, deadline=10.0) as sock:
+        pipe = TlsPipe(sock, context, server_hostname=address.host)
+        await pipe.handshake()
+        pipe.feed_close_notify()  # behind the end of the handshake, so that the relay sees no broken one
+        await pipe.flush()
+        return pipe.round_trip
+
+
 async def get_once(
     address: Address,
     path: str,
@@ -226,11 +239,13 @@ async def get_once(
     limit: int = _MAX_ANSWER,
     fields: Callable[[bytes], str] = lambda certificate: "",
     document: bytes | None = None,
+    measured: Callable[[float], None] = lambda seconds: None,
 ) -> tuple[int, bytes, bytes]:
     """Return status, head and body of one GET over a connection of its own, or of one POST of a JSON `document`;
     `context`: whom to trust.
 
-    `fields` makes further header lines, each with its end, once the relay has shown this certificate (DER). Raises
+    `fields` makes further header lines, each with its end, once the relay has shown this certificate (DER). `measured`
+    is called with the round trip to the relay, seconds. Raises
     `ssl.SSLCertVerificationError` where the context does not trust the relay, `Unreachable`, `ConnectionLost`.
     """
     loop = asyncio.get_running_loop()
@@ -241,6 +256,7 @@ async def get_once(
         try:
             async with asyncio.timeout_at(until):
                 await pipe.handshake()
+                measured(pipe.round_trip)
                 # HTTP/1.0: the answer is neither chunked nor kept alive, so its end is the end of the connection.
                 more = fields(pipe.peer_certificate or b"")
                 if document is not None:

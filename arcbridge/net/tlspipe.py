@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+import time
 from typing import Final
 
 from arcbridge.net.sockets import receive, send_all
@@ -27,7 +28,7 @@ class TlsPipe:
     close_notify. After an error or a cancellation the TLS state is unusable: the connection has to be closed.
     """
 
-    __slots__ = ("_incoming", "_outgoing", "_sock", "_tls")
+    __slots__ = ("_incoming", "_outgoing", "_sock", "_tls", "round_trip")
 
     def __init__(
         self,
@@ -43,6 +44,8 @@ class TlsPipe:
         self._tls = context.wrap_bio(
             self._incoming, self._outgoing, server_side=server_side, server_hostname=server_hostname
         )
+        self.round_trip = 0.0
+        """Seconds from this side's first flight to the peer's first bytes; as a client, a round trip."""
 
     @property
     def alpn(self) -> str | None:
@@ -62,7 +65,9 @@ class TlsPipe:
                 return
             except ssl.SSLWantReadError:
                 await self.flush()
+                began = time.monotonic()
                 await self._fill()
+                self.round_trip = self.round_trip or time.monotonic() - began
             except ssl.SSLError:
                 # The alert that tells the peer why; best effort, the error is what counts.
                 try:

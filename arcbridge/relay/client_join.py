@@ -345,6 +345,7 @@ class ClientJoins:
                 subject=identity.username,
                 relay_cas=self._relay_cas(),
                 cluster_cas=record.cas,
+                agent_round_trip=agent.round_trip,
             )
             try:
                 await join.reply(reply)

@@ -121,6 +121,7 @@ class Hops:
             instance=request.instance,
             version=request.version,
             hops=1,
+            round_trip=request.round_trip,
         )
         try:
             sock = await connect(parse_address(address), deadline=CONNECT_DEADLINE, proxy=DIRECT)

@@ -160,6 +160,7 @@ class Operations:
             "since": self._clock() - lasted,
             "bytes_to_agent": pump.bytes_to_agent,
             "bytes_to_client": pump.bytes_to_client,
+            "round_trip": pump.round_trip,
             **self._origin,
         }
 

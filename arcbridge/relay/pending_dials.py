@@ -29,6 +29,8 @@ VOID: Final = JoinReply(
     code=JoinCode.GONE,
     message="this dial token is void: the client has left, another agent was faster, or it came too late",
 )
+MOST_ROUND_TRIP: Final = 10_000_000
+"""Microseconds from which an agent's round trip is none (docs/threats.md#J33)."""
 ID_LENGTH: Final = 16
 """Characters of the id of a process, before the dot of a dial token."""
 
@@ -75,9 +77,11 @@ class Detour(Protocol):
 class ClaimedAgent:
     """An agent that has claimed a token; its connection belongs to the client's coroutine."""
 
-    def __init__(self, join: ClaimedJoin, instance: str) -> None:
+    def __init__(self, join: ClaimedJoin, request: JoinRequest) -> None:
         self.join = join
-        self.instance = printable(instance, 128)
+        self.instance = printable(request.instance, 128)
+        self.round_trip = request.round_trip if request.round_trip < MOST_ROUND_TRIP else 0
+        """Between agent and relay as the agent says it, microseconds; 0: it says nothing that can be."""
 
 
 @dataclass(slots=True, eq=False)
@@ -142,7 +146,7 @@ class PendingDials:
             reason = "another agent was faster"
         else:
             del self._pending[key]
-            dial.claimed.set_result(ClaimedAgent(join, request.instance))
+            dial.claimed.set_result(ClaimedAgent(join, request))
             return ""
         self.count_void()
         return reason

@@ -36,6 +36,7 @@ from arcbridge.loop_shares import LoopTime, LoopTimes
 from arcbridge.net.sockets import reset, tune
 from arcbridge.relay.pipes import Pipe, PipePool
 from arcbridge.relay.pump_accounts import PumpAccount
+from arcbridge.relay.tcp_state import round_trip
 from arcbridge.socket_options import set_keepalive
 
 BUDGET: Final = 512 * 1024
@@ -125,6 +126,12 @@ class Pump:
         self._on_done = pumps.ended
         self._to_agent = _Direction(self, loop, client, agent)
         self._to_client = _Direction(self, loop, agent, client)
+
+    @property
+    def round_trip(self) -> float:
+        """Seconds from the client to the agent and back, as far as TCP shows them; 0 where one part is not known."""
+        parts = [round_trip(one.source) for one in (self._to_agent, self._to_client)]
+        return round(sum(parts), 6) if all(parts) else 0.0
 
     def start(self, *, to_agent: bytes = b"", to_client: bytes = b"") -> None:
         """Begin, with the bytes that came behind the outer TLS of each end."""

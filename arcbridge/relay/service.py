@@ -264,6 +264,7 @@ async def _serve_api(basis: Basis, pumps: Pumps, stack: AsyncExitStack) -> tuple
         payer_of=pumps.payer_of,
         audit=basis.audit,
     )
+    api.round_trip = basis.fleet.round_trip
     administration = AdminApi(api)
     files = ClientFiles(config.client.directory, api.spend_of_stranger)
     http = HttpApiServer(build_app(api, files.install, administration.install))

@@ -407,6 +407,14 @@ class SessionConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class RegionConfig:
+    """`[regions.NAME]` of agents and clients."""
+
+    relays: tuple[str, ...] = ()
+    """`https://host:port` of the relays of this region."""
+
+
+@dataclass(frozen=True, slots=True)
 class AgentConfig:
     """`config/agent.toml`."""
 
@@ -435,6 +443,10 @@ class AgentConfig:
     """Whether sessions may carry the caller's own ServiceAccount token instead of an OIDC identity."""
     control_connections: int = 2
     """Relays of the list to be connected to at a time; a number above the list's length means all of them."""
+    region: str = ""
+    """The region whose relays come before all others, whatever the round trips; empty: the nearest relays do."""
+    regions: dict[str, RegionConfig] = field(default_factory=dict)
+    """By a name that the operator gives."""
     resumption: bool = True
     """Whether a session outlives its connection; False: what runs is cut with it, and no history is kept."""
     kubernetes: KubernetesConfig = field(default_factory=KubernetesConfig)
@@ -518,6 +530,10 @@ class ClientConfig:
     """`https://host:port` of the one relay: another way to write `relays` with one entry."""
     relays: tuple[str, ...] = ()
     """`https://host:port` of each relay; any of them serves. This or `relay` is required."""
+    region: str = ""
+    """The region whose relays come before all others, whatever the round trips; empty: the nearest relays do."""
+    regions: dict[str, RegionConfig] = field(default_factory=dict)
+    """By a name that the operator gives."""
     relay_ca_file: Path | None = None
     relay_ca_pin: str = ""
     """How to know the relays: a CA file, or a pin of their one CA; neither: the system's CAs."""
@@ -549,3 +565,7 @@ class ClientConfig:
         if self.relay and self.relays:
             raise ConfigError("relay: given together with relays; put every relay into relays and take relay out")
         return (self.relay,) if self.relay else self.relays
+
+    def region_urls(self) -> tuple[str, ...]:
+        """Return the relays of the preferred region."""
+        return self.regions[self.region].relays if self.region in self.regions else ()

@@ -281,7 +281,8 @@ class JoinRequest(Record):
     """JOIN of either end: `role` is `client` (token: access token) or `agent` (token: the dial request's).
 
     `proof` is a client's, as in `Auth`. `first_session` is a client's, too: the join id under which the session began
-    that it resumes, for logs alone.
+    that it resumes, for logs alone. `round_trip` is an agent's: microseconds between it and the relay, as it has
+    measured them; 0 while it has not.
     """
 
     role: str = ""
@@ -292,6 +293,7 @@ class JoinRequest(Record):
     hops: int = 0
     proof: str = field(default="", repr=False)
     first_session: str = ""
+    round_trip: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,7 +302,7 @@ class JoinReply(Record):
 
     `rule` and `wanted` are those of a `Refusal`, as in `Goaway`; so are `groups`, one a line, and `more_groups`.
     `relay_cas` and `cluster_cas` are the relay's own CAs and the cluster's (`pki.succession`), where they were ever
-    rotated.
+    rotated. `agent_round_trip` is what the agent of this join has said of its `round_trip`, microseconds; 0: nothing.
     """
 
     code: int = 0
@@ -315,3 +317,4 @@ class JoinReply(Record):
     more_groups: int = 0
     relay_cas: str = field(default="", repr=False)
     cluster_cas: str = field(default="", repr=False)
+    agent_round_trip: int = 0

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from bench.studies.base import Study
 from bench.studies.kubernetes import Kubernetes
+from bench.studies.nearest import Nearest
 from bench.studies.profile import Profile
 from bench.studies.scale import Scale
 from bench.studies.start import Start
@@ -17,6 +18,7 @@ STUDIES: dict[str, type[Study]] = {
     Scale.name: Scale,
     Kubernetes.name: Kubernetes,
     Workers.name: Workers,
+    Nearest.name: Nearest,
     Profile.name: Profile,
 }
 """By name, in the order of the report."""

@@ -53,9 +53,10 @@ class World:
 
 @asynccontextmanager
 async def agent_of(
-    directory: Path, *, relays: int = 1, wanted: int = 2, down: tuple[int, ...] = ()
+    directory: Path, *, relays: int = 1, wanted: int = 2, down: tuple[int, ...] = (), measures: bool = False
 ) -> AsyncIterator[World]:
-    """An agent that has enrolled and begun to connect; the relays `down` do not listen."""
+    """An agent that has enrolled and begun to connect; the relays `down` do not listen. Unless it `measures`, all are
+    equally near, whatever the machine does."""
     authority = Authority.create("relay")
     async with AsyncExitStack() as stack:
         made = [await stack.enter_async_context(FakeRelay.serving(authority=authority)) for _ in range(relays)]
@@ -74,6 +75,9 @@ async def agent_of(
         judge = FakeAuthenticator(t="alice")
         sessions, _ = make_sessions(judge, Clock())
         choice = RelayChoice(addresses, wanted, draw=lambda: 0.0, make_backoff=lambda: Backoff(first=0.05, cap=0.2))
+        if not measures:
+            choice.round_trips.least = lambda name, within=0.0: 0.010
+            choice.round_trips.age = lambda name: 0.0
         control = ControlConnections(addresses, keeper, sessions, instance="agent-1", choice=choice, draw=lambda: 0.5)
         control.start()
         try:

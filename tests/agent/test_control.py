@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from arcbridge.agent.sessions import Sessions
 from arcbridge.errors import ArcbridgeError, ConfigError, StateError
 from arcbridge.identity.claims import Identity
 from arcbridge.mux.session import MuxSession
+from arcbridge.net.address import parse_address
 from arcbridge.net.backoff import Backoff
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.ledger import LedgerEntries, entries_of, frames
@@ -175,6 +177,24 @@ async def test_a_preferred_relay_that_returns_takes_its_place_again(three: World
     await three.until(lambda: three.connected == [0, 1], "the first is back, the third was left")
     assert three.relays[2].links[0].goaways == [GoawayCode.DONE]
     assert three.control.unready() is None
+
+
+async def test_a_nearer_relay_takes_the_place_of_the_farthest(three: World) -> None:
+    far = {three.relays[0].address: 0.150, three.relays[1].address: 0.012, three.relays[2].address: 0.010}
+    three.choice.round_trips.least = lambda name, within=0.0: far[name]
+    await three.until(lambda: three.connected == [1, 2], "the far one was left, once the near one was up")
+    assert three.relays[0].links[0].goaways == [GoawayCode.DONE]
+    assert three.control.unready() is None
+
+
+async def test_a_start_measures_the_relays_that_it_does_not_know(tmp_path: Path) -> None:
+    async with agent_of(tmp_path, relays=3, wanted=1, down=(1,), measures=True) as world:
+        await world.until(lambda: world.connected, "connected")
+        known = [world.choice.round_trips.least(relay.address) for relay in world.relays]
+        assert known[1] == math.inf
+        assert 0 < known[0] < 1
+        assert 0 < known[2] < 1
+        assert world.choice.order[2] == parse_address(world.relays[1].address), "what does not answer is last"
 
 
 async def test_a_relay_is_not_left_while_a_dial_is_under_way(three: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,7 +61,8 @@ def test_every_metric_can_be_read() -> None:
     sessions.authenticator = Counters(proofs=proofs)
     sinks = Counters(senders=[Counters(name="siem", delivered=11, failure="x", lag=2.5)])
     sessions.targets, sessions.audit, keeper = Counters(), Counters(sinks=sinks), Counters()
-    control, denylist = Counters(up=1, dials=Counters(joins=2), ledgers={}), Counters(error="broken")
+    control = Counters(up=1, dials=Counters(joins=2), ledgers={}, round_trip=lambda: 0.012)
+    denylist = Counters(error="broken")
     register(metrics, AgentParts(api, Verifier(), keeper, denylist, sessions, control))
     text = metrics.render()[0].decode()
     assert metrics.read_failures == 0

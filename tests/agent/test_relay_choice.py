@@ -10,6 +10,7 @@ import pytest
 from arcbridge.agent.relay_choice import HINT_MAX, RelayChoice
 from arcbridge.net.address import Address
 from arcbridge.net.backoff import Backoff
+from arcbridge.net.round_trips import RoundTrips
 
 A, B, C, D = (Address(name, 443) for name in "abcd")
 
@@ -43,6 +44,51 @@ def test_the_next_is_the_first_that_is_free() -> None:
     assert made.next([A], 0.0) == B
     assert made.next([A, B, C, D], 0.0) is None
     assert made.next_time([A, B, C, D]) is None
+
+
+def near(choice: RelayChoice, **seconds: float) -> None:
+    for name, found in seconds.items():
+        choice.round_trips.note(str(Address(name, 443)), found)
+
+
+def test_nearer_relays_take_the_place_of_far_ones() -> None:
+    made = choice()
+    near(made, a=0.150, b=0.160, c=0.010, d=0.012)
+    assert made.preferred == [A, B]
+    made.rerank()
+    assert set(made.preferred) == {C, D}
+    made.rerank()
+    assert set(made.preferred) == {C, D}
+    near(made, a=0.011)
+    before = made.preferred
+    made.rerank()
+    assert made.preferred == before, "an equal one takes nobody's place"
+    assert made.order[2] == A, "and stands in first"
+
+
+def test_what_is_known_counts_from_the_start() -> None:
+    known = RoundTrips()
+    for relay in (A, B, C):
+        known.note(str(relay), 0.150)
+    known.note(str(D), 0.010)
+    starts = [RelayChoice([A, B, C, D], 1, round_trips=known, draw=random.Random(n).random) for n in range(100)]
+    assert [made.order[0] for made in starts].count(D) >= 95
+
+
+def test_a_region_is_preferred_and_no_duty() -> None:
+    made = RelayChoice([A, B, C, D], 2, region={C}, draw=lambda: 0.0)
+    near(made, a=0.010, c=0.150, d=0.011)
+    made.rerank()
+    assert set(made.preferred) in ({C, A}, {C, D})
+
+
+def test_what_is_to_be_measured() -> None:
+    made = choice()
+    near(made, a=0.010, b=0.010)
+    assert made.unmeasured([], 3600.0) == [C, D]
+    assert made.unmeasured([C], 3600.0) == [D]
+    assert made.unmeasured([], 0.0) == [A, B, C, D], "all are old"
+    assert choice(4).unmeasured([], 0.0) == [], "all are wanted"
 
 
 def test_a_failed_relay_waits_and_holds_no_other_up() -> None:

@@ -381,6 +381,7 @@ def test_every_value_in_use(helm: Helm, tmp_path: Path) -> None:
     values = {
         "fullnameOverride": "gate", "relayCA": "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n",
         "tokenMode": False, "auditFile": "", "logLevel": "debug", "observe": {"port": 9999, "annotations": False},
+        "region": "eu", "regions": {"eu": ["https://relay.example.org:443"], 'u"s': []},
         "targets": {"git": {"address": "git:22", "users": ["oidc:anna\\\"quoted"]}},
         "limits": {"bytes_per_day": 2**40, "streams": 9, "groups": {'oidc:c"i': {"streams": 70, "bytes_per_day": 0}},
                    "users": {"oidc:anna@example.org": {"sessions": 2}}},
@@ -402,6 +403,8 @@ def test_every_value_in_use(helm: Helm, tmp_path: Path) -> None:
     settings = check_settings(rendered, tmp_path)
     assert settings.targets["git"].users == ('oidc:anna\\"quoted',)
     assert (settings.limits.streams, settings.limits.bytes_per_day, settings.limits.sessions) == (9, 2**40, 32)
+    assert (settings.region, settings.regions["eu"].relays) == ("eu", ("https://relay.example.org:443",))
+    assert settings.regions['u"s'].relays == ()
     of_group = settings.limits.groups['oidc:c"i']
     assert (of_group.streams, of_group.bytes_per_day, of_group.sessions) == (70, 0, None)
     assert settings.limits.users["oidc:anna@example.org"].sessions == 2

@@ -30,8 +30,10 @@ CONFIG = Path(__file__).resolve().parents[2] / "config"
 KINDS: dict[str, type[Any]] = {"relay": config.RelayConfig, "agent": config.AgentConfig, "client": config.ClientConfig}
 
 # Durations are written as people write them; the loader turns them into the default.
-_COMMENTED = re.compile(r"#(\[(?:targets|graph|limits\.groups|limits\.users|audit\.sinks)\.[^\]]+\]|[a-z_]+ = .*)")
-NAMED = {("targets",), ("graph",), ("limits", "groups"), ("limits", "users"), ("audit", "sinks")}
+_COMMENTED = re.compile(
+    r"#(\[(?:targets|graph|regions|limits\.groups|limits\.users|audit\.sinks)\.[^\]]+\]|[a-z_]+ = .*)"
+)
+NAMED = {("targets",), ("graph",), ("regions",), ("limits", "groups"), ("limits", "users"), ("audit", "sinks")}
 """Tables whose keys are names that an operator gives."""
 
 

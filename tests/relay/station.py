@@ -312,6 +312,8 @@ class Agent(BaseHandler):
         self.relay = relay
         self.cluster = cluster
         self.instance = instance
+        self.round_trip = 0
+        """What it says of its distance in joins, microseconds."""
         self.on_dial = on_dial or consent_and_join
         self.dials: list[Dial] = []
         self.sockets: list[socket.socket] = []
@@ -371,7 +373,7 @@ class Agent(BaseHandler):
     async def join(self, token: str, cluster: str = "") -> socket.socket:
         """Join as the agent under a token, with the certificate of `cluster` (default: its own)."""
         sock = await self.relay.dial()
-        request = JoinRequest(role="agent", token=token, instance=self.instance)
+        request = JoinRequest(role="agent", token=token, instance=self.instance, round_trip=self.round_trip)
         await client_join(sock, self.context(ALPN_JOIN, cluster), self.server_name, request)
         self.sockets.append(sock)
         return sock

@@ -82,6 +82,18 @@ async def test_the_first_session_is_for_logs_alone(tmp_path: Path, said: str, no
         assert joined["session"] == reply.join_id
 
 
+@pytest.mark.parametrize(("said", "passed_on"), [(12_000, 12_000), (0, 0), (10_000_000, 0), (2**63, 0)])
+async def test_j33_the_client_learns_how_far_the_agent_is(tmp_path: Path, said: int, passed_on: int) -> None:
+    async with station(tmp_path, "prod") as relay, Agent(relay) as agent:
+        agent.round_trip = said
+        client, reply = await relay.join()
+        with client:
+            assert reply.agent_round_trip == passed_on
+            await until(lambda: len(relay.pumps) == 1)
+            (pump,) = relay.pumps
+            assert 0 < pump.round_trip < 1, "as both sockets show it"
+
+
 async def refused_and_logged(relay: Station, cluster: str = "prod") -> tuple[JoinRefused, MutableMapping[str, Any]]:
     """Return the refusal of alice's join, and what the log says of it."""
     with capture_logs() as lines:

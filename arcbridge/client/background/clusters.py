@@ -112,6 +112,7 @@ class Served(ServedCluster):
             "reason": session.failure.message if session.failure is not None else "",
             "user": session.subject,
             "relay": str(session.relay.address) if session.relay is not None else self.relays[0],
+            "round_trip": round(session.current.round_trip, 6) if session.current is not None else 0.0,
             "since": self.since,
             "connections": endpoint.stats.open if endpoint is not None else 0,
             "bytes_to_cluster": up,

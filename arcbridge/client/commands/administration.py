@@ -13,10 +13,11 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
-from arcbridge.client.commands.directory import check_names, read_answer, request
+from arcbridge.client.commands.directory import check_names, read_answer
 from arcbridge.client.credentials.tokens import Tokens
 from arcbridge.client.relay.relay_access import RelayAccess
 from arcbridge.client.relay.relays import Relays, RelaysFailed, concerns_all
+from arcbridge.client.session.relay_http import request
 from arcbridge.errors import ArcbridgeError, ConfigError, OverLimit, PermissionRefused, StateError, Unreachable
 from arcbridge.net.address import parse_address
 from arcbridge.observe.untrusted_text import clean

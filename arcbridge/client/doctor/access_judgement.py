@@ -160,6 +160,8 @@ class SessionFacts:
     error: ArcbridgeError | None = None
     subject: str = ""
     relay: str = ""
+    others: str = ""
+    """The other relays, each with the way through it as far as it is known."""
     session: str = ""
     """Its id, which the logs of all three roles have."""
     round_trip: float = 0.0
@@ -178,7 +180,8 @@ def judge_session(facts: SessionFacts, token: UnverifiedClaims) -> list[Finding]
         return [agent, _judge_session_error(facts, error, token)]
     through = f" through {facts.relay}" if facts.relay else ""
     ping = f", {facts.round_trip * 1000:.1f} ms to the agent and back" if facts.round_trip else ""
-    session = f"end to end as {clip(facts.subject)}{through}{ping} (session {clip(facts.session)})"
+    others = f"; {facts.others}" if facts.others else ""
+    session = f"end to end as {clip(facts.subject)}{through}{ping}{others} (session {clip(facts.session)})"
     return [agent, ok("session", session)]
 
 

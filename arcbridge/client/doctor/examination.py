@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -148,10 +149,15 @@ async def _behind_relay(
     try:
         try:
             facts.known = bool(context.trust().known(cluster))
+            await session.connector.nearest.learn(only_near=False)
             await session.connect_once()
             facts.subject = session.subject
             if session.relay is not None and len(context.relays) > 1:
                 facts.relay = session.relay.address.url
+                lengths = session.connector.relays.lengths
+                known = {one: lengths.length(one) for one in context.relays.all if one is not session.relay}
+                ways = [f"{one.address.url} {ms * 1000:.0f} ms" for one, ms in known.items() if ms < math.inf]
+                facts.others = f"others are about {', '.join(ways)}" if ways else ""
             if session.current is not None:
                 facts.session, facts.round_trip = session.current.label, await _round_trip(session.current)
         except ArcbridgeError as error:

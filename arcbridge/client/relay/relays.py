@@ -2,8 +2,8 @@
 
 The order of one attempt:
 
-1. the one that worked last, so that clients stay where they are; before that a random one, so that they spread;
-2. the others in random order;
+1. the one that worked last, so that clients stay where they are, unless another one is to be preferred by now;
+2. the others, near ones first (`net.nearest`), equals in random order, so that clients spread;
 3. those that failed lately, the one whose failure is oldest first;
 4. the one that the caller wants to leave.
 
@@ -19,10 +19,14 @@ import random
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
+from arcbridge.client.relay.path_lengths import PathLengths
 from arcbridge.client.relay.relay_access import RelayAccess
 from arcbridge.errors import ArcbridgeError, ConfigError, StateError, Unauthenticated
+from arcbridge.net.address import parse_address
+from arcbridge.net.round_trips import RoundTrips
 from arcbridge.pki.succession import SuccessionStore
 from arcbridge.settings.config import ClientConfig
 
@@ -67,9 +71,11 @@ class Relays:
         self,
         relays: Sequence[RelayAccess],
         *,
-        shuffle: Callable[[list[RelayAccess]], None] = random.shuffle,
+        draw: Callable[[], float] = random.random,
         clock: Callable[[], float] = time.monotonic,
+        lengths: PathLengths | None = None,
     ) -> None:
+        """`draw` returns floats in [0, 1). `lengths`: how far the relays are; None: all are equally far."""
         # One that is named twice is tried once.
         self.all = list({relay.address: relay for relay in relays}.values())
         if not self.all:
@@ -77,22 +83,34 @@ class Relays:
                 "you are logged in at no relay, and no setting names one; run `arcbridge login https://RELAY`, or give "
                 "--relay https://host:port"
             )
-        self._shuffle = shuffle
+        self._draw = draw
+        self.lengths = lengths or PathLengths(self.all, None)
         self._clock = clock
         self._failed: dict[RelayAccess, float] = {}
         self.in_use: RelayAccess | None = None
         """The one that worked last."""
 
     @classmethod
-    def of(cls, config: ClientConfig, successions: SuccessionStore | None = None) -> Relays:
-        """Return the relays of the settings; `successions`: as in `RelayAccess`. Raises Unauthenticated where there are
-        none, ConfigError."""
+    def of(
+        cls, config: ClientConfig, successions: SuccessionStore | None = None, round_trips: Path | None = None
+    ) -> Relays:
+        """Return the relays of the settings; `successions`: as in `RelayAccess`, `round_trips`: the file where they are
+        kept. Raises Unauthenticated where there are none, ConfigError."""
         access = partial(RelayAccess, ca_file=config.relay_ca_file, ca_pin=config.relay_ca_pin, successions=successions)
-        return cls([access(url) for url in config.relay_urls()])
+        relays = [access(url) for url in config.relay_urls()]
+        if len(relays) < 2:
+            return cls(relays)
+        region = frozenset(parse_address(url) for url in config.region_urls())
+        return cls(relays, lengths=PathLengths(relays, RoundTrips(round_trips), region=region))
 
-    def with_own_record(self) -> Relays:
-        """Return the same relays with a record of their own of which failed and which worked."""
-        return Relays(self.all, shuffle=self._shuffle, clock=self._clock)
+    def with_own_record(self, cluster: str) -> Relays:
+        """Return the same relays as the way to one cluster, with a record of their own of which failed and which
+        worked."""
+        return Relays(self.all, draw=self._draw, clock=self._clock, lengths=self.lengths.of_cluster(cluster))
+
+    def only(self, relay: RelayAccess) -> Relays:
+        """Return one of the relays, for an attempt that no other one is to take the place of."""
+        return Relays([relay], clock=self._clock, lengths=self.lengths)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -115,14 +133,15 @@ class Relays:
     def order(self, leaving: RelayAccess | None = None) -> list[RelayAccess]:
         """Return every relay once, in the order to try them now."""
         since = self._clock() - FAILED_LATELY
-        found = list(self.all)
-        self._shuffle(found)
 
-        def place(relay: RelayAccess) -> tuple[bool, float, bool]:
-            failed_at = self._failed.get(relay, since)
-            return relay is leaving, max(failed_at, since), relay is not self.in_use
+        def place(relay: RelayAccess) -> tuple[bool, float]:
+            return relay is leaving, max(self._failed.get(relay, since), since)
 
-        return sorted(found, key=place)
+        nearest = self.lengths.nearest
+        good = [relay for relay in self.all if self._failed.get(relay, since) <= since]
+        first = nearest.chosen([self.in_use], good, 1, self._draw) if self.in_use is not None else []
+        rest = [relay for relay in self.all if relay not in first]
+        return sorted(first + nearest.ranked(rest, self._draw), key=place)
 
     async def first_of(
         self,

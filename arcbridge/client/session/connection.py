@@ -83,8 +83,10 @@ async def join(
 
     async def attempt(relay: RelayAccess) -> tuple[socket.socket, JoinReply]:
         try:
-            return await _join_through(relay, request, prove)
+            return await _join_through(relay, relays, request, prove)
         except ArcbridgeError as error:
+            if isinstance(error, JoinRefused) and error.code == JoinCode.NO_AGENT:
+                relays.lengths.learn_absence(relay)
             raise_user_error(error, cluster, shown=Shown(token, tokens.access_source))
 
     try:
@@ -96,12 +98,14 @@ async def join(
 
 
 async def _join_through(
-    relay: RelayAccess, request: JoinRequest, prove: Callable[[bytes], str]
+    relay: RelayAccess, relays: Relays, request: JoinRequest, prove: Callable[[bytes], str]
 ) -> tuple[socket.socket, JoinReply]:
     context = await relay.context(ALPN_JOIN)
     sock = await connect(relay.address, deadline=CONNECT_DEADLINE)
     try:
-        reply = await client_join(sock, context, relay.address.host, request, prove=prove)
+        own: list[float] = []
+        reply = await client_join(sock, context, relay.address.host, request, prove=prove, measured=own.append)
+        relays.lengths.learn(relay, own[0], reply.agent_round_trip / 1e6)
     except Unreachable as error:
         if isinstance(error.__cause__, ssl.SSLCertVerificationError):
             relay.forget()

@@ -20,6 +20,7 @@ from arcbridge import __version__
 from arcbridge.client.credentials.tokens import ClusterToken
 from arcbridge.client.relay.relay_access import RelayAccess
 from arcbridge.client.session.connection import ClusterAccess, Joined, join, shake_hands
+from arcbridge.client.session.nearest_relay import NearestRelay
 from arcbridge.client.session.refusal import Shown, of_session, raise_user_error
 from arcbridge.client.session.resumable_session import ResumableSession, SessionCounters
 from arcbridge.client.session.trust import ClusterTrust
@@ -89,6 +90,7 @@ class Connector:
     ) -> None:
         self.access = access
         self.relays, self.cluster, self.tokens = access
+        self.nearest = NearestRelay(access)
         self._trust = trust
         self.limits = DEFAULT if resumption else Limits(replay=0)
         self._clock = clock
@@ -116,6 +118,7 @@ class Connector:
             raise refusal
         self.counters.attempts += 1
         attempts_left = len(self.relays)
+        await self.nearest.learn()
         while True:
             try:
                 joined = await join(self.access, leaving=leaving)

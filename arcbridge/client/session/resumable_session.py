@@ -104,6 +104,8 @@ class ResumableSession:
         self._resume_pending = False
         """Whether an agent is being asked to resume the session."""
         self._leaving: RelayAccess | None = None
+        self._target: RelayAccess | None = None
+        """The nearer relay that it is to move to of its own accord; None: it goes where it may."""
         self._label_to_leave = ""
         """The join id of the connection that the agent has asked to leave since the last try began; empty: none."""
         self._received_at_suspicion: int | None = None
@@ -156,8 +158,16 @@ class ResumableSession:
         self._label_to_leave = self.session.label
         if self.detached:
             return None  # it came over a connection that is being attached; `attached` counts it
-        self._leaving = self.relay
+        self._leaving, self._target = self.relay, None
         return random.random() * MOVE_SPREAD
+
+    def nearer_found(self, relay: RelayAccess) -> float | None:
+        """Note that a nearer relay is there; the session stays where it is if it cannot go there."""
+        if self.detached or self._leaving is not None:
+            return None
+        self._log.info("session moves to a nearer relay", session=self.session.label, relay=str(relay.address))
+        self._leaving, self._target = self.relay, relay
+        return 0.0
 
     def suspect(self, reason: str, *, surely: bool = False) -> float | None:
         """Suspect the present connection: it is likely dead, or cannot work any more (`surely`), without an error."""
@@ -238,7 +248,7 @@ class ResumableSession:
         """New streams go to another session now, or do so already. Streams opened meanwhile move with this one."""
         if self._worth_moving():
             return
-        self._leaving = None
+        self._leaving = self._target = None
         if by_a_new_session and self.session.streams:
             self.session.goaway(GoawayCode.DONE, "the client moved to another connection")
         elif by_a_new_session:
@@ -251,9 +261,10 @@ class ResumableSession:
         token = await self._tokens.cluster()
         try:
             instance = hello.agent if hello is not None else ""
-            joined = await join(
-                self._access, instance=instance, first_session=self._first_session, leaving=self._leaving
-            )
+            access = self._access
+            if self._target is not None and not self.detached:
+                access = access._replace(relays=self._relays.only(self._target))
+            joined = await join(access, instance=instance, first_session=self._first_session, leaving=self._leaving)
         except Unreachable as error:
             self.detachment.outage |= self.detached and is_unanswered(error)
             raise
@@ -290,6 +301,7 @@ class ResumableSession:
         finally:
             self._resume_pending = session.closed  # a session that ended here was refused by the agent
         self.relay = joined.relay
+        self._relays.works(joined.relay)
         self._learn_cas()
         renewal.begin(token)
 
@@ -297,6 +309,9 @@ class ResumableSession:
         """Note a try that failed; where the new connection had replaced the old one and was lost, it is detached."""
         log_line = self._log.warning if isinstance(error.__cause__, DishonestPath) else self._log.debug
         log_line("not resumed yet", session=self.session.label, reason=error.message)
+        if self._target is not None:
+            self._relays.failed(self._target)
+            self._target = self._leaving = None
         if not self.detached and self.session.state is State.DETACHED:
             self._detach(error)
 
@@ -324,7 +339,7 @@ class ResumableSession:
             self._log.info("session moved to another connection", **fields)
         self.detachment.end()
         asked_again = self._label_to_leave and self._label_to_leave == self.session.label
-        self._leaving = self.relay if asked_again else None
+        self._leaving, self._target = self.relay if asked_again else None, None
         self._received_at_suspicion = None
         self._attached_at = now
 

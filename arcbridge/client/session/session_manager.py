@@ -9,6 +9,7 @@ manager, but for the events that each session gives it.
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import Callable
 
@@ -19,6 +20,7 @@ from arcbridge.client.relay.relay_access import RelayAccess
 from arcbridge.client.relay.relays import Relays
 from arcbridge.client.session.connection import ClusterAccess
 from arcbridge.client.session.connector import Connector
+from arcbridge.client.session.nearest_relay import FIRST_LOOK, LOOK
 from arcbridge.client.session.refusal import is_elsewhere, of_session
 from arcbridge.client.session.resumable_session import RETRY_HINT_LIMIT, ResumableSession
 from arcbridge.client.session.sleep_detector import CHECK_INTERVAL, SleepDetector
@@ -157,7 +159,8 @@ class SessionManager(BaseHandler):
 
     async def run(self) -> None:
         """Keep a session up until cancelled, then close everything; failures of the network are logged, not raised."""
-        watch = asyncio.get_running_loop().create_task(self._watch())
+        loop = asyncio.get_running_loop()
+        beside = [loop.create_task(self._watch()), loop.create_task(self._stay_near())]
         try:
             while True:
                 lasted = 0.0
@@ -173,7 +176,8 @@ class SessionManager(BaseHandler):
                         self._tokens.refused()
                 await self._wait_before_retry(lasted, hint)
         finally:
-            watch.cancel()
+            for task in beside:
+                task.cancel()
             self.close()
 
     async def connect_once(self) -> None:
@@ -241,6 +245,22 @@ class SessionManager(BaseHandler):
         while True:
             await asyncio.sleep(CHECK_INTERVAL)
             self.check_connections()
+
+    async def _stay_near(self) -> None:
+        """Move the current session to a nearer relay, where there is one by now."""
+        wait = FIRST_LOOK
+        while self.connector.nearest.asks:
+            await asyncio.sleep(wait * random.uniform(0.75, 1.25))
+            wait = LOOK
+            if (current := self._current) is None or current.detached:
+                continue
+            try:
+                relay = await self.connector.nearest.look(current.relay, current.session.round_trip)
+            except ArcbridgeError as error:
+                self._log.debug("relays not asked", reason=error.message)  # there is no token now
+                continue
+            if relay is not None and current is self._current and not self._closing:
+                self._resume(current, current.nearer_found(relay), hurry=False)
 
     def check_connections(self) -> None:
         """Resume sessions at once whose connections this machine's sleep, or change of network, has cut silently."""

@@ -8,7 +8,8 @@
     POST /v1/join-token        {join_token} -> {cluster}: whether it could enrol an agent, without using it
     POST /v1/renew             {csr, stored?} -> the same; the cluster is the one of the TLS client certificate, nothing
                                else, and the key too. `stored`: "yes", the same request will be sent again if need be
-    GET  /v1/clusters          [{name, state, agents, last_seen, ca_pin, certificate_expires, version, revoked}]
+    GET  /v1/clusters          [{name, state, agents, round_trip, last_seen, ca_pin, certificate_expires, version,
+                               revoked}]
     GET  /v1/clusters/{name}   one of these; unknown and not allowed get one answer
     POST /v1/admin             a command of an administrator (`relay.http.administration`)
 
@@ -144,6 +145,8 @@ class Api:
         self.authority = authority
         self.registry = registry
         self.count_agents = count_agents
+        self.round_trip: Callable[[str], float] = lambda cluster: 0.0
+        """Seconds between this process and the nearest agent of a cluster, by its report; 0: not known."""
         self.checks = checks
         self.counters = counters
         self.certificate_life = certificate_life
@@ -305,7 +308,7 @@ class Api:
         ]
         agents = await self.count_agents([record.name for record in records])
         now = self.clock()
-        return web.json_response([_shown(record, agents.get(record.name, 0), now) for record in records])
+        return web.json_response([self._shown(record, agents.get(record.name, 0), now) for record in records])
 
     async def _cluster(self, request: web.Request, identity: Identity) -> web.Response:
         try:
@@ -321,7 +324,20 @@ class Api:
                 HTTPStatus.NOT_FOUND,
                 "there is no such cluster, or you may not reach it: check its name, and ask the relay's operator",
             )
-        return web.json_response(_shown(record, agents.get(name, 0), self.clock()))
+        return web.json_response(self._shown(record, agents.get(name, 0), self.clock()))
+
+    def _shown(self, record: ClusterRecord, agents: int, now: float) -> dict[str, object]:
+        return {
+            "name": record.name,
+            "state": cluster_state(record, agents, now),
+            "agents": agents,
+            "round_trip": self.round_trip(record.name),
+            "last_seen": now if agents > 0 else record.last_seen,
+            "ca_pin": record.ca_pin,
+            "certificate_expires": record.certificate_expires,
+            "version": record.version,
+            "revoked": record.revoked > 0,
+        }
 
     async def _sign(self, csr: str, record: ClusterRecord, generation: int) -> dict[str, object]:
         certificate = self.authority.sign_agent(
@@ -417,16 +433,3 @@ def _checked_pin(pin: str) -> str:
         return check_pin(pin)
     except ConfigError as error:
         raise ApiRefusal(HTTPStatus.BAD_REQUEST, "cluster_ca_pin is no pin") from error
-
-
-def _shown(record: ClusterRecord, agents: int, now: float) -> dict[str, object]:
-    return {
-        "name": record.name,
-        "state": cluster_state(record, agents, now),
-        "agents": agents,
-        "last_seen": now if agents > 0 else record.last_seen,
-        "ca_pin": record.ca_pin,
-        "certificate_expires": record.certificate_expires,
-        "version": record.version,
-        "revoked": record.revoked > 0,
-    }

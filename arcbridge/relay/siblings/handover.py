@@ -169,7 +169,9 @@ class Handovers:
         self._handing += 1
         outcome, sent = "failed", False
         try:
-            claim = JoinRequest(role="agent", token=request.token, instance=request.instance[:128])
+            claim = JoinRequest(
+                role="agent", token=request.token, instance=request.instance[:128], round_trip=request.round_trip
+            )
             question = sibling.ask({"t": "claim", "id": number, "cluster": cluster}, claim.encode())
             answer = await _within(VERDICT_DEADLINE, question)
             if "void" in answer.head:

@@ -108,7 +108,7 @@ async def test_what_a_relay_refuses_and_what_is_no_answer(
 
 async def test_an_answer_that_is_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """docs/threats.md#K9."""
-    monkeypatch.setattr("arcbridge.client.commands.directory._LIMIT", 1000)
+    monkeypatch.setattr("arcbridge.client.session.relay_http._LIMIT", 1000)
     async with relay(web.Response(text=" " * 1001), [], tmp_path) as (access, tokens):
         with pytest.raises(Unreachable, match="answered more than 1000 bytes"):
             await administer(Relays([access]), tokens, "cluster list", {})
@@ -118,10 +118,10 @@ async def test_another_relay_gets_a_command_only_where_it_did_not_leave(tmp_path
     seen: list[Any] = []
     async with relay(rows(), seen, tmp_path) as (working, tokens), relay(None, seen, tmp_path) as (cutting, _):
         dead = RelayAccess("127.0.0.1:1", ca_file=tmp_path / "ca")
-        relays = Relays([dead, working], shuffle=lambda found: None)
+        relays = Relays([dead, working], draw=lambda: 0.0)
         await administer(relays, tokens, "token create", {"cluster": "a"})
         assert (len(seen), relays.in_use) == (1, working)
-        relays = Relays([cutting, working], shuffle=lambda found: None)
+        relays = Relays([cutting, working], draw=lambda: 0.0)
         with pytest.raises(Unreachable, match="may have been done"):
             await administer(relays, tokens, "token create", {"cluster": "a"})
         assert len(seen) == 2
@@ -135,13 +135,13 @@ async def test_a_relay_of_an_earlier_version_leaves_the_command_to_another(tmp_p
     seen: list[Any] = []
     older = refusal(404, "there is nothing here")
     async with relay(older, seen, tmp_path) as (first, tokens), relay(rows(), seen, tmp_path) as (second, _):
-        relays = Relays([first, second], shuffle=lambda found: None)
+        relays = Relays([first, second], draw=lambda: 0.0)
         assert (await administer(relays, tokens, "token list", {})).rows == []
         assert (len(seen), relays.in_use) == (2, second)
     async with relay(refusal(404, "there is nothing here"), seen, tmp_path) as (first, tokens):
         dead = RelayAccess("127.0.0.1:1", ca_file=tmp_path / "ca")
         with pytest.raises(Unreachable, match=r"its version is an earlier one \(2 relays were tried\)"):
-            await administer(Relays([dead, first], shuffle=lambda found: None), tokens, "token list", {})
+            await administer(Relays([dead, first], draw=lambda: 0.0), tokens, "token list", {})
 
 
 async def test_no_token_for_an_unknown_relay(tmp_path: Path) -> None:

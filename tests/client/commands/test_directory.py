@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from arcbridge.client.commands import directory
 from arcbridge.client.commands.directory import list_clusters
 from arcbridge.client.credentials.tokens import Tokens
 from arcbridge.client.relay.relay_access import RelayAccess
 from arcbridge.client.relay.relays import Relays
+from arcbridge.client.session import relay_http
 from arcbridge.errors import PermissionRefused, Unauthenticated, Unreachable
 from arcbridge.net.tls import ALPN_HTTP, outer_server_contexts
 from tests.client.far_side import OTHER_CA, RELAY_CA
@@ -81,7 +81,7 @@ async def test_failures(tmp_path: Path, answer: dict[str, object], kind: type[Ex
 
 
 async def test_an_answer_that_is_too_long_or_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(directory, "_LIMIT", 1000)
+    monkeypatch.setattr(relay_http, "_LIMIT", 1000)
     for answer, words in (
         (web.Response(text=" " * 1001), r"answered more than 1000 bytes: is this an arcbridge relay\?"),
         (
@@ -113,6 +113,6 @@ async def test_no_listener(tmp_path: Path) -> None:
 async def test_the_next_relay_answers(tmp_path: Path) -> None:
     async with relay(web.json_response([{"name": "a"}]), [], tmp_path) as (working, tokens):
         dead = RelayAccess("127.0.0.1:1", ca_file=tmp_path / "ca")
-        relays = Relays([dead, *working.all], shuffle=lambda found: None)
+        relays = Relays([dead, *working.all], draw=lambda: 0.0)
         assert [row["name"] for row in await list_clusters(relays, tokens)] == ["a"]
         assert relays.in_use is working.all[0]

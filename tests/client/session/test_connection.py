@@ -32,7 +32,7 @@ class Way:
         ca_file = directory / "relay-ca.pem"
         ca_file.write_text(RELAY_CA.certificate_pem)
         self.tokens = Tokens(login(directory), None)
-        self.relays = Relays([RelayAccess(side.address, ca_file=ca_file) for side in sides], shuffle=lambda found: None)
+        self.relays = Relays([RelayAccess(side.address, ca_file=ca_file) for side in sides], draw=lambda: 0.0)
 
     async def join(self, **options: str) -> Joined:
         async with asyncio.timeout(20):
@@ -81,7 +81,7 @@ class TestJoin:
     async def test_a_relay_of_another_ca_gets_no_token(self, far: FarSide, second: FarSide, tmp_path: Path) -> None:
         other = RelayAccess(far.address, ca_pin=OTHER_CA.pin)
         way = Way(tmp_path, far, second)
-        way.relays = Relays([other, way.relays.all[1]], shuffle=lambda found: None)
+        way.relays = Relays([other, way.relays.all[1]], draw=lambda: 0.0)
         joined = await way.join()
         joined.sock.close()
         assert (len(far.requests), len(second.requests)) == (0, 1)

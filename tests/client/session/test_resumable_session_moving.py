@@ -10,6 +10,7 @@ import pytest
 from arcbridge.client.relay.relay_access import RelayAccess
 from arcbridge.client.session import resumable_session
 from arcbridge.client.session.resumable_session import ResumableSession
+from arcbridge.client.session.session_manager import SessionManager
 from arcbridge.client.session.sleep_detector import SleepDetector
 from arcbridge.errors import SessionEnded, Unreachable
 from arcbridge.mux.session import BaseHandler
@@ -201,3 +202,74 @@ class TestSuspicion:
             machine.seconds = 60.0
             session.check_connections()
             await stream.check(b"more")
+
+
+class TestANearerRelay:
+    @pytest.fixture(autouse=True)
+    def _often(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in ("FIRST_LOOK", "LOOK"):
+            monkeypatch.setattr(f"arcbridge.client.session.session_manager.{name}", 0.02)
+
+    @staticmethod
+    def beside(session: SessionManager) -> list[RelayAccess]:
+        """Let the second relay be the nearer one; return the relays in use at each look."""
+        nearest, (_, second) = session.connector.nearest, session.connector.relays.all
+        looks: list[RelayAccess] = []
+
+        async def look(in_use: RelayAccess, round_trip: float) -> RelayAccess | None:
+            looks.append(in_use)
+            return second if in_use is not second else None
+
+        nearest.asks, nearest.look = True, look
+        return looks
+
+    async def test_the_session_goes_there_uncut(
+        self, far: FarSide, second: FarSide, tmp_path: Path, lines: Lines
+    ) -> None:
+        session = make(far, tmp_path, others=(second,))
+        looks = self.beside(session)
+        async with running(session):
+            stream = await Stream.open(session)
+            await until(lambda: session.counters.moved == 1)
+            await stream.check(b"over the near one")
+            assert session.relay is session.connector.relays.all[1]
+            assert len(far.requests) == len(second.requests) == 1
+            seen = len(looks)
+            await until(lambda: len(looks) > seen + 3)
+            assert session.counters.moved == 1, "and stays there"
+        assert events(lines, WAITS, BACK, OVER, MOVED) == [MOVED]
+
+    async def test_it_stays_where_the_nearer_one_does_not_join(
+        self, far: FarSide, second: FarSide, tmp_path: Path, lines: Lines
+    ) -> None:
+        session = make(far, tmp_path, others=(second,))
+        second.reply = JoinReply(code=JoinCode.NO_INSTANCE)
+        looks = self.beside(session)
+        async with running(session):
+            stream = await Stream.open(session)
+            await until(lambda: len(looks) > 5 and len(second.requests) > 1)
+            await stream.check(b"over the far one")
+            assert session.relay is session.connector.relays.all[0]
+            assert len(far.requests) == 1, "it was not joined anew"
+            assert session.counters.moved == 0
+        assert events(lines, WAITS, BACK, OVER, MOVED) == []
+
+    async def test_what_the_agent_asks_for_comes_first(self, far: FarSide, second: FarSide, tmp_path: Path) -> None:
+        """A drain of the relay in use is no wish of this client: the tries go on until there is another relay."""
+        async with streaming(far, tmp_path, others=(second,)) as (session, stream):
+            (resumable,) = session.connector.sessions.values()
+            assert resumable.nearer_found(session.connector.relays.all[1]) == 0.0
+            assert resumable.move_requested() is not None
+            assert resumable.nearer_found(session.connector.relays.all[1]) is None
+            resumable.failed(Unreachable("not now"))
+            assert await resumable.due(0.0)
+            await stream.check(b"still there")
+
+    async def test_without_streams_a_fresh_session(self, far: FarSide, second: FarSide, tmp_path: Path) -> None:
+        session = make(far, tmp_path, others=(second,))
+        self.beside(session)
+        async with running(session):
+            old = await session.ready()
+            await until(lambda: session.relay is session.connector.relays.all[1])
+            assert await echo(session) == b"hello"
+            assert isinstance(await old.wait_ended(), SessionEnded)

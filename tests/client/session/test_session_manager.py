@@ -54,7 +54,7 @@ def make(far: FarSide, directory: Path, **options: Any) -> SessionManager:
     ca_file.write_text(RELAY_CA.certificate_pem)
     others = cast(tuple[FarSide, ...], options.pop("others", ()))
     # In the order given, not a random one.
-    relays = Relays([RelayAccess(one.address, ca_file=ca_file) for one in (far, *others)], shuffle=lambda found: None)
+    relays = Relays([RelayAccess(one.address, ca_file=ca_file) for one in (far, *others)], draw=lambda: 0.0)
     return SessionManager(relays, CLUSTER, tokens, trust, backoff=Backoff(first=0.01, cap=0.05), **options)
 
 

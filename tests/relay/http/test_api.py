@@ -293,6 +293,7 @@ class TestClusters:
             await relay.enrolled(name)
         await relay.registry.seen("prod", relay.clock.now - 30, version="0.1.0")
         relay.agents.update(prod=2, other=1)
+        relay.api.round_trip = {"prod": 0.012, "test": 0.0}.__getitem__
         record = await known(relay.registry)
         status, answer, _ = await relay.call("GET", "/v1/clusters", headers={"Authorization": "Bearer token-of-ann"})
         assert status == 200
@@ -305,6 +306,7 @@ class TestClusters:
             "name": "prod",
             "state": "Connected",
             "agents": 2,
+            "round_trip": 0.012,
             "last_seen": relay.clock.now,
             "ca_pin": relay.cluster_ca.pin,
             "certificate_expires": record.certificate_expires,
