@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+import socket
 import ssl
 import time
 from collections.abc import Callable, Sequence
@@ -105,6 +106,7 @@ class ControlConnections:
         clock: Callable[[], float] = time.monotonic,
         draw: Callable[[], float] = random.random,
         choice: RelayChoice | None = None,
+        transport: ControlTransport | None = None,
     ) -> None:
         self.relays = tuple(relays)
         self._keeper = keeper
@@ -114,6 +116,7 @@ class ControlConnections:
         self._clock = clock
         self._draw = draw
         self.choice = choice or RelayChoice(relays, wanted, draw=draw)
+        self._transport = transport or ControlTransport(keeper)
         self.dials = Dials(relays, keeper, sessions, instance=instance, clock=clock)
         self._links: set[ControlLink] = set()
         self._tasks = TaskSet()
@@ -292,25 +295,12 @@ class ControlConnections:
 
     async def _connect(self, link: ControlLink) -> MuxSession:
         relay = link.relay
-        context = outer_context(self._keeper.current, ALPN_CONTROL)
-        sock = await connect(relay, deadline=CONNECT_DEADLINE)
-        session = MuxSession(
-            Side.INITIATOR,
-            Kind.CONTROL,
-            link,
-            label=str(relay),
-            introduction=Introduction(self.instance, build(), self._keeper.stated_ca_pem, FEATURE),
-        )
+        sock = await self._transport.connect(relay)
+        introduction = Introduction(self.instance, build(), self._keeper.stated_ca_pem, FEATURE)
+        session = self._transport.make_session(link, introduction)
         link.session = session
         try:
-            await asyncio.get_running_loop().create_connection(
-                session.protocol,
-                sock=sock,
-                ssl=context,
-                server_hostname=relay.host,
-                ssl_handshake_timeout=HANDSHAKE_DEADLINE,
-                ssl_shutdown_timeout=3.0,
-            )
+            await self._transport.secure(session, sock, relay)
         except (OSError, TimeoutError) as error:
             sock.close()
             lost = ConnectionLost(f"the TLS handshake with {relay} failed: {_tls_reason(error)}")
@@ -494,6 +484,32 @@ class ControlConnections:
             self._changed.set()
 
         self.dials.join(dial, link.relay, done)
+
+
+class ControlTransport:
+    """Makes the sessions of control connections: TCP, TLS, and frames over both. A simulation has another one."""
+
+    def __init__(self, keeper: CredentialKeeper) -> None:
+        self._keeper = keeper
+
+    async def connect(self, relay: Address) -> socket.socket:
+        """Return a socket that is connected to the relay. Raises `Unreachable`."""
+        return await connect(relay, deadline=CONNECT_DEADLINE)
+
+    def make_session(self, link: ControlLink, introduction: Introduction) -> MuxSession:
+        """Return the session of a link, which has no connection yet."""
+        return MuxSession(Side.INITIATOR, Kind.CONTROL, link, label=str(link.relay), introduction=introduction)
+
+    async def secure(self, session: MuxSession, sock: socket.socket, relay: Address) -> None:
+        """Make TLS over the socket and give it to the session. Raises `OSError`, `TimeoutError`, `ConfigError`."""
+        await asyncio.get_running_loop().create_connection(
+            session.protocol,
+            sock=sock,
+            ssl=outer_context(self._keeper.current, ALPN_CONTROL),
+            server_hostname=relay.host,
+            ssl_handshake_timeout=HANDSHAKE_DEADLINE,
+            ssl_shutdown_timeout=3.0,
+        )
 
 
 class ControlLink(BaseHandler):
