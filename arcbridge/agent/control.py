@@ -216,7 +216,7 @@ class ControlConnections:
         return min(due, default=None)
 
     def _preferred_back(self, staying: list[ControlLink], taken: set[Address], now: float) -> float | None:
-        """Try a preferred relay that another one stands in for, now and then; answers when to look again."""
+        """Try the preferred relays that others stand in for, now and then; answers when to look again."""
         absent = [relay for relay in self.choice.preferred if relay not in taken]
         if not absent or len(staying) < self.wanted:
             return None
@@ -226,7 +226,6 @@ class ControlConnections:
         for relay in absent:
             if self.choice.may_try(relay, now):
                 self._start(relay, now)
-                break
         return self._balance_at
 
     def _plan_balancing(self) -> None:
