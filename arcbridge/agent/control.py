@@ -18,6 +18,7 @@ import asyncio
 import contextlib
 import math
 import random
+import socket
 import ssl
 import time
 from collections.abc import Callable, Sequence
@@ -108,6 +109,7 @@ class ControlConnections:
         choice: RelayChoice,
         clock: Callable[[], float] = time.monotonic,
         draw: Callable[[], float] = random.random,
+        transport: ControlTransport | None = None,
     ) -> None:
         self.relays = tuple(relays)
         self._keeper = keeper
@@ -117,6 +119,7 @@ class ControlConnections:
         self._clock = clock
         self._draw = draw
         self.choice = choice
+        self._transport = transport or ControlTransport(keeper)
         self.dials = Dials(
             relays, keeper, sessions, instance=instance, clock=clock, round_trips=self.choice.round_trips
         )
@@ -225,18 +228,17 @@ class ControlConnections:
         return min(due, default=None)
 
     def _preferred_back(self, staying: list[ControlLink], taken: set[Address], now: float) -> float | None:
-        """Try a preferred relay that another one stands in for, now and then; answers when to look again."""
+        """Try the preferred relays that others stand in for, now and then; answers when to look again."""
         if self.wanted == len(self.relays) or len(staying) < self.wanted:
             return None
         if now < self._balance_at:
             return self._balance_at
         self._plan_balancing()
         self.choice.rerank()
-        for relay in self.choice.preferred:
-            if relay not in taken and self.choice.may_try(relay, now):
-                self._start(relay, now)
-                break
-        else:
+        absent = [one for one in self.choice.preferred if one not in taken and self.choice.may_try(one, now)]
+        for relay in absent:
+            self._start(relay, now)
+        if not absent:
             self._tasks.start(self._measure(CONNECT_DEADLINE), "measure")
         return self._balance_at
 
@@ -245,14 +247,14 @@ class ControlConnections:
         round_trips = self.choice.round_trips
 
         async def measure(relay: Address) -> None:
-            context = outer_context(self._keeper.current, ALPN_HTTP)
             with contextlib.suppress(ArcbridgeError, OSError, EOFError):  # it may be away, and is measured later
                 async with asyncio.timeout(deadline):
-                    round_trips.note(str(relay), await measure_round_trip(relay, context))
+                    round_trips.note(str(relay), await self._transport.measure(relay))
 
         taken = {link.relay for link in self._links}
         await asyncio.gather(*map(measure, self.choice.unmeasured(taken, REMEASURED)))
-        await asyncio.to_thread(round_trips.save)
+        if round_trips.unsaved:
+            await asyncio.to_thread(round_trips.save)
 
     def _plan_balancing(self) -> None:
         self._balance_at = self._clock() + BALANCE_FIRST + self._draw() * (BALANCE_LAST - BALANCE_FIRST)
@@ -320,25 +322,12 @@ class ControlConnections:
 
     async def _connect(self, link: ControlLink) -> MuxSession:
         relay = link.relay
-        context = outer_context(self._keeper.current, ALPN_CONTROL)
-        sock = await connect(relay, deadline=CONNECT_DEADLINE)
-        session = MuxSession(
-            Side.INITIATOR,
-            Kind.CONTROL,
-            link,
-            label=str(relay),
-            introduction=Introduction(self.instance, build(), self._keeper.stated_ca_pem, FEATURE),
-        )
+        sock = await self._transport.connect(relay)
+        introduction = Introduction(self.instance, build(), self._keeper.stated_ca_pem, FEATURE)
+        session = self._transport.make_session(link, introduction)
         link.session = session
         try:
-            await asyncio.get_running_loop().create_connection(
-                session.protocol,
-                sock=sock,
-                ssl=context,
-                server_hostname=relay.host,
-                ssl_handshake_timeout=HANDSHAKE_DEADLINE,
-                ssl_shutdown_timeout=3.0,
-            )
+            await self._transport.secure(session, sock, relay)
         except (OSError, TimeoutError) as error:
             sock.close()
             lost = ConnectionLost(f"the TLS handshake with {relay} failed: {_tls_reason(error)}")
@@ -523,6 +512,36 @@ class ControlConnections:
             self._changed.set()
 
         self.dials.join(dial, link.relay, done)
+
+
+class ControlTransport:
+    """Makes the sessions of control connections: TCP, TLS, and frames over both. A simulation has another one."""
+
+    def __init__(self, keeper: CredentialKeeper) -> None:
+        self._keeper = keeper
+
+    async def connect(self, relay: Address) -> socket.socket:
+        """Return a socket that is connected to the relay. Raises `Unreachable`."""
+        return await connect(relay, deadline=CONNECT_DEADLINE)
+
+    async def measure(self, relay: Address) -> float:
+        """Return the round trip to a relay, seconds. Raises `Unreachable`, `OSError`, `EOFError`."""
+        return await measure_round_trip(relay, outer_context(self._keeper.current, ALPN_HTTP))
+
+    def make_session(self, link: ControlLink, introduction: Introduction) -> MuxSession:
+        """Return the session of a link, which has no connection yet."""
+        return MuxSession(Side.INITIATOR, Kind.CONTROL, link, label=str(link.relay), introduction=introduction)
+
+    async def secure(self, session: MuxSession, sock: socket.socket, relay: Address) -> None:
+        """Make TLS over the socket and give it to the session. Raises `OSError`, `TimeoutError`, `ConfigError`."""
+        await asyncio.get_running_loop().create_connection(
+            session.protocol,
+            sock=sock,
+            ssl=outer_context(self._keeper.current, ALPN_CONTROL),
+            server_hostname=relay.host,
+            ssl_handshake_timeout=HANDSHAKE_DEADLINE,
+            ssl_shutdown_timeout=3.0,
+        )
 
 
 class ControlLink(BaseHandler):

@@ -98,6 +98,8 @@ class RelayChoice:
         """
         if hint is not None:
             hint = min(max(hint, HINT_MIN), HINT_MAX)
+        if relay in self._named_a_time:  # to another connection: a relay drains, and its successor has the address
+            not_before = max(not_before, self._not_before[relay])
         named = hint is not None or not_before > now
         (self._named_a_time.add if named else self._named_a_time.discard)(relay)
         delay = self._backoffs[relay].next_delay(lasted=lasted, hint=hint)
@@ -117,6 +119,8 @@ class RelayChoice:
                 self._not_before[relay] = min(self._not_before[relay], now + within)
 
     def left(self, relay: Address, now: float) -> None:
-        """Note that the agent has left this relay of its own accord: it may be tried at once."""
+        """Note that the agent has left this relay of its own accord: it may be tried at once, but for a time that it
+        has named to another connection."""
         self._backoffs[relay].reset()
-        self._not_before[relay] = now
+        if relay not in self._named_a_time:
+            self._not_before[relay] = now

@@ -56,6 +56,11 @@ class RoundTrips:
         samples = self._samples.get(name)
         return max(self._clock() - samples[-1][0], 0.0) if samples else math.inf
 
+    @property
+    def unsaved(self) -> bool:
+        """Whether there is something to keep."""
+        return self._file is not None and self._changed
+
     def save(self) -> None:
         """Keep what was noted beside what other processes have kept; blocks on the disk."""
         if self._file is None or not self._changed:

@@ -235,6 +235,30 @@ class ControlConnection(BaseHandler):
                 answer.set_exception(lost_agent(self.cluster))
 
 
+class ControlAcceptor:
+    """Makes the sessions of the control connections that come: TLS and frames over a socket. A simulation has another
+    one."""
+
+    def __init__(self, context: Callable[[], ssl.SSLContext]) -> None:
+        self._context = context
+
+    def make_session(self, link: ControlConnection) -> MuxSession:
+        """Return the session of a link, which has no connection yet."""
+        return MuxSession(Side.ACCEPTOR, Kind.CONTROL, link)
+
+    async def secure(self, session: MuxSession, sock: socket.socket, ticket: Ticket) -> asyncio.Transport:
+        """Make TLS over the socket, which the address of `ticket` pays for, and give it to the session. Raises
+        `OSError`, `TimeoutError`."""
+        return await accept_charged_tls(
+            session.protocol,
+            sock,
+            self._context(),
+            ticket.loop_time,
+            handshake_deadline=HANDSHAKE_DEADLINE,
+            shutdown_deadline=CLOSE_DEADLINE,
+        )
+
+
 class ControlServer:
     """Accepts control connections; `serve` is the listener's handler for control connections."""
 
@@ -249,16 +273,19 @@ class ControlServer:
         audit: RelayAudit | None = None,
         cas: Callable[[], CaSuccession | None] = lambda: None,
         random: Callable[[], float] = random.random,
+        clock: Callable[[], float] = time.monotonic,
+        acceptor: ControlAcceptor | None = None,
     ) -> None:
         """`audit`: where adoptions are recorded. `cas`: the relay's CAs as agents are told of them; None: there was no
         rotation. `random` returns floats in [0, 1)."""
         self._audit = audit or RelayAudit("")
         self._cas = cas
-        self._context = context
         self._fleet = fleet
         self._registry = registry
         self._counters = counters
         self._random = random
+        self._clock = clock
+        self._acceptor = acceptor or ControlAcceptor(context)
         self._open: AgentSlots[ControlConnection] = AgentSlots()
         self._instances: Counter[tuple[str, str]] = Counter()
         """How many connections of each (cluster, instance) are among them: mostly one."""
@@ -302,17 +329,10 @@ class ControlServer:
         if in_turn is None:
             return
         link = ControlConnection("", None if self.book is None else Intake(self.book, time.time))
-        session = MuxSession(Side.ACCEPTOR, Kind.CONTROL, link)
+        session = self._acceptor.make_session(link)
         link.session = session
         try:
-            transport = await accept_charged_tls(
-                session.protocol,
-                sock,
-                self._context(),
-                ticket.loop_time,
-                handshake_deadline=HANDSHAKE_DEADLINE,
-                shutdown_deadline=CLOSE_DEADLINE,
-            )
+            transport = await self._acceptor.secure(session, sock, ticket)
         except (OSError, TimeoutError) as error:
             self._counters.rejected["handshake"] += 1
             self._failed(ticket)
@@ -328,7 +348,7 @@ class ControlServer:
             raise
         try:
             if not in_turn:
-                backlog = self._handshakes.wait(time.monotonic())
+                backlog = self._handshakes.wait(self._clock())
                 retry_after = 1 + int(backlog * (1 + self._random()))
                 session.close(GoawayCode.LIMIT, "too many agents come at once: this one comes later", retry_after)
                 return
@@ -342,7 +362,7 @@ class ControlServer:
 
     def change_limits(self, limits: RelayLimitsConfig) -> None:
         """Take so many agents from now on; none that is connected is cut."""
-        now = time.monotonic()
+        now = self._clock()
         self._most = limits.agents
         self._pause = ANNOUNCED / limits.agents_per_second
         self._handshakes.change(now, BURST, limits.agents_per_second)
@@ -442,7 +462,7 @@ class ControlServer:
 
     async def _turn(self, sock: socket.socket, ticket: Ticket) -> bool | None:
         """Wait for this connection's turn. Return false when it has none and may be told so, None when it is closed."""
-        now = time.monotonic()
+        now = self._clock()
         last_in_line = self._failures.wait(source_of(ticket.address), now) > 0
         wait = self._handshakes.reserve(now, 0.0 if last_in_line else LONGEST_WAIT)
         if wait is None:
@@ -526,7 +546,7 @@ class ControlServer:
             reason = "its cluster held most places: see limits.agents"
             log.warning("agent gave way", cluster=leaves.cluster, connection=leaves.instance, reason=reason)
             leaves.leave(GoawayCode.LIMIT, FULL, FULL_RETRY)
-        if known and (wait := self._replacements.wait((link.cluster, link.instance), time.monotonic())):
+        if known and (wait := self._replacements.wait((link.cluster, link.instance), self._clock())):
             self._counters.agents_flapping += 1
             self._refused(ticket, link.cluster, "two agents with one instance id replace each other")
             session.close(
@@ -634,7 +654,7 @@ class ControlServer:
             await self._fleet.register(link)
             self._counters.agents_total += 1
             if older:
-                self._replacements.reserve(key, time.monotonic())
+                self._replacements.reserve(key, self._clock())
                 self._counters.agents_replaced += 1
                 bound.warning("agent replaced an older connection of the same instance id")
             bound.info("agent connected", version=link.version)
@@ -689,7 +709,7 @@ class ControlServer:
 
     def _failed(self, ticket: Ticket) -> None:
         """Count a handshake that came to nothing because of the peer."""
-        self._failures.reserve(source_of(ticket.address), time.monotonic())
+        self._failures.reserve(source_of(ticket.address), self._clock())
 
     def _refused(self, ticket: Ticket, cluster: str, reason: str) -> None:
         self._counters.agents_refused += 1

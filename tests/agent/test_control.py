@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -195,6 +196,27 @@ async def test_a_start_measures_the_relays_that_it_does_not_know(tmp_path: Path)
         assert 0 < known[0] < 1
         assert 0 < known[2] < 1
         assert world.choice.order[2] == parse_address(world.relays[1].address), "what does not answer is last"
+
+
+async def test_all_preferred_relays_that_are_away_are_tried_in_one_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with agent_of(tmp_path, relays=4) as world:
+        await world.until(lambda: world.connected == [0, 1], "connected to two")
+        monkeypatch.setattr(module, "BALANCE_FIRST", 3600.0)
+        monkeypatch.setattr(module, "BALANCE_LAST", 3600.0)
+        for relay in world.relays[:2]:
+            await relay.stop()
+        await world.until(lambda: world.connected == [2, 3], "the others stand in")
+        for relay in world.relays[:2]:
+            relay.start()
+        control, choice = world.control, world.choice
+        await world.until(lambda: all(choice.may_try(one, time.monotonic()) for one in choice.preferred), "backoff")
+        await world.until(lambda: all(link.up for link in control._links), "no attempt is under way")
+        if world.connected == [2, 3]:
+            control._balance_at = 0.0
+            control._changed.set()
+        await world.until(lambda: world.connected == [0, 1], "both are back after one round")
 
 
 async def test_a_relay_is_not_left_while_a_dial_is_under_way(three: World, monkeypatch: pytest.MonkeyPatch) -> None:

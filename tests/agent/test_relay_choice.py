@@ -100,6 +100,15 @@ def test_a_failed_relay_waits_and_holds_no_other_up() -> None:
     assert made.next([], 100.25) == A
 
 
+def test_a_time_that_was_named_outlives_the_end_of_another_connection() -> None:
+    made = choice(draw=0.0)
+    assert made.failed(A, 100.0, hint=5.0) == 5.0
+    assert made.failed(A, 100.5, lasted=3600.0) == 4.5
+    made.left(A, 101.0)
+    assert not made.may_try(A, 104.9)
+    assert made.failed(A, 105.0) == 0.0
+
+
 def test_failures_add_up_until_a_connection_was_good() -> None:
     made = choice(draw=0.999)
     delays = [made.failed(A, 0.0) for _ in range(8)]

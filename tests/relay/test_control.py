@@ -7,7 +7,6 @@ import socket
 import ssl
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -548,7 +547,7 @@ async def test_a_herd_is_let_in_at_a_pace(tmp_path: Path, monkeypatch: pytest.Mo
             # It stands still until the first one is turned away: a slow machine sends no herd in two seconds.
             return time.monotonic() if relay.counters.agents_paced else begun
 
-        monkeypatch.setattr(control_module, "time", SimpleNamespace(time=time.time, monotonic=clock))
+        monkeypatch.setattr(relay.control, "_clock", clock)
         async with asyncio.timeout(60):
             sessions = await asyncio.gather(*(comes(relay, number) for number in range(100)))
         await connected(relay, 100)
@@ -612,12 +611,13 @@ async def test_j30_a_cluster_with_every_place_gives_way_to_another(tmp_path: Pat
 
 async def test_who_leaves_while_it_waits_costs_no_handshake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control_module, "BURST", 1)
-    # No turn comes back while the first agent registers: the second connection has to wait, however long that takes.
-    monkeypatch.setattr(control_module, "time", SimpleNamespace(time=time.time, monotonic=lambda: 1000.0))
-    async with station(tmp_path, "prod", limits=RelayLimitsConfig(agents_per_second=2)) as relay, Agent(relay):
-        sock = await relay.dial()
-        with sock:
-            await send_all(sock, client_hello([ALPN_CONTROL]))
-            await until(lambda: relay.control.waiting)
-        await until(lambda: not relay.control.waiting and len(relay.listener._tasks) <= 1)
-        assert relay.counters.rejected["handshake"] == 0
+    async with station(tmp_path, "prod", limits=RelayLimitsConfig(agents_per_second=2)) as relay:
+        # No turn comes back while the first agent registers: the second connection waits, however long that takes.
+        monkeypatch.setattr(relay.control, "_clock", lambda: 1000.0)
+        async with Agent(relay):
+            sock = await relay.dial()
+            with sock:
+                await send_all(sock, client_hello([ALPN_CONTROL]))
+                await until(lambda: relay.control.waiting)
+            await until(lambda: not relay.control.waiting and len(relay.listener._tasks) <= 1)
+            assert relay.counters.rejected["handshake"] == 0
