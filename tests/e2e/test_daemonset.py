@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests.config.test_chart import CHART, Helm
+from tests.config.helm import AGENT as CHART
+from tests.config.helm import Helm
 from tests.support.cluster import Cluster, Kubectl, Unavailable, require_isolation
 from tests.support.cluster import helm as helm_binary
 from tests.support.processes import ProcessFailed, require_or_skip
