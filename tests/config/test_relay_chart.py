@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import tomllib
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from tests.support.cluster import Unavailable
 from tests.support.cluster import helm as helm_binary
 from tests.support.processes import require_or_skip
 
-from .helm import RELAY, Helm
+from .helm import RELAY, ROOT, Helm
 from .rendered import Rendered, check_relay, egress_ports, relay_settings, run_config_check
+from .test_manifests import built
 
 EXAMPLES = sorted((RELAY / "examples").iterdir())
 FLEET = RELAY / "examples/fleet.yaml"
@@ -49,7 +51,9 @@ def make_ca(directory: Path) -> dict[str, bytes]:
     """Make a CA with the command that examples/fleet.yaml has for it."""
     (command,) = re.findall(r"^#\s+(openssl (?:.*\\\n)*.*)$", FLEET.read_text(), re.MULTILINE)
     directory.mkdir(exist_ok=True)
-    subprocess.run(["sh", "-c", command.replace("\n#", "\n")], cwd=directory, check=True, capture_output=True, timeout=30)
+    subprocess.run(
+        ["sh", "-c", command.replace("\n#", "\n")], cwd=directory, check=True, capture_output=True, timeout=30
+    )
     return {name: (directory / name).read_bytes() for name in ("ca.crt", "ca.key")}
 
 
@@ -73,6 +77,44 @@ def test_one_relay(helm: Helm, tmp_path: Path) -> None:
     assert egress_ports(rendered) == {53, 443, 8443}
 
 
+def test_the_manifests_are_what_the_chart_makes_of_its_defaults(helm: Helm) -> None:
+    def comparable(rendered: Rendered) -> dict[str, Any]:
+        found: dict[str, Any] = {"settings": {**relay_settings(rendered), "public_address": ""}}
+        for item in rendered.objects:
+            if item["kind"] not in ("ConfigMap", "Namespace"):
+                found[f"{item['kind']} {item['metadata']['name']}"] = {**item, "metadata": {}}
+        text = yaml.safe_dump(found)
+        text = re.sub(r"name: arcbridge-relay(-settings-\w+)?$", "name: settings", text, flags=re.MULTILINE)
+        # What names the tool, and the application by its release.
+        text = re.sub(
+            r".*(app.kubernetes.io/(managed-by|version|instance)|helm.sh/chart|checksum/config): .*\n", "", text
+        )
+        return dict(yaml.safe_load(text))
+
+    manifests, chart = comparable(built(ROOT / "config/kubernetes/relay")), comparable(helm.template())
+    for name in (
+        "agent_certificate_life",
+        "max_token_lifetime",
+        "policy_hold",
+        "policy_share",
+        "proof",
+        "recovery_wait",
+    ):
+        del chart["settings"][name]  # at their defaults, which another test compares
+    del chart["settings"]["workers"], chart["settings"]["observe"]["log_level"]
+    assert chart == manifests
+
+
+def test_its_values_are_the_relays_own_defaults(helm: Helm, tmp_path: Path) -> None:
+    (tmp_path / "relay.toml").write_text(helm.template().of("ConfigMap")[0]["data"]["relay.toml"])
+    settings, default = load(config.RelayConfig, tmp_path / "relay.toml"), config.RelayConfig()
+    its_own = {"listen", "public_address", "data_dir", "authentication", "policy", "audit", "observe"}
+    for field in fields(default):
+        if field.name not in its_own:
+            assert getattr(settings, field.name) == getattr(default, field.name), field.name
+    assert settings.audit.keep_bytes == default.audit.keep_bytes
+
+
 def test_a_fleet(helm: Helm, tmp_path: Path) -> None:
     rendered = helm.template("-f", str(FLEET))
     check_relay(rendered, replicas=3)
@@ -80,7 +122,8 @@ def test_a_fleet(helm: Helm, tmp_path: Path) -> None:
     done = run_config_check(rendered, tmp_path, secrets=secrets)
     assert done.returncode == 0, done.stderr
     assert "nats.creds does not exist" in run_config_check(rendered, tmp_path / "without").stderr
-    # Each relay's own part of the settings, by its pod.
+    refused = run_config_check(rendered, tmp_path, {"POD_NAME": "no name"}, secrets)
+    assert re.search(r"fleet.*no name", refused.stderr), "each relay has the name of its pod"
     environment = {one["name"]: one.get("value") for one in rendered.workload()["spec"]["template"]["spec"][
         "containers"][0]["env"]}  # fmt: skip
     assert environment["ARCBRIDGE_FLEET_NAME"] == "$(POD_NAME)"
