@@ -251,8 +251,8 @@ def check_relay(rendered: Rendered, replicas: int = 1) -> None:
 
 
 def relay_settings(rendered: Rendered) -> Object:
-    """The settings of the relays."""
-    (text,) = [one["data"]["relay.toml"] for one in rendered.of("ConfigMap") if "relay.toml" in one["data"]]
+    """The settings of the relays, which are those that are checked before an upgrade."""
+    (text,) = {one["data"]["relay.toml"] for one in rendered.of("ConfigMap") if "relay.toml" in one["data"]}
     return tomllib.loads(text)
 
 

@@ -81,7 +81,8 @@ def test_the_manifests_are_what_the_chart_makes_of_its_defaults(helm: Helm) -> N
     def comparable(rendered: Rendered) -> dict[str, Any]:
         found: dict[str, Any] = {"settings": {**relay_settings(rendered), "public_address": ""}}
         for item in rendered.objects:
-            if item["kind"] not in ("ConfigMap", "Namespace"):
+            hook = "helm.sh/hook" in item["metadata"].get("annotations", ())
+            if item["kind"] not in ("ConfigMap", "Namespace") and not hook:
                 found[f"{item['kind']} {item['metadata']['name']}"] = {**item, "metadata": {}}
         text = yaml.safe_dump(found)
         text = re.sub(r"name: arcbridge-relay(-settings-\w+)?$", "name: settings", text, flags=re.MULTILINE)
@@ -286,8 +287,9 @@ def test_what_exists_already_is_not_made(helm: Helm, tmp_path: Path) -> None:
     }  # fmt: skip
     rendered = render(helm, tmp_path, values)
     check_relay(rendered)
-    assert {item["kind"] for item in rendered.objects} == {"ConfigMap", "Service", "ServiceAccount", "StatefulSet"}
-    assert len(rendered.of("ConfigMap")) == 1
+    kinds = {"ConfigMap", "Pod", "Service", "ServiceAccount", "StatefulSet"}
+    assert {item["kind"] for item in rendered.objects} == kinds
+    assert [one["metadata"]["name"] for one in rendered.of("ConfigMap")] == ["arcbridge-relay", "arcbridge-relay-check"]
     spec = rendered.workload()["spec"]
     assert "volumeClaimTemplates" not in spec
     claim = {"persistentVolumeClaim": {"claimName": "restored"}, "name": "data"}
@@ -309,8 +311,32 @@ def test_a_changed_setting_rolls_the_pods_and_a_changed_policy_does_not(helm: He
     policy = ("--set", "policy.allow[0].groups={oidc:other}", "--set", "policy.allow[0].clusters={*}")
     assert pods() == pods(*policy) != pods("--set", "logLevel=debug")
     assert pods("--set", "policyShare=10") != pods()
-    changed = [one["data"] for one in helm.template(*policy).of("ConfigMap") if "policy.toml" in one["data"]]
-    assert tomllib.loads(changed[0]["policy.toml"])["allow"][0]["groups"] == ["oidc:other"]
+    changed = {one["data"].get("policy.toml", "") for one in helm.template(*policy).of("ConfigMap")} - {""}
+    assert tomllib.loads(changed.pop())["allow"][0]["groups"] == ["oidc:other"]
+
+
+@pytest.mark.parametrize("values", [(), ("-f", str(FLEET)), ("-f", str(RELAY / "examples/certificate.yaml"))], ids=str)
+def test_an_upgrade_is_checked_before_it_touches_a_relay(helm: Helm, values: tuple[str, ...]) -> None:
+    """By the container that a start has, with its files, in a pod that no Service and no StatefulSet takes for its."""
+    rendered = helm.template(*values)
+    hook, template = rendered.one("Pod"), rendered.workload()["spec"]["template"]
+    pod = template["spec"]
+    assert hook["metadata"]["annotations"]["helm.sh/hook"] == "pre-upgrade"
+    assert hook["spec"]["containers"] == pod["initContainers"][-1:]
+    assert hook["spec"]["securityContext"] == pod["securityContext"]
+    assert (hook["spec"]["restartPolicy"], hook["spec"]["automountServiceAccountToken"]) == ("Never", False)
+    name = hook["metadata"]["name"]
+    theirs = {
+        "config": {"configMap": {"name": name}},
+        "policy": {"configMap": {"name": name}},
+        "data": {"emptyDir": {}},
+    }
+    same = [volume for volume in pod["volumes"] if volume["name"] not in (*theirs, "ca")]
+    assert hook["spec"]["volumes"] == [*({"name": key, **theirs[key]} for key in ("config", "policy", "data")), *same]
+    assert not rendered.workload()["spec"]["selector"]["matchLabels"].items() <= hook["metadata"]["labels"].items()
+    files = {one["metadata"]["name"]: one["data"] for one in rendered.of("ConfigMap")}
+    assert files[name] == {**files["arcbridge-relay"], **files["arcbridge-relay-policy"]}
+    assert not helm.template(*values, "--set", "checkBeforeUpgrade=false").of("Pod")
 
 
 @pytest.mark.parametrize(
@@ -364,7 +390,8 @@ def test_what_helm_cannot_see_the_init_container_finds(helm: Helm, tmp_path: Pat
     ("settings", "said", "unsaid"),
     [
         ((), ("status.loadBalancer.ingress[0]", "token create --cluster NAME", "everyone who reaches the Service",
-              "the volume has the key", "until `helm rollback`"), "WARNING"),
+              "the volume has the key", "and goes on; new commands fail meanwhile."), "until `helm rollback`"),
+        (("--set", "checkBeforeUpgrade=false"), ("until `helm rollback`",), "WARNING"),
         (("--set", "service.type=NodePort"), (".spec.ports[0].nodePort",), "loadBalancer"),
         (("--set", "service.type=ClusterIP"), ("from inside of this cluster alone",), "externalTrafficPolicy"),
         (("--set", "service.externalTrafficPolicy=Cluster"), ("count all that come through a node as one",), "fleet"),

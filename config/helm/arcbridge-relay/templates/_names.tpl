@@ -126,3 +126,64 @@ readOnlyRootFilesystem: true
 capabilities:
   drop: [ALL]
 {{- end }}
+
+{{- define "relay.podSecurityContext" -}}
+runAsNonRoot: true
+runAsUser: 65532
+runAsGroup: 65532
+fsGroup: 65532
+# Once: files that the relay has made since keep their modes.
+fsGroupChangePolicy: OnRootMismatch
+seccompProfile:
+  type: RuntimeDefault
+{{- end }}
+
+{{- define "relay.check" -}}
+- name: config-check
+  image: {{ include "relay.image" . | quote }}
+  imagePullPolicy: {{ .Values.image.pullPolicy }}
+  args: [--role, relay, config, check, --config, /etc/arcbridge/relay.toml]
+  env:
+    {{- include "relay.env" . | nindent 4 }}
+  resources:
+    {{- toYaml .Values.resources | nindent 4 }}
+  securityContext:
+    {{- include "relay.securityContext" . | nindent 4 }}
+  volumeMounts:
+    {{- include "relay.mounts" . | nindent 4 }}
+{{- end }}
+
+{{- /* The volumes of both pods, without those that differ: config, policy, data. */ -}}
+{{- define "relay.volumes" -}}
+{{- with .Values.authenticationConfigMap }}
+- name: authentication
+  configMap:
+    name: {{ . }}
+{{- end }}
+{{- range $name, $secret := dict "tls" .Values.tls "nats" .Values.fleet "graph" .Values.graph "audit-secret" .Values.auditSpool }}
+{{- with $secret.existingSecret }}
+- name: {{ $name }}
+  secret:
+    secretName: {{ . }}
+    defaultMode: 0440
+{{- end }}
+{{- end }}
+{{- with .Values.clientFiles.volume }}
+- name: client
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+# Private keys pass through a temporary file on their way into the TLS library: in memory, never on a disk.
+- name: tmp
+  emptyDir:
+    medium: Memory
+    sizeLimit: 16Mi
+{{- end }}
+
+{{- /* Of what is not a relay: no Service and no StatefulSet selects it. */ -}}
+{{- define "relay.checkLabels" -}}
+app.kubernetes.io/name: {{ include "relay.name" . }}-check
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: relay
+app.kubernetes.io/part-of: arcbridge
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- end }}
