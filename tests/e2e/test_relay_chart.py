@@ -18,6 +18,7 @@ from tests.config.test_relay_chart import EXAMPLES, make_ca
 from tests.e2e.test_daemonset import MINUTES, Place, kubectl_of, place
 from tests.e2e.test_survival_kubectl import Ticks
 from tests.support.nats_server import NatsServer
+from tests.support.processes import ManagedProcess
 from tests.support.reports import until
 from tests.support.world import ALICE, BOB, CLUSTER, RELAY_AUDIENCE
 
@@ -128,7 +129,7 @@ def test_a_relay_is_installed_upgraded_rolled_back_and_removed_under_a_session(h
     client = here.world.start_client(ALICE)
     alice = kubectl_of(here, client)
     here.cluster.add_pod("ticks", command=("sh", "-c", Ticks.SCRIPT), env={"STOP": "/stop"})
-    with closing(Followed(alice.start("logs", "-f", "ticks"))) as session:
+    with closing(Work(alice.start("logs", "-f", "ticks"), client.process)) as session:
         session.ticks.wait_moves()
         kept = relay.kept()
         assert kept == (here.world.relay_pin, [CLUSTER])
@@ -146,44 +147,48 @@ def test_a_relay_is_installed_upgraded_rolled_back_and_removed_under_a_session(h
         policy = {"allow": [{"users": [ALICE.email, BOB.email], "clusters": ["*"]}]}
         relay.does("upgrade", logLevel="debug", policy=policy)
         until(lambda: CLUSTER in here.world.run_client(BOB, "clusters", "-o", "name").stdout, "the policy", timeout=60)
-        assert list(relay.pods()) == [second]
 
         # A mistake ends the upgrade, in the words of the check, and the relay that serves is not touched.
         mistake = "[limits]\nagents_per_secnd = 3"
         assert "did you mean 'limits.agents_per_second'?" in relay.does("upgrade", check=False, settings=mistake)
         assert list(relay.pods()) == [second]
-        # Without that it stops at the init container, and the way back needs no other hand.
-        relay.does("upgrade", wait="--wait=hookOnly", checkBeforeUpgrade=False, settings=mistake)
-        until(lambda: second not in relay.pods() and relay.pods(), "the next pod", timeout=90)
-        until(lambda: "agents_per_second'?" in config_check(relay), "the init container says why", timeout=60)
-        relay.helm("rollback", "3")
-        session.ticks.wait_moves()
-        assert relay.kept() == kept
-
-        # What is left of an uninstalled relay is its volume, which the next one of its name finds.
-        relay.helm("uninstall")
-        until(lambda: not relay.pods(), "the pod is gone", timeout=60)
-        kinds = "statefulsets,services,configmaps,secrets,serviceaccounts,networkpolicies,persistentvolumeclaims"
-        left = relay.kubectl("get", kinds, "-l", "app.kubernetes.io/part-of=arcbridge", "-o", "name").split()
-        assert left == ["persistentvolumeclaim/data-arcbridge-relay-0"]
-        relay.does("install")
-        assert relay.kept() == kept
         session.ticks.wait_moves()
         here.cluster.kubectl("exec", "ticks", "--", "touch", "/stop")
         session.ticks.check()
+
+    # From here on without a session, for which a relay that is alone waits when it ends. Without that check a mistake
+    # stops at the init container, and the way back needs no other hand.
+    relay.does("upgrade", wait="--wait=hookOnly", checkBeforeUpgrade=False, settings=mistake)
+    until(lambda: second not in relay.pods() and relay.pods(), "the next pod", timeout=90)
+    until(lambda: "agents_per_second'?" in config_check(relay), "the init container says why", timeout=60)
+    relay.helm("rollback", "3")
+    assert relay.kept() == kept
+
+    # What is left of an uninstalled relay is its volume, which the next one of its name finds.
+    relay.helm("uninstall")
+    until(lambda: not relay.pods(), "the pod is gone", timeout=60)
+    kinds = "statefulsets,services,configmaps,secrets,serviceaccounts,networkpolicies,persistentvolumeclaims"
+    left = relay.kubectl("get", kinds, "-l", "app.kubernetes.io/part-of=arcbridge", "-o", "name").split()
+    assert left == ["persistentvolumeclaim/data-arcbridge-relay-0"]
+    relay.does("install")
+    assert relay.kept() == kept
+    again = kubectl_of(here, here.world.start_client(ALICE))
+    assert "namespace/default" in again.run("get", "namespaces", "-o", "name", timeout=90).stdout
     # One chain of records over all pods, on the volume.
     relay.arcbridge("audit", "verify", "/var/lib/arcbridge/data/audit.jsonl")
     relay.helm("uninstall")
 
 
-class Followed:
-    """A command that stays, and its ticks."""
+class Work:
+    """A command that stays, with its ticks, and the client whose session it is in."""
 
-    def __init__(self, process: Any) -> None:
-        self.ticks = Ticks(process)
+    def __init__(self, *processes: ManagedProcess) -> None:
+        self.ticks = Ticks(processes[0])
+        self._processes = processes
 
     def close(self) -> None:
-        self.ticks.process.stop()
+        for process in self._processes:
+            process.stop()
 
 
 def config_check(relay: Relays) -> str:
