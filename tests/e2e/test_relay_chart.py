@@ -7,6 +7,7 @@ import json
 import os
 import re
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 from tests.config.helm import AGENT, RELAY, ROOT
 from tests.config.test_relay_chart import EXAMPLES, make_ca
 from tests.e2e.test_daemonset import MINUTES, Place, kubectl_of, place
+from tests.e2e.test_rollouts import took
 from tests.e2e.test_survival_kubectl import Ticks
 from tests.support.nats_server import NatsServer
 from tests.support.processes import ManagedProcess
@@ -92,17 +94,19 @@ def test_nothing_of_it_is_refused(here: Place) -> None:
                   "metadata": {"name": "podmonitors.monitoring.coreos.com"}}  # fmt: skip
     here.cluster.apply({**definition, "spec": {**names, "versions": [version]}})
     here.cluster.kubectl("wait", "--for=condition=Established", "crd/podmonitors.monitoring.coreos.com")
-    variants = [(RELAY, ("-f", str(example))) for example in EXAMPLES]
-    variants += [(RELAY, ("--set", f"service.type={kind}")) for kind in ("LoadBalancer", "NodePort", "ClusterIP")]
-    variants += [(RELAY, ("-f", str(RELAY / "examples/fleet.yaml"), "--set", "persistence.enabled=false")), (AGENT, ())]
-    for chart, words in variants:
-        monitor = ("--set", "observe.podMonitor.enabled=true", "--api-versions", POD_MONITOR)
+    fleet = (*("-f", str(RELAY / "examples/fleet.yaml")), "--set", "persistence.enabled=false,service.type=ClusterIP")
+    examples = tuple(word for example in EXAMPLES for word in ("-f", str(example)))
+    variants = {"one": (RELAY, ()), "examples": (RELAY, examples), "fleet": (RELAY, fleet), "agent": (AGENT, ()),
+                "nodes": (RELAY, ("--set", "service.type=NodePort"))}  # fmt: skip
+    monitor = ("--set", "observe.podMonitor.enabled=true", "--api-versions", POD_MONITOR)
+    text = ""
+    for name, (chart, words) in variants.items():
         where = ("--namespace", NAMESPACE, "-f", str(chart / "ci/values.yaml"))
-        text = here.helm.run("template", "dry", str(chart), *where, *words, *monitor).stdout
-        command = ("create", "--namespace", NAMESPACE, "--dry-run=server", "--validate=strict", "-f", "-")
-        done = here.cluster.kubectl(*command, input=text)
-        assert "podmonitor.monitoring.coreos.com/" in done.stdout
-        assert "arning" not in done.stderr, f"{chart.name} {words}: {done.stderr}"
+        text += here.helm.run("template", name, str(chart), *where, *words, *monitor).stdout
+    command = ("create", "--namespace", NAMESPACE, "--dry-run=server", "--validate=strict", "-f", "-")
+    done = here.cluster.kubectl(*command, input=text)
+    assert done.stdout.count("podmonitor.monitoring.coreos.com/") == len(variants)
+    assert done.stderr == "", "no warning, of Pod Security's neither"
 
 
 @pytest.fixture(scope="module")
@@ -135,10 +139,13 @@ def test_a_relay_is_installed_upgraded_rolled_back_and_removed_under_a_session(h
         assert kept == (here.world.relay_pin, [CLUSTER])
 
         # A changed setting: the old pod drains, the next one finds the volume, and the session goes on.
+        began = time.monotonic()
         relay.does("upgrade", logLevel="debug")
+        took(began, "upgrade of a relay with a session")
         (second,) = relay.pods()
         assert second != first
         session.ticks.wait_moves()
+        took(began, "until kubectl goes on")
         assert relay.kept() == kept
         assert alice.run("get", "namespaces", "-o", "name", timeout=90).stdout
 
