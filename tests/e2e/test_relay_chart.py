@@ -83,6 +83,9 @@ class Relays:
         token = json.loads(self.arcbridge("token", "create", "--cluster", "unused", "-o", "json"))
         return token["relay_ca_pin"], self.arcbridge("cluster", "list", "-o", "name").split()
 
+    def has_agent(self) -> bool:
+        return any(row["agents"] for row in json.loads(self.arcbridge("cluster", "list", "-o", "json")))
+
 
 def test_nothing_of_it_is_refused(here: Place) -> None:
     """An API server validates all that the charts render, in a namespace for restricted pods."""
@@ -179,6 +182,7 @@ def test_a_relay_is_installed_upgraded_rolled_back_and_removed_under_a_session(h
     assert left == ["persistentvolumeclaim/data-arcbridge-relay-0"]
     relay.does("install")
     assert relay.kept() == kept
+    until(relay.has_agent, "the agent comes back", timeout=90)
     again = kubectl_of(here, here.world.start_client(ALICE))
     assert "namespace/default" in again.run("get", "namespaces", "-o", "name", timeout=90).stdout
     # One chain of records over all pods, on the volume.
