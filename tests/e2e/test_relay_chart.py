@@ -74,7 +74,7 @@ class Relays:
 
     def pods(self) -> dict[str, dict[str, Any]]:
         """The relays by their uid."""
-        relays = "labelSelector=app.kubernetes.io/name%3Darcbridge-relay"
+        relays = f"labelSelector=app.kubernetes.io/name=arcbridge-relay,app.kubernetes.io/instance={self._name}"
         found = self._here.cluster.request("GET", f"/api/v1/namespaces/{NAMESPACE}/pods?{relays}")["items"]
         return {pod["metadata"]["uid"]: pod for pod in found}
 
