@@ -178,8 +178,8 @@ def test_the_ca_of_a_secret_comes_to_a_volume_that_has_none(helm: Helm, tmp_path
     assert {path.name: path.read_bytes() for path in data.iterdir()} == {**other, "ca-rotation.json": b"{}"}
 
 
-def test_i7_one_container_alone_has_the_secret(helm: Helm) -> None:
-    """docs/threats.md#I7"""
+def test_i8_one_container_alone_has_the_secret(helm: Helm) -> None:
+    """docs/threats.md#I8"""
     pod = helm.template("-f", str(FLEET)).workload()["spec"]["template"]["spec"]
     (secret,) = [volume["name"] for volume in pod["volumes"] if "arcbridge-relay-ca" in str(volume)]
     containers = (*pod["initContainers"], *pod["containers"])
