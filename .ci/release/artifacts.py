@@ -25,6 +25,7 @@ from release import sbom, single_file
 from release.lock import FROM_SOURCE, ROOT
 
 CHART: Final = "arcbridge-agent"
+CHARTS: Final = (CHART, "arcbridge-relay")
 SUMS: Final = "SHA256SUMS"
 
 
@@ -34,7 +35,7 @@ def build(out: Path, *, commit: str = "HEAD") -> list[Path]:
     Raises `ValueError` when `out` holds anything: checksums of a release are about all that lies beside them.
     """
     with _making(out, commit) as tools:
-        made = sorted([*tools.packages(), tools.chart(), tools.bill_of_materials(), tools.client()])
+        made = sorted([*tools.packages(), *map(tools.chart, CHARTS), tools.bill_of_materials(), tools.client()])
         placed = [Path(shutil.copy(path, out)) for path in made]
     return [*placed, checksums(out)]
 
@@ -134,14 +135,14 @@ class Tools:
         )
         return bill
 
-    def chart(self) -> Path:
-        """Pack the agent's chart as Helm does, which would write the time of the build into it."""
-        source = self._source / "config" / "helm" / CHART
+    def chart(self, chart: str) -> Path:
+        """Pack a chart as Helm does, which would write the time of the build into it."""
+        source = self._source / "config" / "helm" / chart
         version = re.search(r"^version: (\S+)$", (source / "Chart.yaml").read_text(), re.MULTILINE)
         if version is None:
-            raise ValueError(f"config/helm/{CHART}/Chart.yaml has no version")
-        packed = self._made / f"{CHART}-{version[1]}.tgz"
-        packed.write_bytes(single_file.tar_archive(source, self._epoch, root=CHART))
+            raise ValueError(f"config/helm/{chart}/Chart.yaml has no version")
+        packed = self._made / f"{chart}-{version[1]}.tgz"
+        packed.write_bytes(single_file.tar_archive(source, self._epoch, root=chart))
         return packed
 
     def client(self) -> Path:

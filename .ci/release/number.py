@@ -18,7 +18,10 @@ PLACES: Final = (
     ("Dockerfile", r"(?m)^(ARG VERSION=)(\S+)()$"),
     ("config/helm/arcbridge-agent/Chart.yaml", r"(?m)^(version: )(\S+)()$"),
     ("config/helm/arcbridge-agent/Chart.yaml", r"(?m)^(appVersion: )(\S+)()$"),
+    ("config/helm/arcbridge-relay/Chart.yaml", r"(?m)^(version: )(\S+)()$"),
+    ("config/helm/arcbridge-relay/Chart.yaml", r"(?m)^(appVersion: )(\S+)()$"),
     ("config/kubernetes/base/kustomization.yaml", r"(?m)^( *newTag: )(\S+)()$"),
+    ("config/kubernetes/relay/kustomization.yaml", r"(?m)^( *newTag: )(\S+)()$"),
 )
 """File, and a pattern with the version as its second group."""
 _VERSION: Final = re.compile(r"\d+\.\d+\.\d+((a|b|rc)\d+)?")

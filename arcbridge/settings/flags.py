@@ -104,6 +104,8 @@ _RELAY = _about(
     Flag("--agent-certificate-life DURATION = agent_certificate_life", "life of agents' certificates, as 7d or 12h"),
     Flag("--tls-certificate FILE = tls.certificate", "own outer certificate"),
     Flag("--tls-key FILE = tls.key", "its key"),
+    Flag("--fleet-name NAME = fleet.name", "what NATS permissions know this relay by"),
+    Flag("--fleet-internal-address HOST:PORT = fleet.internal_address", "where other relays of the fleet reach it"),
 )
 
 _AGENT = _about(

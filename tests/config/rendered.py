@@ -1,10 +1,13 @@
-"""What must hold for the agent's objects, whichever way they were rendered: by kustomize or by Helm."""
+"""What must hold for the objects of agents and relays, whichever way they were rendered: by kustomize or by Helm."""
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import subprocess
+import sys
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +24,9 @@ from arcbridge.wire.limits import DEFAULT
 
 EIGHT_VERBS = ("get", "list", "watch", "create", "update", "patch", "delete", "deletecollection")
 ORIGINAL_USER = "userextras/arcbridge.io/original-user"
+
+MOST_DRAIN = 30
+"""Seconds in which a relay that is told to stop ends in any case (docs/operations.md, "Upgrade")."""
 
 Object = dict[str, Any]
 
@@ -43,8 +49,8 @@ class Rendered:
         return found
 
     def workload(self) -> Object:
-        """The DaemonSet or the Deployment: exactly one of them."""
-        (found,) = (*self.of("DaemonSet"), *self.of("Deployment"))
+        """The DaemonSet, the Deployment or the StatefulSet: exactly one of them."""
+        (found,) = (*self.of("DaemonSet"), *self.of("Deployment"), *self.of("StatefulSet"))
         return found
 
     def rules(self) -> list[Object]:
@@ -130,41 +136,124 @@ def check_workload(rendered: Rendered) -> None:
         assert not {"strategy", "replicas"} & set(spec)
         assert "affinity" not in spec["template"]["spec"]
         assert rendered.of("PodDisruptionBudget") == []
+    assert spec["template"]["spec"]["terminationGracePeriodSeconds"] > DEFAULT.drain_timeout
+    assert spec["template"]["spec"]["automountServiceAccountToken"] is True
+    check_pod(rendered)
+
+
+def check_pod(rendered: Rendered, written: tuple[str, ...] = ("tmp",)) -> None:
+    """Pods use nothing of the node, never run as root, and write nowhere but into the volumes `written`."""
+    spec = rendered.workload()["spec"]
     pod = spec["template"]["spec"]
     assert spec["selector"]["matchLabels"].items() <= spec["template"]["metadata"]["labels"].items()
-    assert pod["terminationGracePeriodSeconds"] > DEFAULT.drain_timeout
     check_init_container(pod)
     assert not {"hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace"} & set(pod)
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["securityContext"]["runAsUser"] == pod["securityContext"]["runAsGroup"] == 65532
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     (container,) = pod["containers"]
-    assert container["securityContext"] == {
-        "allowPrivilegeEscalation": False,
-        "readOnlyRootFilesystem": True,
-        "capabilities": {"drop": ["ALL"]},
-    }
-    assert "memory" in container["resources"]["limits"]
-    assert {"cpu", "memory"} <= set(container["resources"]["requests"])
+    for one in (container, *pod["initContainers"]):
+        assert one["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        assert "memory" in one["resources"]["limits"]
+        assert {"cpu", "memory"} <= set(one["resources"]["requests"])
+        assert all(mount.get("readOnly") for mount in one["volumeMounts"] if mount["name"] not in written)
     paths = {name: container[f"{name}Probe"]["httpGet"]["path"] for name in ("startup", "liveness", "readiness")}
     assert paths == {"startup": "/livez", "liveness": "/livez", "readiness": "/readyz"}
     assert not any("hostPath" in volume or "hostPort" in str(container["ports"]) for volume in pod["volumes"])
     (tmp,) = [volume for volume in pod["volumes"] if volume["name"] == "tmp"]
     assert tmp["emptyDir"]["medium"] == "Memory"
-    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
-    assert all(mount.get("readOnly") for mount in container["volumeMounts"] if mount["name"] != "tmp")
+    claims = {claim["metadata"]["name"] for claim in spec.get("volumeClaimTemplates", ())}
+    mounted = {mount["name"] for one in (container, *pod["initContainers"]) for mount in one["volumeMounts"]}
+    assert mounted == claims | {volume["name"] for volume in pod["volumes"]}
     assert pod["serviceAccountName"] == rendered.one("ServiceAccount")["metadata"]["name"]
     assert rendered.one("ServiceAccount")["automountServiceAccountToken"] is False
-    assert pod["automountServiceAccountToken"] is True
 
 
 def check_init_container(pod: Object) -> None:
-    """Before the agent, its own check of its settings, with the same files and as few rights."""
-    (agent,) = pod["containers"]
-    (check,) = pod["initContainers"]
-    assert check["args"] == ["--role", "agent", "config", "check", *agent["args"][2:]]
+    """Just before the role, its own check of its settings, with the same files, environment and as few rights."""
+    (role,) = pod["containers"]
+    check = pod["initContainers"][-1]
+    assert check["args"] == ["--role", role["name"], "config", "check", *role["args"][2:]]
     for name in ("image", "imagePullPolicy", "securityContext", "volumeMounts", "resources"):
-        assert check[name] == agent[name], name
+        assert check[name] == role[name], name
+
+
+def run_config_check(
+    rendered: Rendered,
+    directory: Path,
+    environment: dict[str, str] | None = None,
+    secrets: dict[str, dict[str, bytes]] | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Run the init container's command, with the files of the pod below `directory` in place of /. Secrets and
+    ConfigMaps that are not rendered are in `secrets`; every other volume is an empty directory."""
+    pod = rendered.workload()["spec"]["template"]["spec"]
+    check = pod["initContainers"][-1]
+    maps = {one["metadata"]["name"]: one["data"] for one in rendered.of("ConfigMap")} | (secrets or {})
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    moved = {mount["mountPath"]: f"{directory}{mount['mountPath']}" for mount in check["volumeMounts"]}
+    for mount in check["volumeMounts"]:
+        (place := Path(moved[mount["mountPath"]])).mkdir(parents=True, exist_ok=True)
+        volume = volumes.get(mount["name"], {})
+        source = volume.get("configMap", {}).get("name") or volume.get("secret", {}).get("secretName")
+        for name, data in (maps.get(source, {}) if source else {}).items():
+            text = data if isinstance(data, str) else data.decode()
+            text = re.sub(rf'(?<=["\s])({"|".join(moved)})(?=[/"\s])', lambda found: moved[found[0]], text)
+            (place / name).write_text(text)
+            (place / name).chmod(0o600)
+    given = {**os.environ, "POD_NAME": "pod-0", **(environment or {})}
+    given |= {
+        one["name"]: one["value"].replace("$(POD_NAME)", given["POD_NAME"]) for one in check["env"] if "value" in one
+    }
+    arguments = [word.replace("/etc/arcbridge", moved["/etc/arcbridge"]) for word in check["args"]]
+    command = [sys.executable, "-m", "arcbridge", *arguments]
+    return subprocess.run(command, env=given, capture_output=True, text=True, timeout=60, check=False)
+
+
+def check_relay(rendered: Rendered, replicas: int = 1) -> None:
+    """Each relay has a volume of its own, asks nothing of Kubernetes, and ends after its drain; several are spread."""
+    spec = rendered.workload()["spec"]
+    pod = spec["template"]["spec"]
+    check_pod(rendered, ("tmp", "data"))
+    check_labels(rendered)
+    assert (spec.get("replicas", 1), spec["podManagementPolicy"]) == (replicas, "Parallel")
+    assert pod["automountServiceAccountToken"] is False
+    assert pod["terminationGracePeriodSeconds"] > MOST_DRAIN
+    assert pod["securityContext"]["fsGroup"] == 65532
+    budgets = rendered.of("PodDisruptionBudget")
+    assert [one["spec"] for one in budgets] == [{"maxUnavailable": 1, "selector": spec["selector"]}] * (replicas > 1)
+    assert ("affinity" in pod) == (replicas > 1)
+    (container,) = pod["containers"]
+    assert pod["initContainers"][-1]["env"] == container["env"]
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert ports["relay"] > 1023
+    public, peers = sorted(rendered.of("Service"), key=lambda one: "clusterIP" in one["spec"])
+    assert peers["spec"]["clusterIP"] == "None"
+    assert peers["spec"]["publishNotReadyAddresses"] is True
+    assert peers["metadata"]["name"] == spec["serviceName"]
+    assert [port["port"] for port in peers["spec"]["ports"]] == [ports["relay"]]
+    for service in (public, peers):
+        assert service["spec"]["selector"] == spec["selector"]["matchLabels"]
+        assert [port["targetPort"] for port in service["spec"]["ports"]] == ["relay"]
+    settings = relay_settings(rendered)
+    assert (settings["listen"], settings["observe"]["listen"]) == (f":{ports['relay']}", f":{ports['observe']}")
+    assert settings["data_dir"] == "/var/lib/arcbridge/data"
+    assert settings["audit"]["rotate_bytes"] > 0, "no other program renames a pod's file"
+    for policy in rendered.of("NetworkPolicy"):
+        assert policy["spec"]["podSelector"] == spec["selector"]
+        everyone, monitoring = policy["spec"]["ingress"]
+        assert everyone == {"ports": [{"protocol": "TCP", "port": "relay"}]}
+        assert monitoring["ports"] == [{"protocol": "TCP", "port": "observe"}]
+        assert monitoring["from"]
+
+
+def relay_settings(rendered: Rendered) -> Object:
+    """The settings of the relays, which are those that are checked before an upgrade."""
+    (text,) = {one["data"]["relay.toml"] for one in rendered.of("ConfigMap") if "relay.toml" in one["data"]}
+    return tomllib.loads(text)
 
 
 def check_labels(rendered: Rendered) -> None:

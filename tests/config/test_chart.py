@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import ssl
 import subprocess
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +22,8 @@ from tests.support.cluster import helm as helm_binary
 from tests.support.processes import require_or_skip
 from tests.support.reports import until
 
+from .helm import AGENT, NAMESPACE, RELAY, ROOT, Helm
 from .rendered import (
-    Rendered,
     check_labels,
     check_network_policy,
     check_rules,
@@ -34,54 +31,18 @@ from .rendered import (
     check_settings,
     check_workload,
     egress_ports,
+    run_config_check,
 )
 
-ROOT = Path(__file__).resolve().parents[2]
-CHART = ROOT / "config/helm/arcbridge-agent"
+CHART = AGENT
 VALUES = CHART / "ci/values.yaml"
 MODES = ("legacy", "constrained")
 KINDS = ("DaemonSet", "Deployment")
 USERS, GROUPS = ["oidc:anna@example.org", "oidc:editor@example.org"], ["oidc:team"]  # of ci/values.yaml
-NAMESPACE = "remote"
 ACCOUNT = f"system:serviceaccount:{NAMESPACE}:arcbridge-agent"
 
 # Some tests ask kubectl dozens of times, and the first one starts the API server: 24 s of a machine with other work.
 pytestmark = pytest.mark.timeout(600)
-
-
-class Helm:
-    """A real Helm with a home of its own."""
-
-    def __init__(self, binary: Path, home: Path, kubeconfig: Path | None = None) -> None:
-        self.binary = binary
-        self.env = {**os.environ, "HOME": str(home), "KUBECONFIG": str(kubeconfig or home / "none"),
-                    "HELM_CACHE_HOME": str(home / "cache"), "HELM_CONFIG_HOME": str(home / "config"),
-                    "HELM_DATA_HOME": str(home / "data")}  # fmt: skip
-
-    def run(self, *args: str, check: bool = True, timeout: float = 90) -> subprocess.CompletedProcess[str]:
-        command = [self.binary, *args]
-        done = subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=timeout, check=False)
-        if check:
-            assert done.returncode == 0, done.stdout + done.stderr
-        return done
-
-    @contextmanager
-    def installed(self, *settings: str) -> Iterator[str]:
-        """Install the chart, give its notes, uninstall it. No node runs its pods, so Helm does not wait for them."""
-        release = ("arcbridge-agent", "--namespace", NAMESPACE)
-        sources = (str(CHART), "-f", str(VALUES), "--wait=hookOnly", *settings)
-        try:
-            yield self.run("install", *release[:1], *sources, *release[1:], "--create-namespace").stdout
-        finally:
-            self.run("uninstall", *release)
-
-    def upgrade(self, *settings: str) -> None:
-        release = ("arcbridge-agent", str(CHART), "--namespace", NAMESPACE, "-f", str(VALUES), "--wait=hookOnly")
-        self.run("upgrade", *release, *settings)
-
-    def template(self, *args: str) -> Rendered:
-        command = ("template", "arcbridge-agent", str(CHART), "--namespace", NAMESPACE, "-f", str(VALUES), *args)
-        return Rendered.parse(self.run(*command).stdout)
 
 
 @pytest.fixture(scope="module")
@@ -309,15 +270,9 @@ def test_what_helm_cannot_see_the_init_container_finds(helm: Helm, tmp_path: Pat
     values["relays"] = ["https://relay.test:8443"]
     (tmp_path / "values.yaml").write_text(yaml.safe_dump(values))
     rendered = helm.template("-f", str(tmp_path / "values.yaml"))
-    for name, text in rendered.one("ConfigMap")["data"].items():
-        (tmp_path / name).write_text(text)
-    (check,) = rendered.workload()["spec"]["template"]["spec"]["initContainers"]
-    arguments = [word.replace("/etc/arcbridge", str(tmp_path)) for word in check["args"]]
-    command = [sys.executable, "-m", "arcbridge", *arguments]
-    environment = {**os.environ, "KUBERNETES_SERVICE_HOST": "10.0.0.1", "POD_NAME": "arcbridge-agent-x"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    done = run_config_check(rendered, tmp_path, {"KUBERNETES_SERVICE_HOST": "10.0.0.1"})
     assert done.returncode == 2
-    file = tmp_path / "authentication.yaml"
+    file = tmp_path / "etc/arcbridge/authentication.yaml"
     words = rf"error: {file}, line \d+, column \d+: jwt\[0\]\.claimValidationRules\[0\]\.expression: "
     assert re.search(words, done.stderr)
 
@@ -480,7 +435,8 @@ def test_the_schema_refuses_by_name(helm: Helm, setting: str, named: str) -> Non
     assert named in done.stderr
 
 
-def test_the_schema_knows_every_value() -> None:
+@pytest.mark.parametrize("chart", [AGENT, RELAY], ids=lambda chart: chart.name)
+def test_the_schema_knows_every_value(chart: Path) -> None:
     def names(node: Any, path: str = "") -> set[str]:
         return {path} | {name for key, child in node.items() for name in names(child, f"{path}.{key}")} if (
             isinstance(node, dict) and node) else {path}  # fmt: skip
@@ -489,17 +445,52 @@ def test_the_schema_knows_every_value() -> None:
         children = schema.get("properties", {}).items()
         return {path} | {name for key, child in children for name in declared(child, f"{path}.{key}")}
 
-    schema = json.loads((CHART / "values.schema.json").read_text())
+    schema = json.loads((chart / "values.schema.json").read_text())
     open_ended = (".nodeSelector.", ".resources.")
     values = {
-        name for name in names(yaml.safe_load((CHART / "values.yaml").read_text())) if not name.startswith(open_ended)
+        name for name in names(yaml.safe_load((chart / "values.yaml").read_text())) if not name.startswith(open_ended)
     }
     assert values <= declared(schema)
 
 
-def test_versions_agree() -> None:
-    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
-    assert chart["appVersion"] == __version__
+def test_the_charts_agree() -> None:
+    """They have one version, the product's, and read what they have in common by one schema and one template."""
+    for chart in (AGENT, RELAY):
+        assert yaml.safe_load((chart / "Chart.yaml").read_text())["appVersion"] == __version__
+    schemas = [json.loads((chart / "values.schema.json").read_text()) for chart in (AGENT, RELAY)]
+    for part in ("definitions", "properties"):
+        one, other = (schema[part] for schema in schemas)
+        for name in (
+            "issuer",
+            "mapping",
+            "labels",
+            "authentication",
+            "auditSinks",
+            "image",
+            "observe",
+            "networkPolicy",
+        ):
+            assert one.get(name) == other.get(name), name
+    monitors = [(chart / "templates/podmonitor.yaml").read_text() for chart in (AGENT, RELAY)]
+    assert monitors[0].replace('"agent.', '"relay.') == monitors[1]
+
+
+@pytest.mark.parametrize("chart", [AGENT, RELAY], ids=lambda chart: chart.name)
+def test_a_pod_monitor_where_there_is_its_api(binary: Path, tmp_path: Path, chart: Path) -> None:
+    helm = Helm(binary, tmp_path, chart=chart)
+    assert helm.template("--api-versions", "monitoring.coreos.com/v1/PodMonitor").of("PodMonitor") == []
+    on = ("--set", "observe.podMonitor.enabled=true,observe.podMonitor.labels.release=prometheus")
+    assert "observe.podMonitor.enabled: this cluster has no PodMonitor" in helm.refusal(*on)
+    rendered = helm.template(*on, "--api-versions", "monitoring.coreos.com/v1/PodMonitor")
+    monitor = rendered.one("PodMonitor")
+    check_labels(rendered)
+    assert monitor["metadata"]["labels"]["release"] == "prometheus"
+    pod = rendered.workload()["spec"]["template"]
+    assert monitor["spec"]["selector"] == rendered.workload()["spec"]["selector"]
+    assert pod["metadata"]["labels"][monitor["spec"]["jobLabel"]] == chart.name, "the job that the rules name"
+    assert not [name for name in pod["metadata"]["annotations"] if name.startswith("prometheus.io")]
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    assert endpoint["port"] in [port["name"] for port in pod["spec"]["containers"][0]["ports"]]
 
 
 def left_over(cluster: Cluster) -> set[str]:

@@ -17,10 +17,12 @@ from .rendered import (
     Rendered,
     check_labels,
     check_network_policy,
+    check_relay,
     check_rules,
     check_secret_is_empty,
     check_settings,
     check_workload,
+    run_config_check,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -133,6 +135,25 @@ def test_the_settings_roll_the_pods() -> None:
     volumes = objects.one("DaemonSet")["spec"]["template"]["spec"]["volumes"]
     assert name.startswith("arcbridge-agent-settings-")
     assert name in [volume.get("configMap", {}).get("name") for volume in volumes]
+
+
+def test_the_relay(tmp_path: Path) -> None:
+    """tests/config/test_relay_chart.py compares it with what the chart makes of its defaults."""
+    objects = built(ROOT / "config/kubernetes/relay")
+    check_relay(objects)
+    check_labels(objects)
+    refused = run_config_check(objects, tmp_path)
+    assert "public_address" in refused.stderr
+    assert refused.returncode == 2, "names of the files as they are shipped stop a start"
+    edited = Rendered.parse(yaml.safe_dump_all(objects.objects).replace("example.org", "example.test"))
+    done = run_config_check(edited, tmp_path)
+    assert done.returncode == 0, done.stderr
+    names = {one["metadata"]["name"] for one in objects.of("ConfigMap")}
+    assert "arcbridge-relay-policy" in names, "a changed policy replaces no pod"
+    (settings,) = names - {"arcbridge-relay-policy"}
+    assert settings.startswith("arcbridge-relay-settings-"), "changed settings do"
+    (container,) = objects.workload()["spec"]["template"]["spec"]["containers"]
+    assert container["image"].rpartition(":")[2] == __version__
 
 
 def test_yaml_is_tidy() -> None:

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests.config.test_chart import CHART, Helm
+from tests.config.helm import AGENT as CHART
+from tests.config.helm import Helm
 from tests.support.cluster import Cluster, Kubectl, Unavailable, require_isolation
 from tests.support.cluster import helm as helm_binary
 from tests.support.processes import ProcessFailed, require_or_skip
@@ -54,6 +55,11 @@ class Place:
         place = ("--namespace", NAMESPACE, "-f", str(self._values), "--wait", MINUTES)
         self.helm.run(verb, RELEASE, str(CHART), *place, *words, timeout=320)
 
+    def keep_join_token(self, token: str) -> None:
+        """Make the Secret from which the agents enrol."""
+        self.cluster.ensure_namespace(NAMESPACE)
+        self.kubectl("create", "secret", "generic", "arcbridge-join-token", f"--from-literal=token={token}")
+
     def kubectl(self, *words: str) -> str:
         """Run kubectl as the administrator, straight to the API server."""
         return self.cluster.kubectl("--namespace", NAMESPACE, *words, timeout=320).stdout
@@ -79,8 +85,8 @@ class Place:
 
 
 @contextmanager
-def place(directory: Path, mode: str, nodes: int = 1) -> Iterator[Place]:
-    """Start everything but the agent."""
+def place(directory: Path, mode: str, nodes: int = 1, *, relay: bool = True) -> Iterator[Place]:
+    """Start everything but the agent; without `relay` not the relay either, and its port is that of no process."""
     try:
         require_isolation()
     except Unavailable as error:
@@ -93,20 +99,19 @@ def place(directory: Path, mode: str, nodes: int = 1) -> Iterator[Place]:
         require_or_skip("helm", str(error))
     try:
         images = {IMAGE: (sys.executable, "-m", "arcbridge")}
-        cluster = Cluster(directory=directory / "cluster", images=images, nodes=nodes)
+        # Those from which `fixed_port` takes the relay's.
+        ports = ["--service-node-port-range=15000-32767"]
+        cluster = Cluster(directory=directory / "cluster", images=images, nodes=nodes, extra_args=ports)
     except Unavailable as error:
         require_or_skip("apiserver", str(error))
     with cluster, World(ApiServer(cluster.api_url), directory=directory / "world") as world:
         cluster.grant("view", group=ALICE.groups[0])
         world.start_issuer()
-        world.start_relay()
-        token, _ = world.join_token()
-        cluster.ensure_namespace(NAMESPACE)
-        cluster.kubectl(
-            *("create", "secret", "generic", "arcbridge-join-token", f"--namespace={NAMESPACE}"),
-            f"--from-literal=token={token}",
-        )
-        yield Place(cluster, world, Helm(helm, directory, cluster.kubeconfig), mode)
+        here = Place(cluster, world, Helm(helm, directory, cluster.kubeconfig), mode)
+        if relay:
+            world.start_relay()
+            here.keep_join_token(world.join_token()[0])
+        yield here
 
 
 class Loop:

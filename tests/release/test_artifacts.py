@@ -56,8 +56,8 @@ def test_two_builds_have_the_same_bytes(dist: Path, tmp_path: Path, monkeypatch:
 def test_it_holds_what_a_release_is(dist: Path) -> None:
     names = {path.name for path in dist.iterdir()}
     assert {f"arcbridge-{__version__}-py3-none-any.whl", f"arcbridge-{__version__}.tar.gz", "SHA256SUMS"} < names
-    assert f"arcbridge-agent-{__version__}.tgz" in names
-    assert len(names) == 6
+    assert {f"{chart}-{__version__}.tgz" for chart in artifacts.CHARTS} < names
+    assert len(names) == 7
     with zipfile.ZipFile(dist / f"arcbridge-{__version__}-py3-none-any.whl") as wheel:
         inside = wheel.namelist()
     data = f"arcbridge-{__version__}.data"
@@ -91,18 +91,19 @@ def test_the_wheel_of_the_source_archive_is_the_wheel(dist: Path, index: None, t
             assert made.read(name) == released.read(name), name
 
 
-def test_helm_has_the_chart_of_the_clone(dist: Path) -> None:
+@pytest.mark.parametrize("name", artifacts.CHARTS)
+def test_helm_has_the_chart_of_the_clone(dist: Path, name: str) -> None:
     """Packed by us, so that two builds have the same bytes, and read by Helm."""
     try:
         program = helm()
     except Unavailable as error:
         require_or_skip("helm", str(error))
-    values = ("--values", lock.ROOT / "config" / "helm" / artifacts.CHART / "ci" / "values.yaml")
+    values = ("--values", lock.ROOT / "config" / "helm" / name / "ci" / "values.yaml")
     rendered = [
         subprocess.run(
             [program, "template", "agent", chart, *values], capture_output=True, text=True, check=True
         ).stdout
-        for chart in (dist / f"{artifacts.CHART}-{__version__}.tgz", lock.ROOT / "config" / "helm" / artifacts.CHART)
+        for chart in (dist / f"{name}-{__version__}.tgz", lock.ROOT / "config" / "helm" / name)
     ]
     assert rendered[0] == rendered[1] != ""
 
@@ -159,7 +160,7 @@ def test_a_signed_release_verifies_with_the_commands_of_the_page(release: Path) 
     done = shell(block("-Y verify"), release)
     assert done.returncode == 0, done.stdout + done.stderr
     assert 'Good "arcbridge-release" signature for releases@arcbridge' in done.stdout
-    assert done.stdout.count(": OK") == 5
+    assert done.stdout.count(": OK") == 6
 
 
 @pytest.mark.parametrize("name", ["*.whl", "*.tar.gz", "*.tgz", "*.cdx.json", "arcbridge-linux-*"])

@@ -78,9 +78,10 @@ class Cluster:
     Metadata) are in `audit_events()`.
 
     `images` makes it run workloads as a cluster does: kube-controller-manager makes pods of DaemonSets, Deployments and
-    ServiceAccounts, and the node isolates them (namespaces, hence root), each image being the command of this machine
-    that `images` has for its repository. Raises `Unavailable` where that cannot be. With several `nodes`, `node-1` and
-    on, kube-scheduler chooses among them, and node-1 isolates nothing.
+    StatefulSets, and ServiceAccounts, and the node isolates them (namespaces, hence root), each image being the command
+    of this machine that `images` has for its repository. A node that is alone leads from 127.0.0.1 to node ports.
+    Raises `Unavailable` where that cannot be. With several `nodes`, `node-1` and on, kube-scheduler chooses among them,
+    and node-1 isolates nothing.
     """
 
     def __init__(
@@ -482,6 +483,7 @@ class Cluster:
             "daemonset-controller",
             "deployment-controller",
             "replicaset-controller",
+            "statefulset-controller",
             "serviceaccount-controller",
             "root-ca-certificate-publisher-controller",
             "disruption-controller",

@@ -6,7 +6,8 @@
 // directory, and a container without a command sleeps. Port N of every pod is port N of 127.0.0.1.
 //
 // With -isolate, pods are more than that (see life): a loopback and a file system of their own, volumes, the security
-// context's user, init containers, probes, hooks and restarts. That needs root.
+// context's user, init containers, probes, hooks and restarts. That needs root. A node that is alone also leads from
+// outside to Services (see services).
 //
 // A program that holds the client certificate that the API server uses can run any command here, hence loopback only.
 package main
@@ -133,6 +134,11 @@ func (n *node) run(ctx context.Context, kubeconfig, certFile, keyFile, clientCA 
 	}
 	if err := n.watch(ctx); err != nil {
 		return fmt.Errorf("watching pods: %w", err)
+	}
+	if n.isolate && n.bind { // of several nodes none has all pods
+		if err := n.watchServices(ctx); err != nil {
+			return fmt.Errorf("watching services: %w", err)
+		}
 	}
 	fmt.Printf("ready %d\n", port)
 	return server.Serve(listener)

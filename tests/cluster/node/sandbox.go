@@ -73,16 +73,21 @@ func (s *sandbox) lead(port int) error {
 					conn.Close()
 					return
 				}
-				defer conn.Close()
-				defer there.Close()
-				var both sync.WaitGroup
-				both.Go(func() { passOn(there.(*net.TCPConn), conn.(*net.TCPConn)) })
-				both.Go(func() { passOn(conn.(*net.TCPConn), there.(*net.TCPConn)) })
-				both.Wait()
+				connect(conn.(*net.TCPConn), there.(*net.TCPConn))
 			}()
 		}
 	}()
 	return nil
+}
+
+// connect passes everything on between two connections, and ends with both.
+func connect(one, other *net.TCPConn) {
+	defer one.Close()
+	defer other.Close()
+	var both sync.WaitGroup
+	both.Go(func() { passOn(other, one) })
+	both.Go(func() { passOn(one, other) })
+	both.Wait()
 }
 
 // passOn copies one direction; an end is an end and a reset a reset, at the other side too.

@@ -40,6 +40,19 @@ func (n *node) makeVolumes(ctx context.Context, object *core.Pod, root string) (
 			made[volume.Name] = directory
 			continue
 		}
+		if claim := volume.PersistentVolumeClaim; claim != nil {
+			// A directory that outlives the pod stands for whatever a provisioner would have bound.
+			if _, err := n.client.CoreV1().PersistentVolumeClaims(object.Namespace).Get(
+				ctx, claim.ClaimName, meta.GetOptions{}); err != nil {
+				return nil, nil, err
+			}
+			directory = filepath.Join(n.root+"-claims", object.Namespace, claim.ClaimName)
+			if err := makeOwned(directory, object, os.ModeSetgid|0o775); err != nil {
+				return nil, nil, err
+			}
+			made[volume.Name] = directory
+			continue
+		}
 		if err := makeOwned(directory, object, 0o755); err != nil {
 			return nil, nil, err
 		}
