@@ -99,6 +99,14 @@ class KubeProxy:
                 await attempt.recorded_begun()
             if plan.upgrade is not None:
                 return await self._upgrade(protocol, plan, attempt)
+            if stream.caller.restrictions is not None:
+                from arcbridge.agent.restrictions.own_reviews import is_own_review, review
+
+                if is_own_review(plan, stream.caller.restrictions):
+                    code, answer = await review(self.api, plan, stream.caller.restrictions, request)
+                    record.answer(code)
+                    record.move(0, len(answer))
+                    return protocol.answer_json(code, answer, request_id=record.request)
             body: RequestBody | None = None
             if facts.has_body:
                 if is_inspected(plan.wanted.info, facts.method):
