@@ -344,6 +344,14 @@ CLIENT = {
         Scene("status -o wide", background({"process": PROCESS, "clusters": SERVED}), who(WHO)),
         Scene(
             "status",
+            background(
+                {"process": PROCESS, "clusters": [{**SERVED[0], "restricted": ["read-only", "namespaces=shop"]}]}
+            ),
+            who(WHO),
+            title="status, with fewer rights",
+        ),
+        Scene(
+            "status",
             background({"process": {**PROCESS, "former_versions": 1}, "clusters": []}),
             title="status, nothing connected",
         ),
@@ -453,6 +461,7 @@ LISTS: dict[str, list[dict[str, Any]]] = {
             "since": NOW - 600,
             "bytes_to_agent": 123456,
             "bytes_to_client": 98765432,
+            "restricted": "read-only namespaces",
             "agent": "berlin-factory-0",
             "relay": "relay-1",
             "worker": 2,

@@ -117,6 +117,7 @@ class Served(ServedCluster):
             "bytes_to_cluster": up,
             "bytes_from_cluster": down,
             "token_expires": session.token_ends_at(),
+            "restricted": list(self.restrictions.words()),
         }
 
 
