@@ -88,7 +88,6 @@ class RefusalRule(StrEnum):
     RESTRICTED_VERBS = "restricted.verbs"
     RESTRICTED_PATH = "restricted.path"
     """A restricted session asks for what cannot be told apart from what it gave up."""
-    RESTRICTED_TARGET = "restricted.target"
     RESTRICTED_UNTIL = "restricted.until"
     """The time that the session was restricted to is over."""
     RESTRICTED_UNKNOWN = "restricted.unknown"

@@ -21,8 +21,10 @@ from arcbridge.agent.kube.authorize import Plan
 from arcbridge.agent.kube.body import RequestBody
 from arcbridge.agent.kube.status import RequestRefusal, bad_request
 from arcbridge.agent.restrictions.session_restrictions import (
+    ACCESS,
     DISCOVERY,
     READS,
+    RULES,
     SELF_REVIEWS,
     TUNNELS,
     SessionRestrictions,
@@ -35,15 +37,8 @@ MAX_REVIEW: Final = 64 * 1024
 """Bytes of a review; kubectl's has some hundred."""
 DEADLINE: Final = 10.0
 """Seconds for the review's body and the API server's answer together."""
-_ACCESS, _RULES = "selfsubjectaccessreviews", "selfsubjectrulesreviews"
 _RESOURCES: Final = {resource for _, resource in SELF_REVIEWS}
 _PATHS: Final = [path for one in DISCOVERY if one != "root" for path in (f"/{one}", f"/{one}/*")]
-
-
-def is_own_review(plan: Plan, restrictions: SessionRestrictions) -> bool:
-    """Return whether a request asks what the session may do."""
-    info = plan.wanted.info
-    return restrictions.judges and restrictions.is_self_review(info) and info.resource in (_ACCESS, _RULES)
 
 
 async def review(
@@ -53,14 +48,14 @@ async def review(
     try:
         async with asyncio.timeout(DEADLINE), restrictions.reviewing:
             asked = await _body(request)
-            if plan.wanted.info.resource == _ACCESS and (reason := _refused(restrictions, asked)):
+            if plan.wanted.info.resource == ACCESS and (reason := _refused(restrictions, asked)):
                 status = {"allowed": False, "denied": True, "reason": f"arcbridge: {reason}"}
                 return 201, json.dumps({**asked, "status": status}).encode()
             # Written anew: it says to the API server what was read here, whatever the caller's spelling was.
             code, answer = await api.carry(plan.tls, _head(plan, body := json.dumps(asked).encode()) + body)
     except (AnswerFailed, TimeoutError) as error:
         raise RequestRefusal(502, "the API server did not answer the review of your rights") from error
-    if plan.wanted.info.resource == _RULES and code == 201:
+    if plan.wanted.info.resource == RULES and code == 201:
         answer = json.dumps(remaining(restrictions, _object(answer, "the API server's answer"))).encode()
     return code, answer
 

@@ -27,12 +27,9 @@ READS: Final = frozenset({"get", "list", "watch"})
 VERBS: Final = READS | {"create", "update", "patch", "delete", "deletecollection"}
 MAX_NAMESPACES: Final = 32
 """Namespaces of one session: each of its records and requests names them."""
+ACCESS, RULES = "selfsubjectaccessreviews", "selfsubjectrulesreviews"
 SELF_REVIEWS: Final = frozenset(
-    {
-        ("authorization.k8s.io", "selfsubjectaccessreviews"),
-        ("authorization.k8s.io", "selfsubjectrulesreviews"),
-        ("authentication.k8s.io", "selfsubjectreviews"),
-    }
+    {("authorization.k8s.io", ACCESS), ("authorization.k8s.io", RULES), ("authentication.k8s.io", "selfsubjectreviews")}
 )
 """What a session may create whatever its restrictions: questions about itself, which change nothing."""
 TUNNELS: Final = frozenset({"exec", "attach", "portforward", "proxy"})
@@ -106,6 +103,10 @@ class SessionRestrictions:
         goes through one cannot be told apart."""
         record = self.record
         return record.read_only or record.no_secrets or bool(record.namespaces or record.verbs)
+
+    def answers(self, info: RequestInfo) -> bool:
+        """Return whether the agent answers a request itself, which asks what the session may do (`own_reviews`)."""
+        return self.judges and info.resource in (ACCESS, RULES) and self.is_self_review(info)
 
     def check(self, facts: RequestFacts, info: RequestInfo) -> None:
         """Raise RequestRefusal for a request that the session may not make."""

@@ -1,4 +1,4 @@
-"""What of its user's rights a session gives up, by the client's settings; the agent enforces it.
+"""Makes the record of what sessions give up of their user's rights, from the client's settings; the agent enforces it.
 
 It knows no request. Invariant: what the agent would not understand is refused here, before anything is sent.
 """
