@@ -282,7 +282,7 @@ def test_every_block_of_the_page(world: World, cluster: Cluster, pod: str, tmp_p
         tmp_path,
         kubectl_binary("1.36"),
         dialled="workstation",
-        replaced={"PROGRAM": f"kubectl get pods -n {SHOP} -o name"},
+        replaced={"PROGRAM": "kubectl get pods -o name"},
         names=("workstation",),
         environment=_login(world, tmp_path),
     ) as machines:

@@ -38,8 +38,8 @@ DISCOVERY: Final = ("root", "api", "apis", "openapi", "version", "healthz", "liv
 """Classes of non-resource paths that every session may read: clients ask there what there is, and whether it is up."""
 _METHODS: Final = frozenset({"GET", "HEAD"})
 _NAMESPACE: Final = re.compile(r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?")
-_NAME: Final = re.compile(r"[a-z0-9.-]*")
-"""A group, version, resource, subresource or namespace that every reader takes for the same."""
+_NAMES: Final = re.compile(r"[a-z0-9./-]*")
+"""Group, version, resource, subresource and namespace that every reader takes for the same; no segment has a slash."""
 _PATH: Final = re.compile(r"(?:/[A-Za-z0-9._~:-]+)*/?")
 """A non-resource path without escapes and empty segments."""
 _FLAGS: Final = {
@@ -112,14 +112,17 @@ class SessionRestrictions:
         """Raise RequestRefusal for a request that the session may not make."""
         if not self.judges:
             return
-        path = facts.target.partition("?")[0]
         reads = facts.method in _METHODS and b"upgrade" not in facts.values
         if not info.resource:
-            if not reads or not _PATH.fullmatch(path) or not self.allows_path(info.path_class):
+            if (
+                not reads
+                or not _PATH.fullmatch(facts.target.partition("?")[0])
+                or not self.allows_path(info.path_class)
+            ):
                 raise self._refusal(f"{facts.method} of this path", RefusalRule.RESTRICTED_PATH)
             return
-        names = (info.group, info.version, info.resource, info.subresource, info.namespace)
-        if info.altered or info.cut or not all(map(_NAME.fullmatch, names)):
+        names = f"{info.group}/{info.version}/{info.resource}/{info.subresource}/{info.namespace}"
+        if info.altered or info.cut or not _NAMES.fullmatch(names):
             raise self._refusal("a path that can be read in more than one way", RefusalRule.RESTRICTED_PATH)
         if facts.method == "POST" and info.verb == "create" and self.is_self_review(info):
             return

@@ -142,6 +142,7 @@ class ServedCluster:
             process=process,
             arguments=arguments,
             plugin=plugin,
+            namespace=self.restrictions.namespaces if " " not in self.restrictions.namespaces else "",
         )
 
     async def renew(self) -> None:

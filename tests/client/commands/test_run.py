@@ -122,6 +122,7 @@ async def test_w32_a_restricted_command_gets_an_endpoint_that_no_other_certifica
     second = yaml.safe_load(seen.read_text())
     authorities = [one["clusters"][0]["cluster"]["certificate-authority-data"] for one in (first, second)]
     assert authorities[0] != authorities[1]
+    assert second["contexts"][0]["context"]["namespace"] == "shop", "what the program would see without a name"
     kept = b"".join(file.read_bytes() for file in (tmp_path / "state").rglob("*") if file.is_file())
     assert base64.b64decode(second["users"][0]["user"]["client-key-data"]) not in kept
     assert base64.b64decode(authorities[1]) not in kept
