@@ -119,6 +119,7 @@ def restricted_events(cluster: Cluster) -> list[dict[str, Any]]:
     return [one for one in events if "arcbridge.io/restricted" in one.get("impersonatedUser", {}).get("extra", {})]
 
 
+@pytest.mark.timeout(240)
 def test_h43_what_the_api_server_records_of_a_read_only_session_is_reads(
     cluster: Cluster, plain: Client, reader: Client, pod: str
 ) -> None:
@@ -143,10 +144,11 @@ def test_h43_what_the_api_server_records_of_a_read_only_session_is_reads(
     assert ours.ask("GET", f"{base}/log")[0] == theirs.ask("GET", f"{base}/log")[0]
 
     for method, target, *rules in TABLE:
-        code, answer = ours.ask(method, target)
-        assert code != 502, answer
         if rules[0] is not RefusalRule.NONE:
+            code = ours.ask(method, target)[0]
             assert code in (400, 403, 405), (method, target, code)
+        elif "tch" not in target and "follow" not in target:  # watches and logs go on
+            assert ours.ask(method, target)[0] != 502, target
     events = restricted_events(cluster)
     assert len(events) > 40
     writes = [one for one in events if one["verb"] not in ("get", "list", "watch")]
@@ -159,9 +161,11 @@ def test_h43_what_the_api_server_records_of_a_read_only_session_is_reads(
     assert touched.isdisjoint({"exec", "attach", "portforward", "proxy"})
 
 
-def test_the_list_of_rights_agrees_with_what_happens(world: World) -> None:
+def test_the_list_of_rights_agrees_with_what_happens(world: World, cluster: Cluster) -> None:
     """For a user with some rights, whose list is exact: what it has works, and what it has not is denied. (For one with
     `*` the sentence beside the list has what rules cannot express.)"""
+    cluster.grant("system:aggregate-to-edit", user=BOB.email, namespace=SHOP)
+    cluster.grant("system:aggregate-to-view", user=BOB.email, namespace=SHOP)
     answers = Answers(world.start_client(BOB, *RESTRICT))
     code, answer = answers.ask("POST", f"{REVIEWS}rulesreviews", {"spec": {"namespace": SHOP}})
     assert code == 201
@@ -175,13 +179,13 @@ def test_the_list_of_rights_agrees_with_what_happens(world: World) -> None:
         for resource in rule["resources"]
         if not rule.get("resourceNames")
     }
-    assert len(listed) > 100
+    assert len(listed) > 100, status
     reads = {one for one in listed if one[2].partition("/")[0].startswith("selfsubject") is False}
     assert {verb for verb, _, _ in reads} <= {"get", "list", "watch"}
     version = {"": "/api/v1", "apps": "/apis/apps/v1", "batch": "/apis/batch/v1"}
     for verb, group, resource in sorted(reads):
         if verb == "list" and "/" not in resource and group in version:
-            assert answers.ask("GET", f"{version[group]}/namespaces/{SHOP}/{resource}")[0] in (200, 404), resource
+            assert answers.ask("GET", f"{version[group]}/namespaces/{SHOP}/{resource}")[0] in (200, 404, 405), resource
             assert answers.may("list", group, resource)
             for other in ("create", "update", "patch", "delete", "deletecollection"):
                 assert not answers.may(other, group, resource)
@@ -224,7 +228,8 @@ def test_s21_they_hold_when_the_relay_is_killed(world: World, cluster: Cluster) 
     reader, direct = world.start_client(ALICE, *RESTRICT), cluster.kubectl_for()
     kubectl = cluster.kubectl_for(kubeconfig=reader.kubeconfig)
     with kubectl.start("get", "configmaps", "-n", SHOP, "--watch", "-o", "name") as watch:
-        watch.wait_for_line("configmap/kube-root-ca.crt", timeout=20)
+        direct.run("create", "configmap", "before", "-n", SHOP)
+        watch.wait_for_line("configmap/before", timeout=20)
         line = arcbridge("--role", "relay", "--config", str(world.relay_config), "session", "list", "-o", "json")
         listed = json.loads(run(line).stdout)
         assert "read-only no-secrets namespaces" in [row["restricted"] for row in listed]
@@ -235,7 +240,7 @@ def test_s21_they_hold_when_the_relay_is_killed(world: World, cluster: Cluster) 
         for arguments in (("delete", "configmap", "resumed", "-n", SHOP), ("get", "secrets", "-n", SHOP)):
             done = until(lambda a=arguments: _refused(kubectl, a), "the session answers again", timeout=30)
             assert "this session" in done
-    direct.run("delete", "configmap", "resumed", "-n", SHOP)
+    direct.run("delete", "configmap", "before", "resumed", "-n", SHOP)
 
 
 def _refused(kubectl: Any, arguments: tuple[str, ...]) -> str:
@@ -260,7 +265,7 @@ def test_a_tool_server_for_ai_agents_reads_a_pod_and_cannot_delete_it(world: Wor
             ("pods_delete", "--read-only", {"namespace": SHOP, "name": pod}),
             ("pods_exec", "this session is read-only", {"namespace": SHOP, "name": pod, "command": ["id"]}),
             ("resources_list", "--no-secrets", {"apiVersion": "v1", "kind": "Secret", "namespace": SHOP}),
-            ("pods_list", "--namespace", {}),
+            ("resources_list", "--namespace", {"apiVersion": "v1", "kind": "Node"}),
         ):
             failed, text = server.call(tool, **arguments)
             assert failed, (tool, text)

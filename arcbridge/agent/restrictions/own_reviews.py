@@ -3,7 +3,7 @@
 The API server answers for the user, as whom the request runs, and knows no restrictions. A SelfSubjectAccessReview of
 what the session gave up is answered here, with `denied`; every other one goes to the API server. From the answer to a
 SelfSubjectRulesReview is taken what the session gave up; where RBAC's rules cannot express what is left (`*` without
-secrets), the sentence beside them does, which kubectl prints. Reviews are JSON here. Invariant: no answer says yes to
+secrets), the sentence beside them does, which kubectl prints. Answers are JSON here. Invariant: no answer says yes to
 what `SessionRestrictions.check` refuses, but for `*` in the list of rules.
 """
 
@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from aiohttp import web
 
+from arcbridge import protobuf
 from arcbridge.agent.kube.apiserver import MAX_ANSWER, AnswerFailed, ApiServer
 from arcbridge.agent.kube.authorize import Plan
 from arcbridge.agent.kube.body import RequestBody
@@ -37,6 +38,12 @@ MAX_REVIEW: Final = 64 * 1024
 """Bytes of a review; kubectl's has some hundred."""
 DEADLINE: Final = 10.0
 """Seconds for the review's body and the API server's answer together."""
+_MAGIC: Final = b"k8s\x00"
+_SPEC: Final = {
+    1: ("resourceAttributes", {1: "namespace", 2: "verb", 3: "group", 5: "resource", 6: "subresource", 7: "name"}),
+    2: ("nonResourceAttributes", {1: "path", 2: "verb"}),
+}
+"""The fields of `SelfSubjectAccessReviewSpec` that are read of protobuf (k8s.io/api/authorization/v1), by number."""
 _RESOURCES: Final = {resource for _, resource in SELF_REVIEWS}
 _PATHS: Final = [path for one in DISCOVERY if one != "root" for path in (f"/{one}", f"/{one}/*")]
 
@@ -47,26 +54,52 @@ async def review(
     """Return code and JSON of the answer to a review. Raises RequestRefusal. One of a session runs at a time."""
     try:
         async with asyncio.timeout(DEADLINE), restrictions.reviewing:
-            asked = await _body(request)
-            if plan.wanted.info.resource == ACCESS and (reason := _refused(restrictions, asked)):
+            body = await _body(request)
+            asked = _asked(body)
+            spec = spec if isinstance(spec := asked.get("spec"), dict) else {}
+            if plan.wanted.info.resource == ACCESS and (reason := _refused(restrictions, spec)):
                 status = {"allowed": False, "denied": True, "reason": f"arcbridge: {reason}"}
                 return 201, json.dumps({**asked, "status": status}).encode()
-            # Written anew: it says to the API server what was read here, whatever the caller's spelling was.
-            code, answer = await api.carry(plan.tls, _head(plan, body := json.dumps(asked).encode()) + body)
+            code, answer = await api.carry(plan.tls, _head(plan, body) + body)
     except (AnswerFailed, TimeoutError) as error:
         raise RequestRefusal(502, "the API server did not answer the review of your rights") from error
     if plan.wanted.info.resource == RULES and code == 201:
-        answer = json.dumps(remaining(restrictions, _object(answer, "the API server's answer"))).encode()
+        found = _object(answer, "the API server's answer")
+        answer = json.dumps(remaining(restrictions, found, str(spec.get("namespace", "")))).encode()
     return code, answer
 
 
-async def _body(request: web.BaseRequest) -> dict[str, Any]:
+async def _body(request: web.BaseRequest) -> bytes:
     body = bytearray()
     async for chunk in RequestBody(request).chunks():
         body += chunk
         if len(body) > MAX_REVIEW:
             raise RequestRefusal(413, f"a review of your rights has at most {MAX_REVIEW} bytes")
-    return _object(bytes(body), "a review of your rights in a restricted session")
+    return bytes(body)
+
+
+def _asked(body: bytes) -> dict[str, Any]:
+    """Return a review that came as JSON or in Kubernetes' protobuf, as kubectl sends it."""
+    if not body.startswith(_MAGIC):
+        return _object(body, "a review of your rights in a restricted session")
+    try:
+        whole = _message(body[len(_MAGIC) :])
+        spec = _message(_message(whole.get(2, b"")).get(2, b""))
+        if _message(whole.get(1, b"")).get(2) == b"SelfSubjectRulesReview":
+            return {"spec": {"namespace": spec.get(1, b"").decode()}}
+        found: dict[str, Any] = {}
+        for number, (name, names) in _SPEC.items():
+            if number in spec:
+                texts = _message(spec[number])
+                found[name] = {names[one]: text.decode() for one, text in texts.items() if one in names}
+    except ValueError as error:
+        raise bad_request("a review of your rights is malformed") from error
+    return {"kind": "SelfSubjectAccessReview", "apiVersion": "authorization.k8s.io/v1", "spec": found}
+
+
+def _message(data: bytes) -> dict[int, bytes]:
+    """Return the texts and inner messages of a message in protobuf, by number. Raises ValueError."""
+    return {number: value for number, value in protobuf.fields(data) if isinstance(value, bytes)}
 
 
 def _object(text: bytes, what: str) -> dict[str, Any]:
@@ -80,18 +113,16 @@ def _object(text: bytes, what: str) -> dict[str, Any]:
 
 
 def _head(plan: Plan, body: bytes) -> bytes:
-    """Return the head of a plan for this body, in JSON, and for an answer in JSON."""
+    """Return the head of a plan for a whole body, and for an answer in JSON."""
     start, *lines = plan.head.rstrip(b"\r\n").split(b"\r\n")
-    framed = (b"content-length:", b"transfer-encoding:", b"content-type:", b"content-encoding:", b"accept")
+    framed = (b"content-length:", b"transfer-encoding:", b"content-encoding:", b"accept")
     kept = [line for line in lines if not line.lower().startswith(framed)]
-    own = b"Content-Type: application/json\r\nAccept: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
+    own = b"Accept: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
     return b"\r\n".join([start, *kept, own])
 
 
-def _refused(restrictions: SessionRestrictions, asked: Mapping[str, Any]) -> str:
+def _refused(restrictions: SessionRestrictions, spec: Mapping[str, Any]) -> str:
     """Return why a session may not do what a SelfSubjectAccessReview asks about; empty: RBAC decides."""
-    spec = asked.get("spec")
-    spec = spec if isinstance(spec, dict) else {}
     if isinstance(path := spec.get("nonResourceAttributes"), dict):
         verb, first = str(path.get("verb", "")).lower(), str(path.get("path", "")).strip("/").partition("/")[0]
         good = verb in ("get", "head") and restrictions.allows_path(first or "root")
@@ -110,12 +141,10 @@ def _refused(restrictions: SessionRestrictions, asked: Mapping[str, Any]) -> str
     return restrictions.sentence(rule) if rule else ""
 
 
-def remaining(restrictions: SessionRestrictions, answer: dict[str, Any]) -> dict[str, Any]:
-    """Return the answer to a SelfSubjectRulesReview without what the session gave up."""
+def remaining(restrictions: SessionRestrictions, answer: dict[str, Any], namespace: str) -> dict[str, Any]:
+    """Return the answer to a SelfSubjectRulesReview of a namespace without what the session gave up."""
     status = answer.get("status")
     status = dict(status) if isinstance(status, dict) else {}
-    spec = answer.get("spec")
-    namespace = str(spec.get("namespace", "")) if isinstance(spec, dict) else ""
     here = not restrictions.namespaces or namespace in restrictions.namespaces
     rules = [_left(restrictions, rule, here) for rule in _rules(status, "resourceRules")]
     paths = _PATHS if restrictions.namespaces else [*_PATHS, "/metrics", "/metrics/*"]

@@ -86,6 +86,17 @@ async def test_h43_as_another_user_takes_no_way_round(bench: Bench) -> None:
     assert bench.api.requests == [], "nor is the API server asked about bob"
 
 
+def field(number: int, value: bytes) -> bytes:
+    return bytes((number << 3 | 2, len(value))) + value
+
+
+def in_protobuf(attributes: dict[str, str]) -> bytes:
+    """As kubectl writes it: `Unknown`, the review, its spec, the attributes."""
+    numbers = {"namespace": 1, "verb": 2, "group": 3, "resource": 5, "subresource": 6, "name": 7}
+    inner = b"".join(field(numbers[name], value.encode()) for name, value in attributes.items())
+    return b"k8s\x00" + field(1, field(1, b"authorization.k8s.io/v1")) + field(2, field(2, field(1, inner)))
+
+
 # -- can-i ------------------------------------------------------------------------------------------------------------
 
 
@@ -111,6 +122,7 @@ async def test_can_i_says_no_to_what_the_session_gave_up(bench: Bench, attribute
     assert (document["status"]["allowed"], document["status"]["denied"]) == (False, True)
     assert flag in document["status"]["reason"]
     assert document["spec"] == {"resourceAttributes": attributes}
+    assert json.loads((await post(bench, ACCESS, in_protobuf(attributes))).body)["status"] == document["status"]
     assert bench.api.requests == []
 
 
@@ -131,7 +143,9 @@ async def test_can_i_asks_the_api_server_about_the_rest(bench: Bench, attributes
     assert json.loads(sent.body) == access(**attributes)
     assert impersonation_of(sent)["impersonate-user"] == [b"alice"]
     assert [value for name, value in sent.lines if name.lower() == b"accept"] == [b"application/json"]
-    (record,) = await bench.audit.wait(1)
+    await post(bench, ACCESS, in_protobuf(attributes), "Content-Type: application/vnd.kubernetes.protobuf")
+    assert bench.api.last.body == in_protobuf(attributes)
+    record = (await bench.audit.wait(2))[0]
     assert (record.status, record.verb, record.resource) == (201, "create", "selfsubjectaccessreviews")
 
 
@@ -176,7 +190,7 @@ def test_the_list_of_rules_has_what_is_left(record: Restrictions, left: list[dic
         {"verbs": ["put"], "nonResourceURLs": ["*"]},
     ]
     status = {"resourceRules": [SELF, ADMIN, DEVELOPER, "x"], "nonResourceRules": paths, "incomplete": False}
-    found = remaining(SessionRestrictions(record), {"spec": {"namespace": "shop"}, "status": status})["status"]
+    found = remaining(SessionRestrictions(record), {"status": status}, "shop")["status"]
     assert found["resourceRules"] == [SELF, *left]
     assert found["nonResourceRules"] == [{"verbs": ["get"], "nonResourceURLs": ["/api/*", "/healthz"]}]
     assert found["incomplete"] is True
@@ -184,16 +198,20 @@ def test_the_list_of_rules_has_what_is_left(record: Restrictions, left: list[dic
 
 
 async def test_rules_come_from_the_api_server_and_are_taken_from(bench: Bench) -> None:
-    listed = {"spec": {"namespace": "shop"}, "status": {"resourceRules": [DEVELOPER], "nonResourceRules": []}}
+    listed = {"spec": {}, "status": {"resourceRules": [DEVELOPER], "nonResourceRules": []}}
     bench.api.routes[RULES] = reply(201, json.dumps(listed).encode())
-    answer = json.loads((await post(bench, RULES, {"spec": {"namespace": "shop"}})).body)
-    assert answer["status"]["resourceRules"] == [rule("get list", "", "pods pods/log")]
+    kind = field(1, field(2, b"SelfSubjectRulesReview"))
+    for namespace, left in (("shop", [rule("get list", "", "pods pods/log")]), ("other", []), ("", [])):
+        asked = b"k8s\x00" + kind + field(2, field(2, field(1, namespace.encode())))
+        for document in ({"spec": {"namespace": namespace}}, asked):
+            answer = json.loads((await post(bench, RULES, document)).body)
+            assert answer["status"]["resourceRules"] == left
     bench.api.routes[RULES] = reply(403, b'{"kind":"Status"}')
     refused = await post(bench, RULES, {"spec": {"namespace": "shop"}})
     assert (refused.status, refused.body) == (403, b'{"kind":"Status"}')
 
 
-@pytest.mark.parametrize("body", [b"k8s\x00abc", b"[]", b"{", b"[" * 5000, b""])
+@pytest.mark.parametrize("body", [b"k8s\x00abc", b"k8s\x00" + field(2, b"\xff"), b"[]", b"{", b"[" * 5000, b""])
 async def test_a_review_that_cannot_be_read_is_refused(bench: Bench, body: bytes) -> None:
     assert (await post(bench, ACCESS, body)).status == 400
     assert bench.api.requests == []
