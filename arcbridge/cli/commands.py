@@ -194,7 +194,7 @@ COMMANDS = (
             _FOR,
             "arcbridge run -n berlin -- kubectl get pods",
             "arcbridge run -n 'prod-*' --parallel 8 -- kubectl get nodes  # in each",
-            "arcbridge run -n berlin --read-only --no-secrets --namespace shop --for 1h -- PROGRAM  # less than you",
+            "arcbridge run -n berlin --read-only --namespace shop --for 1h -- PROGRAM  # with fewer rights",
             takes_command=True,
             uses="--cluster --workload --pins-file --cluster-ca-pin " + _RESTRICT,
         ),
