@@ -82,6 +82,15 @@ async def test_the_first_session_is_for_logs_alone(tmp_path: Path, said: str, no
         assert joined["session"] == reply.join_id
 
 
+async def test_of_what_a_session_gave_up_the_known_kinds_are_noted(tmp_path: Path) -> None:
+    """docs/threats.md#K4: a client says it, for operators to read; it decides nothing."""
+    async with station(tmp_path, "prod") as relay, Agent(relay):
+        near, _ = await relay.join(restricted="read-only namespaces=secret-name \x1b[31m until")
+        near.close()
+        await until(lambda: bool(relay.ended))
+        assert [pump.restricted for pump in relay.ended] == ["read-only until"]
+
+
 async def refused_and_logged(relay: Station, cluster: str = "prod") -> tuple[JoinRefused, MutableMapping[str, Any]]:
     """Return the refusal of alice's join, and what the log says of it."""
     with capture_logs() as lines:
