@@ -86,9 +86,9 @@ async def test_of_what_a_session_gave_up_the_known_kinds_are_noted(tmp_path: Pat
     """docs/threats.md#K4: a client says it, for operators to read; it decides nothing."""
     async with station(tmp_path, "prod") as relay, Agent(relay):
         near, _ = await relay.join(restricted="read-only namespaces=secret-name \x1b[31m until")
+        await until(lambda: len(relay.pumps) == 1)
+        assert [pump.restricted for pump in relay.pumps] == ["read-only until"]
         near.close()
-        await until(lambda: bool(relay.ended))
-        assert [pump.restricted for pump in relay.ended] == ["read-only until"]
 
 
 async def refused_and_logged(relay: Station, cluster: str = "prod") -> tuple[JoinRefused, MutableMapping[str, Any]]:
