@@ -179,6 +179,7 @@ TARGETS = st.tuples(
 @settings(max_examples=1500, deadline=None)
 @given(METHODS, TARGETS)
 @example("POST", "/api/v1/watch/pods")
+@example("GET", "/api/v1/api?watch=a;b")
 @example("GET", "/api/v1/proxy/pods/web")
 @example("GET", "/api/v1/namespaces/status/secrets")
 @example("GET", "/api/v1/namespaces/shop/status")

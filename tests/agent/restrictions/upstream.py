@@ -5,6 +5,7 @@ It is an oracle: nothing of the agent's own reading is used. `r.URL.Path` is the
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from urllib.parse import parse_qs, unquote
 
@@ -62,7 +63,9 @@ def read(method: str, target: str) -> Upstream | None:
     info.name = parts[1] if len(parts) >= 2 else ""
     info.resource = parts[0]
     if not info.name and info.verb == "get":
-        values = parse_qs(query, keep_blank_values=True).get("watch", [])
+        # Go's `url.ParseQuery` drops a field with a semicolon or a malformed escape.
+        kept = [one for one in query.split("&") if ";" not in one and not re.search(r"%(?![0-9A-Fa-f]{2})", one)]
+        values = parse_qs("&".join(kept), keep_blank_values=True).get("watch", [])
         info.verb = "watch" if values and values[0].lower() not in ("false", "0") else "list"
     if not info.name and info.verb == "delete":
         info.verb = "deletecollection"
