@@ -442,7 +442,7 @@ class ServedClusters:
 
     def _keep_port(self, served: Served) -> None:
         """Remember the port of a cluster that was reached, unless other settings of it hold the one that is kept."""
-        kept = served.state.kept_port(served.relays, served.cluster)
+        kept = served.state.kept_port(served.relays, served.kept_as)
         if not any(one is not served and one.port == kept for one in self.served.values()):
             served.keep_port()
 

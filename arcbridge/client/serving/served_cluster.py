@@ -62,7 +62,7 @@ class ServedCluster:
         self.certificates: LocalCertificates | None = None
         self._token = context.token
         self.restrictions = context.restrictions
-        self._kept_as = endpoint_name(cluster, self.restrictions)
+        self.kept_as = endpoint_name(cluster, self.restrictions)
         """The cluster, and what is given up: each has a port of its own, and a certificate that no other endpoint
         takes."""
         self._clock = clock
@@ -81,7 +81,7 @@ class ServedCluster:
         if self.config.port is not None:
             self.take(listen_local(self.config.port))
             return
-        had = self.state.kept_port(self.relays, self._kept_as)
+        had = self.state.kept_port(self.relays, self.kept_as)
         ports = [*(() if had is None else (had,)), *islice(self.state.free_ports(), PORTS_TRIED)]
         for port in ports:
             try:
@@ -111,14 +111,14 @@ class ServedCluster:
 
     def _certificates(self, now: float) -> LocalCertificates:
         owner = organisation(self.config, self.state)
-        if self._kept_as != self.cluster:
-            owner += f" restricted {self._kept_as}"
+        if self.kept_as != self.cluster:
+            owner += f" restricted {self.kept_as}"
         return self.state.certificates(self.cluster, owner, now)
 
     def keep_port(self) -> None:
         """Remember the port, once the cluster was reached; one that the system chose (0) is not kept."""
         if self.config.port != 0:
-            self.state.remember_port(self.relays, self._kept_as, self.port)
+            self.state.remember_port(self.relays, self.kept_as, self.port)
 
     async def serve(self) -> None:
         """Accept connections."""

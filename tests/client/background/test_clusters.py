@@ -171,6 +171,14 @@ async def test_a_restriction_in_the_settings_file_counts_for_what_is_connected(
         await former.check()
 
 
+async def test_the_port_of_a_restricted_context_is_kept(background: Background, port: int) -> None:
+    """Beside that of the cluster, which another context holds."""
+    restricted = await background.connect("--kube-context", "ro", "--read-only")
+    assert restricted["port"] != port
+    ports = json.loads((Path(background.place.state) / "ports.json").read_text())
+    assert sorted(ports.values()) == sorted([port, restricted["port"]])
+
+
 async def test_a_settings_file_that_cannot_be_read_restricts_nothing_anew(background: Background, port: int) -> None:
     background.restrict("read_only = true")
     await background.connect()
