@@ -46,6 +46,7 @@ from arcbridge.wire.frames import GoawayCode, ResetCode
 from arcbridge.wire.records import Auth, AuthOk, Hello
 
 if TYPE_CHECKING:
+    from arcbridge.agent.restrictions.session_restrictions import SessionRestrictions
     from arcbridge.agent.sessions import Sessions
 
 CLOCK_CHECK = 5.0
@@ -59,6 +60,7 @@ KUBERNETES = "kubernetes"
 AUTH_OK_ROOM = 3500
 """Bytes of AUTH_OK, whose frame has at most 4 KiB, for the user's name and the list of targets."""
 
+_OTHER = "the session was asked for again with other restrictions than those that it began with"
 _CODES = (
     (Unauthenticated, GoawayCode.UNAUTHENTICATED),
     (AccessRevoked, GoawayCode.REVOKED),
@@ -112,6 +114,11 @@ class AgentSession(BaseHandler):
     def streams(self) -> int:
         """Streams that are open."""
         return len(self.session.streams) if self.session is not None else 0
+
+    @property
+    def restrictions(self) -> SessionRestrictions | None:
+        """What the session gave up of its user's rights; None: nothing."""
+        return self._caller.restrictions if self._caller is not None else None
 
     @property
     def judged(self) -> bool:
@@ -318,7 +325,7 @@ class AgentSession(BaseHandler):
         """Open a new session for as long as its token lasts; answers whether it is open."""
         identity, sessions = found.identity, self._sessions
         account = sessions.accounts.enter(identity, self)
-        caller = Caller(self._join_id, identity, account, found.token_mode, found.proved_key)
+        caller = Caller(self._join_id, identity, account, found.restrictions, found.token_mode, found.proved_key)
         if account.has_too_many_sessions() and not sessions.evict_detached(account):
             sessions.counters.refused += 1
             self._report(caller, Limit.SESSIONS)
@@ -347,6 +354,7 @@ class AgentSession(BaseHandler):
             groups=len(identity.groups),
             mode=mode,
             bound=identity.binding.kind.value,
+            **({} if found.restrictions is None else {"restricted": " ".join(found.restrictions.words)}),
         )
         session_id, secret = os.urandom(16), os.urandom(16)
         session.accept_auth(self._auth_ok(session_id, secret, caller))
@@ -362,6 +370,10 @@ class AgentSession(BaseHandler):
         if found.identity.subject != caller.identity.subject or found.token_mode != caller.token_mode:
             self._log.warning("session refused", reason="renewed with the token of another subject")
             session.close(GoawayCode.FORBIDDEN, "the session was renewed with a token of another user")
+            return False
+        if found.restrictions != caller.restrictions:
+            self._log.warning("session refused", reason="renewed with other restrictions")
+            session.close(GoawayCode.FORBIDDEN, _OTHER, refusal=Refusal(RefusalRule.RESTRICTED_UNKNOWN))
             return False
         before = self._adopt_newer(caller, found)
         caller.tokens.add(found.token_digest)
@@ -416,9 +428,13 @@ class AgentSession(BaseHandler):
         return identity.subject == caller.identity.subject
 
     def _auth_ok(self, session_id: bytes, secret: bytes, caller: Caller) -> AuthOk:
-        left = max(1, int(caller.identity.expires_at - self._sessions.clock()))
+        restrictions, ends = caller.restrictions, caller.identity.expires_at
+        tcp = self._sessions.targets.open_to(caller.identity)
+        if restrictions is not None:
+            ends, tcp = min(ends, restrictions.until or ends), [] if restrictions.judges else tcp
+        left = max(1, int(ends - self._sessions.clock()))
         name = caller.identity.username
-        targets = " ".join((KUBERNETES, *self._sessions.targets.open_to(caller.identity)))
+        targets = " ".join((KUBERNETES, *tcp))
         if len(targets) + len(name.encode()) > AUTH_OK_ROOM:
             targets = ""
         return AuthOk(session_id=session_id, resume_secret=secret, subject=name, expires_in=left, targets=targets)
@@ -427,6 +443,8 @@ class AgentSession(BaseHandler):
         """Let the held session that this HELLO names take the connection over; this handler ends either way."""
         resumes = self._sessions.resumes
         held = resumes.judge(hello, found.identity.subject, found.token_mode)
+        if not isinstance(held, ResumeRefusal) and held.restrictions != found.restrictions:
+            held = resumes.refuse("restrictions", GoawayCode.FORBIDDEN, _OTHER)
         if not isinstance(held, ResumeRefusal):
             try:
                 held.take_over(self, session, found)
@@ -438,7 +456,8 @@ class AgentSession(BaseHandler):
                 return False
         if not held.quiet:
             self._log.warning("resumption refused", reason=held.check, user=found.identity.username)
-        if held.check in ("secret", "subject"):  # a caller with a valid token tried to resume a session of another
+        if held.check in ("secret", "subject", "restrictions"):
+            # A caller with a valid token tried to resume a session of another user, or with more rights than it has.
             self._write_audit(found.identity, "resume", "refused", f"wrong {held.check}")
         if not session.closed:
             session.close(held.code, held.message, refusal=held.refusal)
@@ -499,9 +518,12 @@ class AgentSession(BaseHandler):
     def _write_audit(self, identity: Identity, verb: str, outcome: str, reason: str) -> None:
         """Record what happened to the session as a whole."""
         bound = identity.binding.kind.value
+        subject = AuditSubject(self._join_id, identity.username, len(identity.groups), bound)
+        if self._caller is not None:
+            subject = self._caller.audit_subject(identity)
         record = AuditRecord(
             request=f"{self._join_id}-{os.urandom(8).hex()}-0-0",
-            subject=AuditSubject(self._join_id, identity.username, len(identity.groups), bound),
+            subject=subject,
             verb=verb,
             outcome=RequestOutcome(outcome),
             reason=reason,
@@ -528,6 +550,13 @@ class AgentSession(BaseHandler):
             self._sessions.counters.expired += 1
             session.close(GoawayCode.EXPIRED, "the token has expired; log in again")
             return
+        if caller.restrictions is not None and caller.restrictions.until:
+            left = min(left, caller.restrictions.until - self._sessions.clock())
+            if left <= 0:
+                self._sessions.counters.expired += 1
+                rule = Refusal(RefusalRule.RESTRICTED_UNTIL)
+                session.close(GoawayCode.EXPIRED, "the time of this restricted session is over", refusal=rule)
+                return
         left = min(left, self._sessions.settings.max_age - self._age())
         if left <= 0:
             self._sessions.counters.expired += 1

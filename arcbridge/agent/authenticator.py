@@ -14,7 +14,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from arcbridge.agent.kube.apiserver import AnswerFailed, ApiServer
 from arcbridge.agent.kube.caller import token_digest
@@ -22,7 +22,10 @@ from arcbridge.errors import PermissionRefused, Unauthenticated, Unreachable
 from arcbridge.identity.claims import Identity
 from arcbridge.identity.proof import NO_PEER, Peer, ProofChecker, ProofRefused, binding, decode_object
 from arcbridge.identity.verifier import LEEWAY, TokenVerifier
-from arcbridge.wire.records import Auth
+from arcbridge.wire.records import RESTRICTED, Auth
+
+if TYPE_CHECKING:
+    from arcbridge.agent.restrictions.session_restrictions import SessionRestrictions
 
 REVIEW = "/apis/authentication.k8s.io/v1/selfsubjectreviews"
 DEADLINE = 8.0
@@ -46,6 +49,8 @@ class Authenticated:
     """Of the token that was reviewed, in token mode (`kube.caller.token_digest`)."""
     proved_key: str = ""
     """Thumbprint of the key to which the token is bound, as the caller has proved; empty: the token is not bound."""
+    restrictions: SessionRestrictions | None = None
+    """What the session gives up of the identity's rights; None: nothing."""
 
 
 class UnprovedToken(Unauthenticated):
@@ -82,11 +87,13 @@ class Authenticator:
         Raises Unauthenticated (UnprovedToken, where the token is good), PermissionRefused, or Unreachable (may succeed
         later).
         """
-        if auth.kind == "oidc":
+        kind = auth.kind.removeprefix(RESTRICTED)
+        restrictions = _restrictions(auth) if kind != auth.kind or auth.restrictions else None
+        if kind == "oidc":
             if self._verifier is None:
                 raise PermissionRefused("this cluster takes service-account tokens only: use --token")
             identity, digest = await self._verifier.verify(auth.token), b""
-        elif auth.kind == "bearer":
+        elif kind == "bearer":
             if not self.token_mode:
                 raise PermissionRefused("this cluster takes no service-account tokens: log in instead of using --token")
             identity, digest = await self._review(auth.token), token_digest(auth.token.encode())
@@ -96,7 +103,7 @@ class Authenticator:
             proved = self.proofs.check(identity.binding, auth.token, auth.proof, peer)
         except ProofRefused as error:
             raise UnprovedToken(identity, error) from error
-        return Authenticated(identity, auth.kind == "bearer", digest, proved)
+        return Authenticated(identity, kind == "bearer", digest, proved, restrictions)
 
     async def review_in_session(self, token: str, proved_key: str) -> Identity:
         """Answer whose a token is that a request carries in token mode, in a session that proved the key `proved_key`.
@@ -147,6 +154,16 @@ class Authenticator:
             issued_at=issued if issued <= now + LEEWAY else 0.0,
             binding=binding(claims),
         )
+
+
+def _restrictions(auth: Auth) -> SessionRestrictions:
+    """Return the restrictions of an AUTH. Raises PermissionRefused for those that are not understood, and
+    Unauthenticated for a kind that older agents would serve without them."""
+    from arcbridge.agent.restrictions.session_restrictions import SessionRestrictions
+
+    if not auth.kind.startswith(RESTRICTED):
+        raise Unauthenticated("restrictions come with a kind of token that does not announce them")
+    return SessionRestrictions.read(auth.restrictions)
 
 
 def _claims(token: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Invariant: no label is a user or a path.
 from __future__ import annotations
 
 from arcbridge.agent.accounts import Limit
+from arcbridge.agent.kube.attempt import RESTRICTIONS
 from arcbridge.agent.kube.own_refusal import KINDS
 from arcbridge.agent.kube.warm_connections import FATES
 from arcbridge.agent.parts import AgentParts
@@ -61,6 +62,7 @@ def _register_sessions(metrics: Metrics, sessions: Sessions) -> None:
     counter, gauge = metrics.counter, metrics.gauge
     counters = sessions.counters
     gauge("sessions", "Sessions that are open, detached ones included.", None, lambda: len(sessions))
+    gauge("sessions_restricted", "Sessions that gave up rights of their users.", None, lambda: sessions.restricted)
     counter("sessions_total", "Sessions that were authenticated.", None, lambda: counters.opened)
     counter("sessions_refused_total", "AUTHs that were refused.", None, lambda: counters.refused)
     counter("sessions_expired_total", "Sessions that ended with their token, or at their greatest age.", None,
@@ -125,6 +127,8 @@ def _register_requests(metrics: Metrics, sessions: Sessions) -> None:
             lambda: {code: getattr(stats, f"code_{code}") for code in CODES})  # fmt: skip
     counter("requests_refused_total", "Requests that the agent refused itself.", None, lambda: stats.refused)
     counter("requests_cut_total", "Requests that broke off on either side.", None, lambda: stats.cut)
+    counter("restricted_refusals_total", "Requests refused because their session gave up the right.",
+            {"restriction": RESTRICTIONS}, lambda: stats.restricted)  # fmt: skip
     counter("upgrades_total", "Requests to upgrade (exec, attach, port-forward).", None, lambda: stats.upgrades)
     gauge("upgrades_open", "Upgraded streams that are open.", None, lambda: stats.upgrades_open)
     gauge("users", "Users with at least one session.", None, lambda: len(accounts))

@@ -44,6 +44,7 @@ from arcbridge.observe.untrusted_text import clean
 from arcbridge.settings.config import SessionConfig
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.limits import DEFAULT, Limits
+from arcbridge.wire.records import RESTRICTIONS_FEATURE
 from arcbridge.wire.session import Introduction, Kind, Side, State
 
 HANDSHAKE_DEADLINE = 5.0
@@ -123,6 +124,11 @@ class Sessions:
         return len(self._open)
 
     @property
+    def restricted(self) -> int:
+        """Sessions that gave up rights of their users."""
+        return sum(session.restrictions is not None for session in self._open)
+
+    @property
     def detached(self) -> int:
         """Sessions without a connection that may be resumed."""
         return sum(session.detached_at is not None for session in self._open)
@@ -167,7 +173,7 @@ class Sessions:
             handler,
             limits=self._limits,
             label=join_id,
-            introduction=Introduction(self._instance, __version__, oldest_ca_pem),
+            introduction=Introduction(self._instance, __version__, oldest_ca_pem, RESTRICTIONS_FEATURE),
         )
         handler.session = session
         if len(self._unauthenticated) >= MAX_UNAUTHENTICATED and (leaves := self._giving_way(via)) is not None:

@@ -133,6 +133,8 @@ class TcpTargets:
         found = self._targets.get(target.removeprefix(PREFIX)) if target.startswith(PREFIX) else None
         if found is None:
             self.refuse(stream, caller, record, ResetCode.UNKNOWN_TARGET, "no such target")
+        elif caller.restrictions is not None and caller.restrictions.judges:
+            self.refuse(stream, caller, record, ResetCode.FORBIDDEN, "the session is restricted to requests")
         elif not found.allows(caller.identity):
             self.refuse(stream, caller, record, ResetCode.FORBIDDEN, "not allowed")
         elif self.dials_too_much(caller):

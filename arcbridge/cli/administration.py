@@ -22,8 +22,8 @@ _LISTS = {
     "token list": "id cluster state used/2 uses/2 created/3 expires_at/1",
     "cluster list": "name state agents/1 ready+ failing+ sessions+ round_trip+ last_seen/2 certificate_expires/4 "
     "version/3 cluster_ca_pin/5 relay_ca+",
-    "session list": "session user cluster since/1 bytes_to_agent/3 bytes_to_client/2 round_trip/4 agent/4 relay/5 "
-    "worker/6",
+    "session list": "session user cluster since/1 restricted/2 bytes_to_agent/4 bytes_to_client/3 round_trip/5 agent/5 "
+    "relay/6 worker/7",
     "user list": "user before revoked_at/1 reason…",
     "recovery list": "cluster last_seen",
     "policy list": "hash rules/1 held reason… relay/2 worker/3",

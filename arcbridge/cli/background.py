@@ -238,11 +238,16 @@ def status(invocation: Invocation) -> int:
         if not clusters:
             return ExitCode.DONE
         clusters = [{**one, **_for_people(one)} for one in clusters]
-    print_rows(clusters, _COLUMNS, output)
+    print_rows(clusters, _columns(clusters), output)
     for one in clusters:
         if output in FOR_PEOPLE and one.get("reason"):
             print_prose(f"{plain(str(one['name']))}: {plain(str(one['reason']))}")
     return ExitCode.DONE
+
+
+def _columns(clusters: list[dict[str, Any]]) -> tuple[Column, ...]:
+    """Return the columns of the table: what a session gave up has one where any has."""
+    return (*_COLUMNS, Column("restricted", rank=1)) if any(one.get("restricted") for one in clusters) else _COLUMNS
 
 
 def _logins(invocation: Invocation) -> tuple[list[IdentitySummary], list[IdentitySummary]] | None:

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 _TOKEN_WAS_SHOWN = "ARCBRIDGE_TOKEN_WAS_SHOWN"
 """In the environment of a process that began with a token on its command line."""
+_LONGEST = 366 * 86400.0
+"""Seconds of `--for`."""
 _writing = threading.Lock()
 """Held while output of commands is written, so that lines of two clusters do not mix."""
 _PINS = (
@@ -79,7 +81,10 @@ def proxy(invocation: Invocation) -> int:
     configure_logging(config)
     from arcbridge.client.commands.proxy import run_proxy
 
-    return _serve(lambda ready: run_proxy(config, terminal(lines), environment=os.environ, token=token, ready=ready))
+    lasts = _lasts(invocation)
+    return _serve(
+        lambda ready: run_proxy(config, terminal(lines), environment=os.environ, token=token, lasts=lasts, ready=ready)
+    )
 
 
 def forward(invocation: Invocation) -> int:
@@ -202,7 +207,7 @@ def run(invocation: Invocation) -> int:
     config, token = _start(invocation)
     from arcbridge.cli.loop import Interrupted, run_until_signal
 
-    parallel = _parallel(invocation.text("parallel"))
+    parallel, lasts = _parallel(invocation.text("parallel")), _lasts(invocation)
     # What the command writes is all that is written, unless something is wrong.
     configure_logging(config, default_level="warning")
     from arcbridge.client.commands.run import PARALLEL, run_command
@@ -221,6 +226,7 @@ def run(invocation: Invocation) -> int:
                 write=_write_all,
                 parallel=parallel or PARALLEL,
                 token=token,
+                lasts=lasts,
                 environment=dict(os.environ),
             )
         )
@@ -235,6 +241,22 @@ def _parallel(text: str) -> int:
     if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 1000:
         raise ConfigError(f"flag --parallel: {text[:20]!r} is not a number of clusters; give 1 to 1000")
     return int(text)
+
+
+def _lasts(invocation: Invocation) -> float:
+    """Return the seconds of `--for`; 0: it was not given. Raises ConfigError."""
+    text = invocation.text("for")
+    if not text:
+        return 0.0
+    from arcbridge.settings.config_loader import parse_duration
+
+    try:
+        seconds = parse_duration(text)
+    except ValueError:
+        seconds = 0.0
+    if not 1 <= seconds <= _LONGEST:
+        raise ConfigError(f"flag --for: {text[:20]!r} is no duration of a second to a year; give 1h or 30m")
+    return seconds
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

@@ -75,6 +75,8 @@ DIAGNOSIS_OUTPUT = _output(*DIAGNOSIS_OUTPUTS)
 TEXT_OUTPUT = _output("text", *DOCUMENTS)
 SETTINGS_OUTPUT = _output("toml", *DOCUMENTS)
 
+_FOR = Flag("--for DURATION", "reach the cluster for this time alone, as 1h or 30m")
+_RESTRICT = "--read-only --no-secrets --namespace --verb"
 _FORCE = Flag("--force", "also where not all have followed the step before")
 _CLUSTER = Argument("cluster", "name of the cluster", kind="clusters")
 _BUNDLE = (
@@ -91,8 +93,9 @@ COMMANDS = (
         Command(
             "proxy = client:proxy",
             "serve kubectl on a local port (the default)",
+            _FOR,
             "arcbridge proxy -n berlin ;; arcbridge proxy -n berlin -f -  # print the kubeconfig instead of merging it",
-            uses="--cluster --port --file --kube-context --no-context-switch --remove-context",
+            uses="--cluster --port --file --kube-context --no-context-switch --remove-context " + _RESTRICT,
         ),
         Command(
             "forward = client:forward",
@@ -114,7 +117,8 @@ COMMANDS = (
             Argument("name", "names of clusters", "*", kind="clusters"),
             "arcbridge connect berlin munich  # both, from any terminal",
             "arcbridge connect berlin -f ~/.kube/berlin  # in a kubeconfig of its own",
-            uses="--port --file --kube-context --no-context-switch",
+            "arcbridge connect berlin --read-only --kube-context berlin-ro  # beside the one with all your rights",
+            uses="--port --file --kube-context --no-context-switch " + _RESTRICT,
         ),
         Command(
             "disconnect = background:disconnect",
@@ -187,10 +191,12 @@ COMMANDS = (
             "run = client:run",
             "run a command against clusters, and leave nothing behind",
             Flag("--parallel N", "clusters at a time, where several are named (default: 4)"),
+            _FOR,
             "arcbridge run -n berlin -- kubectl get pods",
             "arcbridge run -n 'prod-*' --parallel 8 -- kubectl get nodes  # in each",
+            "arcbridge run -n berlin --read-only --namespace shop --for 1h -- PROGRAM  # with fewer rights",
             takes_command=True,
-            uses="--cluster --workload --pins-file --cluster-ca-pin",
+            uses="--cluster --workload --pins-file --cluster-ca-pin " + _RESTRICT,
         ),
         Command(
             "doctor = client:doctor",

@@ -6,7 +6,9 @@ which `commands` do. Invariant: settings that cannot work are refused before any
 
 from __future__ import annotations
 
+import math
 import os
+import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -25,6 +27,7 @@ from arcbridge.client.credentials.tokens import (
 )
 from arcbridge.client.relay.relay_profile import RelayProfiles, has_login, login_command
 from arcbridge.client.relay.relays import Relays
+from arcbridge.client.session.restrictions import restrictions_of
 from arcbridge.client.session.session_manager import SessionManager
 from arcbridge.client.session.trust import Ask, ClusterTrust
 from arcbridge.client.state import StateDirectory
@@ -65,13 +68,21 @@ class ClientContext:
     """
 
     def __init__(
-        self, config: ClientConfig, terminal: Terminal, *, token: str = "", environment: Mapping[str, str] = os.environ
+        self,
+        config: ClientConfig,
+        terminal: Terminal,
+        *,
+        token: str = "",
+        lasts: float = 0.0,
+        environment: Mapping[str, str] = os.environ,
     ) -> None:
+        """`lasts`: seconds after which its sessions are over; 0: as long as they may."""
         login = with_defaults(config.login)
         if login is not config.login:
             config = replace(config, login=login)
         self.config = config
         self.terminal = terminal
+        self.restrictions = restrictions_of(config.restrict, math.ceil(time.time() + lasts) if lasts else 0)
         self.environment = environment
         self.state = StateDirectory.find(config.state_dir, environment)
         self.token = check_token(token.encode(), "--token") if token else ""
@@ -179,6 +190,7 @@ class ClientContext:
             self.tokens.for_cluster(cluster),
             trust or self.trust(),
             resumption=self.config.resumption,
+            restrictions=self.restrictions,
         )
 
     def trust(self, *, first_use: bool = True) -> ClusterTrust:

@@ -16,6 +16,7 @@ from arcbridge.client.credentials.tokens import (
     refuse_contradictions,
     with_defaults,
 )
+from arcbridge.client.session.restrictions import restrictions_of
 from arcbridge.errors import ConfigError, NotInThisJob, StateError
 from arcbridge.net.address import issuer_origin, parse_address
 from arcbridge.pki.names import check_cluster_name
@@ -49,6 +50,8 @@ def check(config: ClientConfig, environment: Mapping[str, str]) -> CheckedClient
     _state(config, problems, environment)
     with problems.collect("login"):
         refuse_contradictions(config.login)
+    with problems.collect("restrict"):
+        restrictions_of(config.restrict)
     _tokens(config, problems)
     _issuer(config.login, problems, environment)
     _workload(config.login, problems, environment)

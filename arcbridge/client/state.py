@@ -38,6 +38,7 @@ CLIENT_CERTIFICATE_LIFE = 366 * 86400.0
 SERVER_CERTIFICATE_REUSE = 86400.0
 """Seconds for which later starts use the endpoint's certificate again: to make one takes `cryptography`, a sixth of a
 client's start to import."""
+_ONE_TIME = "arcbridge://one-time"
 _LOCAL_NAMES = ["localhost", "127.0.0.1", "::1"]
 
 
@@ -225,6 +226,20 @@ class StateDirectory:
         known = self.cluster_names()
         if name not in known:
             self.keep_cluster_names([*known, name])
+
+
+def one_time_certificates(authority: Authority, cluster: str) -> LocalCertificates:
+    """Return the certificates of an endpoint whose CA is in memory alone."""
+    server = authority.issue_server(_LOCAL_NAMES)
+    client = authority.issue_client(cluster, uri=_ONE_TIME)
+    return LocalCertificates(
+        _ONE_TIME,
+        authority.certificate_pem,
+        server.certificate_pem,
+        server.key_pem,
+        client.certificate_pem,
+        client.key_pem,
+    )
 
 
 def _port_key(ports: Mapping[str, int], relays: tuple[str, ...], cluster: str) -> str:

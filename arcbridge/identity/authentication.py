@@ -436,8 +436,8 @@ def _user_rules(entry: _Fields, compiled: _Compiled) -> None:
 _EXTRA_KEY = re.compile(r"([^/]*)/([A-Za-z0-9/\-._~%!$&'()*+,;=:]+)")
 _DOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 _RESERVED_DOMAINS = ("kubernetes.io", "k8s.io")
-OWN_EXTRA = "arcbridge.io/original-user"
-"""The extra key that the agent sets itself, for the API server's audit log."""
+OWN_EXTRAS = ("arcbridge.io/original-user", "arcbridge.io/restricted")
+"""The extra keys that the agent sets itself, for the API server's audit log."""
 
 
 def _extra(mappings: _Fields, compiled: _Compiled) -> None:
@@ -462,7 +462,7 @@ def _wrong_with_extra_key(key: str) -> str:
         return "must be a domain-prefixed path (such as example.org/foo)"
     if any(match[1] == domain or match[1].endswith(f".{domain}") for domain in _RESERVED_DOMAINS):
         return "k8s.io, kubernetes.io and their subdomains are reserved for Kubernetes use"
-    return "is set by the agent itself" if key == OWN_EXTRA else ""
+    return "is set by the agent itself" if key in OWN_EXTRAS else ""
 
 
 def _prefixed(fields: _Fields | None, compiled: _Compiled, name: str, *, required: bool) -> PrefixedClaim | None:

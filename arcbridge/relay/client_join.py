@@ -50,7 +50,7 @@ from arcbridge.relay.registry.base import ClusterRecord, Registry, RegistryUnava
 from arcbridge.relay.session_slots import JoinLimited, SessionSlot, SessionSlots
 from arcbridge.settings.config import RelayLimitsConfig
 from arcbridge.tasks import cancel_and_wait
-from arcbridge.wire.records import Dial, JoinReply, JoinRequest
+from arcbridge.wire.records import RESTRICTION_KINDS, Dial, JoinReply, JoinRequest
 
 DIAL_DEADLINE: Final = 10.0
 """Seconds from DIAL to the agent's JOIN."""
@@ -372,6 +372,7 @@ class ClientJoins:
         )
         pump.agent, pump.source = agent.instance, attempt.ticket.address
         pump.first_session = attempt.fields.get("first_session", "")
+        pump.restricted = " ".join(word for word in request.restricted.split() if word in RESTRICTION_KINDS)
         return pump
 
     async def _dial(self, join: ServerJoin, dial: PendingDial, request: JoinRequest) -> ClaimedAgent:

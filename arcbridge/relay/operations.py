@@ -157,6 +157,7 @@ class Operations:
             "cluster": pump.cluster,
             "agent": pump.agent,
             "source": pump.source,
+            "restricted": pump.restricted,
             "since": self._clock() - lasted,
             "bytes_to_agent": pump.bytes_to_agent,
             "bytes_to_client": pump.bytes_to_client,

@@ -88,6 +88,7 @@ class Pump:
         "paused",
         "payer",
         "pipes",
+        "restricted",
         "source",
         "started_at",
     )
@@ -108,9 +109,9 @@ class Pump:
         self.identity = identity
         """Whose session it is, as the access token said at the join. None where another relay of the fleet knows: it
         holds the client's end, and a cut there ends this pair, too."""
-        self.agent = self.source = self.first_session = ""
-        """For people: the agent's instance, the client's address, and the join id under which the session began, as
-        the client says it; empty where it began with this join. Set by `Rendezvous`."""
+        self.agent = self.source = self.first_session = self.restricted = ""
+        """For people: the agent's instance, the client's address, and, as the client says it, the join id under which
+        the session began (empty where it began with this join) and what it gave up. Set by `Rendezvous`."""
         self.pipes = pumps.pipes
         self.not_reading = pumps.not_reading
         """The set it adds itself to when a side is no longer read; the sweep takes it out."""

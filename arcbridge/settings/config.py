@@ -523,6 +523,20 @@ OF_ISSUER = (*CLIENT_CREDENTIALS, "client_key_id", "client_certificate_file", "r
 
 
 @dataclass(frozen=True, slots=True)
+class RestrictConfig:
+    """What each session gives up of its user's rights. The agent enforces it, and RBAC decides about the rest."""
+
+    read_only: bool = False
+    """Whether a session may get, list and watch alone, without exec, attach, port-forward and proxy."""
+    secrets: bool = True
+    """Whether it may see Secrets, and have tokens of service accounts made."""
+    namespaces: tuple[str, ...] = ()
+    """The only namespaces that it may see; empty: all, and what is in none."""
+    verbs: tuple[str, ...] = ()
+    """The only verbs of Kubernetes that it may use; empty: all."""
+
+
+@dataclass(frozen=True, slots=True)
 class ClientConfig:
     """`config/client.toml`."""
 
@@ -558,6 +572,7 @@ class ClientConfig:
     resumption: bool = True
     """Whether a session outlives its connection; False: what runs is cut with it, and no history is kept."""
     login: LoginConfig = field(default_factory=LoginConfig)
+    restrict: RestrictConfig = field(default_factory=RestrictConfig)
     observe: ObserveConfig = field(default_factory=ObserveConfig)
 
     def relay_urls(self) -> tuple[str, ...]:

@@ -149,6 +149,13 @@ _CLIENT = (
         Flag("--remove-context = remove_context", "take the entries out of the kubeconfig at the end"),
     )
     + _about(
+        "sessions with fewer rights",
+        Flag("--read-only = restrict.read_only", "get, list and watch alone; no exec, attach, port-forward and proxy"),
+        Flag("--no-secrets = restrict.secrets", "no Secrets, and no tokens of service accounts"),
+        Flag("--namespace NAME… = restrict.namespaces", "this namespace alone, and nothing cluster-wide"),
+        Flag("--verb VERB… = restrict.verbs", "this verb of Kubernetes alone, as get or patch"),
+    )
+    + _about(
         "tokens that are given",
         Flag(
             "--token TOKEN",

@@ -9,7 +9,7 @@ of more than 8 bytes is an error of the peer. The relay's JOIN messages use the 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Self
+from typing import ClassVar, Self
 
 from arcbridge.errors import RemoteProtocolError
 
@@ -25,6 +25,8 @@ class Record:
     """
 
     __slots__ = ()
+    strict: ClassVar[bool] = False
+    """Whether a tag that is not known is an error: of a record that takes rights away, none may be skipped."""
 
     def encode(self) -> bytes:
         """Return the record's bytes; fields that equal their default are left out."""
@@ -63,6 +65,8 @@ class Record:
                 raise RemoteProtocolError(f"a {cls.__name__} record has field {tag} twice")
             seen.add(tag)
             spec = known.get(tag)
+            if spec is None and cls.strict:
+                raise RemoteProtocolError(f"field {tag} of a {cls.__name__} record is not known here")
             if spec is not None:
                 raw = bytes(data[at : at + length])
                 values[spec[0]] = _value(cls.__name__, tag, spec[1], raw)
@@ -137,11 +141,52 @@ class Auth(Record):
     """The caller's token: `oidc` (verified by the agent) or `bearer` (the API server judges it).
 
     `proof` shows that the caller holds the key to which the token is bound (`identity.proof`); empty for others.
+    `restrictions` is a `Restrictions` record, and `kind` begins with RESTRICTED then: an agent that does not know it
+    refuses the kind, where it would skip the field.
     """
 
     kind: str = "oidc"
     token: str = field(default="", repr=False)
     proof: str = field(default="", repr=False)
+    restrictions: bytes = b""
+
+
+RESTRICTIONS_FEATURE = "restrictions"
+"""The word in an agent's HELLO by which a client sees that the agent knows restrictions."""
+RESTRICTED = "restricted-"
+"""What the kind of an `Auth` with restrictions begins with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Restrictions(Record):
+    """What a session gives up of its user's rights. Lists are separated by spaces; an empty one restricts nothing."""
+
+    strict: ClassVar[bool] = True
+
+    read_only: bool = False
+    no_secrets: bool = False
+    namespaces: str = ""
+    verbs: str = ""
+    until: int = 0
+    """Unix seconds at which the session ends; 0: as any other."""
+
+    def words(self) -> tuple[str, ...]:
+        """Return each restriction as a word, for people and for records: `read-only`, `namespaces=shop,web`."""
+        found = ["read-only"] * self.read_only + ["no-secrets"] * self.no_secrets
+        found += [f"{name}={','.join(value.split())}" for name, value in self._lists() if value]
+        return (*found, *([f"until={self.until}"] if self.until else ()))
+
+    def kinds(self) -> tuple[str, ...]:
+        """Return the words without their values."""
+        return tuple(word.partition("=")[0] for word in self.words())
+
+    def _lists(self) -> tuple[tuple[str, str], ...]:
+        return ("namespaces", self.namespaces), ("verbs", self.verbs)
+
+
+UNRESTRICTED = Restrictions()
+RESTRICTION_KINDS = ("read-only", "no-secrets", "namespaces", "verbs", "until")
+"""All that `Restrictions.kinds` may return."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,7 +327,8 @@ class JoinRequest(Record):
 
     `proof` is a client's, as in `Auth`. `first_session` is a client's, too: the join id under which the session began
     that it resumes, for logs alone. `round_trip` is an agent's: microseconds between it and the relay, as it has
-    measured them; 0 while it has not.
+    measured them; 0 while it has not. `restricted` is a client's: the kinds of the session's restrictions, by the
+    client's word, for the relay's operators: which namespaces, the agent alone learns.
     """
 
     role: str = ""
@@ -294,6 +340,7 @@ class JoinRequest(Record):
     proof: str = field(default="", repr=False)
     first_session: str = ""
     round_trip: int = 0
+    restricted: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,7 +116,7 @@ class Session:
         hello = Hello(
             VERSION,
             VERSION,
-            "resume" if resumable else introduction.features,
+            " ".join([*(["resume"] if resumable else ()), *introduction.features.split()]),
             limits.stream_window,
             limits.max_streams,
             introduction.agent,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -17,6 +18,7 @@ from arcbridge.agent.authenticator import Authenticated
 from arcbridge.agent.kube.caller import Caller, token_digest
 from arcbridge.agent.kube.upstream_pool import UpstreamPool
 from arcbridge.agent.kube.warm_connections import WarmConnections
+from arcbridge.agent.restrictions.session_restrictions import SessionRestrictions
 from arcbridge.agent.sessions import Sessions
 from arcbridge.agent.targets import TcpTargets
 from arcbridge.errors import ArcbridgeError, SessionEnded, StreamReset, Unauthenticated
@@ -73,6 +75,8 @@ class FakeAuthenticator:
         found = self.known.get(auth.token, Unauthenticated("not known"))
         if isinstance(found, ArcbridgeError):
             raise found
+        if auth.restrictions:
+            return dataclasses.replace(found, restrictions=SessionRestrictions.read(auth.restrictions))
         return found
 
     async def review_in_session(self, token: str, proved_key: str) -> Identity:

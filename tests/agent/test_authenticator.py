@@ -13,7 +13,7 @@ from arcbridge.errors import PermissionRefused, Unauthenticated, Unreachable
 from arcbridge.identity.authentication import parse
 from arcbridge.identity.proof import Peer, ProofChecker, ProofKey, ProofPolicy
 from arcbridge.identity.verifier import LEEWAY, TokenVerifier
-from arcbridge.wire.records import Auth
+from arcbridge.wire.records import Auth, Restrictions
 from tests.identity.issuer import CONFIG, Issuer, claims, token
 from tests.support.clock import Clock
 from tests.support.fake_apiserver import FakeApiServer, impersonation_of, reply
@@ -216,3 +216,20 @@ async def test_t30_a_request_s_own_token_is_bound_to_the_key_of_its_session(made
         with pytest.raises(UnprovedToken, match="bound to another key") as caught:
             await judge.review_in_session(bound, proved_key)
         assert caught.value.identity.username == "x"
+
+
+async def test_u6_restrictions_come_with_a_kind_that_older_agents_refuse(made: Made) -> None:
+    authenticator, record = made[1], Restrictions(read_only=True).encode()
+    found = await authenticator.authenticate(Auth("restricted-oidc", token(claims()), restrictions=record))
+    assert found.restrictions is not None
+    assert (found.restrictions.words, found.token_mode) == (("read-only",), False)
+    with pytest.raises(Unauthenticated, match="does not announce"):
+        await authenticator.authenticate(Auth("oidc", token(claims()), restrictions=record))
+    for wrong in (b"", record + b"\x06\x00\x00\x01\x01"):
+        with pytest.raises(PermissionRefused):
+            await authenticator.authenticate(Auth("restricted-oidc", token(claims()), restrictions=wrong))
+    with pytest.raises(Unauthenticated, match="newer than the agent"):
+        await authenticator.authenticate(Auth("restricted-restricted-oidc", token(claims()), restrictions=record))
+    made[0].routes[REVIEW] = who(username="system:serviceaccount:a:b")
+    found = await authenticator.authenticate(Auth("restricted-bearer", service_token(9e9), restrictions=record))
+    assert (found.restrictions is not None, found.token_mode) == (True, True)

@@ -348,6 +348,14 @@ CLIENT = {
         Scene("status -o wide", background({"process": PROCESS, "clusters": SERVED}), who(WHO)),
         Scene(
             "status",
+            background(
+                {"process": PROCESS, "clusters": [{**SERVED[0], "restricted": ["read-only", "namespaces=shop"]}]}
+            ),
+            who(WHO),
+            title="status, with fewer rights",
+        ),
+        Scene(
+            "status",
             background({"process": {**PROCESS, "former_versions": 1}, "clusters": []}),
             title="status, nothing connected",
         ),
@@ -458,6 +466,7 @@ LISTS: dict[str, list[dict[str, Any]]] = {
             "bytes_to_agent": 123456,
             "bytes_to_client": 98765432,
             "round_trip": 0.0124,
+            "restricted": "read-only namespaces",
             "agent": "berlin-factory-0",
             "relay": "relay-1",
             "worker": 2,

@@ -71,7 +71,8 @@ def test_a_command_lists_its_own_flags_and_those_that_it_is_about() -> None:
     page = page_of(CLIENT, ("connect",))
     (flags,) = (pairs for title, pairs in page.sections if title == "flags")
     assert [term for term, _ in flags] == [
-        *("--static", "--port PORT", "-f, --file FILE", "--kube-context NAME", "--no-context-switch", "-h, --help")
+        *("--static", "--port PORT", "-f, --file FILE", "--kube-context NAME", "--no-context-switch"),
+        *("--read-only", "--no-secrets", "--namespace NAME", "--verb VERB", "-h, --help"),
     ]
     assert page.ending == "`arcbridge help flags` lists the flags that all commands take."
 

@@ -67,6 +67,8 @@ class FarSide(BaseHandler):
         self.agent_keys: list[bytes] = []
         """What the agent showed in each session's connection."""
         self.trusted_ca = CLUSTER_CA
+        self.features = ""
+        """What the agent says in HELLO that it knows."""
         self.absent: set[str] = set()
         """Agent instances that are not connected to this relay, while others are."""
         self.says_ca = CLUSTER_CA
@@ -189,7 +191,9 @@ class FarSide(BaseHandler):
 
     async def _agent(self, sock: socket.socket, join_id: str) -> None:
         issued = self.shows_ca.issue_server([cluster_server_name(CLUSTER)])
-        session = MuxSession(Side.ACCEPTOR, Kind.SESSION, self, label=join_id, introduction=Introduction("pod-1"))
+        session = MuxSession(
+            Side.ACCEPTOR, Kind.SESSION, self, label=join_id, introduction=Introduction("pod-1", features=self.features)
+        )
         self.sessions.append(session)
         context = inner_server_context(issued.certificate_pem, issued.key_pem)
         self.agent_keys.append(context.spki)

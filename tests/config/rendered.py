@@ -23,7 +23,7 @@ from arcbridge.settings.config_loader import load
 from arcbridge.wire.limits import DEFAULT
 
 EIGHT_VERBS = ("get", "list", "watch", "create", "update", "patch", "delete", "deletecollection")
-ORIGINAL_USER = "userextras/arcbridge.io/original-user"
+OWN_EXTRAS = ("userextras/arcbridge.io/original-user", "userextras/arcbridge.io/restricted")
 
 MOST_DRAIN = 30
 """Seconds in which a relay that is told to stop ends in any case (docs/operations.md, "Upgrade")."""
@@ -82,7 +82,7 @@ def expected_rules(mode: str, secret: str, users: list[str], groups: list[str], 
          "verbs": ["create"]},
         {"scope": "cluster", "apiGroups": [core], "resources": ["users"], "resourceNames": users, "verbs": [verb]},
         {"scope": "cluster", "apiGroups": [core], "resources": ["groups"], "resourceNames": groups, "verbs": [verb]},
-        {"scope": "cluster", "apiGroups": ["authentication.k8s.io"], "resources": ["uids", ORIGINAL_USER],
+        {"scope": "cluster", "apiGroups": ["authentication.k8s.io"], "resources": ["uids", *OWN_EXTRAS],
          "verbs": [verb]},
     ]  # fmt: skip
     if leaves:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from arcbridge.errors import ExitCode
 from tests.support.cluster import Cluster, Kubectl
 from tests.support.processes import require_or_skip, run
 from tests.support.reports import until
@@ -104,6 +105,12 @@ def test_roles_of_two_versions(
             sock = sockets.enter_context(socket.create_connection(address, timeout=60))
             assert echoed(sock, b"before") == b"before"
             people.append((kubectl, shell, sock))
+
+        if "agent" in roles and () in versions:  # it knows no restrictions, and would serve all rights
+            world.client_prefix = ()
+            refused = world.run_client(ALICE, "run", "--read-only", "--", "kubectl", "version")
+            assert (refused.returncode, refused.stdout) == (ExitCode.RUN_FAILED, "")
+            assert "is older and cannot restrict a session" in refused.stderr
 
         world.kill_relay()
         world.start_relay()

@@ -56,8 +56,8 @@ from tests.wire.lossy_link import LossyLink
 Target = Callable[[bytes], None]
 
 _RECORDS = (
-    records.Hello, records.Auth, records.AuthOk, records.Open, records.Goaway, records.Move, records.Dial,
-    records.Status, records.Revoke, records.Ledger, records.JoinRequest, records.JoinReply,
+    records.Hello, records.Auth, records.Restrictions, records.AuthOk, records.Open, records.Goaway, records.Move,
+    records.Dial, records.Status, records.Revoke, records.Ledger, records.JoinRequest, records.JoinReply,
 )  # fmt: skip
 _LOOP = asyncio.new_event_loop()
 PIECE = 16 * 1024

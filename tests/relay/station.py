@@ -208,11 +208,17 @@ class Station:
         instance: str = "",
         prove: Callable[[bytes], str] | None = None,
         first_session: str = "",
+        restricted: str = "",
     ) -> tuple[socket.socket, JoinReply]:
         """Join as a client; return the raw socket and the reply."""
         sock = await self.dial()
         request = JoinRequest(
-            role="client", cluster=cluster, token=user, instance=instance, first_session=first_session
+            role="client",
+            cluster=cluster,
+            token=user,
+            instance=instance,
+            first_session=first_session,
+            restricted=restricted,
         )
         return sock, await client_join(sock, client_context(), RELAY, request, prove=prove)
 

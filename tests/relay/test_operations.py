@@ -31,8 +31,8 @@ class Pump(SimpleNamespace):
 
 
 def pump(join_id: str, first: str = "", identity: Identity | None = ALICE, **more: Any) -> Pump:
-    fields = {"agent": "agent-1", "source": "192.0.2.1", "cluster": "berlin", "bytes_to_agent": 7, "bytes_to_client": 9,
-              "round_trip": 0.012, "closed": False, "reason": "",
+    fields = {"agent": "agent-1", "source": "192.0.2.1", "restricted": "read-only", "cluster": "berlin",
+              "bytes_to_agent": 7, "bytes_to_client": 9, "round_trip": 0.012, "closed": False, "reason": "",
               "started_at": asyncio.get_running_loop().time() - 60}  # fmt: skip
     return Pump(join_id=join_id, first_session=first, identity=identity, **{**fields, **more})
 
@@ -59,6 +59,7 @@ async def test_sessions() -> None:
             "cluster": "berlin",
             "agent": "agent-1",
             "source": "192.0.2.1",
+            "restricted": "read-only",
             "since": pytest.approx(940.0, abs=5),
             "bytes_to_agent": 7,
             "bytes_to_client": 9,

@@ -94,6 +94,15 @@ async def test_j33_the_client_learns_how_far_the_agent_is(tmp_path: Path, said: 
             assert 0 < pump.round_trip < 1, "as both sockets show it"
 
 
+async def test_of_what_a_session_gave_up_the_known_kinds_are_noted(tmp_path: Path) -> None:
+    """docs/threats.md#K4: a client says it, for operators to read; it decides nothing."""
+    async with station(tmp_path, "prod") as relay, Agent(relay):
+        near, _ = await relay.join(restricted="read-only namespaces=secret-name \x1b[31m until")
+        await until(lambda: len(relay.pumps) == 1)
+        assert [pump.restricted for pump in relay.pumps] == ["read-only until"]
+        near.close()
+
+
 async def refused_and_logged(relay: Station, cluster: str = "prod") -> tuple[JoinRefused, MutableMapping[str, Any]]:
     """Return the refusal of alice's join, and what the log says of it."""
     with capture_logs() as lines:

@@ -32,6 +32,7 @@ def test_no_spelling_is_taken_twice(role: str) -> None:
 
 
 NO_SECRETS = {
+    "--no-secrets": "a switch",
     "--no-token-mode": "a switch",
     "--state-secret": "the name of a Secret",
     "--token": "Azure Arc's users know it; the client hides its token (tests/cli/test_client.py)",

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from arcbridge.errors import RemoteProtocolError
 from arcbridge.wire import records
-from arcbridge.wire.records import Auth, AuthOk, Dial, Goaway, Hello, JoinRequest, Open, Record, Status
+from arcbridge.wire.records import Auth, AuthOk, Dial, Goaway, Hello, JoinRequest, Open, Record, Restrictions, Status
 from tests.support import pages
 
 ALL: list[type[Record]] = [
@@ -64,7 +64,12 @@ def test_round_trip(record: Record) -> None:
 
 @pytest.mark.parametrize("cls", ALL)
 def test_unknown_tags_are_skipped(cls: type[Record]) -> None:
-    assert cls.decode(field(200, b"from a later version")) == cls()
+    if not cls.strict:
+        assert cls.decode(field(200, b"from a later version")) == cls()
+        return
+    assert cls is Restrictions, "what takes rights away; all others have to be readable by older peers"
+    with pytest.raises(RemoteProtocolError, match="field 200 of a Restrictions record is not known"):
+        cls.decode(field(200, b"from a later version"))
 
 
 @pytest.mark.parametrize(

@@ -88,13 +88,22 @@ class AuditSubject:
     __slots__ = ("budget", "session", "text", "user")
 
     def __init__(
-        self, session: str, user: str = "", groups: int = 0, bound: str = "none", budget: AuditBudget | None = None
+        self,
+        session: str,
+        user: str = "",
+        groups: int = 0,
+        bound: str = "none",
+        budget: AuditBudget | None = None,
+        restricted: Sequence[str] = (),
     ) -> None:
         """`groups`: how many the user has. `bound`: by what the token is bound to a key (`identity.proof.BindingKind`).
-        `budget`: what the user's records may take; None: they are not counted."""
+        `budget`: what the user's records may take; None: they are not counted. `restricted`: what the session gave up
+        of the user's rights, as words that were checked."""
         self.session, self.user, self.budget = session, user, budget
         name = _quote(_cut(user, FIELD_LIMIT))
         self.text = f',"session":{_quote(session)},"user":{name},"groups":{groups},"bound":"{bound}"'
+        if restricted:
+            self.text += f',"restricted":{json.dumps(list(restricted))}'
         """The part of a line that says so."""
 
 

@@ -200,6 +200,17 @@ class ApiServer:
             lines += [f"Content-Type: {content_type}", f"Content-Length: {len(body)}"]
         if any("\r" in line or "\n" in line or "\x00" in line for line in lines):
             raise AnswerFailed("a header is malformed")
+        status, answer = await self.carry(tls, "\r\n".join(lines).encode() + b"\r\n\r\n" + body, method, most)
+        try:
+            return status, read_json(answer, most)
+        except ValueError:
+            return status, None
+
+    async def carry(
+        self, tls: ssl.SSLContext, request: bytes, method: str = "POST", most: int = MAX_ANSWER
+    ) -> tuple[int, bytes]:
+        """Send one whole request on a connection of its own; return code and body of the answer. Raises AnswerFailed as
+        `ask` does."""
         try:
             connection = await self.upstream.dial(tls)
         except RequestRefusal as refusal:
@@ -208,15 +219,11 @@ class ApiServer:
             raise failed from None
         answer = _Collected(most)
         try:
-            request = "\r\n".join(lines).encode() + b"\r\n\r\n" + body
             connection.send(answer, UpstreamRequest(request, method, reusable=False, framed=False))
             await answer.done
         finally:
             connection.drop()
-        try:
-            return answer.status, read_json(bytes(answer.body), most)
-        except ValueError:
-            return answer.status, None
+        return answer.status, bytes(answer.body)
 
     async def close(self) -> None:
         """Close all connections; requests under way fail."""

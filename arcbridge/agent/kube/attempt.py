@@ -15,7 +15,7 @@ import asyncio
 import ssl
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 
@@ -38,6 +38,9 @@ from arcbridge.audit.log import Recorded
 MAX_IN_FLIGHT = 5000
 """Requests of all sessions together that are under way: more are refused (429) before they leave."""
 
+RESTRICTIONS = ("read_only", "no_secrets", "namespaces", "verbs", "path")
+"""What requests of restricted sessions are refused for, for the metrics: rules of the family `restricted`."""
+
 log = structlog.get_logger("arcbridge.agent")
 
 
@@ -56,6 +59,8 @@ class ProxyStats:
     code_3xx: int = 0
     code_4xx: int = 0
     code_5xx: int = 0
+    restricted: dict[str, int] = field(default_factory=lambda: dict.fromkeys(RESTRICTIONS, 0))
+    """Requests refused because their session gave up the right, by what it gave up."""
 
     def count(self, status: int) -> None:
         """Count one answer by the class of its code."""
@@ -184,6 +189,8 @@ class Attempt:
         refusal.__traceback__ = None  # its frames hold the refusal: a cycle for each request of a flood
         if refusal.limit:
             self._report(Limit(refusal.limit))
+        if refusal.refusal.rule.check in RESTRICTIONS and refusal.refusal.rule.family == "restricted":
+            self._context.stats.restricted[refusal.refusal.rule.check] += 1
         record = self.record
         record.refuse(refusal.message, refusal.status_code)
         if refusal.status_code >= 500:

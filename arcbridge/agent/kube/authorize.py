@@ -16,6 +16,7 @@ from arcbridge.agent.kube.apiserver import ApiServer
 from arcbridge.agent.kube.caller import SAFE_ID, Caller, token_digest
 from arcbridge.agent.kube.impersonation import (
     ORIGINAL_USER,
+    RESTRICTED,
     Subject,
     bearer_token,
     cleaned_headers,
@@ -76,11 +77,14 @@ def authorize(
     subject: Subject | None = None,
     approval: Approval | None = None,
 ) -> Plan:
-    """Return how the request `request_id` goes on. Nothing has left when it raises RequestRefusal.
+    """Return how the request `request_id` goes on. Nothing has left when it raises RequestRefusal, for what the session
+    gave up among others: that comes before `--as` is looked at.
 
     `subject`: whom `--as` asks for. Raises ReviewNeeded for one unless `approval` is of this identity and of exactly
     that subject, and in token mode TokenUnknown for a token that the session does not hold.
     """
+    if caller.restrictions is not None:
+        caller.restrictions.check(facts, wanted.info)
     identity, own = caller.identity, not caller.token_mode
     tls, authorization = api.credentials(own=own)
     if caller.token_mode:  # the API server judges `--as`
@@ -94,7 +98,8 @@ def authorize(
     elif approval is None or approval.identity is not identity or approval.subject != subject:
         raise ReviewNeeded(identity, subject)
     else:
-        extra = (*subject.extra, (ORIGINAL_USER, identity.username))
+        words = () if caller.restrictions is None else caller.restrictions.words
+        extra = (*subject.extra, (ORIGINAL_USER, identity.username), *[(RESTRICTED, word) for word in words])
         other = Subject(subject.user, subject.uid, subject.groups, extra)
         lines = header_lines(impersonated_headers(cleaned_headers(facts), other, authorization=authorization))
     upgrade = requested_upgrade(facts, wanted.info.subresource) if facts.plain is None else None

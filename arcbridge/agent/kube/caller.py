@@ -12,6 +12,7 @@ import re
 import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from arcbridge.agent.accounts import Account
 from arcbridge.agent.audit import AuditRecord
@@ -22,6 +23,10 @@ from arcbridge.identity.claims import Identity
 from arcbridge.limiters import TokenBucket
 from arcbridge.mux.stream import StreamTransport
 from arcbridge.wire.frames import ResetCode
+
+if TYPE_CHECKING:
+    from arcbridge.agent.audit.budget import AuditBudget
+    from arcbridge.agent.restrictions.session_restrictions import SessionRestrictions
 
 MAX_TOKENS = 8
 """Tokens of one session that are remembered: the one of AUTH, and those that it was renewed with."""
@@ -37,9 +42,11 @@ would cut the agent's own part off."""
 class SubjectLines:
     """The header lines that make a request run as the caller; cached for one identity and one credential."""
 
-    __slots__ = ("_authorization", "_identity", "_lines")
+    __slots__ = ("_authorization", "_identity", "_lines", "_restricted")
 
-    def __init__(self) -> None:
+    def __init__(self, restricted: tuple[str, ...] = ()) -> None:
+        """`restricted`: what the session gave up of the identity's rights."""
+        self._restricted = restricted
         self._identity: Identity | None = None
         self._authorization = ""
         self._lines = b""
@@ -51,7 +58,7 @@ class SubjectLines:
         """
         if identity is not self._identity or authorization != self._authorization:
             self._identity = None
-            subject = Subject.of(identity, impersonable)
+            subject = Subject.of(identity, impersonable, self._restricted)
             self._lines = header_lines(impersonated_headers([], subject, authorization=authorization))
             self._identity, self._authorization = identity, authorization
         return self._lines
@@ -93,6 +100,8 @@ class Caller:
     """Replaced at each renewal of the token; read anew for each request."""
     account: Account
     """What the user holds over all sessions."""
+    restrictions: SessionRestrictions | None = None
+    """What the session gave up of the identity's rights when it began; None: nothing."""
     token_mode: bool = False
     """The caller's own bearer token goes on in each request; the agent does not impersonate."""
     proved_key: str = ""
@@ -118,14 +127,20 @@ class Caller:
     server's audit log has a request, nor gives two requests one."""
 
     def __post_init__(self) -> None:
+        if self.restrictions is not None:
+            self.subject_lines = SubjectLines(self.restrictions.words)
         self.adopt(self.identity, self.proved_key)
         self.request_prefix = f"{self.session[:MAX_JOIN_ID]}-{secrets.token_hex(8)}"
 
     def adopt(self, identity: Identity, proved_key: str) -> None:
         """Take over the identity of a renewed token, and the key that came with its proof."""
         self.identity, self.proved_key = identity, proved_key
-        bound = identity.binding.kind.value
-        self.subject = AuditSubject(self.session, identity.username, len(identity.groups), bound, self.account.audit)
+        self.subject = self.audit_subject(identity, self.account.audit)
+
+    def audit_subject(self, identity: Identity, budget: AuditBudget | None = None) -> AuditSubject:
+        """Return the subject of records about this session that are of an identity."""
+        bound, restricted = identity.binding.kind.value, self.restrictions.words if self.restrictions else ()
+        return AuditSubject(self.session, identity.username, len(identity.groups), bound, budget, restricted)
 
     def end_upgraded(self, reason: str) -> int:
         """Reset the upgraded streams, with a reason for their records; answers how many there were."""

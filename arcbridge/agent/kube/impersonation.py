@@ -57,6 +57,8 @@ _DROPPED = _IDENTITY_HEADERS | HOP_BY_HOP | REBUILT
 
 ORIGINAL_USER = "arcbridge.io/original-user"
 """Extra key under which the API server's audit log shows who is behind a `--as`."""
+RESTRICTED = "arcbridge.io/restricted"
+"""Extra key under which it shows what a session gave up of its user's rights."""
 
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _EXTRA_SAFE = "!#$&'*+-.^`|~"
@@ -74,10 +76,13 @@ class Subject:
     """(key, value) pairs, a key may repeat; keys are lower-case and not yet escaped."""
 
     @classmethod
-    def of(cls, identity: Identity, impersonable: frozenset[str] | None = None) -> Subject:
+    def of(
+        cls, identity: Identity, impersonable: frozenset[str] | None = None, restricted: tuple[str, ...] = ()
+    ) -> Subject:
         """Return the subject of a mapped identity, with those of its groups that the agent may impersonate (None:
-        all)."""
+        all), and what its session gave up."""
         extra = tuple((key.lower(), value) for key, values in identity.extra.items() for value in values)
+        extra += tuple((RESTRICTED, word) for word in restricted)
         groups = tuple(group for group in identity.groups if impersonable is None or group in impersonable)
         return cls(identity.username, identity.uid, groups, extra)
 
@@ -103,8 +108,8 @@ def requested_subject(asks: Sequence[tuple[str, str]]) -> Subject | None:
             groups.append(value)
         elif name.startswith("impersonate-extra-") and len(name) > len("impersonate-extra-"):
             key = _extra_key(name.removeprefix("impersonate-extra-"))
-            if key == ORIGINAL_USER:
-                raise bad_request(f"the impersonation extra {ORIGINAL_USER} is set by the agent itself")
+            if key in (ORIGINAL_USER, RESTRICTED):
+                raise bad_request(f"the impersonation extra {key} is set by the agent itself")
             extra.append((key, value))
         else:
             raise bad_request("an impersonation header is not known here")

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 
@@ -40,6 +41,9 @@ from arcbridge.agent.kube.upstream_pool import SWITCHED_READ, UpstreamConnection
 from arcbridge.mux.splice import SpliceResult, TransportSplice, reset_transport
 from arcbridge.mux.stream import StreamTransport
 from arcbridge.wire.frames import ResetCode
+
+if TYPE_CHECKING:
+    from arcbridge.agent.restrictions.session_restrictions import SessionRestrictions
 
 UPGRADE_DEADLINE = 60.0
 """Seconds for the answer to an upgrade: the API server may wait for a kubelet to connect first."""
@@ -99,6 +103,9 @@ class KubeProxy:
                 await attempt.recorded_begun()
             if plan.upgrade is not None:
                 return await self._upgrade(protocol, plan, attempt)
+            restrictions = stream.caller.restrictions
+            if restrictions is not None and restrictions.answers(plan.wanted.info):
+                return await self._review_own(protocol, plan, attempt, restrictions, request)
             body: RequestBody | None = None
             if facts.has_body:
                 if is_inspected(plan.wanted.info, facts.method):
@@ -136,6 +143,22 @@ class KubeProxy:
             if record.upgrade:
                 upgraded.pop(record.request, None)
             attempt.finish()
+
+    async def _review_own(
+        self,
+        protocol: KubeProtocol,
+        plan: Plan,
+        attempt: Attempt,
+        restrictions: SessionRestrictions,
+        request: web.BaseRequest,
+    ) -> web.StreamResponse:
+        """Answer what a restricted session asks about its own rights."""
+        from arcbridge.agent.restrictions.own_reviews import review
+
+        code, answer = await review(self.api, plan, restrictions, request)
+        attempt.record.answer(code)
+        attempt.record.move(0, len(answer))
+        return protocol.answer_json(code, answer, request_id=attempt.record.request)
 
     async def _exchange(
         self, protocol: KubeProtocol, plan: Plan, attempt: Attempt, close_line: bytes, body: RequestBody | None = None

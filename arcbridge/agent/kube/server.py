@@ -31,7 +31,7 @@ from arcbridge.agent.accounts import Limit
 from arcbridge.agent.kube.attempt import Attempt, ProxyContext
 from arcbridge.agent.kube.caller import StreamContext
 from arcbridge.agent.kube.exchange import Exchange
-from arcbridge.agent.kube.status import RequestRefusal, bad_request, status_answer
+from arcbridge.agent.kube.status import RequestRefusal, bad_request, json_answer, status_answer
 from arcbridge.mux.stream import StreamTransport
 from arcbridge.wire.frames import ResetCode
 from arcbridge.wire.limits import DEFAULT
@@ -231,6 +231,12 @@ class KubeProtocol(RequestHandler):
         self.stream.owed = False
         self.stream.write(status_answer(refusal, request_id=request_id, close=close, method=method, path=path))
         return AnsweredResponse(keep_alive=not close)
+
+    def answer_json(self, code: int, document: bytes, *, request_id: str) -> AnsweredResponse:
+        """Write the agent's own answer to a question that it reads, and end the stream behind it."""
+        self.stream.owed = False
+        self.stream.write(json_answer(code, document, request_id=request_id))
+        return AnsweredResponse(keep_alive=False)
 
     async def drained(self) -> None:
         """Wait until the caller takes bytes. Raises ConnectionError once the stream is lost."""

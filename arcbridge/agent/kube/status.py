@@ -100,6 +100,15 @@ def status_body(error: ArcbridgeError, request_id: str = "") -> bytes:
     return json.dumps(document).encode()
 
 
+def json_answer(code: int, document: bytes, *, request_id: str) -> bytes:
+    """Return a whole HTTP/1.1 answer with a document, whose connection ends behind it."""
+    return (
+        f"HTTP/1.1 {code} {HTTPStatus(code).phrase}\r\nServer: arcbridge\r\nCache-Control: no-cache, private\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(document)}\r\nAudit-Id: {request_id}\r\n"
+        "Connection: close\r\n\r\n"
+    ).encode() + document
+
+
 DISCOVERY = frozenset(("api", "apis", "openapi", "version"))
 """First segments of the paths at which kubectl and client-go ask what there is, before anything else. Their client for
 that decodes no Status and says "unknown"; a text it does show (k8s.io/client-go, rest/request.go,

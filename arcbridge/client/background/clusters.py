@@ -2,7 +2,8 @@
 
 A cluster is served once for each set of settings, whatever contexts name it. A connection with other settings is proved
 by a session of its own before it takes the place of the former one, whose port it takes over; until then, and where it
-fails, the former one serves. What is connected is kept in a file, and served again by the next process.
+fails, the former one serves. What is connected is kept in a file, and served again by the next process. Where the
+settings file restricts sessions otherwise than before, that counts from the next connect or credential on, unproved.
 
 Invariant: once `leaving` is set nothing begins to be served here, because no process would know of it.
 """
@@ -28,6 +29,7 @@ from arcbridge.client.kubeconfig.entries import Entry, Kubeconfig
 from arcbridge.client.kubeconfig.running import BACKGROUND, running_of
 from arcbridge.client.service import ClientContext, Terminal
 from arcbridge.client.serving.served_cluster import ServedCluster
+from arcbridge.client.session.restrictions import restrictions_of
 from arcbridge.errors import ArcbridgeError, ConfigError, StateError, Unreachable
 from arcbridge.tasks import TaskSet, cancel_and_wait
 from arcbridge.units import rfc3339
@@ -118,6 +120,7 @@ class Served(ServedCluster):
             "bytes_to_cluster": up,
             "bytes_from_cluster": down,
             "token_expires": session.token_ends_at(),
+            "restricted": list(self.restrictions.words()),
         }
 
 
@@ -183,7 +186,7 @@ class ServedClusters:
 
     async def _add(self, connection: Connection, sockets: list[socket.socket] | None) -> Served:
         key = connection.settings.without_context()
-        if (served := self.served.get(key)) is None:
+        if (served := await self._restrict(key)) is None:
             try:
                 served = Served(self._context(connection.settings), connection.cluster, self._clock)
                 if sockets:
@@ -198,6 +201,47 @@ class ServedClusters:
             await self._accept(key, served)
         self._enter(served, connection)
         if served.moved or connection.static:
+            await self._update_kubeconfig(served, connection)
+        return served
+
+    async def _current(self, key: ConnectionSettings) -> Served | None:
+        """Return what serves a cluster with the restrictions that its settings file has now; raises ArcbridgeError,
+        AskAgain."""
+        served = self.served.get(key)
+        if served is None or not self._restricts_otherwise(key, served):
+            return served
+        async with self.changing:
+            if self.leaving:
+                raise AskAgain
+            return await self._restrict(key)
+
+    def _restricts_otherwise(self, key: ConnectionSettings, served: Served) -> bool:
+        """Return whether the settings file restricts sessions otherwise than when the cluster began to be served;
+        one that cannot be read says nothing about it."""
+        try:
+            return restrictions_of(key.load(self._environment).restrict) != served.restrictions
+        except ArcbridgeError as error:
+            log.warning("settings not read", cluster=served.cluster, reason=error.message)
+            return False
+
+    async def _restrict(self, key: ConnectionSettings) -> Served | None:
+        """Where the settings file restricts sessions otherwise by now, serve its connections anew, at the same port,
+        and end what runs by the former rights. Return what serves the cluster; raises ArcbridgeError."""
+        former = self.served.get(key)
+        if former is None or former.endpoint is None or not self._restricts_otherwise(key, former):
+            return former
+        served = Served(self._context(key), former.cluster, self._clock)
+        served.announce(former.port)
+        # From here on nothing fails, and nothing waits until no new connection meets the former rights.
+        served.take(list(former.endpoint.release()))
+        served.connections = former.connections
+        self._begin(served)
+        self.served[key] = served
+        closing = self._closing.start(former.close())
+        await self._accept(key, served)
+        await asyncio.shield(closing)
+        log.info("restrictions changed", cluster=served.cluster, restricted=" ".join(served.restrictions.words()))
+        for connection in list(served.connections):
             await self._update_kubeconfig(served, connection)
         return served
 
@@ -334,6 +378,8 @@ class ServedClusters:
             for connection in served.connections:
                 if connection.settings == settings and not connection.kubeconfig:
                     self.kept.add(connection)
+        else:
+            served = await self._current(settings.without_context()) or served
         if server and server != f"https://127.0.0.1:{served.port}":
             raise ConfigError(await self._elsewhere(served, settings, server))
         if served.session.current is None:
@@ -397,7 +443,7 @@ class ServedClusters:
 
     def _keep_port(self, served: Served) -> None:
         """Remember the port of a cluster that was reached, unless other settings of it hold the one that is kept."""
-        kept = served.state.kept_port(served.relays, served.cluster)
+        kept = served.state.kept_port(served.relays, served.kept_as)
         if not any(one is not served and one.port == kept for one in self.served.values()):
             served.keep_port()
 
@@ -408,7 +454,7 @@ class ServedClusters:
     ) -> dict[str, Any]:
         """Serve a cluster and put its context into the kubeconfig: prove it, then put it in its place.
 
-        A failure changes nothing. Raises ArcbridgeError, AskAgain.
+        A failure changes nothing but what `_current` does. Raises ArcbridgeError, AskAgain.
         """
         context = self._context(settings)
         cluster = context.config.cluster
@@ -423,11 +469,11 @@ class ServedClusters:
                 "end it with Ctrl-C, then connect"
             )
         key = settings.without_context()
-        served = self.served.get(key)
         candidate: Served | None = None
         try:
             if self.leaving:
                 raise AskAgain
+            served = await self._current(key)
             if served is None:
                 served = candidate = Served(context, cluster, self._clock)
                 if self._donor(connection, candidate) is None:

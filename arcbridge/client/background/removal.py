@@ -16,6 +16,7 @@ import structlog
 from arcbridge.client.background.connections import Connection, Connections
 from arcbridge.client.kubeconfig.entries import Kubeconfig
 from arcbridge.client.service import ClientContext, Terminal
+from arcbridge.client.session.restrictions import endpoint_name, restrictions_of
 from arcbridge.errors import ArcbridgeError, ConfigError
 
 log = structlog.get_logger("arcbridge.client")
@@ -55,8 +56,17 @@ def remove_connection(connection: Connection, connections: Connections, environm
     if connection.kubeconfig:
         Kubeconfig(connection.kubeconfig).remove(connection.context, connection.cluster, relays)
     connections.remove(connection)
-    if context is not None and connection.cluster not in (one.cluster for one in connections.all()):
-        context.state.forget_port(relays, connection.cluster)
+    if context is not None:
+        name = endpoint_name(connection.cluster, context.restrictions)
+        if name not in (_endpoint_name(one, environment) for one in connections.all()):
+            context.state.forget_port(relays, name)
+
+
+def _endpoint_name(connection: Connection, environment: Mapping[str, str]) -> str:
+    try:
+        return endpoint_name(connection.cluster, restrictions_of(connection.settings.load(environment).restrict))
+    except ArcbridgeError:
+        return connection.cluster
 
 
 def disconnect(

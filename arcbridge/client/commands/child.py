@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Self
 
 from arcbridge.errors import CommandNotFound
+from arcbridge.settings.config import LoginConfig
 
 STOP_TIMEOUT = 5.0
 """Seconds between SIGTERM and SIGKILL for a program that is to end with us."""
@@ -46,6 +47,21 @@ def environment_for(environment: Mapping[str, str], directory: Path, cluster: st
         for name in ("NO_PROXY", "no_proxy"):
             found[name] = ",".join(filter(None, (found.get(name, ""), "127.0.0.1")))
     return found
+
+
+def without_tokens(environment: Mapping[str, str], login: LoginConfig) -> dict[str, str]:
+    """Return the environment of a program that is to have fewer rights than its user: without the settings of this
+    client, and, where the platform gives the tokens, without each variable that holds one."""
+    from arcbridge.client.credentials.jwt_unverified import read_unverified
+
+    by_platform = bool(login.workload or login.client_assertion_workload)
+
+    def is_ours(name: str, value: str) -> bool:
+        if name.startswith("ARCBRIDGE_"):
+            return name != "ARCBRIDGE_CLUSTER"
+        return by_platform and value.count(".") == 2 and bool(read_unverified(value).issuer)
+
+    return {name: value for name, value in environment.items() if not is_ours(name, value)}
 
 
 def exit_code(status: int) -> int:

@@ -30,13 +30,15 @@ async def run_proxy(
     *,
     environment: Mapping[str, str],
     token: str = "",
+    lasts: float = 0.0,
     ready: Callable[[], None] = lambda: None,
 ) -> None:
-    """Serve the clusters of `config` until cancelled; then put back what was changed.
+    """Serve the clusters of `config` until cancelled; then put back what was changed. `lasts`: seconds after which it
+    reaches them no more, 0: until cancelled.
 
     Raises ArcbridgeError when the start fails: nothing was changed then.
     """
-    context = ClientContext(config, terminal, token=token, environment=environment)
+    context = ClientContext(config, terminal, token=token, lasts=lasts, environment=environment)
     clusters = context.clusters()
     if not config.relay_urls():
         context.require_login()  # its error says to log in, which sets the relay as well

@@ -24,11 +24,12 @@ from arcbridge.client.commands.directory import list_clusters
 from arcbridge.client.kubeconfig.entries import Kubeconfig, render
 from arcbridge.client.kubeconfig.private import KUBECONFIG, private_directory, sweep
 from arcbridge.client.service import ClientContext, Terminal, check_name, refuse_for_several
-from arcbridge.client.serving.served_cluster import ServedCluster
+from arcbridge.client.serving.served_cluster import OneTimeCluster, ServedCluster
 from arcbridge.errors import ArcbridgeError, ConfigError, ExitCode, PinMismatch, Unreachable
 from arcbridge.net.loopback import listen_local
 from arcbridge.settings.config import ClientConfig
 from arcbridge.tasks import first_error
+from arcbridge.wire.records import UNRESTRICTED
 
 PARALLEL = 4
 """Clusters at a time unless the user says otherwise."""
@@ -48,9 +49,11 @@ async def run_command(
     write: child.Write,
     parallel: int = PARALLEL,
     token: str = "",
+    lasts: float = 0.0,
     environment: Mapping[str, str],
 ) -> int:
-    """Run `command` against the clusters of `config`; return the exit code.
+    """Run `command` against the clusters of `config`; return the exit code. `lasts`: seconds after which it reaches
+    them no more, 0: as long as it runs.
 
     Raises ArcbridgeError when nothing was run: the settings, the list of clusters, or the one cluster.
     """
@@ -59,7 +62,12 @@ async def run_command(
         raise child.not_found(command[0], "not executable" if there else "", exists=there)
     wanted = list(dict.fromkeys(filter(None, (config.cluster, *config.clusters))))
     check_names(wanted)
-    context = ClientContext(config, terminal, token=token, environment=environment)
+    context = ClientContext(config, terminal, token=token, lasts=lasts, environment=environment)
+    if context.restrictions != UNRESTRICTED and context.tokens.token_mode:
+        raise ConfigError(
+            "flag --token: the command would have the token itself, and could use it elsewhere without the "
+            "restrictions; log in instead"
+        )
     sweeping = asyncio.get_running_loop().run_in_executor(None, sweep, environment)
     clusters = await _choose(context, wanted)
     refuse_for_several(config, len(clusters), "cluster_ca_pin")
@@ -106,7 +114,8 @@ async def _at(
     """Run the command against one cluster; return its exit code. Raises ArcbridgeError when it was not started."""
     # What a pattern matched is a name of the relay's choice, with a CA of its choice (docs/threats.md#W21).
     trust = context.trust(first_use=not cluster.pattern)
-    served = ServedCluster(context, cluster.name, trust=trust)
+    restricted = context.restrictions != UNRESTRICTED
+    served = (OneTimeCluster if restricted else ServedCluster)(context, cluster.name, trust=trust)
     try:
         try:
             with signals.starting():
@@ -134,6 +143,8 @@ async def _at(
                     await asyncio.to_thread(kubeconfig.refresh, served.entry(cluster.name, process=""))
 
                 environment = child.environment_for(context.environment, directory, cluster.name)
+                if restricted:
+                    environment = child.without_tokens(environment, context.config.login)
                 renewing = group.create_task(served.keep_renewed(refresh))
                 code = await child.run(command, environment, signals, prefix=prefix, write=write)
                 renewing.cancel()

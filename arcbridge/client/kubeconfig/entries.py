@@ -64,6 +64,8 @@ class Entry:
     """What `arcbridge credential` is given to start the background process; empty: a proxy in the foreground serves."""
     plugin: bool = False
     """Whether the user is the credential plugin, with `arguments`; False: a client certificate."""
+    namespace: str = ""
+    """The namespace that a kubeconfig of its own is for; empty: `default`."""
 
 
 class Kubeconfig:
@@ -342,6 +344,8 @@ def render(entry: Entry) -> str:
     """Render a kubeconfig of its own, for `--file -`."""
     sections: dict[str, list[dict[str, Any]]] = {}
     for section, body in _fields(entry).items():
+        if section == "contexts" and entry.namespace:
+            body["namespace"] = entry.namespace
         _mark(body, entry, section, None)
         sections[section] = [{"name": _named(section, entry.name), section[:-1]: body}]
     return dump({"apiVersion": "v1", "kind": "Config", **sections, "current-context": entry.name, "preferences": {}})

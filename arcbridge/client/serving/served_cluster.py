@@ -19,13 +19,15 @@ import structlog
 from arcbridge.client.kubeconfig.entries import Entry
 from arcbridge.client.relay.relay_profile import organisation
 from arcbridge.client.serving.endpoint import LocalEndpoint
-from arcbridge.client.state import LocalCertificates, aged_at
+from arcbridge.client.session.restrictions import endpoint_name
+from arcbridge.client.state import LocalCertificates, aged_at, one_time_certificates
 from arcbridge.errors import ArcbridgeError
 from arcbridge.net.loopback import PortInUse, listen_local, port_holder
 
 if TYPE_CHECKING:
     from arcbridge.client.service import ClientContext
     from arcbridge.client.session.trust import ClusterTrust
+    from arcbridge.pki.authority import Authority
 
 PORTS_TRIED = 100
 """Ports that are tried after the one of the cluster."""
@@ -59,6 +61,10 @@ class ServedCluster:
         """The line that says that the port is another one than the kubeconfig may say; empty: it is not."""
         self.certificates: LocalCertificates | None = None
         self._token = context.token
+        self.restrictions = context.restrictions
+        self.kept_as = endpoint_name(cluster, self.restrictions)
+        """The cluster, and what is given up: each has a port of its own, and a certificate that no other endpoint
+        takes."""
         self._clock = clock
         self._renew_at = 0.0
         """Unix seconds from which younger certificates are wanted; 0: not looked at yet."""
@@ -75,7 +81,7 @@ class ServedCluster:
         if self.config.port is not None:
             self.take(listen_local(self.config.port))
             return
-        had = self.state.kept_port(self.relays, self.cluster)
+        had = self.state.kept_port(self.relays, self.kept_as)
         ports = [*(() if had is None else (had,)), *islice(self.state.free_ports(), PORTS_TRIED)]
         for port in ports:
             try:
@@ -104,12 +110,15 @@ class ServedCluster:
         self.port = self.endpoint.port
 
     def _certificates(self, now: float) -> LocalCertificates:
-        return self.state.certificates(self.cluster, organisation(self.config, self.state), now)
+        owner = organisation(self.config, self.state)
+        if self.kept_as != self.cluster:
+            owner += f" restricted {self.kept_as}"
+        return self.state.certificates(self.cluster, owner, now)
 
     def keep_port(self) -> None:
         """Remember the port, once the cluster was reached; one that the system chose (0) is not kept."""
         if self.config.port != 0:
-            self.state.remember_port(self.relays, self.cluster, self.port)
+            self.state.remember_port(self.relays, self.kept_as, self.port)
 
     async def serve(self) -> None:
         """Accept connections."""
@@ -133,6 +142,7 @@ class ServedCluster:
             process=process,
             arguments=arguments,
             plugin=plugin,
+            namespace=self.restrictions.namespaces if " " not in self.restrictions.namespaces else "",
         )
 
     async def renew(self) -> None:
@@ -203,6 +213,20 @@ class ServedCluster:
         self.session.close()
         await self.session.wait_closed()
         await send_resets()
+
+
+class OneTimeCluster(ServedCluster):
+    """One that a single program reaches. Its CA and certificates are in this process and in the program's own
+    kubeconfig alone: no other endpoint takes them, and they end with it (docs/threats.md#W32)."""
+
+    _authority: Authority | None = None
+
+    def _certificates(self, now: float) -> LocalCertificates:
+        if self._authority is None:
+            from arcbridge.pki.authority import Authority
+
+            self._authority = Authority.create("arcbridge one-time endpoint", clock=self._clock)
+        return one_time_certificates(self._authority, self.cluster)
 
 
 def _of_kubeconfig(certificates: LocalCertificates) -> tuple[str, str]:

@@ -37,7 +37,7 @@ from arcbridge.net.tls import ALPN_JOIN, inner_client_context
 from arcbridge.pki.names import cluster_server_name
 from arcbridge.pki.pins import pin_of
 from arcbridge.pki.succession import Succession
-from arcbridge.wire.records import JoinReply, JoinRequest
+from arcbridge.wire.records import UNRESTRICTED, JoinReply, JoinRequest, Restrictions
 
 CONNECT_DEADLINE = 10.0
 """Seconds to reach a relay by TCP, all its addresses and the proxy included."""
@@ -51,6 +51,8 @@ class ClusterAccess(NamedTuple):
     relays: Relays
     cluster: str
     tokens: Tokens
+    restrictions: Restrictions = UNRESTRICTED
+    """What each session gives up of its user's rights."""
 
 
 class Joined(NamedTuple):
@@ -73,10 +75,18 @@ async def join(
     Raises Unauthenticated, PermissionRefused, Unreachable, PinMismatch, ConfigError or StateError, in the user's
     words. Cancelled or failed, it leaves no socket.
     """
-    relays, cluster, tokens = access
+    relays, cluster, tokens, restrictions = access
     token = await tokens.access()
     tokens.prepare()
-    request = JoinRequest("client", cluster, token, instance, __version__, first_session=first_session)
+    request = JoinRequest(
+        "client",
+        cluster,
+        token,
+        instance,
+        __version__,
+        first_session=first_session,
+        restricted=" ".join(restrictions.kinds()),
+    )
 
     def prove(certificate: bytes) -> str:
         return tokens.prove(token, certificate)

@@ -22,6 +22,7 @@ from arcbridge.client.relay.relay_access import RelayAccess
 from arcbridge.client.session.connection import ClusterAccess, Joined, join, shake_hands
 from arcbridge.client.session.nearest_relay import NearestRelay
 from arcbridge.client.session.refusal import Shown, of_session, raise_user_error
+from arcbridge.client.session.restrictions import older_agent, time_is_over
 from arcbridge.client.session.resumable_session import ResumableSession, SessionCounters
 from arcbridge.client.session.trust import ClusterTrust
 from arcbridge.client.session.waiters import Waiters
@@ -37,6 +38,7 @@ from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.pki.succession import Succession
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.limits import DEFAULT, Limits
+from arcbridge.wire.records import RESTRICTIONS_FEATURE, UNRESTRICTED
 from arcbridge.wire.session import Introduction, Kind, Side
 
 HOLD_FIRST = 5.0
@@ -89,7 +91,7 @@ class Connector:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.access = access
-        self.relays, self.cluster, self.tokens = access
+        self.relays, self.cluster, self.tokens, self._restrictions = access
         self.nearest = NearestRelay(access)
         self._trust = trust
         self.limits = DEFAULT if resumption else Limits(replay=0)
@@ -113,6 +115,8 @@ class Connector:
         It may be detached already. Raises ArcbridgeError with a message for the user, also where the session has ended
         or drains since AUTH_OK; one that drains stays among `sessions` until its streams have ended.
         """
+        if 0 < self._restrictions.until <= self._clock():
+            raise time_is_over(self.cluster)
         refusal = self.revoked.refusal(self.tokens.cluster_at_hand(), asyncio.get_running_loop().time())
         if refusal is not None:
             raise refusal
@@ -173,6 +177,13 @@ class Connector:
         await self._trust.first_time(self.cluster, joined.cas)
         return None
 
+    def _is_too_old(self, session: MuxSession, error: BaseException) -> bool:
+        """Return whether an agent has refused restrictions because it does not know them."""
+        hello = session.peer_hello
+        refused = isinstance(error, SessionEnded) and error.code == GoawayCode.UNAUTHENTICATED
+        restricted = self._restrictions != UNRESTRICTED
+        return restricted and refused and (hello is None or RESTRICTIONS_FEATURE not in hello.features.split())
+
     async def _shake_hands(self, joined: Joined, handler: BaseHandler) -> ResumableSession:
         """Establish a session over a joined socket whose cluster CA is trusted; owns the socket from here on."""
         session: MuxSession | None = None
@@ -210,6 +221,7 @@ class Connector:
                 established,
             )
         except BaseException as error:
+            too_old = session is not None and self._is_too_old(session, error)
             if isinstance(error, SessionEnded | ConnectionLost | Unreachable | RemoteProtocolError):
                 error.session = joined.reply.join_id  # an error of this machine has nothing to do with the session
             self.note_revoked(error, token)
@@ -218,6 +230,8 @@ class Connector:
                 if (dropped := self.sessions.pop(session, None)) is not None:
                     dropped.stop()  # a try that an event of this flight has called for waits for the handover
             joined.sock.close()
+            if too_old:
+                raise older_agent(self.cluster) from error
             raise
         finally:
             self.waiters.authenticating = None

@@ -281,6 +281,12 @@ _ENDINGS: Final[dict[tuple[int, RefusalRule], _Ending]] = {
         "the session with {name} reached its greatest age; start again what ran in it, and log in again if that is "
         "asked for"
     ),
+    (GoawayCode.EXPIRED, RefusalRule.RESTRICTED_UNTIL): _Ending(
+        "the time that --for gave the session with {name} is over; start the command again for more",
+        PermissionRefused,
+        None,
+    ),
+    (GoawayCode.FORBIDDEN, RefusalRule.RESTRICTED_UNKNOWN): _Ending("{name}: {said}", PermissionRefused, None),
     (GoawayCode.FORBIDDEN, _ANY): _Ending(
         "{name} does not let you in; ask its operator for access", PermissionRefused, None
     ),

@@ -16,7 +16,7 @@ from arcbridge.client.credentials.tokens import ClusterToken, Tokens
 from arcbridge.errors import ArcbridgeError
 from arcbridge.mux.connection import peer_certificate
 from arcbridge.mux.session import MuxSession
-from arcbridge.wire.records import Auth
+from arcbridge.wire.records import RESTRICTED, UNRESTRICTED, Auth, Restrictions
 
 RENEWAL_RETRY = 15.0
 """Seconds between attempts to renew, while there is no newer token."""
@@ -53,8 +53,17 @@ NOT_SCHEDULED = Schedule(None)
 class TokenRenewal:
     """The token that a session sent last, and the next one."""
 
-    def __init__(self, cluster: str, tokens: Tokens, ca_pin: str, clock: Callable[[], float] = time.time) -> None:
-        """`ca_pin`: that of the cluster's CA, for which proofs are made."""
+    def __init__(
+        self,
+        cluster: str,
+        tokens: Tokens,
+        ca_pin: str,
+        clock: Callable[[], float] = time.time,
+        restrictions: Restrictions = UNRESTRICTED,
+    ) -> None:
+        """`ca_pin`: that of the cluster's CA, for which proofs are made. `restrictions`: what the session gives up,
+        which each AUTH repeats."""
+        self._restrictions = restrictions.encode()
         self._tokens = tokens
         self._ca_pin = ca_pin
         self._clock = clock
@@ -67,7 +76,8 @@ class TokenRenewal:
     def auth(self, token: ClusterToken, certificate: bytes) -> Auth:
         """Return the AUTH for a connection in which the agent showed `certificate` (DER). Raises StateError."""
         proof = self._tokens.prove(token.text, certificate, self._ca_pin)
-        return Auth(kind=token.kind, token=token.text, proof=proof)
+        kind = f"{RESTRICTED}{token.kind}" if self._restrictions else token.kind
+        return Auth(kind=kind, token=token.text, proof=proof, restrictions=self._restrictions)
 
     def begin(self, sent: ClusterToken) -> None:
         """Schedule by what the agent's AUTH_OK states, which may come before or after this call, else by the token."""

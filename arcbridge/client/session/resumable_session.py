@@ -92,12 +92,13 @@ class ResumableSession:
         self.relay = joined.relay
         """The relay of the present connection; while detached, of the last one."""
         self._access = access
-        self._relays, self._cluster, self._tokens = access
+        self._relays, self._cluster, self._tokens, restrictions = access
         self.cas = joined.cas
         """The CAs of the cluster that count, as far as they are known."""
         self._counters = counters
         self._loop = asyncio.get_running_loop()
-        self.renewal = TokenRenewal(self._cluster, self._tokens, self.cas.pins[self.cas.since], clock)
+        pin = self.cas.pins[self.cas.since]
+        self.renewal = TokenRenewal(self._cluster, self._tokens, pin, clock, restrictions)
         self.detachment = Detachment()
         self._backoff = Backoff(cap=RETRY_DELAY_LIMIT)
         self._attached_at = self._loop.time()

@@ -40,7 +40,7 @@ from arcbridge.net.backoff import Backoff
 from arcbridge.pki.names import check_cluster_name
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.lifecycle import ended_by
-from arcbridge.wire.records import AuthOk, Goaway
+from arcbridge.wire.records import UNRESTRICTED, AuthOk, Goaway, Restrictions
 from arcbridge.wire.session import State
 
 TARGET = "kubernetes"
@@ -65,14 +65,16 @@ class SessionManager(BaseHandler):
         trust: ClusterTrust,
         *,
         resumption: bool = True,
+        restrictions: Restrictions = UNRESTRICTED,
         backoff: Backoff | None = None,
         sleep_detector: SleepDetector | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.cluster = check_cluster_name(cluster)
         self.connector = Connector(
-            ClusterAccess(relays, self.cluster, tokens), trust, resumption=resumption, clock=clock
+            ClusterAccess(relays, self.cluster, tokens, restrictions), trust, resumption=resumption, clock=clock
         )
+        self.restrictions = restrictions
         self.counters = self.connector.counters
         self._sessions = self.connector.sessions
         """The sessions that have not ended: the current one, and those that drain."""

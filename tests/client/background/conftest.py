@@ -49,6 +49,10 @@ class Background:
         """Let the settings be unreadable, or readable again."""
         self._settings.write_text("away" if away else self._text)
 
+    def restrict(self, table: str) -> None:
+        """Let the settings file restrict sessions."""
+        self._settings.write_text(f"{self._text}[restrict]\n{table}\n")
+
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[asyncio.Task[None]]:
         ready = asyncio.Event()

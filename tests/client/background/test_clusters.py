@@ -146,6 +146,47 @@ async def test_a_static_certificate_is_no_other_connection(background: Backgroun
     assert one["contexts"] == [CLUSTER]
 
 
+@pytest.mark.parametrize("ask", ["connect", "credential"])
+async def test_a_restriction_in_the_settings_file_counts_for_what_is_connected(
+    background: Background, port: int, ask: str
+) -> None:
+    """For each context that these settings serve; what ran with more rights ends."""
+    await background.connect("--kube-context", "mine", static="yes")
+    former = await Stream.open(background, port)
+    for table, words in (("read_only = true", ["read-only"]), ('namespaces = ["shop"]', ["namespaces=shop"]), ("", [])):
+        background.restrict(table)
+        if ask == "connect":
+            assert (await background.connect())["port"] == port
+        else:
+            await background.ask("credential", *background.arguments, server=f"https://127.0.0.1:{port}")
+        (one,) = (await background.ask("status"))["clusters"]
+        assert (one["restricted"], one["port"], one["contexts"]) == (words, port, [CLUSTER, "mine"])
+        with pytest.raises(ConnectionResetError):
+            await former.reader.read()
+        static = next(user for user in background.document()["users"] if "client-key-data" in user["user"])
+        pem = "".join(
+            base64.b64decode(static["user"][f"client-{kind}-data"]).decode() for kind in ("certificate", "key")
+        )
+        former = Stream(*await background.open(port, pem))
+        await former.check()
+
+
+async def test_the_port_of_a_restricted_context_is_kept(background: Background, port: int) -> None:
+    """Beside that of the cluster, which another context holds."""
+    restricted = await background.connect("--kube-context", "ro", "--read-only")
+    assert restricted["port"] != port
+    ports = json.loads((Path(background.place.state) / "ports.json").read_text())
+    assert sorted(ports.values()) == sorted([port, restricted["port"]])
+
+
+async def test_a_settings_file_that_cannot_be_read_restricts_nothing_anew(background: Background, port: int) -> None:
+    background.restrict("read_only = true")
+    await background.connect()
+    background.take_settings_away(True)
+    await background.ask("credential", *background.arguments, server=f"https://127.0.0.1:{port}")
+    assert (await background.ask("status"))["clusters"][0]["restricted"] == ["read-only"]
+
+
 async def test_other_settings_for_one_of_two_contexts(background: Background, port: int) -> None:
     """What the other context goes on to need is neither closed nor robbed of its port, here and in the list."""
     assert (await background.connect("--kube-context", "mine"))["port"] == port

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,8 @@ import yaml
 from arcbridge.client.commands.run import Chosen, check_names, choose, is_pattern, run_command
 from arcbridge.errors import ArcbridgeError, CommandNotFound, ConfigError, ExitCode, PermissionRefused, Unreachable
 from arcbridge.net.join import JoinCode
-from arcbridge.wire.records import JoinReply
+from arcbridge.settings.config import RestrictConfig
+from arcbridge.wire.records import JoinReply, Restrictions
 from tests.client.commands.test_proxy import Case as ProxyCase
 from tests.client.commands.test_proxy import short_lives
 from tests.client.far_side import CLUSTER, FarSide
@@ -29,15 +32,17 @@ class Case(ProxyCase):
         self.runtime.mkdir()
         self.reported: list[tuple[str, str]] = []
         self.written: list[tuple[int, bytes]] = []
+        self.environment: dict[str, str] = {}
 
-    async def run(self, *command: str, **changes: Any) -> int:
+    async def run(self, *command: str, lasts: float = 0.0, **changes: Any) -> int:
         code = await run_command(
             replace(self.config, **changes),
             self.terminal,
             command,
             report=lambda cluster, message: self.reported.append((cluster, message)),
             write=lambda descriptor, data: self.written.append((descriptor, data)),
-            environment={"PATH": os.environ["PATH"], "XDG_RUNTIME_DIR": str(self.runtime)},
+            lasts=lasts,
+            environment={"PATH": os.environ["PATH"], "XDG_RUNTIME_DIR": str(self.runtime), **self.environment},
         )
         assert os.listdir(self.runtime) == []
         return code
@@ -102,6 +107,41 @@ async def test_a_long_command_gets_a_new_certificate_before_the_old_one_ends(
     first, second = (yaml.safe_load((tmp_path / name).read_text()) for name in ("first", "second"))
     assert first["users"] != second["users"]
     assert (first["clusters"], first["contexts"]) == (second["clusters"], second["contexts"])
+
+
+async def test_w32_a_restricted_command_gets_an_endpoint_that_no_other_certificate_opens(
+    case: Case, far: FarSide, tmp_path: Path
+) -> None:
+    """Nor does its own open another: it is of a CA that ends with the command, and that is nowhere on the disk."""
+    restrict, seen = RestrictConfig(read_only=True, namespaces=("shop",)), tmp_path / "seen"
+    copy = f'cp "$KUBECONFIG" {seen}; env > {tmp_path / "env"}'
+    case.environment = {"ARCBRIDGE_ID_TOKEN_FILE": "/f", "OTHER": "kept", "ARCBRIDGE_READ_ONLY": "1"}
+    assert await case.run("sh", "-c", copy, restrict=restrict) == 0
+    first = yaml.safe_load(seen.read_text())
+    assert await case.run("sh", "-c", copy, restrict=restrict) == 0
+    second = yaml.safe_load(seen.read_text())
+    authorities = [one["clusters"][0]["cluster"]["certificate-authority-data"] for one in (first, second)]
+    assert authorities[0] != authorities[1]
+    assert second["contexts"][0]["context"]["namespace"] == "shop", "what the program would see without a name"
+    kept = b"".join(file.read_bytes() for file in (tmp_path / "state").rglob("*") if file.is_file())
+    assert base64.b64decode(second["users"][0]["user"]["client-key-data"]) not in kept
+    assert base64.b64decode(authorities[1]) not in kept
+    assert {Restrictions.decode(auth.restrictions) for auth in far.auths} == {Restrictions(True, namespaces="shop")}
+    lines = (tmp_path / "env").read_text().splitlines()
+    assert [line for line in lines if line.startswith("ARCBRIDGE_")] == [f"ARCBRIDGE_CLUSTER={CLUSTER}"]
+    assert "OTHER=kept" in lines
+
+
+async def test_w32_a_restricted_command_gets_no_token_of_the_cluster(case: Case, far: FarSide, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("a-token")
+    with pytest.raises(ConfigError, match="without the restrictions"):
+        await case.run("true", restrict=RestrictConfig(read_only=True), token_file=tmp_path / "token")
+    assert far.requests == []
+
+
+async def test_a_command_for_a_time(case: Case, far: FarSide) -> None:
+    assert await case.run("true", lasts=3600.0) == 0
+    assert 3590 < Restrictions.decode(far.auths[0].restrictions).until - time.time() < 3602
 
 
 LISTED = [

@@ -13,11 +13,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from arcbridge.client.service import ClientContext, Terminal
+from arcbridge.client.serving.endpoint import _certificate_refusal
 from arcbridge.client.serving.served_cluster import ServedCluster
 from arcbridge.errors import StateError
 from arcbridge.net.loopback import PortInUse
 from arcbridge.pki.authority import certificate_validity
-from arcbridge.settings.config import ClientConfig
+from arcbridge.settings.config import ClientConfig, RestrictConfig
 from tests.client.session.test_session_manager import login
 from tests.support.eventually import until
 from tests.support.world import fixed_port
@@ -32,9 +33,19 @@ def squatter() -> Iterator[socket.socket]:
         yield sock
 
 
-def served(tmp_path: Path, port: int | None = None, clock: Callable[[], float] = time.time) -> ServedCluster:
+def served(
+    tmp_path: Path,
+    port: int | None = None,
+    clock: Callable[[], float] = time.time,
+    restrict: RestrictConfig = RestrictConfig(),  # noqa: B008 - it is frozen
+) -> ServedCluster:
     config = ClientConfig(
-        relay="https://127.0.0.1:1", cluster="prod", port=port, state_dir=tmp_path / "state", login=login(tmp_path)
+        relay="https://127.0.0.1:1",
+        cluster="prod",
+        port=port,
+        state_dir=tmp_path / "state",
+        login=login(tmp_path),
+        restrict=restrict,
     )
     return ServedCluster(ClientContext(config, Terminal(), environment={}), "prod", clock=clock)
 
@@ -56,6 +67,32 @@ async def test_a_kept_port_that_was_taken_is_left_to_who_has_it(
     again = served(tmp_path)
     again.bind()
     assert (again.moved, again.port) == ("", one.port)
+    await again.close()
+
+
+async def test_w32_a_restricted_endpoint_has_its_own_port_and_certificate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So a context with fewer rights stays beside the one with all, and its certificate does not open that one."""
+    monkeypatch.setattr("arcbridge.client.state.FIRST_PORT", fixed_port())
+    plain, fewer = served(tmp_path), served(tmp_path, restrict=RestrictConfig(read_only=True))
+    for one in (plain, fewer):
+        one.bind()
+        one.keep_port()
+        assert one.moved == ""
+    assert plain.port != fewer.port
+    relays = []
+    for one in (plain, fewer):
+        assert one.certificates is not None
+        relays.append(one.certificates.relay)
+        await one.close()
+    assert relays[0] != relays[1]
+    peer = {"subject": ((("commonName", "prod"),),), "subjectAltName": (("URI", relays[1]),)}
+    assert _certificate_refusal(peer, "prod", relays[0]) is not None
+    assert _certificate_refusal(peer, "prod", relays[1]) is None
+    again = served(tmp_path, restrict=RestrictConfig(read_only=True))
+    again.bind()
+    assert (again.port, again.certificates and again.certificates.relay) == (fewer.port, relays[1])
     await again.close()
 
 

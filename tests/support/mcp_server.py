@@ -1,0 +1,115 @@
+"""A real tool server for AI agents: kubernetes-mcp-server, and as much of the protocol as a test speaks.
+
+The program comes from npm, once, and is kept in the tests' cache. Source of the protocol: Model Context Protocol,
+transport "stdio": one JSON-RPC message a line.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import platform
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from filelock import FileLock
+
+from tests.support.cluster import Unavailable, cache_directory
+from tests.support.processes import run
+
+VERSION = "0.0.67"
+SHA256 = "2093c97977159b477bbdf946977cd00905867146f83e5a84d183cfdca06cabcb"
+PACKAGE = "kubernetes-mcp-server-linux-amd64"
+
+
+@functools.cache
+def program() -> Path:
+    """Return the program. Raises Unavailable."""
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        raise Unavailable("kubernetes-mcp-server is taken for Linux on x86_64 alone")
+    cache = cache_directory()
+    found = cache / f"mcp-{VERSION}-{SHA256[:16]}"
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(cache / "mcp.lock"):
+        if not found.exists():
+            if shutil.which("npm") is None:
+                raise Unavailable("kubernetes-mcp-server comes from npm: install npm")
+            with tempfile.TemporaryDirectory(dir=cache) as directory:
+                _fetch(Path(directory)).rename(found)
+    return found
+
+
+def _fetch(directory: Path) -> Path:
+    wanted = f"{PACKAGE}@{VERSION}"
+    done = run(["npm", "pack", "--silent", wanted], cwd=directory, check=False, timeout=300)
+    archives = list(directory.glob("*.tgz"))
+    if done.returncode or len(archives) != 1:
+        raise Unavailable(f"npm did not give {wanted}: {done.stderr.decode(errors='replace')[-300:]}")
+    if hashlib.sha256(archives[0].read_bytes()).hexdigest() != SHA256:
+        raise Unavailable(f"{wanted} is not the archive that was looked at")
+    with tarfile.open(archives[0]) as archive:
+        archive.extractall(directory, filter="data")
+    binary = directory / "package" / "bin" / PACKAGE
+    binary.chmod(0o755)
+    return binary
+
+
+class McpServer:
+    """A server that a command line starts; use as a context manager."""
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        self._process = subprocess.Popen(
+            command, env=dict(environment), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self._number = 0
+
+    def __enter__(self) -> Self:
+        self.ask("initialize", protocolVersion="2025-06-18", capabilities={}, clientInfo={"name": "t", "version": "1"})
+        self._send({"jsonrpc": "2.0", "method": "notifications/initialized"})
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(20)
+        finally:
+            self._process.kill()
+            self._process.wait()
+
+    def tools(self) -> set[str]:
+        """Return the names of the tools that the server has."""
+        return {tool["name"] for tool in self.ask("tools/list")["tools"]}
+
+    def call(self, tool: str, **arguments: object) -> tuple[bool, str]:
+        """Call a tool; return whether it failed, and its text."""
+        found = self.ask("tools/call", name=tool, arguments=arguments)
+        return bool(found.get("isError")), "\n".join(part.get("text", "") for part in found["content"])
+
+    def ask(self, method: str, **parameters: object) -> dict[str, Any]:
+        """Send a request and return its result; what the server sends unasked is passed over."""
+        self._number += 1
+        self._send({"jsonrpc": "2.0", "id": self._number, "method": method, "params": parameters})
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            message: dict[str, Any] = json.loads(line)
+            if message.get("id") == self._number:
+                assert "error" not in message, message["error"]
+                result: dict[str, Any] = message["result"]
+                return result
+        raise AssertionError(f"the server has ended with {self._process.wait(20)}")
+
+    def _send(self, message: Mapping[str, object]) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(message) + "\n")
+        self._process.stdin.flush()
