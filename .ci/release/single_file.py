@@ -56,6 +56,8 @@ def build(source: Path, python: Path, work: Path, version: str, *, epoch: int) -
         text=True,
     )
     gathered, out = work / "gathered" / "client", work / f"arcbridge-{platform_name()}"
+    for record in gathered.rglob("*.dist-info/RECORD"):
+        record.unlink()  # what was installed where: it has digests of scripts that name the directory of this build
     if sys.platform == "win32":
         return zip_archive(gathered, out.with_name(f"{out.name}.zip"), epoch)
     return pack(gathered, source / _HEAD, out, version, epoch)
