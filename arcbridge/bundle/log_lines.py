@@ -21,10 +21,12 @@ LINE: Final = 64 * 1024
 """Bytes of a line that is read: more than the log writes."""
 _HEAD: Final = ("timestamp", "level", "event")
 _OURS: Final = frozenset(
-    (*_HEAD, "role", "logger", "session", "first_session", "stream", "connection", "rule", "code", "check", "state",
-     "version", "limit", "result", "log_level", "kind", "step")
+    (*_HEAD, "role", "logger", "session", "first_session", "stream", "rule", "code", "check", "state", "version",
+     "limit", "result", "log_level", "kind", "step")
 )  # fmt: skip
 """Fields whose texts are words of ours; the others may have texts of other authors."""
+_INSTANCE: Final = re.compile(r"agent-[0-9a-f]{16}")
+"""What an agent calls itself. The other values of the field `connection` are addresses of relays."""
 _KEY: Final = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _CONSOLE: Final = re.compile(
     r"(\d{4}-\d\d-\d\d[ T][0-9:.]{8,16}Z) ([a-z]{4,8}) {1,8}(client|relay|agent): ([^\n]{0,65536})"
@@ -83,7 +85,9 @@ def _field(name: str, value: Any, contents: Contents) -> Any:
     """Return what may stand of one field; None: nothing."""
     if (kind := NAMES.get(name)) is not None:
         return contents.named(kind, value)
-    if name in _OURS:
+    if name == "connection" and not _INSTANCE.fullmatch(str(value)):
+        return contents.named(name, value)
+    if name in _OURS or name == "connection":
         value = contents.word(value)
     elif contents.without_names and not isinstance(value, int | float):
         return None

@@ -74,6 +74,18 @@ def test_without_names_no_text_of_another_author_is_there(form: str) -> None:
     assert "reason" not in refused
 
 
+def test_without_names_no_relay_s_host_is_there() -> None:
+    """An agent names its relays where a relay names its agents, whose ids are of our making."""
+    relay, instance = "relay.customer.example.org:443", "agent-0123456789abcdef"
+    values = (relay, "10.1.2.3:443", relay, instance, "agent-of-customer")
+    lines = [json.dumps({**BASE, "connection": value}) for value in values]
+    found, _ = read(lines, without_names=True)
+    numbers = ["connection-1", "connection-2", "connection-1", instance, "connection-3"]
+    assert [one["connection"] for one in found] == numbers
+    found, _ = read(lines)
+    assert [one["connection"] for one in found] == list(values)
+
+
 SECRET = "correct-horse-battery-staple"
 BASE = {"timestamp": "2026-11-29T12:00:00.000000Z", "level": "info", "event": "x", "role": "relay"}
 
