@@ -40,7 +40,7 @@ def read_lines(data: bytes, contents: Contents) -> tuple[str, int]:
     """Return what may stand of a log, as JSON lines, and how many lines are left out as not ours."""
     found: list[dict[str, Any]] = []
     strange = 0
-    for line in data.decode("utf-8", "replace").splitlines():
+    for line in contents.without_absent(data.decode("utf-8", "replace")).splitlines():
         if (record := _record(line[:LINE])) is not None:
             found.append(_let_in(record, contents))
         elif (frame := _frame(line)) and found:
