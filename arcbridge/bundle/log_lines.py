@@ -27,6 +27,8 @@ _OURS: Final = frozenset(
 """Fields whose texts are words of ours; the others may have texts of other authors."""
 _INSTANCE: Final = re.compile(r"agent-[0-9a-f]{16}")
 """What an agent calls itself. The other values of the field `connection` are addresses of relays."""
+_NAMES: Final = {**NAMES, "name": "name", "subject": "subject", "connection": "connection"}
+"""Fields that are names, and of what. A name made of digits is a number in the console form."""
 _KEY: Final = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _CONSOLE: Final = re.compile(
     r"(\d{4}-\d\d-\d\d[ T][0-9:.]{8,16}Z) ([a-z]{4,8}) {1,8}(client|relay|agent): ([^\n]{0,65536})"
@@ -61,12 +63,14 @@ def _record(line: str) -> Mapping[str, Any] | None:
     moment, level, role, rest = match.groups()
     found = list(_FIELD.finditer(rest))
     event = rest[: found[0].start()] if found else rest
-    told = {match[1]: _value(match[2]) for match in found}
+    told = {match[1]: _value(match[1], match[2]) for match in found}
     return {**told, "timestamp": moment, "level": level, "event": event.rstrip(), "role": role}
 
 
-def _value(text: str) -> Any:
+def _value(name: str, text: str) -> Any:
     """Return a value as the console form has it: JSON, or a text without quotes."""
+    if name in _NAMES and text[:1] not in ('"', "["):
+        return text
     try:
         return read_json(text)
     except ValueError:
@@ -83,11 +87,11 @@ def _let_in(record: Mapping[str, Any], contents: Contents) -> dict[str, Any]:
 
 def _field(name: str, value: Any, contents: Contents) -> Any:
     """Return what may stand of one field; None: nothing."""
-    if (kind := NAMES.get(name)) is not None:
+    if name == "connection" and _INSTANCE.fullmatch(str(value)):
+        return value
+    if (kind := _NAMES.get(name)) is not None:
         return contents.named(kind, value)
-    if name == "connection" and not _INSTANCE.fullmatch(str(value)):
-        return contents.named(name, value)
-    if name in _OURS or name == "connection":
+    if name in _OURS:
         value = contents.word(value)
     elif contents.without_names and not isinstance(value, int | float):
         return None

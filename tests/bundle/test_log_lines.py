@@ -74,6 +74,26 @@ def test_without_names_no_text_of_another_author_is_there(form: str) -> None:
     assert "reason" not in refused
 
 
+@pytest.mark.parametrize("form", ["json", "console"])
+@pytest.mark.usefixtures("_quiet")
+def test_without_names_a_user_s_name_of_digits_is_none_of_the_numbers(form: str) -> None:
+    stream = io.StringIO()
+    logging.configure("relay", "debug", form, stream)
+    log = structlog.get_logger("arcbridge.relay")
+    log.warning("revocation came back", kind="user", name="104711", cluster="104712", users=7104713, n=5)
+    log.info("administrator's command", user="104714", subject="104715", groups=["104716"], ms=4.5)
+    log.info("joined", user="1e4714", name="007")
+    logging.shutdown()
+    lines = stream.getvalue().splitlines()
+    found, _ = read(lines, without_names=True)
+    assert "1047" not in json.dumps(found)
+    assert [one.get("n", one.get("ms")) for one in found] == [5, 4.5, None]
+    shown, _ = read(lines)
+    assert (shown[0]["name"], shown[1]["subject"], shown[2]["user"], shown[2]["name"]) == (
+        "104711", "104715", "1e4714", "007"
+    )  # fmt: skip
+
+
 def test_without_names_no_relay_s_host_is_there() -> None:
     """An agent names its relays where a relay names its agents, whose ids are of our making."""
     relay, instance = "relay.customer.example.org:443", "agent-0123456789abcdef"
