@@ -35,7 +35,10 @@ _CONSOLE: Final = re.compile(
 )
 _FIELD: Final = re.compile(r' ([a-z][a-z0-9_]{0,63})=("(?:[^"\\\n]|\\.)*+"|\[[^\[\]\n]{0,512}\]|[^\s"=\[]*+)(?![^ ])')
 _FRAME: Final = re.compile(r'[ |]{0,16}File "([^"\n]{1,400})", line ([0-9]{1,7}),? in ([\w.<>]{1,100})', re.ASCII)
-_LIBRARY: Final = re.compile(r"/(?:python3\.[0-9]{1,2}/)?site-packages/|/python3\.[0-9]{1,2}/")
+_LIBRARY: Final = re.compile(
+    r"/(?:python3\.[0-9]{1,2}/)?(?:site|dist)-packages/|/python3\.[0-9]{1,2}/|/Python3[0-9]{1,2}(?:-32)?/Lib/",
+    re.IGNORECASE,
+)
 
 
 def read_lines(data: bytes, contents: Contents) -> tuple[str, int]:
@@ -102,7 +105,7 @@ def _frame(line: str) -> str:
     """Return a frame of a stack trace without the directories above the library that it is in; empty: it is none."""
     if (match := _FRAME.match(line[:1024])) is None:
         return ""
-    file = _LIBRARY.split(match[1])[-1]
-    _, ours, within = file.rpartition("/arcbridge/")
-    name = f"arcbridge/{within}" if ours else file.rpartition("/")[2] if file.startswith("/") else file
+    *above, file = _LIBRARY.split(match[1].replace("\\", "/"))
+    _, ours, within = f"/{file}".rpartition("/arcbridge/")
+    name = f"arcbridge/{within}" if ours else file if above else file.rpartition("/")[2]
     return f"{name}:{match[2]} in {match[3]}"

@@ -179,6 +179,26 @@ def test_frames_behind_a_line_are_its_trace() -> None:
 
 
 @pytest.mark.parametrize(
+    ("file", "shown"),
+    [
+        (r"C:\Users\alice\mine.py", "mine.py"),
+        (r"C:\Users\alice\arcbridge\client\x.py", "arcbridge/client/x.py"),
+        (r"C:\Users\alice\venv\Lib\site-packages\aiohttp\web.py", "aiohttp/web.py"),
+        (r"C:\Users\alice\AppData\Local\Programs\Python\Python311\Lib\asyncio\x.py", "asyncio/x.py"),
+        (r"\\server\alice\mine.py", "mine.py"),
+        (r"C:/Users/alice\mine.py", "mine.py"),
+        ("alice/mine.py", "mine.py"),
+        ("/home/alice/Library/lib/python3.13/asyncio/x.py", "asyncio/x.py"),
+        ("<frozen runpy>", "<frozen runpy>"),
+    ],
+)
+def test_a_frame_names_no_directory_of_a_user(file: str, shown: str) -> None:
+    frame = f'  File "{file}", line 7, in f'
+    (record,), _ = read([json.dumps({**BASE, "trace": [frame]}), frame], without_names=True)
+    assert record["trace"] == [f"{shown}:7 in f"] * 2
+
+
+@pytest.mark.parametrize(
     "piece", [' a="', " a=[", " a=x", '\\"', "{", "[", 'File "', "2026-11-29 12:00:00.000Z info relay: "]
 )
 def test_a_line_takes_time_in_proportion(piece: str) -> None:
