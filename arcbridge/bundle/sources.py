@@ -21,7 +21,7 @@ from contextlib import suppress
 from importlib import metadata
 from io import RawIOBase
 from pathlib import Path
-from threading import Thread
+from threading import Lock, Thread
 from typing import Any, Final
 
 from arcbridge.build import build
@@ -54,6 +54,10 @@ class Collector:
     def __init__(self, contents: Contents) -> None:
         self._contents = contents
         self._programs: list[subprocess.Popen[bytes]] = []
+        self._lock = Lock()
+        """Makes the start of a program and its entry in the list one step for what ends programs."""
+        self._closed = False
+        """No program may start: a source that was given up goes on in its thread."""
 
     def collect(
         self, sources: Mapping[str, Callable[[], bytes]], deadlines: Mapping[str, float], budget: float = BUDGET
@@ -68,6 +72,10 @@ class Collector:
         ends = time.monotonic() + budget
         for file, read in sources.items():
             seconds = min(deadlines.get(file, DEADLINE), max(ends - time.monotonic(), 0.0))
+            if seconds <= 0:
+                missing[file] = "no time was left for it"
+                continue
+            self._closed = False
             try:
                 found[file] = _in_thread(read).result(seconds)
             except TimeoutError:
@@ -86,10 +94,13 @@ class Collector:
         Called in a source's thread. Raises OSError, and SourceFailed for more than `OUTPUT` bytes.
         """
         pipe = subprocess.PIPE
-        program = subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, start_new_session=True
-        )
-        self._programs.append(program)
+        with self._lock:
+            if self._closed:
+                raise SourceFailed("it was given up")
+            program = subprocess.Popen(
+                command, env=environment, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, start_new_session=True
+            )
+            self._programs.append(program)
         assert program.stdout is not None
         assert program.stderr is not None
         # A program that fills standard error meanwhile waits, until its deadline ends it.
@@ -106,12 +117,14 @@ class Collector:
         return getattr(error, "strerror", "") or f"internal error ({type(error).__name__})"
 
     def _end_programs(self) -> None:
-        for program in self._programs:
-            if program.poll() is None:
+        self._closed = True
+        with self._lock:
+            for program in self._programs:
+                # Also where it has ended, because its children may live; until `wait` no other group has its number.
                 with suppress(OSError):
                     program.kill() if sys.platform == "win32" else os.killpg(program.pid, signal.SIGKILL)
-            program.wait()
-        self._programs.clear()
+                program.wait()
+            self._programs.clear()
 
 
 def _in_thread(work: Callable[[], bytes]) -> Future[bytes]:

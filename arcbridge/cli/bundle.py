@@ -60,7 +60,9 @@ def bundle(invocation: Invocation) -> int:
     name = invocation.text("archive") or f"arcbridge-{invocation.role}-{stamp}.tar.gz"
     if name != "-" and os.path.lexists(name):
         raise StateError(f"{name} is there already, and a bundle replaces nothing: give another name")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what was started is ended
+    for ends in (signal.SIGTERM, *((signal.SIGHUP,) if sys.platform != "win32" else ())):
+        if signal.getsignal(ends) != signal.SIG_IGN:  # as under nohup
+            signal.signal(ends, signal.default_int_handler)  # so that what was started is ended
     asked = _Sources(invocation)
     with Waiting(sys.stderr, "Collecting …", BUDGET):
         files, missing = asked.collector.collect(asked.readers(), _DEADLINES)

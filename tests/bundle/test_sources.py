@@ -63,6 +63,51 @@ def test_a_program_that_hangs_is_ended_with_what_it_has_started(tmp_path: Path) 
         until(lambda p=pid: not _lives(int(p)), f"process {pid} has ended")
 
 
+def test_what_a_program_leaves_behind_is_ended(tmp_path: Path) -> None:
+    """The program has ended, and its child holds the pipe."""
+    note = tmp_path / "pid"
+    code = (
+        "import subprocess, sys\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        f"open({str(note)!r}, 'w').write(str(child.pid))\n"
+    )
+    collector = Collector(Contents(without_names=False))
+
+    def first() -> bytes:
+        threading.Thread(target=interrupt, daemon=True).start()
+        return python(code)(collector)
+
+    def interrupt() -> None:
+        until(lambda: note.exists() and note.read_text(), "the child runs")
+        (program,) = collector._programs
+        until(lambda: not _lives(program.pid), "the program has ended")
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        collector.collect({"a": first}, {"a": 600.0}, budget=600.0)
+    until(lambda: not _lives(int(note.read_text())), "its child has ended")
+
+
+def test_a_source_that_was_given_up_starts_no_program() -> None:
+    collector = Collector(Contents(without_names=False))
+    given_up, failed = threading.Event(), threading.Event()
+
+    def late() -> bytes:
+        given_up.wait(600)
+        try:
+            return collector.run([sys.executable, "-c", "import time; time.sleep(600)"], os.environ)[0]
+        except SourceFailed:
+            failed.set()
+            raise
+
+    _, missing = collector.collect({"a": late, "b": late}, {"a": 0.1, "b": 0.1}, budget=0.1)
+    assert set(missing) == {"a", "b"}
+    assert missing["b"] == "no time was left for it"
+    given_up.set()
+    assert failed.wait(60)
+    assert collector._programs == []
+
+
 def _lives(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import tarfile
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -94,6 +96,27 @@ def test_nothing_is_replaced_and_nothing_is_asked_before(asked: Asked, capsys: p
     assert run(["bundle"]) == ExitCode.DONE
     (made,) = Path().glob("arcbridge-client-2*.tar.gz")
     assert os.stat(made).st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_terminal_that_closes_ends_what_was_started(
+    ignored: bool, asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGHUP as SIGINT, which the collector answers; under nohup it stays ignored."""
+    before = {one: signal.getsignal(one) for one in (signal.SIGHUP, signal.SIGTERM)}
+    signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+
+    def close() -> dict[str, object]:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGHUP)
+        return {}
+
+    monkeypatch.setattr("arcbridge.cli.bundle.versions", close)
+    try:
+        assert run(["bundle", "x.tar.gz"]) == (ExitCode.DONE if ignored else ExitCode.INTERRUPTED)
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+    assert Path("x.tar.gz").exists() == ignored
 
 
 def test_a_token_has_no_place_on_this_command_line(asked: Asked, capsys: pytest.CaptureFixture[str]) -> None:
