@@ -40,6 +40,8 @@ ENTRIES: Final = 1000
 """Files of a state directory that are listed."""
 DEADLINE: Final = 15.0
 """Seconds for one source."""
+ENDING: Final = 1.0
+"""Seconds for a program to end that was killed."""
 BUDGET: Final = 120.0
 """Seconds for all sources together."""
 
@@ -101,6 +103,8 @@ class Collector:
                 command, env=environment, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, start_new_session=True
             )
             self._programs.append(program)
+        if self._closed:
+            _end(program)
         assert program.stdout is not None
         assert program.stderr is not None
         # A program that fills standard error meanwhile waits, until its deadline ends it.
@@ -118,13 +122,22 @@ class Collector:
 
     def _end_programs(self) -> None:
         self._closed = True
-        with self._lock:
+        held = self._lock.acquire(timeout=ENDING)  # a start may hang too: `run` ends that program
+        try:
             for program in self._programs:
-                # Also where it has ended, because its children may live; until `wait` no other group has its number.
-                with suppress(OSError):
-                    program.kill() if sys.platform == "win32" else os.killpg(program.pid, signal.SIGKILL)
-                program.wait()
+                _end(program)
             self._programs.clear()
+        finally:
+            if held:
+                self._lock.release()
+
+
+def _end(program: subprocess.Popen[bytes]) -> None:
+    """End a program and its children; also where it has ended, because they may live."""
+    with suppress(OSError):  # until `wait` no other group has its number
+        program.kill() if sys.platform == "win32" else os.killpg(program.pid, signal.SIGKILL)
+    with suppress(subprocess.TimeoutExpired):  # one in the kernel, as at a file server that is gone
+        program.wait(ENDING)
 
 
 def _in_thread(work: Callable[[], bytes]) -> Future[bytes]:

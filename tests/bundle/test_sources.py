@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -106,6 +107,23 @@ def test_a_source_that_was_given_up_starts_no_program() -> None:
     given_up.set()
     assert failed.wait(60)
     assert collector._programs == []
+
+
+def test_a_program_that_the_kernel_keeps_holds_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In uninterruptible sleep: SIGKILL waits for the end of a system call."""
+    real = subprocess.Popen.wait
+    kept: list[subprocess.Popen[bytes]] = []
+
+    def wait(self: subprocess.Popen[bytes], timeout: float | None = None) -> int:
+        assert timeout is not None, "it has no end"
+        kept.append(self)
+        raise subprocess.TimeoutExpired(self.args, timeout)
+
+    monkeypatch.setattr(subprocess.Popen, "wait", wait)
+    found, missing = collect(python("import time; time.sleep(600)"), fine, deadline=0.5)
+    assert (set(found), set(missing)) == ({"1"}, {"0"})
+    (program,) = kept
+    assert real(program, 60) == -signal.SIGKILL
 
 
 def _lives(pid: int) -> bool:
