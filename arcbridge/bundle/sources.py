@@ -21,7 +21,7 @@ from contextlib import suppress
 from importlib import metadata
 from io import RawIOBase
 from pathlib import Path
-from threading import Lock, Thread
+from threading import Event, Lock, Thread
 from typing import Any, Final
 
 from arcbridge.build import build
@@ -40,8 +40,10 @@ ENTRIES: Final = 1000
 """Files of a state directory that are listed."""
 DEADLINE: Final = 15.0
 """Seconds for one source."""
+ERRORS: Final = 4096
+"""Bytes from the end of standard error."""
 ENDING: Final = 1.0
-"""Seconds for a program to end that was killed."""
+"""Seconds for a program to end that was killed, or that has closed its output."""
 BUDGET: Final = 120.0
 """Seconds for all sources together."""
 
@@ -58,7 +60,7 @@ class Collector:
         self._programs: list[subprocess.Popen[bytes]] = []
         self._lock = Lock()
         """Makes the start of a program and its entry in the list one step for what ends programs."""
-        self._closed = False
+        self._closed = Event()
         """No program may start: a source that was given up goes on in its thread."""
 
     def collect(
@@ -77,7 +79,7 @@ class Collector:
             if seconds <= 0:
                 missing[file] = "no time was left for it"
                 continue
-            self._closed = False
+            self._closed.clear()
             try:
                 found[file] = _in_thread(read).result(seconds)
             except TimeoutError:
@@ -91,27 +93,36 @@ class Collector:
         return found, missing
 
     def run(self, command: Sequence[str], environment: Mapping[str, str]) -> tuple[bytes, str]:
-        """Return what a program writes on standard output, and the end of what it writes on standard error.
+        """Return what a program writes on standard output and, where it says itself that it has failed, the end of
+        what it writes on standard error.
 
         Called in a source's thread. Raises OSError, and SourceFailed for more than `OUTPUT` bytes.
         """
         pipe = subprocess.PIPE
         with self._lock:
-            if self._closed:
+            if self._closed.is_set():
                 raise SourceFailed("it was given up")
             program = subprocess.Popen(
-                command, env=environment, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, start_new_session=True
-            )
+                command, bufsize=0, env=environment, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe,
+                start_new_session=True,
+            )  # fmt: skip
             self._programs.append(program)
-        if self._closed:
+        if self._closed.is_set():
             _end(program)
+        # Both at once: a program that fills one of its pipes waits for the reader. In memory, because the root of an
+        # agent's pod takes no temporary file.
+        errors = bytearray()
+        reader = Thread(target=_read_end, args=(program, errors), name="bundle-errors", daemon=True)
+        reader.start()
         assert program.stdout is not None
-        assert program.stderr is not None
-        # A program that fills standard error meanwhile waits, until its deadline ends it.
-        output = program.stdout.read(OUTPUT + 1)
-        if len(output) > OUTPUT:
-            raise SourceFailed(f"it writes more than {OUTPUT} bytes")
-        return output, program.stderr.read(OUTPUT)[-4096:].decode("utf-8", "replace")
+        output = bytearray()
+        while chunk := program.stdout.read(65536):
+            output += chunk
+            if len(output) > OUTPUT:
+                raise SourceFailed(f"it writes more than {OUTPUT} bytes")
+        reader.join(ENDING)  # a child may keep standard error open
+        said = bytes(errors) if _has_failed(program) else b""
+        return bytes(output), said.decode("utf-8", "replace")
 
     def _reason(self, error: Exception) -> str:
         if isinstance(error, SourceFailed):
@@ -121,7 +132,7 @@ class Collector:
         return getattr(error, "strerror", "") or f"internal error ({type(error).__name__})"
 
     def _end_programs(self) -> None:
-        self._closed = True
+        self._closed.set()
         held = self._lock.acquire(timeout=ENDING)  # a start may hang too: `run` ends that program
         try:
             for program in self._programs:
@@ -132,10 +143,43 @@ class Collector:
                 self._lock.release()
 
 
+def _read_end(program: subprocess.Popen[bytes], end: bytearray) -> None:
+    """Keep the last `ERRORS` bytes of standard error in `end`."""
+    assert program.stderr is not None
+    with suppress(OSError):
+        while chunk := program.stderr.read(65536):
+            end += chunk
+            del end[:-ERRORS]
+
+
+def _has_failed(program: subprocess.Popen[bytes]) -> bool:
+    """Return whether a program has ended by itself, with an exit code other than 0. Waits `ENDING` seconds for it."""
+    if sys.platform == "win32":
+        with suppress(subprocess.TimeoutExpired):
+            return program.wait(ENDING) > 0
+        return False
+    if sys.platform == "darwin":  # Python 3.13 is the first that has waitid there
+        time.sleep(0.1)
+        _end(program)
+        return (program.returncode or 0) > 0
+    until = time.monotonic() + ENDING
+    while time.monotonic() < until:
+        # It stays a zombie, whose number no other group has, for `_end`.
+        ended = os.waitid(os.P_PID, program.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+        if ended is not None:
+            return ended.si_code == os.CLD_EXITED and ended.si_status > 0
+        time.sleep(0.01)
+    return False
+
+
 def _end(program: subprocess.Popen[bytes]) -> None:
     """End a program and its children; also where it has ended, because they may live."""
-    with suppress(OSError):  # until `wait` no other group has its number
-        program.kill() if sys.platform == "win32" else os.killpg(program.pid, signal.SIGKILL)
+    if program.returncode is None:  # until `wait` no other group has its number
+        with suppress(OSError):
+            if sys.platform == "win32":
+                program.kill()
+            else:
+                os.killpg(program.pid, signal.SIGKILL)
     with suppress(subprocess.TimeoutExpired):  # one in the kernel, as at a file server that is gone
         program.wait(ENDING)
 

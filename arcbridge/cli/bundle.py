@@ -60,9 +60,10 @@ def bundle(invocation: Invocation) -> int:
     name = invocation.text("archive") or f"arcbridge-{invocation.role}-{stamp}.tar.gz"
     if name != "-" and os.path.lexists(name):
         raise StateError(f"{name} is there already, and a bundle replaces nothing: give another name")
-    for ends in (signal.SIGTERM, *((signal.SIGHUP,) if sys.platform != "win32" else ())):
-        if signal.getsignal(ends) != signal.SIG_IGN:  # as under nohup
-            signal.signal(ends, signal.default_int_handler)  # so that what was started is ended
+    # So that what was started is ended.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # ignored under nohup
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
     asked = _Sources(invocation)
     with Waiting(sys.stderr, "Collecting …", BUDGET):
         files, missing = asked.collector.collect(asked.readers(), _DEADLINES)
@@ -193,6 +194,9 @@ class _Sources:
         try:
             document = read_json(output, OUTPUT)
         except ValueError as error:
-            said = next((line for line in errors.splitlines() if line.startswith("error:")), "")
+            # Other programs write there too, as that of a login. The command's own error is the last; a Traceback takes
+            # its place where the command is to be verbose.
+            lines = [one for one in errors.splitlines() if one.startswith(("error:", "Traceback "))]
+            said = lines[-1] if lines and lines[-1].startswith("error:") else ""
             raise SourceFailed(self._contents.text(said) or "it printed no document") from error
         return _encoded(self._contents.document(command, document))

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from arcbridge.bundle.contents import Contents
-from arcbridge.bundle.sources import ENTRIES, FILE, TAIL, Collector, SourceFailed, listing, read_tail, versions
+from arcbridge.bundle.sources import ENTRIES, ERRORS, FILE, TAIL, Collector, SourceFailed, listing, read_tail, versions
 from arcbridge.errors import ConfigError
 from tests.support.reports import until
 
@@ -150,6 +150,37 @@ def test_what_hangs_is_missing_and_what_follows_is_there() -> None:
         assert (len(missing), time.monotonic() - began < 30) == (20, True), "the budget is for all together"
     finally:
         gone.set()
+
+
+def test_what_comes_on_standard_error_costs_no_document() -> None:
+    """Neither more of it than a pipe has room for, nor a child that keeps it open."""
+    more = "import os, sys; sys.stderr.write('x' * 1_000_000); sys.stderr.flush(); print('{}')"
+    child = (
+        "import subprocess, sys\n"
+        "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], stdout=subprocess.DEVNULL)\n"
+        "print('{}')\n"
+    )
+    found, missing = collect(python(more), python(child), deadline=30.0)
+    assert (found, missing) == ({"0": b"{}\n", "1": b"{}\n"}, {})
+
+
+@pytest.mark.parametrize(
+    ("ends", "said"), [("sys.exit(1)", "error: x\n"), ("sys.exit(0)", ""), ("os.kill(os.getpid(), 9)", "")]
+)
+def test_of_standard_error_the_end_is_kept_where_the_program_has_failed(ends: str, said: str) -> None:
+    """What another program has said is not the reason why this one was killed."""
+    code = f"import os, sys; sys.stderr.write('y' * 100_000 + '\\nerror: x\\n'); sys.stderr.flush(); {ends}"
+    collector = Collector(Contents(without_names=False))
+    errors: list[str] = []
+
+    def read() -> bytes:
+        output, end = collector.run([sys.executable, "-c", code], os.environ)
+        errors.append(end)
+        return output
+
+    collector.collect({"a": read}, {})
+    assert errors[0][-9:] == said
+    assert len(errors[0]) == (ERRORS if said else 0)
 
 
 def test_what_fails_says_why() -> None:

@@ -88,6 +88,24 @@ def test_what_is_missing_is_said_and_why(asked: Asked, capsys: pytest.CaptureFix
     assert missing["cluster-list.json"] == "it printed no document"
 
 
+@pytest.mark.parametrize(
+    ("errors", "reason"),
+    [
+        ("error: hunter2 is wrong\nerror: the login's program failed\n", "error: the login's program failed"),
+        ("error: hunter2 is wrong\nTraceback (most recent call last):\n", "it printed no document"),
+        ("error: hunter2 is wrong\nTraceback (most recent call last):\nerror: x", "error: x"),
+    ],
+)
+def test_what_another_program_says_is_no_reason(
+    errors: str, reason: str, asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The program of a login writes on the same standard error."""
+    monkeypatch.setattr(Collector, "run", lambda *_: (b"", errors))
+    assert run(["bundle", "x.tar.gz"]) == ExitCode.DONE
+    missing = json.loads(files_of(Path("x.tar.gz"))["manifest.json"])["missing"]
+    assert (missing["doctor.json"], missing["status.json"]) == (reason, reason)
+
+
 def test_nothing_is_replaced_and_nothing_is_asked_before(asked: Asked, capsys: pytest.CaptureFixture[str]) -> None:
     Path("x.tar.gz").write_text("mine")
     assert run(["bundle", "x.tar.gz"]) == ExitCode.FAILURE
