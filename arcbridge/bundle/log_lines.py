@@ -55,6 +55,12 @@ def read_lines(data: bytes, contents: Contents) -> tuple[str, int]:
     return "".join(f"{json.dumps(one, ensure_ascii=False)}\n" for one in found), strange
 
 
+def last_lines(text: str, most: int) -> bytes:
+    """Return the last whole lines of a text, `most` bytes of UTF-8 together."""
+    data = text.encode()
+    return data if len(data) <= most else data[-most - 1 :].partition(b"\n")[2]
+
+
 def _record(line: str) -> Mapping[str, Any] | None:
     """Return the fields of a line of the log; None for any other line."""
     if line.startswith("{"):

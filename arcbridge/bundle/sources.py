@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from importlib import metadata
 from io import RawIOBase
@@ -81,9 +81,11 @@ class Collector:
                 continue
             self._closed.clear()
             try:
-                found[file] = _in_thread(read).result(seconds)
-            except TimeoutError:
-                missing[file] = f"no answer within {seconds:.0f} s"
+                source = _in_thread(read)
+                if wait((source,), seconds).done:
+                    found[file] = source.result()
+                else:
+                    missing[file] = f"no answer within {seconds:.0f} s"
             except Exception as error:  # whatever is wrong with one source, the bundle is made
                 missing[file] = self._reason(error)
             finally:
@@ -129,6 +131,8 @@ class Collector:
             return clean(error.message)
         if isinstance(error, ArcbridgeError):
             return self._contents.text(error.message) or "left out: it may have names"
+        if isinstance(error, TimeoutError):  # a deadline of its own
+            return error.strerror or "what it asks does not answer"
         return getattr(error, "strerror", "") or f"internal error ({type(error).__name__})"
 
     def _end_programs(self) -> None:

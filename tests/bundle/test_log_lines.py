@@ -11,7 +11,7 @@ import pytest
 import structlog
 
 from arcbridge.bundle.contents import Contents
-from arcbridge.bundle.log_lines import read_lines
+from arcbridge.bundle.log_lines import last_lines, read_lines
 from arcbridge.errors import ConfigError
 from arcbridge.observe import logging
 from tests.support.growth import growth
@@ -196,6 +196,11 @@ def test_a_frame_names_no_directory_of_a_user(file: str, shown: str) -> None:
     frame = f'  File "{file}", line 7, in f'
     (record,), _ = read([json.dumps({**BASE, "trace": [frame]}), frame], without_names=True)
     assert record["trace"] == [f"{shown}:7 in f"] * 2
+
+
+@pytest.mark.parametrize(("most", "kept"), [(9, "é1\né2\n"), (8, "é1\né2\n"), (7, "é2\n"), (4, "é2\n"), (3, "")])
+def test_of_a_long_log_the_last_lines_are_kept(most: int, kept: str) -> None:
+    assert last_lines("é1\né2\n", most).decode() == kept
 
 
 @pytest.mark.parametrize(

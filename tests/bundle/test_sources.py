@@ -193,6 +193,12 @@ def test_what_fails_says_why() -> None:
     def refused(_: Collector) -> bytes:
         raise ConfigError("/home/alice/relay.toml: wrong")
 
+    def slow(_: Collector) -> bytes:
+        raise TimeoutError
+
+    def far(_: Collector) -> bytes:
+        raise TimeoutError(110, "Connection timed out")
+
     def nothing(_: Collector) -> bytes:
         raise SourceFailed("there is none")
 
@@ -205,7 +211,7 @@ def test_what_fails_says_why() -> None:
     def absent(collector: Collector) -> bytes:
         return collector.run(["/no/such/program"], {})[0]
 
-    every = (denied, full, refused, nothing, defect, large, absent, python("print('x' * 20_000_000)"), fine)
+    every = (denied, full, refused, nothing, defect, large, absent, python("print('x' * 20_000_000)"), fine, slow, far)
     found, missing = collect(*every)
     assert found == {"8": b"{}"}
     assert missing == {
@@ -217,6 +223,8 @@ def test_what_fails_says_why() -> None:
         "5": "it has 4194305 bytes, more than the 4194304 of one file",
         "6": "No such file or directory",
         "7": "it writes more than 16777216 bytes",
+        "9": "what it asks does not answer",
+        "10": "Connection timed out",
     }
     _, missing = collect(*every, without_names=True)
     assert "alice" not in json.dumps(missing)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import tarfile
 import threading
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from arcbridge.bundle.archive import DIRECTORY
-from arcbridge.bundle.sources import Collector
+from arcbridge.bundle.sources import FILE, Collector
 from arcbridge.cli.commands import find_command
 from arcbridge.cli.run import run
 from arcbridge.errors import ExitCode
@@ -114,6 +115,29 @@ def test_nothing_is_replaced_and_nothing_is_asked_before(asked: Asked, capsys: p
     assert run(["bundle"]) == ExitCode.DONE
     (made,) = Path().glob("arcbridge-client-2*.tar.gz")
     assert os.stat(made).st_mode & 0o777 == 0o600
+
+
+def test_what_cannot_be_written_is_said_before_anything_is_asked(
+    asked: Asked, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(["bundle", "none/x.tar.gz"]) == ExitCode.FAILURE
+    assert "cannot write none/x.tar.gz: No such file or directory" in capsys.readouterr().err
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert run(["bundle", "-"]) == ExitCode.USAGE
+    shown = capsys.readouterr()
+    assert "a terminal cannot take a bundle: give a file" in shown.err
+    assert (asked, shown.out) == ([], "")
+
+
+def test_of_a_log_that_is_too_long_the_end_is_there(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = "2026-11-29 12:00:00.000Z info    relay: x n={} reason=" + "y" * 1000 + "\n"
+    log = "".join(line.format(number) for number in range(5000)).encode()
+    monkeypatch.setattr(Collector, "run", lambda *_: (log, ""))
+    monkeypatch.setattr("arcbridge.cli.bundle.which", lambda name: name)
+    assert run(["--role", "relay", "bundle", "x.tar.gz"]) == ExitCode.DONE
+    lines = files_of(Path("x.tar.gz"))["log.jsonl"].splitlines(keepends=True)
+    assert json.loads(lines[-1])["n"] == 4999
+    assert FILE - 1200 < sum(map(len, lines)) <= FILE
 
 
 @pytest.mark.parametrize("ignored", [False, True])
