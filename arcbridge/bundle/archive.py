@@ -10,6 +10,7 @@ import gzip
 import io
 import os
 import tarfile
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -32,6 +33,16 @@ def pack(files: Mapping[str, bytes], now: float) -> bytes:
     return gzip.compress(out.getvalue(), mtime=int(now))
 
 
+def try_directory(path: Path) -> None:
+    """Make a file without a name where `path` will be, so that a directory which takes none is found before the work.
+    Raises `StateError`."""
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise _not_written(path, error) from error
+
+
 def write_new(path: Path, data: bytes) -> None:
     """Write a file that is not there yet. Raises `StateError`."""
     try:
@@ -43,6 +54,10 @@ def write_new(path: Path, data: bytes) -> None:
             path.unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise StateError(
-            f"cannot write {path}: {error.strerror}; give a file in another directory, or - for standard output"
-        ) from error
+        raise _not_written(path, error) from error
+
+
+def _not_written(path: Path, error: OSError) -> StateError:
+    return StateError(
+        f"cannot write {path}: {error.strerror}; give a file in another directory, or - for standard output"
+    )

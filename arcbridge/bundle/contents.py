@@ -1,8 +1,9 @@
 """Decides what of each source may stand in a bundle: a list of what is let in, and no search for what is not.
 
-A document has the keys of `DOCUMENTS` and no others; a setting shows its value where it is a number, a switch or a
-path, or where `_SHOWN` has its name and the value has that form; a line of metrics or of a log is one of ours or is
-left out (`bundle.log_lines`). Each text that is let in goes through the redaction of the log besides.
+A document has the keys of `DOCUMENTS` and no others; a setting shows its value where it is a number, a switch or the
+path of a file that is there, or where `_SHOWN` has its name and the value has that form; a line of metrics or of a log
+is one of ours or is left out (`bundle.log_lines`). Each text that is let in goes through the redaction of the log
+besides.
 
 Invariant: with `without_names` no text of another author is let in at all, only numbers, words of ours, and names of
 users and clusters as numbers (docs/threats.md#O9).
@@ -38,7 +39,7 @@ ROWS: Final = 1000
 """Items of one list."""
 TEXT: Final = 2048
 """Bytes of one text."""
-SET, UNSET = "set", "unset"
+SET, UNSET, ABSENT = "set", "unset", "set (no such file)"
 
 _WORD: Final = re.compile(r"[\w.:+/,()\[\] '-]{0,120}", re.ASCII)
 _HOP: Final = re.compile(r"(?!(?:running relay: )?audit sink )[A-Za-z':, ]{1,60}(?:jwt\[[0-9]{1,3}\])?")
@@ -93,6 +94,8 @@ class Contents:
     def __init__(self, *, without_names: bool) -> None:
         self.without_names = without_names
         self._numbers: dict[str, dict[str, str]] = {}
+        self._absent: set[str] = set()
+        """Paths of settings where no file is: one may be a secret that was put where its file's name belongs."""
 
     # -- values ----------------------------------------------------------------------------------------------------
 
@@ -100,7 +103,7 @@ class Contents:
         """Return a name, or the number that it has in this bundle. One name has one number in all sources."""
         text = str(value)
         if not self.without_names or not text:
-            return clean(text, TEXT)
+            return self._clean(text)
         known = self._numbers.setdefault(kind, {})
         return known.setdefault(text, f"{kind}-{len(known) + 1}")
 
@@ -112,11 +115,20 @@ class Contents:
         """Return a text of other authors, or a number."""
         if value is None or isinstance(value, bool | int | float):
             return value
-        return None if self.without_names else clean(str(value), TEXT)
+        return None if self.without_names else self._clean(str(value))
 
     def word(self, value: object) -> Any:
         """Return a word of ours, or a number."""
-        return clean(value, TEXT) if isinstance(value, str) and _WORD.fullmatch(value) else self.text(value)
+        return self._clean(value) if isinstance(value, str) and _WORD.fullmatch(value) else self.text(value)
+
+    def without_absent(self, text: str) -> str:
+        """Return a text without the paths of settings where no file is. The settings come first."""
+        for path in sorted(self._absent, key=len, reverse=True):
+            text = text.replace(path, "[no such file]")
+        return text
+
+    def _clean(self, text: str) -> str:
+        return clean(self.without_absent(text), TEXT)
 
     # -- documents -------------------------------------------------------------------------------------------------
 
@@ -142,7 +154,7 @@ class Contents:
         if kind == "…" or value is None:
             return self.text(value)
         if kind == "^":
-            return clean(str(value), TEXT) if _HOP.fullmatch(str(value)) else self.name("hop", value)
+            return self._clean(str(value)) if _HOP.fullmatch(str(value)) else self.name("hop", value)
         return self.name(kind, value) if kind else self.word(value)
 
     # -- settings --------------------------------------------------------------------------------------------------
@@ -158,17 +170,25 @@ class Contents:
                 kind = NAMES.get(field.name, field.name)
                 for key, table in value.items():
                     found |= self.settings(table, f"{name}.{self.name(kind, key)}.")
+            elif isinstance(value, Path) or (field.metadata.get("path") and value not in ("", "-")):
+                found[name] = self._file(Path(value), given=value != field.default)
             else:
                 found[name] = self._setting(field.name, value)
         return found
+
+    def _file(self, path: Path, *, given: bool) -> str:
+        """Return the path of a file that is there, or that is a default."""
+        if not given or _is_there(path):
+            return self.text(path) or SET
+        # Of a text with a slash the beginning alone would be named by what says that it is no directory.
+        self._absent |= {str(one) for one in (path, *path.parents) if not _is_there(one)}
+        return ABSENT
 
     def _setting(self, name: str, value: object) -> Any:
         if value is None or value in ("", ()):
             return UNSET
         if isinstance(value, bool | int | float):
             return value
-        if isinstance(value, Path):
-            return self.text(value) or SET
         every = list(value) if isinstance(value, tuple) else [value]
         if (kind := NAMES.get(name)) is not None:
             shown: list[Any] = [self.name(kind, one) for one in every]
@@ -195,6 +215,16 @@ class Contents:
     def path(self, parts: tuple[str, ...]) -> str:
         """Return the name of a file in a state directory."""
         return "/".join(one if _OUR_FILES.fullmatch(one) else self.name("file", one) for one in parts)
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        path.lstat()
+    except PermissionError:  # within a directory that is another user's
+        return True
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _allowed(text: str) -> tuple[str, str]:

@@ -21,24 +21,31 @@ LINE: Final = 64 * 1024
 """Bytes of a line that is read: more than the log writes."""
 _HEAD: Final = ("timestamp", "level", "event")
 _OURS: Final = frozenset(
-    (*_HEAD, "role", "logger", "session", "first_session", "stream", "connection", "rule", "code", "check", "state",
-     "version", "limit", "result", "log_level", "kind", "step")
+    (*_HEAD, "role", "logger", "session", "first_session", "stream", "rule", "code", "check", "state", "version",
+     "limit", "result", "log_level", "kind", "step")
 )  # fmt: skip
 """Fields whose texts are words of ours; the others may have texts of other authors."""
+_INSTANCE: Final = re.compile(r"agent-[0-9a-f]{16}")
+"""What an agent calls itself. The other values of the field `connection` are addresses of relays."""
+_NAMES: Final = {**NAMES, "name": "name", "subject": "subject", "connection": "connection"}
+"""Fields that are names, and of what. A name made of digits is a number in the console form."""
 _KEY: Final = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _CONSOLE: Final = re.compile(
     r"(\d{4}-\d\d-\d\d[ T][0-9:.]{8,16}Z) ([a-z]{4,8}) {1,8}(client|relay|agent): ([^\n]{0,65536})"
 )
 _FIELD: Final = re.compile(r' ([a-z][a-z0-9_]{0,63})=("(?:[^"\\\n]|\\.)*+"|\[[^\[\]\n]{0,512}\]|[^\s"=\[]*+)(?![^ ])')
 _FRAME: Final = re.compile(r'[ |]{0,16}File "([^"\n]{1,400})", line ([0-9]{1,7}),? in ([\w.<>]{1,100})', re.ASCII)
-_LIBRARY: Final = re.compile(r"/(?:python3\.[0-9]{1,2}/)?site-packages/|/python3\.[0-9]{1,2}/")
+_LIBRARY: Final = re.compile(
+    r"/(?:python3\.[0-9]{1,2}/)?(?:site|dist)-packages/|/python3\.[0-9]{1,2}/|/Python3[0-9]{1,2}(?:-32)?/Lib/",
+    re.IGNORECASE,
+)
 
 
 def read_lines(data: bytes, contents: Contents) -> tuple[str, int]:
     """Return what may stand of a log, as JSON lines, and how many lines are left out as not ours."""
     found: list[dict[str, Any]] = []
     strange = 0
-    for line in data.decode("utf-8", "replace").splitlines():
+    for line in contents.without_absent(data.decode("utf-8", "replace")).splitlines():
         if (record := _record(line[:LINE])) is not None:
             found.append(_let_in(record, contents))
         elif (frame := _frame(line)) and found:
@@ -46,6 +53,12 @@ def read_lines(data: bytes, contents: Contents) -> tuple[str, int]:
         else:
             strange += bool(line.strip())
     return "".join(f"{json.dumps(one, ensure_ascii=False)}\n" for one in found), strange
+
+
+def last_lines(text: str, most: int) -> bytes:
+    """Return the last whole lines of a text, `most` bytes of UTF-8 together."""
+    data = text.encode()
+    return data if len(data) <= most else data[-most - 1 :].partition(b"\n")[2]
 
 
 def _record(line: str) -> Mapping[str, Any] | None:
@@ -59,12 +72,14 @@ def _record(line: str) -> Mapping[str, Any] | None:
     moment, level, role, rest = match.groups()
     found = list(_FIELD.finditer(rest))
     event = rest[: found[0].start()] if found else rest
-    told = {match[1]: _value(match[2]) for match in found}
+    told = {match[1]: _value(match[1], match[2]) for match in found}
     return {**told, "timestamp": moment, "level": level, "event": event.rstrip(), "role": role}
 
 
-def _value(text: str) -> Any:
+def _value(name: str, text: str) -> Any:
     """Return a value as the console form has it: JSON, or a text without quotes."""
+    if name in _NAMES and text[:1] not in ('"', "["):
+        return text
     try:
         return read_json(text)
     except ValueError:
@@ -81,7 +96,9 @@ def _let_in(record: Mapping[str, Any], contents: Contents) -> dict[str, Any]:
 
 def _field(name: str, value: Any, contents: Contents) -> Any:
     """Return what may stand of one field; None: nothing."""
-    if (kind := NAMES.get(name)) is not None:
+    if name == "connection" and _INSTANCE.fullmatch(str(value)):
+        return value
+    if (kind := _NAMES.get(name)) is not None:
         return contents.named(kind, value)
     if name in _OURS:
         value = contents.word(value)
@@ -94,7 +111,7 @@ def _frame(line: str) -> str:
     """Return a frame of a stack trace without the directories above the library that it is in; empty: it is none."""
     if (match := _FRAME.match(line[:1024])) is None:
         return ""
-    file = _LIBRARY.split(match[1])[-1]
-    _, ours, within = file.rpartition("/arcbridge/")
-    name = f"arcbridge/{within}" if ours else file.rpartition("/")[2] if file.startswith("/") else file
+    *above, file = _LIBRARY.split(match[1].replace("\\", "/"))
+    _, ours, within = f"/{file}".rpartition("/arcbridge/")
+    name = f"arcbridge/{within}" if ours else file if above else file.rpartition("/")[2]
     return f"{name}:{match[2]} in {match[3]}"

@@ -16,12 +16,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from importlib import metadata
 from io import RawIOBase
 from pathlib import Path
-from threading import Thread
+from threading import Event, Lock, Thread
 from typing import Any, Final
 
 from arcbridge.build import build
@@ -40,6 +40,10 @@ ENTRIES: Final = 1000
 """Files of a state directory that are listed."""
 DEADLINE: Final = 15.0
 """Seconds for one source."""
+ERRORS: Final = 4096
+"""Bytes from the end of standard error."""
+ENDING: Final = 1.0
+"""Seconds for a program to end that was killed, or that has closed its output."""
 BUDGET: Final = 120.0
 """Seconds for all sources together."""
 
@@ -54,6 +58,10 @@ class Collector:
     def __init__(self, contents: Contents) -> None:
         self._contents = contents
         self._programs: list[subprocess.Popen[bytes]] = []
+        self._lock = Lock()
+        """Makes the start of a program and its entry in the list one step for what ends programs."""
+        self._closed = Event()
+        """No program may start: a source that was given up goes on in its thread."""
 
     def collect(
         self, sources: Mapping[str, Callable[[], bytes]], deadlines: Mapping[str, float], budget: float = BUDGET
@@ -68,10 +76,16 @@ class Collector:
         ends = time.monotonic() + budget
         for file, read in sources.items():
             seconds = min(deadlines.get(file, DEADLINE), max(ends - time.monotonic(), 0.0))
+            if seconds <= 0:
+                missing[file] = "no time was left for it"
+                continue
+            self._closed.clear()
             try:
-                found[file] = _in_thread(read).result(seconds)
-            except TimeoutError:
-                missing[file] = f"no answer within {seconds:.0f} s"
+                source = _in_thread(read)
+                if wait((source,), seconds).done:
+                    found[file] = source.result()
+                else:
+                    missing[file] = f"no answer within {seconds:.0f} s"
             except Exception as error:  # whatever is wrong with one source, the bundle is made
                 missing[file] = self._reason(error)
             finally:
@@ -81,37 +95,97 @@ class Collector:
         return found, missing
 
     def run(self, command: Sequence[str], environment: Mapping[str, str]) -> tuple[bytes, str]:
-        """Return what a program writes on standard output, and the end of what it writes on standard error.
+        """Return what a program writes on standard output and, where it says itself that it has failed, the end of
+        what it writes on standard error.
 
         Called in a source's thread. Raises OSError, and SourceFailed for more than `OUTPUT` bytes.
         """
         pipe = subprocess.PIPE
-        program = subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, start_new_session=True
-        )
-        self._programs.append(program)
+        with self._lock:
+            if self._closed.is_set():
+                raise SourceFailed("it was given up")
+            program = subprocess.Popen(
+                command, bufsize=0, env=environment, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe,
+                start_new_session=True,
+            )  # fmt: skip
+            self._programs.append(program)
+        if self._closed.is_set():
+            _end(program)
+        # Both at once: a program that fills one of its pipes waits for the reader. In memory, because the root of an
+        # agent's pod takes no temporary file.
+        errors = bytearray()
+        reader = Thread(target=_read_end, args=(program, errors), name="bundle-errors", daemon=True)
+        reader.start()
         assert program.stdout is not None
-        assert program.stderr is not None
-        # A program that fills standard error meanwhile waits, until its deadline ends it.
-        output = program.stdout.read(OUTPUT + 1)
-        if len(output) > OUTPUT:
-            raise SourceFailed(f"it writes more than {OUTPUT} bytes")
-        return output, program.stderr.read(OUTPUT)[-4096:].decode("utf-8", "replace")
+        output = bytearray()
+        while chunk := program.stdout.read(65536):
+            output += chunk
+            if len(output) > OUTPUT:
+                raise SourceFailed(f"it writes more than {OUTPUT} bytes")
+        reader.join(ENDING)  # a child may keep standard error open
+        said = bytes(errors) if _has_failed(program) else b""
+        return bytes(output), said.decode("utf-8", "replace")
 
     def _reason(self, error: Exception) -> str:
         if isinstance(error, SourceFailed):
             return clean(error.message)
         if isinstance(error, ArcbridgeError):
             return self._contents.text(error.message) or "left out: it may have names"
+        if isinstance(error, TimeoutError):  # a deadline of its own
+            return error.strerror or "what it asks does not answer"
         return getattr(error, "strerror", "") or f"internal error ({type(error).__name__})"
 
     def _end_programs(self) -> None:
-        for program in self._programs:
-            if program.poll() is None:
-                with suppress(OSError):
-                    program.kill() if sys.platform == "win32" else os.killpg(program.pid, signal.SIGKILL)
-            program.wait()
-        self._programs.clear()
+        self._closed.set()
+        held = self._lock.acquire(timeout=ENDING)  # a start may hang too: `run` ends that program
+        try:
+            for program in self._programs:
+                _end(program)
+            self._programs.clear()
+        finally:
+            if held:
+                self._lock.release()
+
+
+def _read_end(program: subprocess.Popen[bytes], end: bytearray) -> None:
+    """Keep the last `ERRORS` bytes of standard error in `end`."""
+    assert program.stderr is not None
+    with suppress(OSError):
+        while chunk := program.stderr.read(65536):
+            end += chunk
+            del end[:-ERRORS]
+
+
+def _has_failed(program: subprocess.Popen[bytes]) -> bool:
+    """Return whether a program has ended by itself, with an exit code other than 0. Waits `ENDING` seconds for it."""
+    if sys.platform == "win32":
+        with suppress(subprocess.TimeoutExpired):
+            return program.wait(ENDING) > 0
+        return False
+    if sys.platform == "darwin":  # Python 3.13 is the first that has waitid there
+        time.sleep(0.1)
+        _end(program)
+        return (program.returncode or 0) > 0
+    until = time.monotonic() + ENDING
+    while time.monotonic() < until:
+        # It stays a zombie, whose number no other group has, for `_end`.
+        ended = os.waitid(os.P_PID, program.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+        if ended is not None:
+            return ended.si_code == os.CLD_EXITED and ended.si_status > 0
+        time.sleep(0.01)
+    return False
+
+
+def _end(program: subprocess.Popen[bytes]) -> None:
+    """End a program and its children; also where it has ended, because they may live."""
+    if program.returncode is None:  # until `wait` no other group has its number
+        with suppress(OSError):
+            if sys.platform == "win32":
+                program.kill()
+            else:
+                os.killpg(program.pid, signal.SIGKILL)
+    with suppress(subprocess.TimeoutExpired):  # one in the kernel, as at a file server that is gone
+        program.wait(ENDING)
 
 
 def _in_thread(work: Callable[[], bytes]) -> Future[bytes]:

@@ -16,10 +16,10 @@ from functools import partial
 from pathlib import Path
 from shutil import which
 
-from arcbridge.bundle.archive import pack, write_new
+from arcbridge.bundle.archive import pack, try_directory, write_new
 from arcbridge.bundle.contents import Contents
-from arcbridge.bundle.log_lines import read_lines
-from arcbridge.bundle.sources import BUDGET, OUTPUT, Collector, SourceFailed, listing, read_tail, versions
+from arcbridge.bundle.log_lines import last_lines, read_lines
+from arcbridge.bundle.sources import BUDGET, FILE, OUTPUT, Collector, SourceFailed, listing, read_tail, versions
 from arcbridge.checks.running import read_page
 from arcbridge.cli.output import plain, print_note, print_prose
 from arcbridge.cli.parser import Invocation
@@ -60,7 +60,14 @@ def bundle(invocation: Invocation) -> int:
     name = invocation.text("archive") or f"arcbridge-{invocation.role}-{stamp}.tar.gz"
     if name != "-" and os.path.lexists(name):
         raise StateError(f"{name} is there already, and a bundle replaces nothing: give another name")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what was started is ended
+    if name != "-":
+        try_directory(Path(name))
+    elif sys.stdout.isatty():
+        raise ConfigError("a terminal cannot take a bundle: give a file, or send standard output to one (`- > FILE`)")
+    # So that what was started is ended.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # ignored under nohup
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
     asked = _Sources(invocation)
     with Waiting(sys.stderr, "Collecting …", BUDGET):
         files, missing = asked.collector.collect(asked.readers(), _DEADLINES)
@@ -158,7 +165,7 @@ class _Sources:
         text, self.strange = read_lines(self._log_bytes(), self._contents)
         if not text:
             raise SourceFailed(f"it has no line ({self.strange} of other programs); --log FILE names its file")
-        return text.encode()
+        return last_lines(text, FILE)
 
     def _log_bytes(self) -> bytes:
         given = self._invocation.text("log")
@@ -191,6 +198,9 @@ class _Sources:
         try:
             document = read_json(output, OUTPUT)
         except ValueError as error:
-            said = next((line for line in errors.splitlines() if line.startswith("error:")), "")
+            # Other programs write there too, as that of a login. The command's own error is the last; a Traceback takes
+            # its place where the command is to be verbose.
+            lines = [one for one in errors.splitlines() if one.startswith(("error:", "Traceback "))]
+            said = lines[-1] if lines and lines[-1].startswith("error:") else ""
             raise SourceFailed(self._contents.text(said) or "it printed no document") from error
         return _encoded(self._contents.document(command, document))

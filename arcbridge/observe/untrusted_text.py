@@ -31,13 +31,17 @@ _CREDENTIALS = re.compile(
     -----BEGIN\ [A-Z\ ]{0,40}PRIVATE\ KEY-----.*?(?:-----END\ [A-Z\ ]{0,40}PRIVATE\ KEY-----|\Z)   # PEM keys
   | eyJ[A-Za-z0-9_-]{6,}(?:\.[A-Za-z0-9_-]*){0,4}                                 # JWS and JWE, compact
   | (?<![A-Za-z0-9_-])[A-Za-z0-9_-]{6,64}\.[A-Za-z0-9_-]{32,}(?![A-Za-z0-9_.-])   # join tokens: id.secret
-  | (?P<introduced> (?<=[\ /=])(?:    # one character first: six words at each place cost half as much again
+  | (?P<introduced> (?<=[\ /="])(?:   # one character first: six words at each place cost half as much again
         (?<=bearer\ )[A-Za-z0-9._~+/=-]{12,}                                        # RFC 6750 §2.1
       | (?<=authorization:\ )[^\r\n"']{4,}
       | (?<=basic\ )[A-Za-z0-9+/]{12,}={1,2}                                        # RFC 7617, where it is padded
       | (?<=cookie:\ )[^\r\n"']{4,}                                                # and Set-Cookie: RFC 6265
       | (?<=://)[^\s/?\#@"']{1,256}(?=@)                                           # userinfo of a URL: RFC 3986 §3.2.1
-      | (?:(?<=password=)|(?<=_secret=)|(?<=_token=))[^\s&"',;]{4,}                # forms and queries: RFC 6749
+      | (?<==)(?:(?<=password=)|(?<=_secret=)|(?<=token=)|(?<=[?&]code=)|(?<=[?&]key=))   # forms and queries: RFC 6749;
+        [^\s&"',;]{4,}                                                              # without ?, key=value is a label
+      | (?<=:\ )(?:(?<=password:\ )|(?<=_secret:\ )|(?<=_token:\ ))[^\s&"',;]{4,}  # YAML
+      | (?<=")(?:(?<=":")(?:(?<=password":")|(?<=_secret":")|(?<=token":"))          # JSON
+          |(?<=":\ ")(?:(?<=password":\ ")|(?<=_secret":\ ")|(?<=token":\ ")))[^"\r\n]{4,}
     ))
   | (?<![A-Za-z0-9_+/-])                                                          # 256 bits in base64 or base64url
     (?=[A-Za-z0-9_+/-]*[A-Z])(?=[A-Za-z0-9_+/-]*[a-z])(?=[A-Za-z0-9_+/-]*[0-9])
@@ -55,8 +59,8 @@ _SECRET_NAMES = re.compile(
 
 def clean(text: str, limit: int = FIELD_LIMIT) -> str:
     """Return `text` on one line, without credentials, in at most `limit` bytes of UTF-8 (the mark `…` included)."""
-    if text.isascii() and text.isprintable() and len(text) < 24:  # the common case: nothing below can apply
-        return text
+    if len(text) < 24 and text.isascii() and text.isprintable() and not _may_introduce(text):
+        return text  # the common case: nothing below can apply
     working = limit * _WORKING_FACTOR
     was_cut = len(text) > working
     if was_cut:
@@ -64,6 +68,11 @@ def clean(text: str, limit: int = FIELD_LIMIT) -> str:
         text = without_last_word(text[:working])
     text = escape(redact(text))
     return _shorten(text, limit, was_cut)
+
+
+def _may_introduce(text: str) -> bool:
+    """Return whether a short text may have a credential behind what introduces it."""
+    return "=" in text or ": " in text or "://" in text or '"' in text or (len(text) > 18 and "bearer " in text.lower())
 
 
 def clean_trace(text: str, limit: int = TRACE_LIMIT) -> list[str]:

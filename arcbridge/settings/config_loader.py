@@ -258,8 +258,12 @@ def _wanted(hint: Any) -> str:
     }.get(hint, "a string")
 
 
+_HARMLESS = re.compile(r"[A-Za-z]{0,6}|[-+]?[0-9]{1,6}(?:[., ][0-9]{1,3})? ?[A-Za-z%]{0,3}")
+"""A text that is no secret, because its like is soon guessed: `none`, `many`, `10 MiB`."""
+
+
 def _kind(value: object) -> str:
-    """Return how a message names a value that is of the wrong kind; short ones are quoted."""
+    """Return how a message names a value that is of the wrong kind; short words and numbers are quoted."""
     if isinstance(value, dict):
         return "a table"
     if isinstance(value, list):
@@ -267,8 +271,8 @@ def _kind(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        # A long text may be a secret that was put here by mistake.
-        return f"{value!r}" if len(value) <= 20 else "a long string"
+        # Any other text may be a secret that was put here by mistake, and messages get into logs and bundles.
+        return f"{value!r}" if _HARMLESS.fullmatch(value) else "a string"
     return str(value)[:40]
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from arcbridge.bundle.archive import DIRECTORY, pack, write_new
+from arcbridge.bundle.archive import DIRECTORY, pack, try_directory, write_new
 from arcbridge.errors import StateError
 
 
@@ -68,3 +68,12 @@ def test_a_full_disk_leaves_nothing_and_says_what_to_do(tmp_path: Path, monkeypa
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(StateError, match="No such file or directory"):
         write_new(tmp_path / "none" / "a", b"x")
+
+
+def test_a_directory_is_tried_before_the_work_and_nothing_stays_there(tmp_path: Path) -> None:
+    try_directory(tmp_path / "a")
+    assert list(tmp_path.iterdir()) == []
+    for parent, reason in (("none", "No such file or directory"), ("file", "Not a directory")):
+        (tmp_path / "file").touch()
+        with pytest.raises(StateError, match=f"cannot write .*/{parent}/a: {reason}; give a file in another directory"):
+            try_directory(tmp_path / parent / "a")

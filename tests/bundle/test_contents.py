@@ -9,7 +9,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
 
-from arcbridge.bundle.contents import DOCUMENTS, NAMES, ROWS, SET, UNSET, Contents
+from arcbridge.bundle.contents import ABSENT, DOCUMENTS, NAMES, ROWS, SET, UNSET, Contents
+from arcbridge.bundle.log_lines import read_lines
 from arcbridge.settings.config import (
     AgentConfig,
     AuditSinkConfig,
@@ -37,6 +38,8 @@ def filled(kind: Any, text: str) -> Any:
             values[field.name] = {text: filled(get_args(hint)[1], text)}
         elif hint is str:
             values[field.name] = text
+        elif Path in (hint, *get_args(hint)):
+            values[field.name] = Path("/etc/arcbridge", text)
         elif get_origin(hint) is tuple:
             values[field.name] = (text, text)
     return kind(**values)
@@ -51,6 +54,7 @@ def test_no_text_of_a_setting_is_shown_that_has_not_the_form_of_it(kind: Any) ->
     tables = {path for path in shown if "hunter2" in path}
     assert all(path.split(".")[0] in ("limits", "audit", "graph", "targets") for path in tables)
     assert SET in shown.values()
+    assert ABSENT in shown.values()
     hidden = Contents(without_names=True).settings(filled(kind, CANARY))
     assert "hunter2" not in json.dumps(hidden)
     assert len(hidden) == len(shown)
@@ -64,7 +68,11 @@ def test_no_text_of_a_setting_is_shown_that_has_not_the_form_of_it(kind: Any) ->
         (ClientConfig(relay="https://relay.test/?token=hunter2"), "relay", SET),
         (ClientConfig(relay_ca_pin="sha256:" + "ab" * 32), "relay_ca_pin", "sha256:" + "ab" * 32),
         (ClientConfig(relay_ca_pin="hunter2"), "relay_ca_pin", SET),
-        (ClientConfig(token_file=Path("/run/token")), "token_file", "/run/token"),
+        (ClientConfig(token_file=Path(__file__)), "token_file", __file__),
+        (ClientConfig(token_file=Path("/etc/hunter2")), "token_file", ABSENT),
+        (ClientConfig(token_file=Path("/etc/" + "hunter2" * 100)), "token_file", ABSENT),
+        (ClientConfig(token_file=Path("/etc/hunter2\0")), "token_file", ABSENT),
+        (RelayConfig(), "data_dir", "/var/lib/arcbridge"),
         (ClientConfig(), "token_file", UNSET),
         (ClientConfig(port=0), "port", 0),
         (ClientConfig(login=LoginConfig(command=("get-token", "--password", "hunter2"))), "login.command", SET),
@@ -76,6 +84,23 @@ def test_no_text_of_a_setting_is_shown_that_has_not_the_form_of_it(kind: Any) ->
 )  # fmt: skip
 def test_what_a_setting_shows(config: ClientConfig, path: str, shown: object) -> None:
     assert Contents(without_names=False).settings(config)[path] == shown
+
+
+def test_a_secret_that_stands_for_its_file_is_in_no_source(tmp_path: Path) -> None:
+    """`client_secret_file = "hunter2/x"`: each message that the file is not there has the secret in it."""
+    absent = tmp_path / "hunter2" / "x"
+    config = ClientConfig(login=LoginConfig(client_secret_file=absent))
+    for without_names in (False, True):
+        contents = Contents(without_names=without_names)
+        assert contents.settings(config)["login.client_secret_file"] == ABSENT
+        problem = {"severity": "error", "message": f"{absent} does not exist", "source": f"{absent.parent}: line 3"}
+        shown = contents.document("config check", {"ok": False, "problems": [problem]})
+        assert "hunter2" not in json.dumps(shown)
+        assert without_names or shown["problems"][0]["message"] == "[no such file] does not exist"
+        line = {"timestamp": "x", "level": "info", "event": f"cannot read {absent}", "role": "client", "n": f"{absent}"}
+        text, _ = read_lines(json.dumps(line).encode(), contents)
+        assert json.loads(text)["event"] == "cannot read [no such file]"
+        assert "hunter2" not in text
 
 
 def test_a_collector_s_path_and_what_an_application_is_known_by_are_not_shown() -> None:

@@ -11,7 +11,7 @@ import pytest
 import structlog
 
 from arcbridge.bundle.contents import Contents
-from arcbridge.bundle.log_lines import read_lines
+from arcbridge.bundle.log_lines import last_lines, read_lines
 from arcbridge.errors import ConfigError
 from arcbridge.observe import logging
 from tests.support.growth import growth
@@ -72,6 +72,38 @@ def test_without_names_no_text_of_another_author_is_there(form: str) -> None:
     assert joined["groups"] == ["group-1", "group-2"]
     assert (refused["event"], refused["rule"], refused["n"]) == ("join refused", "policy.user", 0)
     assert "reason" not in refused
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+@pytest.mark.usefixtures("_quiet")
+def test_without_names_a_user_s_name_of_digits_is_none_of_the_numbers(form: str) -> None:
+    stream = io.StringIO()
+    logging.configure("relay", "debug", form, stream)
+    log = structlog.get_logger("arcbridge.relay")
+    log.warning("revocation came back", kind="user", name="104711", cluster="104712", users=7104713, n=5)
+    log.info("administrator's command", user="104714", subject="104715", groups=["104716"], ms=4.5)
+    log.info("joined", user="1e4714", name="007")
+    logging.shutdown()
+    lines = stream.getvalue().splitlines()
+    found, _ = read(lines, without_names=True)
+    assert "1047" not in json.dumps(found)
+    assert [one.get("n", one.get("ms")) for one in found] == [5, 4.5, None]
+    shown, _ = read(lines)
+    assert (shown[0]["name"], shown[1]["subject"], shown[2]["user"], shown[2]["name"]) == (
+        "104711", "104715", "1e4714", "007"
+    )  # fmt: skip
+
+
+def test_without_names_no_relay_s_host_is_there() -> None:
+    """An agent names its relays where a relay names its agents, whose ids are of our making."""
+    relay, instance = "relay.customer.example.org:443", "agent-0123456789abcdef"
+    values = (relay, "10.1.2.3:443", relay, instance, "agent-of-customer")
+    lines = [json.dumps({**BASE, "connection": value}) for value in values]
+    found, _ = read(lines, without_names=True)
+    numbers = ["connection-1", "connection-2", "connection-1", instance, "connection-3"]
+    assert [one["connection"] for one in found] == numbers
+    found, _ = read(lines)
+    assert [one["connection"] for one in found] == list(values)
 
 
 SECRET = "correct-horse-battery-staple"
@@ -144,6 +176,31 @@ def test_frames_behind_a_line_are_its_trace() -> None:
     (record,), strange = read(lines)
     assert record["trace"] == ["arcbridge/y.py:7 in f", "aiohttp/web.py:8 in <module>", "mine.py:9 in g"]
     assert strange == 2
+
+
+@pytest.mark.parametrize(
+    ("file", "shown"),
+    [
+        (r"C:\Users\alice\mine.py", "mine.py"),
+        (r"C:\Users\alice\arcbridge\client\x.py", "arcbridge/client/x.py"),
+        (r"C:\Users\alice\venv\Lib\site-packages\aiohttp\web.py", "aiohttp/web.py"),
+        (r"C:\Users\alice\AppData\Local\Programs\Python\Python311\Lib\asyncio\x.py", "asyncio/x.py"),
+        (r"\\server\alice\mine.py", "mine.py"),
+        (r"C:/Users/alice\mine.py", "mine.py"),
+        ("alice/mine.py", "mine.py"),
+        ("/home/alice/Library/lib/python3.13/asyncio/x.py", "asyncio/x.py"),
+        ("<frozen runpy>", "<frozen runpy>"),
+    ],
+)
+def test_a_frame_names_no_directory_of_a_user(file: str, shown: str) -> None:
+    frame = f'  File "{file}", line 7, in f'
+    (record,), _ = read([json.dumps({**BASE, "trace": [frame]}), frame], without_names=True)
+    assert record["trace"] == [f"{shown}:7 in f"] * 2
+
+
+@pytest.mark.parametrize(("most", "kept"), [(9, "é1\né2\n"), (8, "é1\né2\n"), (7, "é2\n"), (4, "é2\n"), (3, "")])
+def test_of_a_long_log_the_last_lines_are_kept(most: int, kept: str) -> None:
+    assert last_lines("é1\né2\n", most).decode() == kept
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from arcbridge.bundle.contents import Contents
-from arcbridge.bundle.sources import ENTRIES, FILE, TAIL, Collector, SourceFailed, listing, read_tail, versions
+from arcbridge.bundle.sources import ENTRIES, ERRORS, FILE, TAIL, Collector, SourceFailed, listing, read_tail, versions
 from arcbridge.errors import ConfigError
 from tests.support.reports import until
 
@@ -63,6 +64,68 @@ def test_a_program_that_hangs_is_ended_with_what_it_has_started(tmp_path: Path) 
         until(lambda p=pid: not _lives(int(p)), f"process {pid} has ended")
 
 
+def test_what_a_program_leaves_behind_is_ended(tmp_path: Path) -> None:
+    """The program has ended, and its child holds the pipe."""
+    note = tmp_path / "pid"
+    code = (
+        "import subprocess, sys\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        f"open({str(note)!r}, 'w').write(str(child.pid))\n"
+    )
+    collector = Collector(Contents(without_names=False))
+
+    def first() -> bytes:
+        threading.Thread(target=interrupt, daemon=True).start()
+        return python(code)(collector)
+
+    def interrupt() -> None:
+        until(lambda: note.exists() and note.read_text(), "the child runs")
+        (program,) = collector._programs
+        until(lambda: not _lives(program.pid), "the program has ended")
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        collector.collect({"a": first}, {"a": 600.0}, budget=600.0)
+    until(lambda: not _lives(int(note.read_text())), "its child has ended")
+
+
+def test_a_source_that_was_given_up_starts_no_program() -> None:
+    collector = Collector(Contents(without_names=False))
+    given_up, failed = threading.Event(), threading.Event()
+
+    def late() -> bytes:
+        given_up.wait(600)
+        try:
+            return collector.run([sys.executable, "-c", "import time; time.sleep(600)"], os.environ)[0]
+        except SourceFailed:
+            failed.set()
+            raise
+
+    _, missing = collector.collect({"a": late, "b": late}, {"a": 0.1, "b": 0.1}, budget=0.1)
+    assert set(missing) == {"a", "b"}
+    assert missing["b"] == "no time was left for it"
+    given_up.set()
+    assert failed.wait(60)
+    assert collector._programs == []
+
+
+def test_a_program_that_the_kernel_keeps_holds_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In uninterruptible sleep: SIGKILL waits for the end of a system call."""
+    real = subprocess.Popen.wait
+    kept: list[subprocess.Popen[bytes]] = []
+
+    def wait(self: subprocess.Popen[bytes], timeout: float | None = None) -> int:
+        assert timeout is not None, "it has no end"
+        kept.append(self)
+        raise subprocess.TimeoutExpired(self.args, timeout)
+
+    monkeypatch.setattr(subprocess.Popen, "wait", wait)
+    found, missing = collect(python("import time; time.sleep(600)"), fine, deadline=0.5)
+    assert (set(found), set(missing)) == ({"1"}, {"0"})
+    (program,) = kept
+    assert real(program, 60) == -signal.SIGKILL
+
+
 def _lives(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
@@ -89,6 +152,37 @@ def test_what_hangs_is_missing_and_what_follows_is_there() -> None:
         gone.set()
 
 
+def test_what_comes_on_standard_error_costs_no_document() -> None:
+    """Neither more of it than a pipe has room for, nor a child that keeps it open."""
+    more = "import os, sys; sys.stderr.write('x' * 1_000_000); sys.stderr.flush(); print('{}')"
+    child = (
+        "import subprocess, sys\n"
+        "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], stdout=subprocess.DEVNULL)\n"
+        "print('{}')\n"
+    )
+    found, missing = collect(python(more), python(child), deadline=30.0)
+    assert (found, missing) == ({"0": b"{}\n", "1": b"{}\n"}, {})
+
+
+@pytest.mark.parametrize(
+    ("ends", "said"), [("sys.exit(1)", "error: x\n"), ("sys.exit(0)", ""), ("os.kill(os.getpid(), 9)", "")]
+)
+def test_of_standard_error_the_end_is_kept_where_the_program_has_failed(ends: str, said: str) -> None:
+    """What another program has said is not the reason why this one was killed."""
+    code = f"import os, sys; sys.stderr.write('y' * 100_000 + '\\nerror: x\\n'); sys.stderr.flush(); {ends}"
+    collector = Collector(Contents(without_names=False))
+    errors: list[str] = []
+
+    def read() -> bytes:
+        output, end = collector.run([sys.executable, "-c", code], os.environ)
+        errors.append(end)
+        return output
+
+    collector.collect({"a": read}, {})
+    assert errors[0][-9:] == said
+    assert len(errors[0]) == (ERRORS if said else 0)
+
+
 def test_what_fails_says_why() -> None:
     def denied(_: Collector) -> bytes:
         raise PermissionError(13, "Permission denied", "/home/alice/x")
@@ -98,6 +192,12 @@ def test_what_fails_says_why() -> None:
 
     def refused(_: Collector) -> bytes:
         raise ConfigError("/home/alice/relay.toml: wrong")
+
+    def slow(_: Collector) -> bytes:
+        raise TimeoutError
+
+    def far(_: Collector) -> bytes:
+        raise TimeoutError(110, "Connection timed out")
 
     def nothing(_: Collector) -> bytes:
         raise SourceFailed("there is none")
@@ -111,7 +211,7 @@ def test_what_fails_says_why() -> None:
     def absent(collector: Collector) -> bytes:
         return collector.run(["/no/such/program"], {})[0]
 
-    every = (denied, full, refused, nothing, defect, large, absent, python("print('x' * 20_000_000)"), fine)
+    every = (denied, full, refused, nothing, defect, large, absent, python("print('x' * 20_000_000)"), fine, slow, far)
     found, missing = collect(*every)
     assert found == {"8": b"{}"}
     assert missing == {
@@ -123,6 +223,8 @@ def test_what_fails_says_why() -> None:
         "5": "it has 4194305 bytes, more than the 4194304 of one file",
         "6": "No such file or directory",
         "7": "it writes more than 16777216 bytes",
+        "9": "what it asks does not answer",
+        "10": "Connection timed out",
     }
     _, missing = collect(*every, without_names=True)
     assert "alice" not in json.dumps(missing)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import sys
 import tarfile
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
 from arcbridge.bundle.archive import DIRECTORY
-from arcbridge.bundle.sources import Collector
+from arcbridge.bundle.sources import FILE, Collector
 from arcbridge.cli.commands import find_command
 from arcbridge.cli.run import run
 from arcbridge.errors import ExitCode
@@ -86,6 +89,24 @@ def test_what_is_missing_is_said_and_why(asked: Asked, capsys: pytest.CaptureFix
     assert missing["cluster-list.json"] == "it printed no document"
 
 
+@pytest.mark.parametrize(
+    ("errors", "reason"),
+    [
+        ("error: hunter2 is wrong\nerror: the login's program failed\n", "error: the login's program failed"),
+        ("error: hunter2 is wrong\nTraceback (most recent call last):\n", "it printed no document"),
+        ("error: hunter2 is wrong\nTraceback (most recent call last):\nerror: x", "error: x"),
+    ],
+)
+def test_what_another_program_says_is_no_reason(
+    errors: str, reason: str, asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The program of a login writes on the same standard error."""
+    monkeypatch.setattr(Collector, "run", lambda *_: (b"", errors))
+    assert run(["bundle", "x.tar.gz"]) == ExitCode.DONE
+    missing = json.loads(files_of(Path("x.tar.gz"))["manifest.json"])["missing"]
+    assert (missing["doctor.json"], missing["status.json"]) == (reason, reason)
+
+
 def test_nothing_is_replaced_and_nothing_is_asked_before(asked: Asked, capsys: pytest.CaptureFixture[str]) -> None:
     Path("x.tar.gz").write_text("mine")
     assert run(["bundle", "x.tar.gz"]) == ExitCode.FAILURE
@@ -94,6 +115,50 @@ def test_nothing_is_replaced_and_nothing_is_asked_before(asked: Asked, capsys: p
     assert run(["bundle"]) == ExitCode.DONE
     (made,) = Path().glob("arcbridge-client-2*.tar.gz")
     assert os.stat(made).st_mode & 0o777 == 0o600
+
+
+def test_what_cannot_be_written_is_said_before_anything_is_asked(
+    asked: Asked, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(["bundle", "none/x.tar.gz"]) == ExitCode.FAILURE
+    assert "cannot write none/x.tar.gz: No such file or directory" in capsys.readouterr().err
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert run(["bundle", "-"]) == ExitCode.USAGE
+    shown = capsys.readouterr()
+    assert "a terminal cannot take a bundle: give a file" in shown.err
+    assert (asked, shown.out) == ([], "")
+
+
+def test_of_a_log_that_is_too_long_the_end_is_there(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = "2026-11-29 12:00:00.000Z info    relay: x n={} reason=" + "y" * 1000 + "\n"
+    log = "".join(line.format(number) for number in range(5000)).encode()
+    monkeypatch.setattr(Collector, "run", lambda *_: (log, ""))
+    monkeypatch.setattr("arcbridge.cli.bundle.which", lambda name: name)
+    assert run(["--role", "relay", "bundle", "x.tar.gz"]) == ExitCode.DONE
+    lines = files_of(Path("x.tar.gz"))["log.jsonl"].splitlines(keepends=True)
+    assert json.loads(lines[-1])["n"] == 4999
+    assert FILE - 1200 < sum(map(len, lines)) <= FILE
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_terminal_that_closes_ends_what_was_started(
+    ignored: bool, asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGHUP as SIGINT, which the collector answers; under nohup it stays ignored."""
+    before = {one: signal.getsignal(one) for one in (signal.SIGHUP, signal.SIGTERM)}
+    signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+
+    def close() -> dict[str, object]:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGHUP)
+        return {}
+
+    monkeypatch.setattr("arcbridge.cli.bundle.versions", close)
+    try:
+        assert run(["bundle", "x.tar.gz"]) == (ExitCode.DONE if ignored else ExitCode.INTERRUPTED)
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+    assert Path("x.tar.gz").exists() == ignored
 
 
 def test_a_token_has_no_place_on_this_command_line(asked: Asked, capsys: pytest.CaptureFixture[str]) -> None:

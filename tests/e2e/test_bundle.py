@@ -64,6 +64,7 @@ class Place:
             {"reason": f"client_secret={self.secret('log/form')}&grant_type=refresh_token"},
             {"access_token": self.secret("log/field")},
             {"reason": f"-----BEGIN PRIVATE KEY-----\n{self.secret('log/key')}"},
+            {"connection": "relay.secret-project.example.org:443"},
             {"user": "alice", "cluster": "berlin-factory", "groups": ["platform-team"], "ms": 4.5},
         ]
         lines = [json.dumps({**RECORD, **one}) for one in fields]
