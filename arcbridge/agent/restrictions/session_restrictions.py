@@ -139,7 +139,7 @@ class SessionRestrictions:
         record = self.record
         if record.read_only and (verb not in READS or subresource in TUNNELS):
             return RefusalRule.RESTRICTED_READ_ONLY
-        if record.no_secrets and hides_secrets(resource, subresource):
+        if record.no_secrets and (verb == "proxy" or hides_secrets(resource, subresource)):
             return RefusalRule.RESTRICTED_NO_SECRETS
         if self.verbs and verb not in self.verbs:
             return RefusalRule.RESTRICTED_VERBS
@@ -163,7 +163,7 @@ class SessionRestrictions:
             case RefusalRule.RESTRICTED_READ_ONLY:
                 left = "is read-only: get, list and watch, without exec, attach, port-forward and proxy"
             case RefusalRule.RESTRICTED_NO_SECRETS:
-                left = "sees no secrets and no tokens of service accounts"
+                left = "sees no secrets, no tokens of service accounts, and no proxy, behind which there may be some"
             case RefusalRule.RESTRICTED_NAMESPACES:
                 left = f"sees {_listed(self.namespaces, 'namespace')} alone, and nothing cluster-wide"
             case RefusalRule.RESTRICTED_VERBS:
@@ -177,8 +177,9 @@ class SessionRestrictions:
 
 
 def hides_secrets(resource: str, subresource: str) -> bool:
-    """Return whether a resource holds secrets, or makes tokens, of whichever API group; `*` does."""
-    return resource in ("secrets", "*") or subresource in ("secrets", "*") or (resource, subresource) == (
+    """Return whether a resource holds secrets, makes tokens, or leads to what may hold them (`proxy`), of whichever API
+    group; `*` does."""
+    return resource in ("secrets", "*") or subresource in ("secrets", "proxy", "*") or (resource, subresource) == (
         "serviceaccounts", "token"
     )  # fmt: skip
 

@@ -127,6 +127,22 @@ async def test_can_i_says_no_to_what_the_session_gave_up(bench: Bench, attribute
 
 
 @pytest.mark.parametrize(
+    ("record", "attributes", "flag"),
+    [
+        (Restrictions(no_secrets=True), {"verb": "get", "resource": "nodes", "subresource": "proxy"}, "--no-secrets"),
+        (Restrictions(no_secrets=True), {"verb": "create", "resource": "services/proxy"}, "--no-secrets"),
+    ],
+)
+async def test_can_i_says_no_by_one_restriction(
+    bench: Bench, record: Restrictions, attributes: dict[str, str], flag: str
+) -> None:
+    restrict(bench, record)
+    status = json.loads((await post(bench, ACCESS, access(**attributes))).body)["status"]
+    assert (status["denied"], flag in status["reason"]) == (True, True)
+    assert bench.api.requests == []
+
+
+@pytest.mark.parametrize(
     "attributes",
     [
         {"verb": "list", "resource": "pods", "namespace": "shop"},
@@ -172,10 +188,7 @@ LEFT = [
         Restrictions(read_only=True),
         [rule("get list watch", "*", "*"), rule("get list", "", "pods pods/log secrets serviceaccounts/token")],
     ),
-    (
-        Restrictions(no_secrets=True),
-        [ADMIN, rule("get list create delete", "", "pods pods/exec pods/log services/proxy")],
-    ),
+    (Restrictions(no_secrets=True), [ADMIN, rule("get list create delete", "", "pods pods/exec pods/log")]),
     (Restrictions(namespaces="other"), []),
     (Restrictions(namespaces="shop"), [ADMIN, DEVELOPER]),
     (Restrictions(verbs="get delete"), [rule("delete get", "*", "*"), {**DEVELOPER, "verbs": ["get", "delete"]}]),

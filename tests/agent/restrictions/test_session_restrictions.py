@@ -90,12 +90,15 @@ TABLE = [
     ("GET", POD + "/exec?command=sh", RO, NONE, NONE, NONE),
     ("GET", POD + "/attach", RO, NONE, NONE, NONE),
     ("GET", POD + "/portforward", RO, NONE, NONE, NONE),
-    ("GET", POD + "/proxy", RO, NONE, NONE, NONE),
-    ("GET", POD + "/proxy/a/b", RO, NONE, NONE, NONE),
-    ("GET", "/api/v1/nodes/n/proxy/exec/shop/web/c", RO, NONE, NAMESPACES, NONE),
+    ("GET", POD + "/proxy", RO, SECRETS, NONE, NONE),
+    ("GET", POD + "/proxy/a/b", RO, SECRETS, NONE, NONE),
+    ("GET", "/api/v1/namespaces/shop/services/vault:8200/proxy/v1/secret", RO, SECRETS, NONE, NONE),
+    ("GET", "/api/v1/nodes/n/proxy/configz", RO, SECRETS, NAMESPACES, NONE),
+    ("GET", "/api/v1/nodes/n/proxy/exec/shop/web/c", RO, SECRETS, NAMESPACES, NONE),
     ("GET", "/api/v1/namespaces/shop/services/https:web:1/proxy/", PATH, PATH, PATH, PATH),
-    ("GET", "/apis/cluster.karmada.io/v1alpha1/clusters/a/proxy/api/v1/pods", RO, NONE, NAMESPACES, NONE),
-    ("GET", "/api/v1/proxy/namespaces/shop/services/web", RO, NONE, NONE, VERBS),
+    ("GET", "/apis/cluster.karmada.io/v1alpha1/clusters/a/proxy/api/v1/pods", RO, SECRETS, NAMESPACES, NONE),
+    ("GET", "/apis/cluster.karmada.io/v1alpha1/clusters/a/proxy/api/v1/secrets", RO, SECRETS, NAMESPACES, NONE),
+    ("GET", "/api/v1/proxy/namespaces/shop/services/web", RO, SECRETS, NONE, VERBS),
     ("POST", "/api/v1/watch/namespaces/shop/pods", PATH, PATH, PATH, PATH),
     ("DELETE", "/api/v1/watch/namespaces/shop/pods/web", PATH, PATH, PATH, PATH),
     ("POST", SELF, NONE, NONE, NONE, NONE),
@@ -193,7 +196,7 @@ def test_h43_nothing_passes_that_the_api_server_reads_otherwise(method: str, tar
         assert not found.writes or review
     if refused(NO_SECRETS, method, target) is NONE and found.resource_request:
         assert found.resource != "secrets"
-        assert found.subresource != "secrets"
+        assert found.subresource not in ("secrets", "proxy")
         assert (found.resource, found.subresource) != ("serviceaccounts", "token")
     if refused(SHOP, method, target) is NONE and found.resource_request:
         assert found.namespace in ("shop", "web") or review
