@@ -71,6 +71,9 @@ class SessionRestrictions:
         names = found.record.namespaces.split()
         if found.record == UNRESTRICTED:
             raise _unknown("asks for a restricted session, and for no restriction")
+        lists = (found.record.namespaces, found.record.verbs)
+        if found.record.encode() != encoded or any(one != " ".join(dict.fromkeys(one.split())) for one in lists):
+            raise _unknown("sends restrictions in another form than they have; each word of a list is there once")
         if not found.verbs <= VERBS:
             raise _unknown(f"restricts a session to other verbs than {', '.join(sorted(VERBS))}")
         if len(names) > MAX_NAMESPACES or not all(map(_NAMESPACE.fullmatch, names)):
