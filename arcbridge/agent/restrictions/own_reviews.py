@@ -4,14 +4,17 @@ The API server answers for the user, as whom the request runs, and knows no rest
 what the session gave up is answered here, with `denied`; every other one goes to the API server. From the answer to a
 SelfSubjectRulesReview is taken what the session gave up; where RBAC's rules cannot express what is left (`*` without
 secrets), the sentence beside them does, which kubectl prints. Answers are JSON here. Invariant: no answer says yes to
-what `SessionRestrictions.check` refuses, but for `*` in the list of rules.
+what `SessionRestrictions.check` refuses, but for `*` in the list of rules, for what is beneath a resource that is asked
+for as `*`, and, in a session with namespaces, for cluster-scoped resources that are not built in: kubectl sends its
+namespace with them too, and nothing here knows which they are. To impersonate takes no request of its own: RBAC decides
+about that, as where `--as` is used.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from aiohttp import web
@@ -44,6 +47,36 @@ _SPEC: Final = {
     2: ("nonResourceAttributes", {1: "path", 2: "verb"}),
 }
 """The fields of `SelfSubjectAccessReviewSpec` that are read of protobuf (k8s.io/api/authorization/v1), by number."""
+CLUSTER_SCOPED: Final = frozenset(
+    (group, resource)
+    for group, resources in {
+        "": "componentstatuses nodes persistentvolumes",
+        "admissionregistration.k8s.io": "mutatingadmissionpolicies mutatingadmissionpolicybindings "
+        "mutatingwebhookconfigurations validatingadmissionpolicies validatingadmissionpolicybindings "
+        "validatingwebhookconfigurations",
+        "apiextensions.k8s.io": "customresourcedefinitions",
+        "apiregistration.k8s.io": "apiservices",
+        "authentication.k8s.io": "tokenreviews",
+        "authorization.k8s.io": "subjectaccessreviews",
+        "certificates.k8s.io": "certificatesigningrequests clustertrustbundles",
+        "flowcontrol.apiserver.k8s.io": "flowschemas prioritylevelconfigurations",
+        "internal.apiserver.k8s.io": "storageversions",
+        "metrics.k8s.io": "nodes",
+        "networking.k8s.io": "ingressclasses ipaddresses servicecidrs",
+        "node.k8s.io": "runtimeclasses",
+        "rbac.authorization.k8s.io": "clusterrolebindings clusterroles",
+        "resource.k8s.io": "deviceclasses devicetaintrules resourceslices",
+        "scheduling.k8s.io": "priorityclasses",
+        "storage.k8s.io": "csidrivers csinodes storageclasses volumeattachments volumeattributesclasses",
+        "storagemigration.k8s.io": "storageversionmigrations",
+    }.items()
+    for resource in resources.split()
+)
+"""Resources of Kubernetes that are in no namespace, by group. `namespaces` are apart: the name of one counts."""
+_OF_ONE: Final = frozenset({"get", "update", "patch", "delete"})
+"""Verbs whose path has the name of an object."""
+_IMPERSONATE: Final = "impersonate"
+"""What the verbs begin with that no request has: `--as` takes them besides."""
 _RESOURCES: Final = {resource for _, resource in SELF_REVIEWS}
 _PATHS: Final = [path for one in DISCOVERY if one != "root" for path in (f"/{one}", f"/{one}/*")]
 
@@ -133,12 +166,20 @@ def _refused(restrictions: SessionRestrictions, spec: Mapping[str, Any]) -> str:
         str(attributes.get(name, "")) for name in ("verb", "group", "resource", "subresource", "namespace")
     )
     resource, _, behind = resource.partition("/")
-    if verb == "create" and (group, resource) in SELF_REVIEWS:
+    if (verb == "create" and (group, resource) in SELF_REVIEWS) or verb.startswith(_IMPERSONATE):
         return ""
-    if resource == "namespaces" and not namespace:
-        namespace = str(attributes.get("name", ""))  # as the path of one namespace says
+    if resource == "namespaces":  # as the path of one namespace says, whatever namespace kubectl sends besides
+        namespace = str(attributes.get("name", "")) if verb in _OF_ONE else ""
+    elif _cluster_scoped([group], resource):
+        namespace = ""
     rule = restrictions.rule_against(verb, group, resource, subresource or behind, namespace)
     return restrictions.sentence(rule) if rule else ""
+
+
+def _cluster_scoped(groups: Iterable[str], resource: str) -> bool:
+    """Return whether a resource of one of the groups, of which `*` is any, is in no namespace."""
+    wanted = set(groups)
+    return any(name == resource and wanted & {group, "*"} for group, name in CLUSTER_SCOPED)
 
 
 def remaining(restrictions: SessionRestrictions, answer: dict[str, Any], namespace: str) -> dict[str, Any]:
@@ -170,11 +211,13 @@ def _left(restrictions: SessionRestrictions, rule: dict[str, Any], here: bool) -
     kept = restrictions.verbs & READS if restrictions.verbs and restrictions.record.read_only else restrictions.verbs
     if restrictions.record.read_only:
         kept = kept or (frozenset() if restrictions.verbs else READS)
-        resources = [one for one in resources if one.partition("/")[2] not in TUNNELS]
+        resources = [one for one in resources if one.partition("/")[2] not in (*TUNNELS, "*")]
     if restrictions.record.no_secrets:
         resources = [one for one in resources if one == "*" or not hides_secrets(*_split(one))]
+    if restrictions.namespaces:
+        resources = [one for one in resources if not _cluster_scoped(groups, one.partition("/")[0])]
     if restrictions.record.read_only or restrictions.verbs:
-        verbs = sorted(kept) if "*" in verbs else [one for one in verbs if one in kept]
+        verbs = sorted(kept) if "*" in verbs else [one for one in verbs if one in kept or one.startswith(_IMPERSONATE)]
     return {**rule, "apiGroups": groups, "resources": resources if here else [], "verbs": verbs}
 
 

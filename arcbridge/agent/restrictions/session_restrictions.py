@@ -140,7 +140,7 @@ class SessionRestrictions:
         """Return the restriction that forbids a verb on a resource; NONE where there is none. `*` stands for all, and
         an empty `namespace` for all of them, or for none."""
         record = self.record
-        if record.read_only and (verb not in READS or subresource in TUNNELS):
+        if record.read_only and (verb not in READS or subresource in TUNNELS or subresource == "*"):
             return RefusalRule.RESTRICTED_READ_ONLY
         if record.no_secrets and (verb == "proxy" or hides_secrets(resource, subresource)):
             return RefusalRule.RESTRICTED_NO_SECRETS

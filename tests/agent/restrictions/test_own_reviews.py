@@ -111,6 +111,22 @@ def in_protobuf(attributes: dict[str, str]) -> bytes:
         ({"verb": "get", "resource": "*", "namespace": "shop"}, "--no-secrets"),
         ({"verb": "list", "resource": "pods"}, "--namespace"),
         ({"verb": "list", "resource": "nodes"}, "--namespace"),
+        # kubectl sends the namespace of its context with these too
+        ({"verb": "list", "resource": "nodes", "namespace": "shop"}, "--namespace"),
+        ({"verb": "list", "resource": "namespaces", "namespace": "shop"}, "--namespace"),
+        ({"verb": "get", "resource": "namespaces", "name": "other", "namespace": "shop"}, "--namespace"),
+        ({"verb": "list", "resource": "namespaces", "name": "shop", "namespace": "shop"}, "--namespace"),
+        (
+            {
+                "verb": "get",
+                "group": "rbac.authorization.k8s.io",
+                "resource": "clusterroles",
+                "name": "a",
+                "namespace": "shop",
+            },
+            "--namespace",
+        ),
+        ({"verb": "get", "resource": "pods", "subresource": "*", "namespace": "shop"}, "--read-only"),
         ({"verb": "get", "resource": "namespaces", "name": "other"}, "--namespace"),
         ({}, "--read-only"),
     ],
@@ -147,6 +163,10 @@ async def test_can_i_says_no_by_one_restriction(
     [
         {"verb": "list", "resource": "pods", "namespace": "shop"},
         {"verb": "get", "resource": "namespaces", "name": "shop"},
+        {"verb": "get", "resource": "namespaces", "name": "shop", "namespace": "default"},
+        {"verb": "get", "group": "example.com", "resource": "clusterroles", "namespace": "shop"},
+        {"verb": "impersonate", "resource": "users", "name": "bob", "namespace": "shop"},
+        {"verb": "impersonate:user-info", "group": "authentication.k8s.io", "resource": "users"},
         {"verb": "create", "group": "authorization.k8s.io", "resource": "selfsubjectaccessreviews"},
     ],
 )
@@ -194,6 +214,23 @@ LEFT = [
     (Restrictions(verbs="get delete"), [rule("delete get", "*", "*"), {**DEVELOPER, "verbs": ["get", "delete"]}]),
     (Restrictions(True, verbs="delete"), []),
 ]
+
+
+def test_the_list_of_rules_has_nothing_cluster_wide_and_no_way_into_pods() -> None:
+    listed = [
+        rule("get", "", "nodes nodes/proxy pods namespaces"),
+        rule("*", "*", "clusterroles deployments"),
+        rule("get", "example.com", "clusterroles"),
+        rule("get impersonate", "", "pods/* users"),
+    ]
+    answer = {"status": {"resourceRules": listed}}
+    found = remaining(SessionRestrictions(Restrictions(read_only=True, namespaces="shop")), answer, "shop")["status"]
+    assert found["resourceRules"] == [
+        rule("get", "", "pods namespaces"),
+        rule("get list watch", "*", "deployments"),
+        rule("get", "example.com", "clusterroles"),
+        rule("get impersonate", "", "users"),
+    ]
 
 
 @pytest.mark.parametrize(("record", "left"), LEFT, ids=[" ".join(record.words()) for record, _ in LEFT])
