@@ -40,7 +40,7 @@ from arcbridge.untrusted_json import read_json
 MAX_REVIEW: Final = 64 * 1024
 """Bytes of a review; kubectl's has some hundred."""
 DEADLINE: Final = 10.0
-"""Seconds for the review's body and the API server's answer together."""
+"""Seconds for the review's body and the API server's answer together, once it is the review's turn."""
 _MAGIC: Final = b"k8s\x00"
 _SPEC: Final = {
     1: ("resourceAttributes", {1: "namespace", 2: "verb", 3: "group", 5: "resource", 6: "subresource", 7: "name"}),
@@ -86,7 +86,7 @@ async def review(
 ) -> tuple[int, bytes]:
     """Return code and JSON of the answer to a review. Raises RequestRefusal. One of a session runs at a time."""
     try:
-        async with asyncio.timeout(DEADLINE), restrictions.reviewing:
+        async with restrictions.reviewing, asyncio.timeout(DEADLINE):
             body = await _body(request)
             asked = _asked(body)
             spec = spec if isinstance(spec := asked.get("spec"), dict) else {}
@@ -94,7 +94,9 @@ async def review(
                 status = {"allowed": False, "denied": True, "reason": f"arcbridge: {reason}"}
                 return 201, json.dumps({**asked, "status": status}).encode()
             code, answer = await api.carry(plan.tls, _head(plan, body) + body)
-    except (AnswerFailed, TimeoutError) as error:
+    except TimeoutError as error:
+        raise RequestRefusal(504, f"the review of your rights took longer than {DEADLINE:g} s") from error
+    except AnswerFailed as error:
         raise RequestRefusal(502, "the API server did not answer the review of your rights") from error
     if plan.wanted.info.resource == RULES and code == 201:
         found = _object(answer, "the API server's answer")

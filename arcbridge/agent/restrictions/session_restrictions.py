@@ -109,7 +109,8 @@ class SessionRestrictions:
 
     def answers(self, info: RequestInfo) -> bool:
         """Return whether the agent answers a request itself, which asks what the session may do (`own_reviews`)."""
-        return self.judges and info.resource in (ACCESS, RULES) and self.is_self_review(info)
+        asks = info.verb == "create" and info.resource in (ACCESS, RULES)
+        return self.judges and asks and self.is_self_review(info)
 
     def check(self, facts: RequestFacts, info: RequestInfo) -> None:
         """Raise RequestRefusal for a request that the session may not make."""

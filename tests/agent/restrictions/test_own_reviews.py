@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -274,6 +275,29 @@ async def test_h45_a_review_is_bounded(bench: Bench) -> None:
     answer = await post(bench, ACCESS, access(verb="get", resource="pods", namespace="shop"))
     assert answer.status == 502
     await bench.audit.wait(3)
+
+
+async def test_h45_a_slow_review_says_so_and_takes_no_time_of_the_next(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("arcbridge.agent.restrictions.own_reviews.DEADLINE", 0.2)
+    restrictions = bench.caller.restrictions
+    assert restrictions is not None
+    await restrictions.reviewing.acquire()
+    second = asyncio.create_task(post(bench, ACCESS, access(verb="delete", resource="pods")))
+    await asyncio.sleep(0.4)  # it waits for longer than its own review may take
+    restrictions.reviewing.release()
+    assert (await second).status == 201
+    head = "\n".join([f"POST {ACCESS} HTTP/1.1", "Host: k", "Content-Length: 9"])
+    slow = await bench.ask(head, b"{")
+    assert slow.status == 504
+    assert "took longer than 0.2 s" in slow.status_object["message"]
+
+
+async def test_what_is_no_post_is_no_review(bench: Bench) -> None:
+    restrict(bench, Restrictions(read_only=True))
+    await bench.get(ACCESS)
+    assert [request.method for request in bench.api.requests] == ["GET"]
 
 
 async def test_an_unrestricted_session_is_answered_as_ever(bench: Bench) -> None:
