@@ -296,7 +296,7 @@ async def test_h45_a_slow_review_says_so_and_takes_no_time_of_the_next(
 
 async def test_what_is_no_post_is_no_review(bench: Bench) -> None:
     restrict(bench, Restrictions(read_only=True))
-    await bench.get(ACCESS)
+    await bench.get(ACCESS, "Accept-Encoding: gzip", "Cookie: a", "Expect: 100-continue")
     assert [request.method for request in bench.api.requests] == ["GET"]
 
 
