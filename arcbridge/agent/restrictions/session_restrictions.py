@@ -49,7 +49,10 @@ _FLAGS: Final = {
     RefusalRule.RESTRICTED_VERBS: "--verb",
 }
 """The client's flags that ask for the restrictions."""
-_ASK: Final = "to do more, use a session without {flag} (`arcbridge connect`, or the context of one)"
+_ASK: Final = (
+    "to do more, use a session without {flag}, or [restrict] in its settings (`arcbridge connect`, or the context of "
+    "one)"
+)
 
 
 @dataclass(frozen=True)

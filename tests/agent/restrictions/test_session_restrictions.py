@@ -228,8 +228,8 @@ def test_a_refusal_says_which_restriction_and_how_to_do_more() -> None:
         READ_ONLY.check(parsed(method="DELETE", target=POD), info)
     assert caught.value.message == (
         'arcbridge: "delete" of pods is refused: this session is read-only: get, list and watch, without exec, attach, '
-        "port-forward and proxy; to do more, use a session without --read-only (`arcbridge connect`, or the context of "
-        "one)"
+        "port-forward and proxy; to do more, use a session without --read-only, or [restrict] in its settings "
+        "(`arcbridge connect`, or the context of one)"
     )
     many = SessionRestrictions(Restrictions(namespaces=" ".join(f"n{n}" for n in range(9))))
     assert "n0, n1, n2, n3, n4 and others alone" in many.sentence(NAMESPACES)
