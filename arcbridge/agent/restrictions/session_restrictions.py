@@ -38,8 +38,9 @@ DISCOVERY: Final = ("root", "api", "apis", "openapi", "version", "healthz", "liv
 """Classes of non-resource paths that every session may read: clients ask there what there is, and whether it is up."""
 _METHODS: Final = frozenset({"GET", "HEAD"})
 _NAMESPACE: Final = re.compile(r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?")
-_NAMES: Final = re.compile(r"[a-z0-9./-]*")
-"""Group, version, resource, subresource and namespace that every reader takes for the same; no segment has a slash."""
+_NAMES: Final = re.compile(r"[a-z0-9.-]*/[a-z0-9.-]*/[a-z0-9._-]*/[a-z0-9._-]*/[a-z0-9.-]*")
+"""Group, version, resource, subresource and namespace that every reader takes for the same; no segment has a slash.
+Resources and subresources of the metrics APIs are names of metrics, in which `_` is usual."""
 _PATH: Final = re.compile(r"(?:/[A-Za-z0-9._~:-]+)*/?")
 """A non-resource path without escapes and empty segments."""
 _FLAGS: Final = {
