@@ -189,7 +189,8 @@ def remaining(restrictions: SessionRestrictions, answer: dict[str, Any], namespa
     status = answer.get("status")
     status = dict(status) if isinstance(status, dict) else {}
     here = not restrictions.namespaces or namespace in restrictions.namespaces
-    rules = [_left(restrictions, rule, here) for rule in _rules(status, "resourceRules")]
+    left = [_left(restrictions, rule, here) for rule in _rules(status, "resourceRules")]
+    rules = [one for rule in left for one in _apart(restrictions, rule)]
     paths = _PATHS if restrictions.namespaces else [*_PATHS, "/metrics", "/metrics/*"]
     others = [
         {"verbs": ["get"], "nonResourceURLs": [one for one in paths if _covers(rule, one)]}
@@ -221,6 +222,21 @@ def _left(restrictions: SessionRestrictions, rule: dict[str, Any], here: bool) -
     if restrictions.record.read_only or restrictions.verbs:
         verbs = sorted(kept) if "*" in verbs else [one for one in verbs if one in kept or one.startswith(_IMPERSONATE)]
     return {**rule, "apiGroups": groups, "resources": resources if here else [], "verbs": verbs}
+
+
+def _apart(restrictions: SessionRestrictions, rule: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what a session keeps of one rule as rules: of `namespaces` its own, by name, and no list."""
+    resources = _words(rule, "resources")
+    own = [one for one in resources if _split(one)[0] == "namespaces"]
+    if not restrictions.namespaces or not own:
+        return [rule]
+    named = set(_words(rule, "resourceNames")) or restrictions.namespaces
+    names = sorted(restrictions.namespaces & named)
+    verbs = [one for one in _words(rule, "verbs") if one in (*_OF_ONE, "*")]
+    verbs = sorted(_OF_ONE) if "*" in verbs else verbs
+    others = [one for one in resources if one not in own]
+    mine = {**rule, "resources": own if names else [], "verbs": verbs, "resourceNames": names}
+    return [{**rule, "resources": others}, mine]
 
 
 def _split(resource: str) -> tuple[str, str]:

@@ -219,7 +219,8 @@ LEFT = [
 
 def test_the_list_of_rules_has_nothing_cluster_wide_and_no_way_into_pods() -> None:
     listed = [
-        rule("get", "", "nodes nodes/proxy pods namespaces"),
+        rule("get list", "", "nodes nodes/proxy pods namespaces"),
+        {**rule("get", "", "namespaces"), "resourceNames": ["other"]},
         rule("*", "*", "clusterroles deployments"),
         rule("get", "example.com", "clusterroles"),
         rule("get impersonate", "", "pods/* users"),
@@ -227,7 +228,8 @@ def test_the_list_of_rules_has_nothing_cluster_wide_and_no_way_into_pods() -> No
     answer = {"status": {"resourceRules": listed}}
     found = remaining(SessionRestrictions(Restrictions(read_only=True, namespaces="shop")), answer, "shop")["status"]
     assert found["resourceRules"] == [
-        rule("get", "", "pods namespaces"),
+        rule("get list", "", "pods"),
+        {**rule("get", "", "namespaces"), "resourceNames": ["shop"]},
         rule("get list watch", "*", "deployments"),
         rule("get", "example.com", "clusterroles"),
         rule("get impersonate", "", "users"),
