@@ -57,6 +57,8 @@ class Right:
 
 USERS: Final = Right("users")
 GROUPS: Final = Right("groups")
+RESTRICTED: Final = Right("userextras/arcbridge.io/restricted", always=False)
+"""What restricted sessions need besides (`kube.impersonation.RESTRICTED`); rules of an older version lack it."""
 
 
 def attributes_of(issuers: AuthenticationConfig) -> list[Right]:

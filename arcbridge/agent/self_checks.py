@@ -22,7 +22,7 @@ from arcbridge.agent.control import ControlConnections
 from arcbridge.agent.enrol import CredentialKeeper
 from arcbridge.agent.kube.apiserver import AnswerFailed, ApiServer
 from arcbridge.agent.parts import AgentParts
-from arcbridge.agent.rights import CONSTRAINED, GROUPS, LEGACY, USERS, VERBS, Right, Rules, attributes_of
+from arcbridge.agent.rights import CONSTRAINED, GROUPS, LEGACY, RESTRICTED, USERS, VERBS, Right, Rules, attributes_of
 from arcbridge.audit.sinks.settings import sink_findings
 from arcbridge.checks.diagnosis import Finding, directory_finding, failed, key_finding, ok, skipped, warning
 from arcbridge.checks.self_checks import SelfCheck
@@ -54,6 +54,8 @@ _REMEDIES: Final = {
     "impersonation_attributes": "give the agent's account this right (userExtras of the chart, for extra keys, or "
     "config/kubernetes), or take the mapping out of the authentication file",
     "impersonation_verbs": "give the agent's account the verbs, as the chart and config/kubernetes have them",
+    "impersonation_restricted": "update the rules of the agent's account with the agent: install the chart, or "
+    "config/kubernetes, of this version",
     "impersonation_unknown": _MAY_ACT,
     "impersonation_groups": _MAY_ACT,
     "impersonation_users": _MAY_ACT,
@@ -151,6 +153,9 @@ async def look_at_impersonation(
     if count:
         detail = f"the API server has refused {count} requests because no rule names their user or a group of theirs"
         return _bad(IMPERSONATION, "impersonation_users", f"{detail}; the last one: {own.sentence}", warning)
+    if not rules.gives(RESTRICTED, verb) and not await _may(api, RESTRICTED, verb):
+        detail = f"the API server refuses every request of a restricted session: {RESTRICTED.sentence(own.user, verb)}"
+        return _bad(IMPERSONATION, "impersonation_restricted", detail, warning)
     return ok(IMPERSONATION, f"the agent may impersonate {', '.join(one.resource for one in wanted)}")
 
 

@@ -114,9 +114,35 @@ async def test_the_right_to_impersonate(
     assert one(await looks.look_at_impersonation(api, NO_ISSUER)) == expected
 
 
-def has_rules(fake: FakeApiServer, rules: object, *, incomplete: bool = False) -> None:
+def has_rules(
+    fake: FakeApiServer,
+    rules: object,
+    *,
+    incomplete: bool = False,
+    restricted: str = "userextras/arcbridge.io/restricted",
+) -> None:
+    """`restricted`: what restricted sessions need, which the rules give besides; empty: they do not."""
+    if isinstance(rules, list) and restricted:
+        rules = [
+            *rules,
+            *(rule(one, restricted, group=AUTHENTICATION) for one in ("impersonate", "impersonate:user-info")),
+        ]
     status = {"resourceRules": rules, "incomplete": incomplete}
     fake.routes[looks.RULES] = reply(201, json.dumps({"status": status}).encode())
+
+
+@pytest.mark.parametrize("rules", [[rule("impersonate", "users", "groups")], CONSTRAINED])
+async def test_rules_of_an_agent_that_knew_no_restricted_sessions(
+    fake: FakeApiServer, api: ApiServer, rules: list[object]
+) -> None:
+    """A warning: all other sessions work, and none of these needs it."""
+    has_rules(fake, rules, restricted="")
+    found = await looks.look_at_impersonation(api, NO_ISSUER)
+    assert one(found) == (FindingState.WARNING, "impersonation_restricted")
+    assert 'resource "userextras/arcbridge.io/restricted" in API group "authentication.k8s.io"' in found.detail
+    assert api.upstream.own_refusals.lacking is None
+    fake.routes[looks.ACCESS] = reply(201, b'{"status": {"allowed": true}}')
+    assert one(await looks.look_at_impersonation(api, NO_ISSUER)) == (FindingState.OK, "")
 
 
 async def test_users_whom_no_rule_names(fake: FakeApiServer, api: ApiServer) -> None:

@@ -4,14 +4,17 @@ The API server answers for the user, as whom the request runs, and knows no rest
 what the session gave up is answered here, with `denied`; every other one goes to the API server. From the answer to a
 SelfSubjectRulesReview is taken what the session gave up; where RBAC's rules cannot express what is left (`*` without
 secrets), the sentence beside them does, which kubectl prints. Answers are JSON here. Invariant: no answer says yes to
-what `SessionRestrictions.check` refuses, but for `*` in the list of rules.
+what `SessionRestrictions.check` refuses, but for `*` in the list of rules, for what is beneath a resource that is asked
+for as `*`, and, in a session with namespaces, for cluster-scoped resources that are not built in: kubectl sends its
+namespace with them too, and nothing here knows which they are. To impersonate takes no request of its own: RBAC decides
+about that, as where `--as` is used.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from aiohttp import web
@@ -37,13 +40,43 @@ from arcbridge.untrusted_json import read_json
 MAX_REVIEW: Final = 64 * 1024
 """Bytes of a review; kubectl's has some hundred."""
 DEADLINE: Final = 10.0
-"""Seconds for the review's body and the API server's answer together."""
+"""Seconds for the review's body and the API server's answer together, once it is the review's turn."""
 _MAGIC: Final = b"k8s\x00"
 _SPEC: Final = {
     1: ("resourceAttributes", {1: "namespace", 2: "verb", 3: "group", 5: "resource", 6: "subresource", 7: "name"}),
     2: ("nonResourceAttributes", {1: "path", 2: "verb"}),
 }
 """The fields of `SelfSubjectAccessReviewSpec` that are read of protobuf (k8s.io/api/authorization/v1), by number."""
+CLUSTER_SCOPED: Final = frozenset(
+    (group, resource)
+    for group, resources in {
+        "": "componentstatuses nodes persistentvolumes",
+        "admissionregistration.k8s.io": "mutatingadmissionpolicies mutatingadmissionpolicybindings "
+        "mutatingwebhookconfigurations validatingadmissionpolicies validatingadmissionpolicybindings "
+        "validatingwebhookconfigurations",
+        "apiextensions.k8s.io": "customresourcedefinitions",
+        "apiregistration.k8s.io": "apiservices",
+        "authentication.k8s.io": "tokenreviews",
+        "authorization.k8s.io": "subjectaccessreviews",
+        "certificates.k8s.io": "certificatesigningrequests clustertrustbundles",
+        "flowcontrol.apiserver.k8s.io": "flowschemas prioritylevelconfigurations",
+        "internal.apiserver.k8s.io": "storageversions",
+        "metrics.k8s.io": "nodes",
+        "networking.k8s.io": "ingressclasses ipaddresses servicecidrs",
+        "node.k8s.io": "runtimeclasses",
+        "rbac.authorization.k8s.io": "clusterrolebindings clusterroles",
+        "resource.k8s.io": "deviceclasses devicetaintrules resourceslices",
+        "scheduling.k8s.io": "priorityclasses",
+        "storage.k8s.io": "csidrivers csinodes storageclasses volumeattachments volumeattributesclasses",
+        "storagemigration.k8s.io": "storageversionmigrations",
+    }.items()
+    for resource in resources.split()
+)
+"""Resources of Kubernetes that are in no namespace, by group. `namespaces` are apart: the name of one counts."""
+_OF_ONE: Final = frozenset({"get", "update", "patch", "delete"})
+"""Verbs whose path has the name of an object."""
+_IMPERSONATE: Final = "impersonate"
+"""What the verbs begin with that no request has: `--as` takes them besides."""
 _RESOURCES: Final = {resource for _, resource in SELF_REVIEWS}
 _PATHS: Final = [path for one in DISCOVERY if one != "root" for path in (f"/{one}", f"/{one}/*")]
 
@@ -53,7 +86,7 @@ async def review(
 ) -> tuple[int, bytes]:
     """Return code and JSON of the answer to a review. Raises RequestRefusal. One of a session runs at a time."""
     try:
-        async with asyncio.timeout(DEADLINE), restrictions.reviewing:
+        async with restrictions.reviewing, asyncio.timeout(DEADLINE):
             body = await _body(request)
             asked = _asked(body)
             spec = spec if isinstance(spec := asked.get("spec"), dict) else {}
@@ -61,7 +94,9 @@ async def review(
                 status = {"allowed": False, "denied": True, "reason": f"arcbridge: {reason}"}
                 return 201, json.dumps({**asked, "status": status}).encode()
             code, answer = await api.carry(plan.tls, _head(plan, body) + body)
-    except (AnswerFailed, TimeoutError) as error:
+    except TimeoutError as error:
+        raise RequestRefusal(504, f"the review of your rights took longer than {DEADLINE:g} s") from error
+    except AnswerFailed as error:
         raise RequestRefusal(502, "the API server did not answer the review of your rights") from error
     if plan.wanted.info.resource == RULES and code == 201:
         found = _object(answer, "the API server's answer")
@@ -133,12 +168,20 @@ def _refused(restrictions: SessionRestrictions, spec: Mapping[str, Any]) -> str:
         str(attributes.get(name, "")) for name in ("verb", "group", "resource", "subresource", "namespace")
     )
     resource, _, behind = resource.partition("/")
-    if verb == "create" and (group, resource) in SELF_REVIEWS:
+    if (verb == "create" and (group, resource) in SELF_REVIEWS) or verb.startswith(_IMPERSONATE):
         return ""
-    if resource == "namespaces" and not namespace:
-        namespace = str(attributes.get("name", ""))  # as the path of one namespace says
+    if resource == "namespaces":  # as the path of one namespace says, whatever namespace kubectl sends besides
+        namespace = str(attributes.get("name", "")) if verb in _OF_ONE else ""
+    elif _cluster_scoped([group], resource):
+        namespace = ""
     rule = restrictions.rule_against(verb, group, resource, subresource or behind, namespace)
     return restrictions.sentence(rule) if rule else ""
+
+
+def _cluster_scoped(groups: Iterable[str], resource: str) -> bool:
+    """Return whether a resource of one of the groups, of which `*` is any, is in no namespace."""
+    wanted = set(groups)
+    return any(name == resource and wanted & {group, "*"} for group, name in CLUSTER_SCOPED)
 
 
 def remaining(restrictions: SessionRestrictions, answer: dict[str, Any], namespace: str) -> dict[str, Any]:
@@ -146,7 +189,8 @@ def remaining(restrictions: SessionRestrictions, answer: dict[str, Any], namespa
     status = answer.get("status")
     status = dict(status) if isinstance(status, dict) else {}
     here = not restrictions.namespaces or namespace in restrictions.namespaces
-    rules = [_left(restrictions, rule, here) for rule in _rules(status, "resourceRules")]
+    left = [_left(restrictions, rule, here) for rule in _rules(status, "resourceRules")]
+    rules = [one for rule in left for one in _apart(restrictions, rule)]
     paths = _PATHS if restrictions.namespaces else [*_PATHS, "/metrics", "/metrics/*"]
     others = [
         {"verbs": ["get"], "nonResourceURLs": [one for one in paths if _covers(rule, one)]}
@@ -170,12 +214,29 @@ def _left(restrictions: SessionRestrictions, rule: dict[str, Any], here: bool) -
     kept = restrictions.verbs & READS if restrictions.verbs and restrictions.record.read_only else restrictions.verbs
     if restrictions.record.read_only:
         kept = kept or (frozenset() if restrictions.verbs else READS)
-        resources = [one for one in resources if one.partition("/")[2] not in TUNNELS]
+        resources = [one for one in resources if one.partition("/")[2] not in (*TUNNELS, "*")]
     if restrictions.record.no_secrets:
         resources = [one for one in resources if one == "*" or not hides_secrets(*_split(one))]
+    if restrictions.namespaces:
+        resources = [one for one in resources if not _cluster_scoped(groups, one.partition("/")[0])]
     if restrictions.record.read_only or restrictions.verbs:
-        verbs = sorted(kept) if "*" in verbs else [one for one in verbs if one in kept]
+        verbs = sorted(kept) if "*" in verbs else [one for one in verbs if one in kept or one.startswith(_IMPERSONATE)]
     return {**rule, "apiGroups": groups, "resources": resources if here else [], "verbs": verbs}
+
+
+def _apart(restrictions: SessionRestrictions, rule: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what a session keeps of one rule as rules: of `namespaces` its own, by name, and no list."""
+    resources = _words(rule, "resources")
+    own = [one for one in resources if _split(one)[0] == "namespaces"]
+    if not restrictions.namespaces or not own:
+        return [rule]
+    named = set(_words(rule, "resourceNames")) or restrictions.namespaces
+    names = sorted(restrictions.namespaces & named)
+    verbs = [one for one in _words(rule, "verbs") if one in (*_OF_ONE, "*")]
+    verbs = sorted(_OF_ONE) if "*" in verbs else verbs
+    others = [one for one in resources if one not in own]
+    mine = {**rule, "resources": own if names else [], "verbs": verbs, "resourceNames": names}
+    return [{**rule, "resources": others}, mine]
 
 
 def _split(resource: str) -> tuple[str, str]:

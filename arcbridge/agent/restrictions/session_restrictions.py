@@ -38,8 +38,9 @@ DISCOVERY: Final = ("root", "api", "apis", "openapi", "version", "healthz", "liv
 """Classes of non-resource paths that every session may read: clients ask there what there is, and whether it is up."""
 _METHODS: Final = frozenset({"GET", "HEAD"})
 _NAMESPACE: Final = re.compile(r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?")
-_NAMES: Final = re.compile(r"[a-z0-9./-]*")
-"""Group, version, resource, subresource and namespace that every reader takes for the same; no segment has a slash."""
+_NAMES: Final = re.compile(r"[a-z0-9.-]*/[a-z0-9.-]*/[a-z0-9._-]*/[a-z0-9._-]*/[a-z0-9.-]*")
+"""Group, version, resource, subresource and namespace that every reader takes for the same; no segment has a slash.
+Resources and subresources of the metrics APIs are names of metrics, in which `_` is usual."""
 _PATH: Final = re.compile(r"(?:/[A-Za-z0-9._~:-]+)*/?")
 """A non-resource path without escapes and empty segments."""
 _FLAGS: Final = {
@@ -49,7 +50,10 @@ _FLAGS: Final = {
     RefusalRule.RESTRICTED_VERBS: "--verb",
 }
 """The client's flags that ask for the restrictions."""
-_ASK: Final = "to do more, use a session without {flag} (`arcbridge connect`, or the context of one)"
+_ASK: Final = (
+    "to do more, use a session without {flag}, or [restrict] in its settings (`arcbridge connect`, or the context of "
+    "one)"
+)
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,9 @@ class SessionRestrictions:
         names = found.record.namespaces.split()
         if found.record == UNRESTRICTED:
             raise _unknown("asks for a restricted session, and for no restriction")
+        lists = (found.record.namespaces, found.record.verbs)
+        if found.record.encode() != encoded or any(one != " ".join(dict.fromkeys(one.split())) for one in lists):
+            raise _unknown("sends restrictions in another form than they have; each word of a list is there once")
         if not found.verbs <= VERBS:
             raise _unknown(f"restricts a session to other verbs than {', '.join(sorted(VERBS))}")
         if len(names) > MAX_NAMESPACES or not all(map(_NAMESPACE.fullmatch, names)):
@@ -106,7 +113,8 @@ class SessionRestrictions:
 
     def answers(self, info: RequestInfo) -> bool:
         """Return whether the agent answers a request itself, which asks what the session may do (`own_reviews`)."""
-        return self.judges and info.resource in (ACCESS, RULES) and self.is_self_review(info)
+        asks = info.verb == "create" and info.resource in (ACCESS, RULES)
+        return self.judges and asks and self.is_self_review(info)
 
     def check(self, facts: RequestFacts, info: RequestInfo) -> None:
         """Raise RequestRefusal for a request that the session may not make."""
@@ -137,9 +145,9 @@ class SessionRestrictions:
         """Return the restriction that forbids a verb on a resource; NONE where there is none. `*` stands for all, and
         an empty `namespace` for all of them, or for none."""
         record = self.record
-        if record.read_only and (verb not in READS or subresource in TUNNELS):
+        if record.read_only and (verb not in READS or subresource in TUNNELS or subresource == "*"):
             return RefusalRule.RESTRICTED_READ_ONLY
-        if record.no_secrets and hides_secrets(resource, subresource):
+        if record.no_secrets and (verb == "proxy" or hides_secrets(resource, subresource)):
             return RefusalRule.RESTRICTED_NO_SECRETS
         if self.verbs and verb not in self.verbs:
             return RefusalRule.RESTRICTED_VERBS
@@ -163,7 +171,7 @@ class SessionRestrictions:
             case RefusalRule.RESTRICTED_READ_ONLY:
                 left = "is read-only: get, list and watch, without exec, attach, port-forward and proxy"
             case RefusalRule.RESTRICTED_NO_SECRETS:
-                left = "sees no secrets and no tokens of service accounts"
+                left = "sees no secrets, no tokens of service accounts, and no proxy, behind which there may be some"
             case RefusalRule.RESTRICTED_NAMESPACES:
                 left = f"sees {_listed(self.namespaces, 'namespace')} alone, and nothing cluster-wide"
             case RefusalRule.RESTRICTED_VERBS:
@@ -177,8 +185,9 @@ class SessionRestrictions:
 
 
 def hides_secrets(resource: str, subresource: str) -> bool:
-    """Return whether a resource holds secrets, or makes tokens, of whichever API group; `*` does."""
-    return resource in ("secrets", "*") or subresource in ("secrets", "*") or (resource, subresource) == (
+    """Return whether a resource holds secrets, makes tokens, or leads to what may hold them (`proxy`), of whichever API
+    group; `*` does."""
+    return resource in ("secrets", "*") or subresource in ("secrets", "proxy", "*") or (resource, subresource) == (
         "serviceaccounts", "token"
     )  # fmt: skip
 

@@ -225,8 +225,8 @@ class ServedClusters:
             return False
 
     async def _restrict(self, key: ConnectionSettings) -> Served | None:
-        """Where the settings file restricts sessions otherwise by now, serve its connections anew, at the same port,
-        and end what runs by the former rights. Return what serves the cluster; raises ArcbridgeError."""
+        """Return what serves a cluster; where the settings file restricts sessions otherwise by now, that is a new one
+        at the same port, and what ran by the former rights ends. Raises ArcbridgeError."""
         former = self.served.get(key)
         if former is None or former.endpoint is None or not self._restricts_otherwise(key, former):
             return former

@@ -26,6 +26,8 @@ LONGEST = 64 * 1024
 """Bytes of one line that are kept while its end has not come: a program that writes no line's end takes no memory."""
 _READ = 64 * 1024
 _PROXIES = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
+_TOKEN_SERVICES = ("ACTIONS_ID_TOKEN_REQUEST_TOKEN", "ACTIONS_ID_TOKEN_REQUEST_URL", "SYSTEM_ACCESSTOKEN")
+"""With what jobs of GitHub Actions and Azure Pipelines ask for tokens, whatever its looks."""
 
 Write = Callable[[int, bytes], None]
 """Writes bytes to descriptor 1 or 2; may block. Raises BrokenPipeError."""
@@ -51,15 +53,23 @@ def environment_for(environment: Mapping[str, str], directory: Path, cluster: st
 
 def without_tokens(environment: Mapping[str, str], login: LoginConfig) -> dict[str, str]:
     """Return the environment of a program that is to have fewer rights than its user: without the settings of this
-    client, and, where the platform gives the tokens, without each variable that holds one."""
+    client, and, where the platform gives the tokens, without each variable that holds one, or with which one is asked
+    for. Files with tokens stay."""
+    from arcbridge.client.credentials.environment_tokens import ENVIRONMENT
     from arcbridge.client.credentials.jwt_unverified import read_unverified
 
     by_platform = bool(login.workload or login.client_assertion_workload)
+    names = set(_TOKEN_SERVICES)
+    if login.workload.startswith(ENVIRONMENT):
+        names.update(name.strip() for name in login.workload.removeprefix(ENVIRONMENT).split(","))
 
     def is_ours(name: str, value: str) -> bool:
         if name.startswith("ARCBRIDGE_"):
             return name != "ARCBRIDGE_CLUSTER"
-        return by_platform and value.count(".") == 2 and bool(read_unverified(value).issuer)
+        return by_platform and (name in names or any(map(is_token, value.split())))
+
+    def is_token(word: str) -> bool:
+        return word.count(".") == 2 and bool(read_unverified(word).issuer)
 
     return {name: value for name, value in environment.items() if not is_ours(name, value)}
 

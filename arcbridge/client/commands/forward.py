@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from arcbridge.client.service import ClientContext, Terminal
 from arcbridge.client.serving.forward import Forward, check_offered, check_target_name
 from arcbridge.client.serving.served_cluster import send_resets
+from arcbridge.client.session.restrictions import restricts_requests
 from arcbridge.client.session.session_manager import SessionManager
 from arcbridge.client.settings import required
 from arcbridge.errors import ConfigError
@@ -48,7 +49,8 @@ async def run_forward(
     sock = listen_at(address.host or "127.0.0.1", address.port)
     forward = Forward(session, target, sock, any_user=any_user)
     async with _running(config, session, [forward]):
-        check_offered(target, session.targets, session.cluster)
+        restricted = restricts_requests(session.restrictions)
+        check_offered(target, session.targets, session.cluster, restricted=restricted)
         async with asyncio.TaskGroup() as group:
             group.create_task(session.run())
             forward.start()

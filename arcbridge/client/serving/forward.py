@@ -11,6 +11,7 @@ import socket
 import structlog
 
 from arcbridge.client.serving.local_port import ForwardStats, LocalPort
+from arcbridge.client.session.restrictions import restricts_requests
 from arcbridge.client.session.session_manager import SessionManager
 from arcbridge.errors import ArcbridgeError, ConfigError, PermissionRefused, StreamReset
 from arcbridge.mux.session import MuxSession
@@ -23,6 +24,10 @@ PREFIX = "tcp:"
 """What a TCP target's name begins with in an OPEN."""
 TARGETS_SHOWN = 20
 """Targets that an error names."""
+
+_RESTRICTED = (
+    "this session is restricted, and restricted sessions open no TCP target; use one without [restrict] in its settings"
+)
 
 log = structlog.get_logger("arcbridge.client")
 
@@ -92,7 +97,7 @@ class Forward:
             self.stats.failed += 1
             # A local program that hangs up hard is its own business; what the other end did is worth a line.
             log_line = self._log.debug if isinstance(result.error, OSError) else self._log.warning
-            why = reason(result.error, self._target)
+            why = reason(result.error, self._target, restricted=restricts_requests(self._session.restrictions))
             log_line("connection cut", reason=why, up=result.to_stream, down=result.from_stream)
 
 
@@ -103,11 +108,14 @@ def check_target_name(target: str) -> str:
     return target
 
 
-def check_offered(target: str, offered: str, cluster: str) -> None:
-    """Raise NoTarget where the agent's list of targets (of AUTH_OK) lacks this one.
+def check_offered(target: str, offered: str, cluster: str, *, restricted: bool = False) -> None:
+    """Raise NoTarget where the agent's list of targets (of AUTH_OK) lacks this one, and PermissionRefused where the
+    session is `restricted` in its requests, and so opens none.
 
     Where `offered` is empty the agent did not say, and nothing is refused.
     """
+    if restricted:
+        raise PermissionRefused(_RESTRICTED)
     names = [word.removeprefix(PREFIX) for word in offered.split() if word.startswith(PREFIX)]
     if not offered or target in names:
         return
@@ -123,10 +131,12 @@ def _is_target_name(name: str) -> bool:
     return 0 < len(name) <= 253 and all(c.isascii() and (c.isalnum() or c in "-_.") for c in name)
 
 
-def reason(error: Exception, target: str) -> str:
-    """Say why a connection was cut, and what to do about it."""
+def reason(error: Exception, target: str, *, restricted: bool = False) -> str:
+    """Say why a connection was cut, and what to do about it; `restricted`: as in `check_offered`."""
     name = target.removeprefix(PREFIX)
     if isinstance(error, StreamReset):
+        if restricted and error.code == ResetCode.FORBIDDEN:
+            return _RESTRICTED
         known: dict[int, str] = {
             ResetCode.UNKNOWN_TARGET: f"the agent has no target {name!r} for you; see [targets] in its settings",
             ResetCode.FORBIDDEN: f"you may not use the agent's target {name!r}; see [targets] in its settings",

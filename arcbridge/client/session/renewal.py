@@ -20,6 +20,8 @@ from arcbridge.wire.records import RESTRICTED, UNRESTRICTED, Auth, Restrictions
 
 RENEWAL_RETRY = 15.0
 """Seconds between attempts to renew, while there is no newer token."""
+ROUNDED = 2.0
+"""Seconds by which the life that an AUTH_OK states may be too short."""
 
 log = structlog.get_logger("arcbridge.client")
 
@@ -64,6 +66,7 @@ class TokenRenewal:
         """`ca_pin`: that of the cluster's CA, for which proofs are made. `restrictions`: what the session gives up,
         which each AUTH repeats."""
         self._restrictions = restrictions.encode()
+        self._until = restrictions.until
         self._tokens = tokens
         self._ca_pin = ca_pin
         self._clock = clock
@@ -80,11 +83,17 @@ class TokenRenewal:
         return Auth(kind=kind, token=token.text, proof=proof, restrictions=self._restrictions)
 
     def begin(self, sent: ClusterToken) -> None:
-        """Schedule by what the agent's AUTH_OK states, which may come before or after this call, else by the token."""
+        """Schedule by what the agent's AUTH_OK states, which may come before or after this call, else by the token.
+
+        Nothing is due where the session ends by its restrictions before its token does.
+        """
         lifetime = self.expires_in
         if not lifetime and sent.expires_at:
             lifetime = max(1.0, sent.expires_at - self._clock())
         self.schedule = Schedule(sent, lifetime, asyncio.get_running_loop().time())
+        # Both are times by the agent's clock; where the token's is not known, by this machine's.
+        if 0 < self._until <= (sent.expires_at or self._clock() + lifetime + ROUNDED):
+            self.schedule.at = 0.0
 
     def accepted(self, expires_in: float) -> None:
         """Note an AUTH_OK: the first one, after a renewal, or after a resumption."""

@@ -14,7 +14,7 @@ from arcbridge.errors import ConfigError, PermissionRefused
 from arcbridge.refusals import Refusal, RefusalRule
 from arcbridge.settings.config import RestrictConfig
 from arcbridge.settings.suggest import unknown
-from arcbridge.wire.records import Restrictions
+from arcbridge.wire.records import UNRESTRICTED, Restrictions
 
 VERBS: Final = ("get", "list", "watch", "create", "update", "patch", "delete", "deletecollection")
 MAX_NAMESPACES: Final = 32
@@ -41,6 +41,11 @@ def endpoint_name(cluster: str, restrictions: Restrictions) -> str:
     """Return the name under which port and certificates of a cluster's endpoint are kept: that of the cluster, with
     what its sessions give up."""
     return " ".join((cluster, *replace(restrictions, until=0).words()))
+
+
+def restricts_requests(restrictions: Restrictions) -> bool:
+    """Return whether more is given up than the time: such a session opens no TCP target."""
+    return replace(restrictions, until=0) != UNRESTRICTED
 
 
 def older_agent(cluster: str) -> PermissionRefused:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -111,6 +112,22 @@ def in_protobuf(attributes: dict[str, str]) -> bytes:
         ({"verb": "get", "resource": "*", "namespace": "shop"}, "--no-secrets"),
         ({"verb": "list", "resource": "pods"}, "--namespace"),
         ({"verb": "list", "resource": "nodes"}, "--namespace"),
+        # kubectl sends the namespace of its context with these too
+        ({"verb": "list", "resource": "nodes", "namespace": "shop"}, "--namespace"),
+        ({"verb": "list", "resource": "namespaces", "namespace": "shop"}, "--namespace"),
+        ({"verb": "get", "resource": "namespaces", "name": "other", "namespace": "shop"}, "--namespace"),
+        ({"verb": "list", "resource": "namespaces", "name": "shop", "namespace": "shop"}, "--namespace"),
+        (
+            {
+                "verb": "get",
+                "group": "rbac.authorization.k8s.io",
+                "resource": "clusterroles",
+                "name": "a",
+                "namespace": "shop",
+            },
+            "--namespace",
+        ),
+        ({"verb": "get", "resource": "pods", "subresource": "*", "namespace": "shop"}, "--read-only"),
         ({"verb": "get", "resource": "namespaces", "name": "other"}, "--namespace"),
         ({}, "--read-only"),
     ],
@@ -127,10 +144,30 @@ async def test_can_i_says_no_to_what_the_session_gave_up(bench: Bench, attribute
 
 
 @pytest.mark.parametrize(
+    ("record", "attributes", "flag"),
+    [
+        (Restrictions(no_secrets=True), {"verb": "get", "resource": "nodes", "subresource": "proxy"}, "--no-secrets"),
+        (Restrictions(no_secrets=True), {"verb": "create", "resource": "services/proxy"}, "--no-secrets"),
+    ],
+)
+async def test_can_i_says_no_by_one_restriction(
+    bench: Bench, record: Restrictions, attributes: dict[str, str], flag: str
+) -> None:
+    restrict(bench, record)
+    status = json.loads((await post(bench, ACCESS, access(**attributes))).body)["status"]
+    assert (status["denied"], flag in status["reason"]) == (True, True)
+    assert bench.api.requests == []
+
+
+@pytest.mark.parametrize(
     "attributes",
     [
         {"verb": "list", "resource": "pods", "namespace": "shop"},
         {"verb": "get", "resource": "namespaces", "name": "shop"},
+        {"verb": "get", "resource": "namespaces", "name": "shop", "namespace": "default"},
+        {"verb": "get", "group": "example.com", "resource": "clusterroles", "namespace": "shop"},
+        {"verb": "impersonate", "resource": "users", "name": "bob", "namespace": "shop"},
+        {"verb": "impersonate:user-info", "group": "authentication.k8s.io", "resource": "users"},
         {"verb": "create", "group": "authorization.k8s.io", "resource": "selfsubjectaccessreviews"},
     ],
 )
@@ -172,15 +209,31 @@ LEFT = [
         Restrictions(read_only=True),
         [rule("get list watch", "*", "*"), rule("get list", "", "pods pods/log secrets serviceaccounts/token")],
     ),
-    (
-        Restrictions(no_secrets=True),
-        [ADMIN, rule("get list create delete", "", "pods pods/exec pods/log services/proxy")],
-    ),
+    (Restrictions(no_secrets=True), [ADMIN, rule("get list create delete", "", "pods pods/exec pods/log")]),
     (Restrictions(namespaces="other"), []),
     (Restrictions(namespaces="shop"), [ADMIN, DEVELOPER]),
     (Restrictions(verbs="get delete"), [rule("delete get", "*", "*"), {**DEVELOPER, "verbs": ["get", "delete"]}]),
     (Restrictions(True, verbs="delete"), []),
 ]
+
+
+def test_the_list_of_rules_has_nothing_cluster_wide_and_no_way_into_pods() -> None:
+    listed = [
+        rule("get list", "", "nodes nodes/proxy pods namespaces"),
+        {**rule("get", "", "namespaces"), "resourceNames": ["other"]},
+        rule("*", "*", "clusterroles deployments"),
+        rule("get", "example.com", "clusterroles"),
+        rule("get impersonate", "", "pods/* users"),
+    ]
+    answer = {"status": {"resourceRules": listed}}
+    found = remaining(SessionRestrictions(Restrictions(read_only=True, namespaces="shop")), answer, "shop")["status"]
+    assert found["resourceRules"] == [
+        rule("get list", "", "pods"),
+        {**rule("get", "", "namespaces"), "resourceNames": ["shop"]},
+        rule("get list watch", "*", "deployments"),
+        rule("get", "example.com", "clusterroles"),
+        rule("get impersonate", "", "users"),
+    ]
 
 
 @pytest.mark.parametrize(("record", "left"), LEFT, ids=[" ".join(record.words()) for record, _ in LEFT])
@@ -224,6 +277,29 @@ async def test_h45_a_review_is_bounded(bench: Bench) -> None:
     answer = await post(bench, ACCESS, access(verb="get", resource="pods", namespace="shop"))
     assert answer.status == 502
     await bench.audit.wait(3)
+
+
+async def test_h45_a_slow_review_says_so_and_takes_no_time_of_the_next(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("arcbridge.agent.restrictions.own_reviews.DEADLINE", 0.2)
+    restrictions = bench.caller.restrictions
+    assert restrictions is not None
+    await restrictions.reviewing.acquire()
+    second = asyncio.create_task(post(bench, ACCESS, access(verb="delete", resource="pods")))
+    await asyncio.sleep(0.4)  # it waits for longer than its own review may take
+    restrictions.reviewing.release()
+    assert (await second).status == 201
+    head = "\n".join([f"POST {ACCESS} HTTP/1.1", "Host: k", "Content-Length: 9"])
+    slow = await bench.ask(head, b"{")
+    assert slow.status == 504
+    assert "took longer than 0.2 s" in slow.status_object["message"]
+
+
+async def test_what_is_no_post_is_no_review(bench: Bench) -> None:
+    restrict(bench, Restrictions(read_only=True))
+    await bench.get(ACCESS, "Accept-Encoding: gzip", "Cookie: a", "Expect: 100-continue")
+    assert [request.method for request in bench.api.requests] == ["GET"]
 
 
 async def test_an_unrestricted_session_is_answered_as_ever(bench: Bench) -> None:

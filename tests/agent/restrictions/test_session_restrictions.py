@@ -90,12 +90,18 @@ TABLE = [
     ("GET", POD + "/exec?command=sh", RO, NONE, NONE, NONE),
     ("GET", POD + "/attach", RO, NONE, NONE, NONE),
     ("GET", POD + "/portforward", RO, NONE, NONE, NONE),
-    ("GET", POD + "/proxy", RO, NONE, NONE, NONE),
-    ("GET", POD + "/proxy/a/b", RO, NONE, NONE, NONE),
-    ("GET", "/api/v1/nodes/n/proxy/exec/shop/web/c", RO, NONE, NAMESPACES, NONE),
+    ("GET", POD + "/proxy", RO, SECRETS, NONE, NONE),
+    ("GET", POD + "/proxy/a/b", RO, SECRETS, NONE, NONE),
+    ("GET", "/api/v1/namespaces/shop/services/vault:8200/proxy/v1/secret", RO, SECRETS, NONE, NONE),
+    ("GET", "/api/v1/nodes/n/proxy/configz", RO, SECRETS, NAMESPACES, NONE),
+    ("GET", "/api/v1/nodes/n/proxy/exec/shop/web/c", RO, SECRETS, NAMESPACES, NONE),
     ("GET", "/api/v1/namespaces/shop/services/https:web:1/proxy/", PATH, PATH, PATH, PATH),
-    ("GET", "/apis/cluster.karmada.io/v1alpha1/clusters/a/proxy/api/v1/pods", RO, NONE, NAMESPACES, NONE),
-    ("GET", "/api/v1/proxy/namespaces/shop/services/web", RO, NONE, NONE, VERBS),
+    ("GET", "/apis/cluster.karmada.io/v1alpha1/clusters/a/proxy/api/v1/pods", RO, SECRETS, NAMESPACES, NONE),
+    ("GET", "/apis/cluster.karmada.io/v1alpha1/clusters/a/proxy/api/v1/secrets", RO, SECRETS, NAMESPACES, NONE),
+    ("GET", "/apis/custom.metrics.k8s.io/v1beta1/namespaces/shop/pods/*/http_requests", NONE, NONE, NONE, NONE),
+    ("GET", "/apis/external.metrics.k8s.io/v1beta1/namespaces/shop/queue_length", NONE, NONE, NONE, NONE),
+    ("GET", "/api/v1/namespaces/shop_a/pods", PATH, PATH, PATH, PATH),
+    ("GET", "/api/v1/proxy/namespaces/shop/services/web", RO, SECRETS, NONE, VERBS),
     ("POST", "/api/v1/watch/namespaces/shop/pods", PATH, PATH, PATH, PATH),
     ("DELETE", "/api/v1/watch/namespaces/shop/pods/web", PATH, PATH, PATH, PATH),
     ("POST", SELF, NONE, NONE, NONE, NONE),
@@ -193,7 +199,7 @@ def test_h43_nothing_passes_that_the_api_server_reads_otherwise(method: str, tar
         assert not found.writes or review
     if refused(NO_SECRETS, method, target) is NONE and found.resource_request:
         assert found.resource != "secrets"
-        assert found.subresource != "secrets"
+        assert found.subresource not in ("secrets", "proxy")
         assert (found.resource, found.subresource) != ("serviceaccounts", "token")
     if refused(SHOP, method, target) is NONE and found.resource_request:
         assert found.namespace in ("shop", "web") or review
@@ -225,8 +231,8 @@ def test_a_refusal_says_which_restriction_and_how_to_do_more() -> None:
         READ_ONLY.check(parsed(method="DELETE", target=POD), info)
     assert caught.value.message == (
         'arcbridge: "delete" of pods is refused: this session is read-only: get, list and watch, without exec, attach, '
-        "port-forward and proxy; to do more, use a session without --read-only (`arcbridge connect`, or the context of "
-        "one)"
+        "port-forward and proxy; to do more, use a session without --read-only, or [restrict] in its settings "
+        "(`arcbridge connect`, or the context of one)"
     )
     many = SessionRestrictions(Restrictions(namespaces=" ".join(f"n{n}" for n in range(9))))
     assert "n0, n1, n2, n3, n4 and others alone" in many.sentence(NAMESPACES)
@@ -240,6 +246,16 @@ def test_a_refusal_says_which_restriction_and_how_to_do_more() -> None:
         Restrictions(namespaces="Shop").encode(),
         Restrictions(namespaces="a/b").encode(),
         Restrictions(namespaces=" ".join(f"n{n}" for n in range(MAX_NAMESPACES + 1))).encode(),
+        Restrictions(namespaces=" ").encode(),
+        Restrictions(verbs=" ").encode(),
+        Restrictions(read_only=True, verbs=" ").encode(),
+        Restrictions(verbs="get " * 16000).encode(),
+        Restrictions(verbs="get get").encode(),
+        Restrictions(namespaces="shop  web").encode(),
+        Restrictions(namespaces="shop\u00a0web").encode(),
+        Restrictions(namespaces="shop ").encode(),
+        Restrictions(read_only=True).encode() + b"\x03\x00\x00\x00",
+        b"\x01\x00\x00\x01\x02",
         Restrictions(read_only=True).encode() + b"\x06\x00\x00\x01\x01",
         b"\x01\x00\x00\x01",
         b"\x03\x00\x00\x01\xff",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import os
 import signal
 from pathlib import Path
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from arcbridge.client.commands import child
 from arcbridge.client.commands.child import LONGEST, LinePrefix, Signals, environment_for, exit_code, not_found
 from arcbridge.errors import CommandNotFound
+from arcbridge.settings.config import LoginConfig
 
 DIRECTORY = Path("/private")
 
@@ -31,6 +33,26 @@ def test_environment() -> None:
 def test_a_proxy_is_not_for_the_local_endpoint() -> None:
     found = environment_for({"HTTPS_PROXY": "http://proxy:3128", "NO_PROXY": ".example.org"}, DIRECTORY, "prod")
     assert (found["NO_PROXY"], found["no_proxy"]) == (".example.org,127.0.0.1", "127.0.0.1")
+
+
+@pytest.mark.parametrize(
+    ("login", "kept"),
+    [
+        (LoginConfig(workload="github"), {"A_TOKEN", "OTHER_TOKEN"}),
+        (LoginConfig(client_assertion_workload="github-actions"), {"A_TOKEN", "OTHER_TOKEN"}),
+        (LoginConfig(workload="azure-pipelines:x"), {"A_TOKEN", "OTHER_TOKEN"}),
+        (LoginConfig(workload="env:A_TOKEN, OTHER_TOKEN"), set()),
+        (LoginConfig(), {"A_TOKEN", "OTHER_TOKEN", "JWT", "TWO", *child._TOKEN_SERVICES}),
+    ],
+    ids=lambda one: one.workload if isinstance(one, LoginConfig) else "",
+)
+def test_w32_a_restricted_program_gets_nothing_with_which_tokens_are_asked_for(
+    login: LoginConfig, kept: set[str]
+) -> None:
+    jwt = ".".join(base64.urlsafe_b64encode(part).decode().rstrip("=") for part in (b"{}", b'{"iss": "i"}', b"s"))
+    environment = dict.fromkeys(child._TOKEN_SERVICES, "opaque")
+    environment |= {"A_TOKEN": "opaque", "OTHER_TOKEN": "opaque", "JWT": jwt, "TWO": f"{jwt} {jwt}", "PATH": "/a.b.c"}
+    assert child.without_tokens(environment, login).keys() == {*kept, "PATH"}
 
 
 def test_exit_codes() -> None:

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 from arcbridge.client.serving.forward import Forward, check_offered, check_target_name, reason
+from arcbridge.client.session.restrictions import restricts_requests
 from arcbridge.errors import ConfigError, PermissionRefused, SessionEnded, StreamReset
 from arcbridge.net.join import JoinCode
 from arcbridge.net.loopback import listen_at
 from arcbridge.wire.frames import GoawayCode, ResetCode
-from arcbridge.wire.records import JoinReply
+from arcbridge.wire.records import JoinReply, Restrictions
 from tests.client.far_side import Echo, FarSide
 from tests.client.session.test_session_manager import make, running
 from tests.support.eventually import until
@@ -134,6 +135,17 @@ def test_a_target_that_is_not_offered(offered: str, said: str) -> None:
     with pytest.raises(PermissionRefused, match=re.escape(said)) as caught:
         check_offered("db", offered, "prod")
     assert caught.value.message.isprintable()
+
+
+@pytest.mark.parametrize("offered", ["", "kubernetes"])
+def test_a_restricted_session_is_told_that_it_opens_no_target(offered: str) -> None:
+    """And not to look for the target in the agent's settings, where it may well be."""
+    with pytest.raises(PermissionRefused, match=r"restricted sessions open no TCP target.*\[restrict\]"):
+        check_offered("db", offered, "prod", restricted=True)
+    assert "open no TCP target" in reason(StreamReset(ResetCode.FORBIDDEN), "tcp:db", restricted=True)
+    assert "is it running" in reason(StreamReset(ResetCode.CONNECT_FAILED), "tcp:db", restricted=True)
+    assert restricts_requests(Restrictions(until=7, verbs="get"))
+    assert not restricts_requests(Restrictions(until=7))
 
 
 def test_reasons_are_sentences() -> None:

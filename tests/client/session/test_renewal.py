@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any, cast
+
 import pytest
 
 from arcbridge.client.credentials.tokens import ClusterToken
-from arcbridge.client.session.renewal import Schedule
+from arcbridge.client.session.renewal import Schedule, TokenRenewal
+from arcbridge.wire.records import Restrictions
 
 
 @pytest.mark.parametrize(
@@ -25,3 +29,25 @@ def test_another_try_to_renew_comes_before_the_end(lifetime: float, wait: float)
     first = schedule.at
     schedule.again(first, 15.0)
     assert schedule.at - first == wait
+
+
+@pytest.mark.parametrize(
+    ("until", "expires_at", "stated", "due"),
+    [
+        (0, 5000.0, 4000.0, True),
+        (2000, 5000.0, 1000.0, False),
+        (2000, 2000.0, 1000.0, False),
+        (2000, 1900.0, 900.0, True),  # the token ends before the session's time does
+        (2000, 0.0, 999.0, False),
+        (2000, 0.0, 900.0, True),
+    ],
+)
+async def test_nothing_is_renewed_where_the_time_of_the_session_is_what_ends(
+    until: int, expires_at: float, stated: float, due: bool
+) -> None:
+    """Nor is a login said to end then: it does not."""
+    renewal = TokenRenewal("prod", cast(Any, None), "pin", lambda: 1000.0, Restrictions(until=until))
+    renewal.begin(ClusterToken("oidc", "token", expires_at))
+    renewal.accepted(stated)
+    assert bool(renewal.schedule.at) is due
+    assert renewal.schedule.ends_at == pytest.approx(asyncio.get_running_loop().time() + stated, abs=1)
