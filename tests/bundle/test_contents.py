@@ -52,7 +52,7 @@ def test_no_text_of_a_setting_is_shown_that_has_not_the_form_of_it(kind: Any) ->
     leaked = {path for path, value in shown.items() if "hunter2" in json.dumps(value)}
     assert {path.rpartition(".")[2] for path in leaked} <= set(NAMES)
     tables = {path for path in shown if "hunter2" in path}
-    assert all(path.split(".")[0] in ("limits", "audit", "graph", "targets") for path in tables)
+    assert all(path.split(".")[0] in ("limits", "audit", "graph", "regions", "targets") for path in tables)
     assert SET in shown.values()
     assert ABSENT in shown.values()
     hidden = Contents(without_names=True).settings(filled(kind, CANARY))
