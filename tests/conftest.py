@@ -136,38 +136,18 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     poison(splice.SocketSplice, "_read")
 
 
-# Whether nohup(1) started this run, which ignores SIGHUP; programs under test would inherit that.
-NOHUP = hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+# Signals that were ignored when this run began: nohup(1) ignores SIGHUP, and a shell without job control SIGINT of what
+# it runs in the background. Programs under test would inherit that, and an interrupt in a test would do nothing.
+IGNORED = [
+    number
+    for name in ("SIGHUP", "SIGINT")
+    if (number := getattr(signal, name, None)) is not None and signal.getsignal(number) is signal.SIG_IGN
+]
 
 
 @pytest.fixture(autouse=True)
-def _hangup_has_its_meaning() -> None:
-    """Catch SIGHUP where it was ignored: the run outlives its terminal, and a child begins with the default."""
-    if NOHUP:
-        signal.signal(signal.SIGHUP, lambda *_: None)
-
-
-@pytest.fixture(scope="session")
-def index(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """pip and a package index that answers; after this, whatever fails is a fault of ours."""
-    probe = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--dest"]
-    done = subprocess.run(
-        [*probe, str(tmp_path_factory.mktemp("probe")), "pluggy==1.6.0"], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        require_or_skip("index", "no package index can be reached, from which a release takes its tools")
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say what this run left out, and why, at the end of its output."""
-    skipped = terminalreporter.stats.get("skipped", [])
-    if not skipped:
-        terminalreporter.section("nothing was left out")
-        return
-    reasons: dict[str, int] = {}
-    for report in skipped:
-        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-        reasons[reason] = reasons.get(reason, 0) + 1
-    terminalreporter.section("LEFT OUT", red=True, bold=True)
-    for reason, count in sorted(reasons.items()):
-        terminalreporter.write_line(f"{count:4} test(s): {reason}")
+def _signals_have_their_meaning() -> None:
+    """Catch what was ignored: SIGINT as Python does, SIGHUP in silence, because the run outlives its terminal. A child
+    begins with the default."""
+    for number in IGNORED:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else lambda *_: None)
