@@ -151,3 +151,29 @@ def _signals_have_their_meaning() -> None:
     begins with the default."""
     for number in IGNORED:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else lambda *_: None)
+
+
+@pytest.fixture(scope="session")
+def index(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """pip and a package index that answers; after this, whatever fails is a fault of ours."""
+    probe = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--dest"]
+    done = subprocess.run(
+        [*probe, str(tmp_path_factory.mktemp("probe")), "pluggy==1.6.0"], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        require_or_skip("index", "no package index can be reached, from which a release takes its tools")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what this run left out, and why, at the end of its output."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    if not skipped:
+        terminalreporter.section("nothing was left out")
+        return
+    reasons: dict[str, int] = {}
+    for report in skipped:
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        reasons[reason] = reasons.get(reason, 0) + 1
+    terminalreporter.section("LEFT OUT", red=True, bold=True)
+    for reason, count in sorted(reasons.items()):
+        terminalreporter.write_line(f"{count:4} test(s): {reason}")
