@@ -60,7 +60,7 @@ def test_three_percent_are_said_and_no_failure() -> None:
 @pytest.mark.parametrize(
     ("figures", "says"),
     [
-        ({"allocations": 52}, "allocations 50 -> 52 (+2, +4.0%)"),
+        ({"allocations": 53}, "allocations 50 -> 53 (+3, +6.0%)"),
         ({"wake_ups": 3}, "wake-ups 2 -> 3 (+1, +50.0%)"),
         ({"bytes": 969}, "bytes 1000 -> 969 (-31, -3.1%)"),
         ({"system_calls": Counter(read=3, epoll_pwait=4, getpid=1)}, "getpid 0 -> 1 (+1)"),
@@ -77,6 +77,13 @@ def test_an_exec_may_differ_by_a_piece_of_its_answer() -> None:
     for pieces, beyond in ((2, False), (3, True)):
         more = changed(wake_ups=2 + pieces)
         assert [change.beyond for change in compare({"exec": {"agent": KEPT}}, {"exec": {"agent": more}})] == [beyond]
+
+
+def test_a_path_that_became_cheaper_is_said_and_spends_nothing() -> None:
+    for before, after, spends in ((KEPT, changed(wake_ups=3), True), (changed(wake_ups=3), KEPT, False)):
+        (change,) = compare({"echo": {"agent": before}}, {"echo": {"agent": after}})
+        assert change.beyond
+        assert change.spends is spends
 
 
 def test_a_path_that_the_file_lacks_and_one_that_is_gone_are_beyond_it() -> None:

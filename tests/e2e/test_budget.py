@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bench.budget.__main__ import FILE, verdict, versions
-from bench.budget.comparison import Budget
+from bench.budget.comparison import Budget, compare
 from bench.budget.counting import count
 from bench.budget.paths import operations
 from bench.budget.system_calls import NoStrace
@@ -31,10 +31,12 @@ def test_no_path_costs_more_than_its_budget(cluster: Cluster, api: ApiServer, tm
         )
     try:
         with operations(cluster, api, tmp_path / "paths") as paths:
-            text, beyond = verdict(kept, Budget(here, count(paths, tmp_path / "paths")))
+            counted = Budget(here, count(paths, tmp_path / "paths"))
     except NoStrace as error:
         require_or_skip("strace", str(error))
     except NoCompiler as error:
         require_or_skip("compiler", str(error))
+    text, _ = verdict(kept, counted)
     print(text)
-    assert not beyond, text
+    # What costs less is said alone: on a busy machine two reads become one.
+    assert not [change for change in compare(kept.costs, counted.costs) if change.spends], text
