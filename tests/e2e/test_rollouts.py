@@ -18,7 +18,7 @@ from tests.e2e.test_daemonset import MINUTES, NAMESPACE, RELEASE, Loop, Place, k
 from tests.e2e.test_survival_kubectl import NAMESPACE as PEOPLE
 from tests.e2e.test_survival_kubectl import Everything, Ticks
 from tests.support.reports import until
-from tests.support.world import ALICE
+from tests.support.world import ALICE, Client
 
 MIB = 1 << 20
 LABEL = "arcbridge.node-restriction.kubernetes.io/agent"
@@ -31,8 +31,7 @@ class People:
         self._here = here
         self._stack = ExitStack()
         directory.mkdir()
-        # A relay asks the agents in turn, so that as many clients as agents are one for each.
-        clients = [here.world.start_client(ALICE) for _ in here.pods()]
+        clients = one_for_each_agent(here)
         self.first = kubectl_of(here, clients[0])
         self._hurry = directory.parent / "hurry"
         self.everything = Everything(self.first, here.cluster, directory, copied)
@@ -61,6 +60,23 @@ class People:
 
     def close(self) -> None:
         self._stack.close()
+
+
+def one_for_each_agent(here: Place) -> list[Client]:
+    """Start clients until each of the agents' pods has the session of one.
+
+    A relay asks the agents in turn, and sessions of others, which move to another agent within seconds, take turns as
+    well.
+    """
+    clients, agents = [], set[str]()
+    wanted = len(here.pods())
+    while len(agents) < wanted:
+        assert len(clients) < 5 * wanted
+        clients.append(here.world.start_client(ALICE))
+        session = clients[-1].process.wait_for_line(r'"session established".*"session":"(\w+)"')[1]
+        joined = here.world.relay.wait_for_line(rf'"joined".*"session":"{session}".*"agent":"([^"]+)"')
+        agents.add(joined[1])
+    return clients
 
 
 @pytest.fixture(autouse=True)
