@@ -163,7 +163,9 @@ def test_a_signed_release_verifies_with_the_commands_of_the_page(release: Path) 
     assert done.stdout.count(": OK") == 6
 
 
-@pytest.mark.parametrize("name", ["*.whl", "*.tar.gz", "*.tgz", "*.cdx.json", "arcbridge-linux-*"])
+@pytest.mark.parametrize(
+    "name", ["*.whl", "*.tar.gz", "arcbridge-agent-*.tgz", "arcbridge-relay-*.tgz", "*.cdx.json", "arcbridge-linux-*"]
+)
 def test_a_changed_artifact_is_found(release: Path, name: str) -> None:
     (path,) = release.glob(name)
     path.write_bytes(path.read_bytes() + b"\n")
