@@ -85,9 +85,14 @@ class Probe:
         self._memory.close()
 
 
+_BESIDE = f"{Path(__file__).parent}/"
+
+
 def readable(name: str) -> str:
     """Return how a function is named in the budget: `wire/sender.py:Sender.send`, `ssl.py:…`, `list.append`."""
     module, _, function = name.removesuffix(":").rpartition(":")
+    if module.startswith(_BESIDE):  # the client of the joins
+        return f"bench/budget/{module.removeprefix(_BESIDE)}:{function}"
     for folder in ("/site-packages/", "/arcbridge/", "/lib/python3."):
         _, found, inside = module.rpartition(folder)
         if found:

@@ -104,6 +104,7 @@ def test_other_versions_are_said() -> None:
 def test_the_file_is_what_was_written() -> None:
     assert Budget.read(budget(KEPT).text()) == budget(KEPT)
     assert Budget.read(FILE.read_text()).text() == FILE.read_text()
+    assert '"/' not in FILE.read_text(), "a path of the machine that counted"
     assert budget(KEPT).table().splitlines()[-1] == "| echo | agent | 100 | 50 | 7 | 2 | 1000 |"
 
 
@@ -136,6 +137,7 @@ def test_names_say_where_a_function_is() -> None:
     assert readable("/any/where/arcbridge/wire/sender.py:Sender.send:") == "wire/sender.py:Sender.send"
     assert readable("/x/site-packages/aiohttp/web.py:run:") == "aiohttp/web.py:run"
     assert readable("/usr/lib/python3.11/ssl.py:SSLObject.read:") == "ssl.py:SSLObject.read"
+    assert readable(f"{FILE.parent}/budget/joins.py:serve:") == "bench/budget/joins.py:serve"
     assert readable("list.append:") == "list.append"
     assert readable("builtins:len:") == "builtins:len"
 
