@@ -8,6 +8,7 @@ of more than 8 bytes is an error of the peer. The relay's JOIN messages use the 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, fields
 from typing import ClassVar, Self
 
@@ -187,6 +188,12 @@ class Restrictions(Record):
 UNRESTRICTED = Restrictions()
 RESTRICTION_KINDS = ("read-only", "no-secrets", "namespaces", "verbs", "until")
 """All that `Restrictions.kinds` may return."""
+RESTRICTION_VERBS = ("get", "list", "watch", "create", "update", "patch", "delete", "deletecollection")
+"""The verbs that `Restrictions.verbs` may have."""
+MOST_NAMESPACES = 32
+"""Namespaces of one session: each of its records and requests names them."""
+NAMESPACE_NAME = re.compile(r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?")
+"""The form of each (an RFC 1123 label)."""
 
 
 @dataclass(frozen=True, slots=True)

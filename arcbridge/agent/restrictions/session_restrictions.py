@@ -21,12 +21,9 @@ from arcbridge.agent.kube.request_info import RequestInfo
 from arcbridge.agent.kube.status import RequestRefusal
 from arcbridge.errors import PermissionRefused, RemoteProtocolError
 from arcbridge.refusals import Refusal, RefusalRule
-from arcbridge.wire.records import UNRESTRICTED, Restrictions
+from arcbridge.wire.records import MOST_NAMESPACES, NAMESPACE_NAME, RESTRICTION_VERBS, UNRESTRICTED, Restrictions
 
 READS: Final = frozenset({"get", "list", "watch"})
-VERBS: Final = READS | {"create", "update", "patch", "delete", "deletecollection"}
-MAX_NAMESPACES: Final = 32
-"""Namespaces of one session: each of its records and requests names them."""
 ACCESS, RULES = "selfsubjectaccessreviews", "selfsubjectrulesreviews"
 SELF_REVIEWS: Final = frozenset(
     {("authorization.k8s.io", ACCESS), ("authorization.k8s.io", RULES), ("authentication.k8s.io", "selfsubjectreviews")}
@@ -37,7 +34,6 @@ TUNNELS: Final = frozenset({"exec", "attach", "portforward", "proxy"})
 DISCOVERY: Final = ("root", "api", "apis", "openapi", "version", "healthz", "livez", "readyz", ".well-known")
 """Classes of non-resource paths that every session may read: clients ask there what there is, and whether it is up."""
 _METHODS: Final = frozenset({"GET", "HEAD"})
-_NAMESPACE: Final = re.compile(r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?")
 _NAMES: Final = re.compile(r"[a-z0-9.-]*/[a-z0-9.-]*/[a-z0-9._-]*/[a-z0-9._-]*/[a-z0-9.-]*")
 """Group, version, resource, subresource and namespace that every reader takes for the same; no segment has a slash.
 Resources and subresources of the metrics APIs are names of metrics, in which `_` is usual."""
@@ -78,10 +74,10 @@ class SessionRestrictions:
         lists = (found.record.namespaces, found.record.verbs)
         if found.record.encode() != encoded or any(one != " ".join(dict.fromkeys(one.split())) for one in lists):
             raise _unknown("sends restrictions in another form than they have; each word of a list is there once")
-        if not found.verbs <= VERBS:
-            raise _unknown(f"restricts a session to other verbs than {', '.join(sorted(VERBS))}")
-        if len(names) > MAX_NAMESPACES or not all(map(_NAMESPACE.fullmatch, names)):
-            raise _unknown(f"restricts a session to more than {MAX_NAMESPACES} namespaces, or to what is none")
+        if not found.verbs.issubset(RESTRICTION_VERBS):
+            raise _unknown(f"restricts a session to other verbs than {', '.join(RESTRICTION_VERBS)}")
+        if len(names) > MOST_NAMESPACES or not all(map(NAMESPACE_NAME.fullmatch, names)):
+            raise _unknown(f"restricts a session to more than {MOST_NAMESPACES} namespaces, or to what is none")
         return found
 
     @cached_property

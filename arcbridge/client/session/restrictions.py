@@ -5,33 +5,27 @@ It knows no request. Invariant: what the agent would not understand is refused h
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Final
 
 from arcbridge.errors import ConfigError, PermissionRefused
 from arcbridge.refusals import Refusal, RefusalRule
 from arcbridge.settings.config import RestrictConfig
 from arcbridge.settings.suggest import unknown
-from arcbridge.wire.records import UNRESTRICTED, Restrictions
-
-VERBS: Final = ("get", "list", "watch", "create", "update", "patch", "delete", "deletecollection")
-MAX_NAMESPACES: Final = 32
-_NAMESPACE: Final = re.compile(r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?")
+from arcbridge.wire.records import MOST_NAMESPACES, NAMESPACE_NAME, RESTRICTION_VERBS, UNRESTRICTED, Restrictions
 
 
 def restrictions_of(config: RestrictConfig, until: int = 0) -> Restrictions:
     """Return the restrictions of the settings; `until`: unix seconds at which the session ends, 0: as any other. Raises
     ConfigError."""
     for verb in config.verbs:
-        if verb not in VERBS:
-            raise ConfigError(unknown("restrict.verbs", verb, VERBS))
+        if verb not in RESTRICTION_VERBS:
+            raise ConfigError(unknown("restrict.verbs", verb, RESTRICTION_VERBS))
     for name in config.namespaces:
-        if not _NAMESPACE.fullmatch(name):
+        if not NAMESPACE_NAME.fullmatch(name):
             raise ConfigError(f"restrict.namespaces: {name[:63]!r}: no name of a namespace")
-    if len(config.namespaces) > MAX_NAMESPACES:
-        raise ConfigError(f"restrict.namespaces: a session has at most {MAX_NAMESPACES}")
+    if len(config.namespaces) > MOST_NAMESPACES:
+        raise ConfigError(f"restrict.namespaces: a session has at most {MOST_NAMESPACES}")
     return Restrictions(
         config.read_only, not config.secrets, " ".join(sorted(set(config.namespaces))), _sorted(config.verbs), until
     )
@@ -68,4 +62,4 @@ def time_is_over(cluster: str) -> PermissionRefused:
 
 
 def _sorted(verbs: Sequence[str]) -> str:
-    return " ".join(verb for verb in VERBS if verb in verbs)
+    return " ".join(verb for verb in RESTRICTION_VERBS if verb in verbs)

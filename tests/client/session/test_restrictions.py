@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from arcbridge.client.session.restrictions import MAX_NAMESPACES, endpoint_name, restrictions_of
+from arcbridge.client.session.restrictions import endpoint_name, restrictions_of
 from arcbridge.errors import ConfigError, PermissionRefused, Unauthenticated
 from arcbridge.refusals import RefusalRule
 from arcbridge.settings.config import RestrictConfig
 from arcbridge.wire.frames import GoawayCode
-from arcbridge.wire.records import RESTRICTIONS_FEATURE, UNRESTRICTED, Restrictions
+from arcbridge.wire.records import MOST_NAMESPACES, RESTRICTIONS_FEATURE, UNRESTRICTED, Restrictions
 from tests.client.echo_stream import Stream
 from tests.client.far_side import FarSide
 from tests.client.session.test_session_manager import make
@@ -37,7 +37,7 @@ def test_settings_become_a_record() -> None:
         (RestrictConfig(verbs=("gett",)), "restrict.verbs: 'gett'"),
         (RestrictConfig(namespaces=("Shop",)), "restrict.namespaces: 'Shop'"),
         (RestrictConfig(namespaces=("a b",)), "no name of a namespace"),
-        (RestrictConfig(namespaces=tuple(f"n{n}" for n in range(MAX_NAMESPACES + 1))), "at most 32"),
+        (RestrictConfig(namespaces=tuple(f"n{n}" for n in range(MOST_NAMESPACES + 1))), "at most 32"),
     ],
 )
 def test_what_no_agent_would_understand_is_refused_here(config: RestrictConfig, words: str) -> None:
