@@ -1,10 +1,10 @@
-"""How long `helm upgrade --wait` of the agent's chart takes with nobody there, and with people at work at each agent.
+"""How long an eviction, a drain, `helm upgrade --wait` and a rollback of the agent take, alone and under people.
 
     python -m bench.studies.rollouts DIRECTORY OUT [ROUNDS]
 
 Helm, Kubernetes' own controllers and scheduler decide, and the node of the tests runs three agents on three nodes. Both
 kinds of workload; without and with sessions by turns (`logs -f`, `exec`, port-forward and a copy), so that noise falls
-on both. OUT is JSON: seconds of each upgrade.
+on both. OUT is JSON: seconds of each step.
 """
 
 from __future__ import annotations
@@ -15,41 +15,63 @@ import os
 import statistics
 import sys
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
-from tests.e2e.test_daemonset import Place
-from tests.e2e.test_rollouts import MIB, People, cluster, ending, write_slow_tar
+from tests.e2e.test_daemonset import MINUTES, NAMESPACE, RELEASE, Place
+from tests.e2e.test_rollouts import MIB, People, cluster, ending, evict, ready, write_slow_tar
 from tests.support.reports import until
 
 KINDS = ("DaemonSet", "Deployment")
 AGENTS = 3
 
 
-def upgrade(here: Place, number: int) -> float:
-    """Upgrade to pods of another template, and return the seconds that Helm took."""
+def steps(here: Place, kind: str, number: int) -> Iterator[tuple[str, float]]:
+    """Drain a node, evict its pod, upgrade to pods of another template, and roll back: the seconds of each, by name.
+
+    A Deployment's drain waits for sessions (decision 0037) and is left out.
+    """
+    before = ready(here)
+    pod = next(pod for pod in here.pods() if pod["metadata"]["name"] in before)
+    if kind == "DaemonSet":
+        node = pod["spec"]["nodeName"]
+        began = time.monotonic()
+        here.cluster.kubectl("drain", node, "--ignore-daemonsets", "--delete-emptydir-data")
+        yield "drain", time.monotonic() - began
+        here.cluster.kubectl("uncordon", node)
+    began = time.monotonic()
+    evict(here, pod["metadata"]["name"])
+    until(lambda: bool(ready(here) - before), "another pod is ready", timeout=120)
+    yield "eviction", time.monotonic() - began
     began = time.monotonic()
     here.helm_does("upgrade", logLevel="info" if number % 2 else "warning")
-    return time.monotonic() - began
+    yield "upgrade", time.monotonic() - began
+    began = time.monotonic()
+    here.helm.run("rollback", RELEASE, "--namespace", NAMESPACE, "--wait", MINUTES, timeout=320)
+    yield "rollback", time.monotonic() - began
 
 
 def measure(directory: Path, kind: str, rounds: int) -> dict[str, Any]:
-    """Return the seconds of each upgrade of a kind of workload, without and with sessions."""
-    seconds: dict[str, list[float]] = {"without": [], "with": []}
+    """Return the seconds of each step with a kind of workload, without and with sessions."""
+    seconds: dict[str, dict[str, list[float]]] = {"without": {}, "with": {}}
     with cluster(directory, kind, AGENTS) as here:
         for number in range(rounds):
-            seconds["without"].append(upgrade(here, 2 * number))
-            until(lambda: not ending(here), "the old pods end, with nobody there", timeout=120)
-            (directory / "hurry").unlink(missing_ok=True)
-            with closing(People(here, directory / f"people-{number}", 16 * MIB)) as people:
-                seconds["with"].append(upgrade(here, 2 * number + 1))
-                people.check()
-            until(lambda: not ending(here), "the old pods end with their sessions", timeout=120)
-            print(kind, number, {way: round(of[-1], 1) for way, of in seconds.items()}, file=sys.stderr)
-    return {way: [round(one, 2) for one in of] for way, of in seconds.items()} | {
-        "median": {way: round(statistics.median(of), 2) for way, of in seconds.items()}
-    }
+            for way, of in seconds.items():
+                with ExitStack() as stack:
+                    if way == "with":
+                        (directory / "hurry").unlink(missing_ok=True)
+                        people = stack.enter_context(closing(People(here, directory / f"people-{number}", 64 * MIB)))
+                    for step, took in steps(here, kind, number):
+                        of.setdefault(step, []).append(round(took, 2))
+                    if way == "with":
+                        people.wait_moves()
+                        people.check()
+                until(lambda: not ending(here), "the old pods end with their sessions", timeout=120)
+            print(kind, number, {w: {s: t[-1] for s, t in of.items()} for w, of in seconds.items()}, file=sys.stderr)
+    median = {way: {step: statistics.median(took) for step, took in of.items()} for way, of in seconds.items()}
+    return {**seconds, "median": median}
 
 
 def main(argv: list[str]) -> int:
