@@ -8,15 +8,13 @@ from pathlib import Path
 
 from arcbridge.cli.output import plain, print_prose, rfc3339
 from arcbridge.cli.parser import Invocation
-from arcbridge.cli.settings import load_settings, settings_file
+from arcbridge.cli.settings import settings_file, start
 from arcbridge.errors import ExitCode
-from arcbridge.observe import logging
 from arcbridge.relay.backup import Manifest, make_backup, read_backup, restore_backup
-from arcbridge.settings.config import RelayConfig
 
 
 def backup(invocation: Invocation) -> int:
-    config = _settings(invocation)
+    config = start(invocation, "warning")
     path = Path(invocation.text("file"))
     made = asyncio.run(
         make_backup(
@@ -33,7 +31,7 @@ def backup(invocation: Invocation) -> int:
 
 
 def restore(invocation: Invocation) -> int:
-    config = _settings(invocation)
+    config = start(invocation, "warning")
     path, identity = Path(invocation.text("file")), invocation.text("identity")
     key = Path(identity) if identity else None
     if invocation.switch("show"):
@@ -62,12 +60,6 @@ def restore(invocation: Invocation) -> int:
     ]
     print_prose("\n".join(lines))
     return ExitCode.DONE
-
-
-def _settings(invocation: Invocation) -> RelayConfig:
-    config: RelayConfig = load_settings(invocation, os.environ)
-    logging.configure("relay", "warning", config.observe.log_format)
-    return config
 
 
 def _contents(manifest: Manifest) -> str:

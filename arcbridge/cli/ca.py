@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 from importlib import import_module
 
@@ -11,9 +10,8 @@ from arcbridge.cli.commands import FOR_PEOPLE
 from arcbridge.cli.output import format_rows, print_prose, print_warning, rfc3339
 from arcbridge.cli.parser import Invocation
 from arcbridge.cli.screen import Column
-from arcbridge.cli.settings import load_settings
+from arcbridge.cli.settings import start
 from arcbridge.errors import ExitCode
-from arcbridge.observe import logging
 from arcbridge.pki.rotation import named
 
 TYPE_CHECKING = False
@@ -54,8 +52,7 @@ def _step(step: str) -> Callable[[Invocation], int]:
 
 
 def _rotation(invocation: Invocation) -> tuple[Any, Any]:
-    config = load_settings(invocation, os.environ)
-    logging.configure(invocation.role, "warning", config.observe.log_format)
+    config = start(invocation, "warning")
     return import_module(f"arcbridge.{invocation.role}.ca_rotation"), config
 
 

@@ -18,18 +18,9 @@ from arcbridge.errors import ConfigError, ExitCode, StateError, Unauthenticated
 from arcbridge.settings.config import ClientConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Sequence
+    from collections.abc import Sequence
 
     from arcbridge.client.credentials.identity_summary import IdentitySummary
-
-
-def _run(work: Coroutine[Any, Any, int]) -> int:
-    from arcbridge.cli.loop import Interrupted, run_until_signal
-
-    try:
-        return run_until_signal(work)
-    except Interrupted:
-        return ExitCode.INTERRUPTED
 
 
 def _settings(invocation: Invocation) -> ClientConfig:
@@ -49,7 +40,9 @@ def login(invocation: Invocation) -> int:
     config = _settings(invocation)
     given = given_settings(invocation, os.environ)
     named = {path.removeprefix("login.") for path in given if path.startswith("login.")}
-    return _run(_log_in(config, invocation, named))
+    from arcbridge.cli.loop import run_until_signal
+
+    return run_until_signal(_log_in(config, invocation, named))
 
 
 async def _log_in(config: ClientConfig, invocation: Invocation, named: set[str]) -> int:
@@ -97,7 +90,9 @@ def _wait(text: str) -> float:
 
 def logout(invocation: Invocation) -> int:
     """Forget the kept tokens, here and at the issuer."""
-    return _run(_log_out(_settings(invocation)))
+    from arcbridge.cli.loop import run_until_signal
+
+    return run_until_signal(_log_out(_settings(invocation)))
 
 
 async def _log_out(config: ClientConfig) -> int:
@@ -146,8 +141,9 @@ def whoami(invocation: Invocation) -> int:
         raise
     checked = ""
     if invocation.switch("check"):
-        if (code := _run(_check(config))) != ExitCode.DONE:
-            return code
+        from arcbridge.cli.loop import run_until_signal
+
+        run_until_signal(_check(config))
         checked = f"{found.relay} takes the login"
     output = invocation.text("output", "table")
     if output in DOCUMENTS:
@@ -160,7 +156,7 @@ def whoami(invocation: Invocation) -> int:
     return ExitCode.DONE
 
 
-async def _check(config: ClientConfig) -> int:
+async def _check(config: ClientConfig) -> None:
     """Ask the relay; raises what it says of the login."""
     from arcbridge.cli.terminal import configure_logging, terminal
     from arcbridge.client.commands.directory import list_clusters
@@ -170,7 +166,6 @@ async def _check(config: ClientConfig) -> int:
     context = ClientContext(config, terminal(sys.stderr))
     context.tokens.interactive = False
     await list_clusters(context.relays, context.tokens)
-    return ExitCode.DONE
 
 
 def _as_document(found: IdentitySummary, checked: str, others: Sequence[IdentitySummary]) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -11,17 +10,15 @@ from typing import TYPE_CHECKING, Final
 from arcbridge.cli.commands import DOCUMENTS
 from arcbridge.cli.output import as_prose, format_rows, plain, print_document, print_error, print_warning, rfc3339
 from arcbridge.cli.screen import Column
-from arcbridge.cli.settings import load_settings
+from arcbridge.cli.settings import start
 from arcbridge.errors import ConfigError, ExitCode
 from arcbridge.identity.policy_rules import named, who
-from arcbridge.observe import logging
 from arcbridge.relay import policy_review
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from arcbridge.cli.parser import Invocation
-    from arcbridge.settings.config import RelayConfig
 
 MOST_SHOWN: Final = 20
 """Rows of a table, and names in a cell; documents have all."""
@@ -33,7 +30,7 @@ def explain(invocation: Invocation) -> int:
     *user, cluster = invocation.texts("name")
     if len(user) > 1:
         raise ConfigError("which one? give the name of one user, and of one cluster")
-    config = _config(invocation)
+    config = start(invocation, "warning")
     row = asyncio.run(policy_review.explain_access(config, "".join(user), groups, cluster))
     for times, key in ((row["token"], "at"), (row["revoked"], "before"), (row["revoked"], "revoked_at")):
         if times:
@@ -67,7 +64,7 @@ def _explained(row: policy_review.Row) -> str:
 
 def diff(invocation: Invocation) -> int:
     """Print what the file changes; 1 where it changes anything, 2 where it is not taken over."""
-    row = asyncio.run(policy_review.compare_policy(_config(invocation), Path(invocation.text("file"))))
+    row = asyncio.run(policy_review.compare_policy(start(invocation, "warning"), Path(invocation.text("file"))))
     for tell, texts in ((print_error, row["errors"]), (print_warning, row["warnings"])):
         for text in texts:
             tell(text)
@@ -101,9 +98,3 @@ def _print(row: policy_review.Row, invocation: Invocation, text: Callable[[polic
         print_document(row, output)
     else:
         sys.stdout.write(text(row))
-
-
-def _config(invocation: Invocation) -> RelayConfig:
-    config: RelayConfig = load_settings(invocation, os.environ)
-    logging.configure("relay", "warning", config.observe.log_format)
-    return config

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 
 from arcbridge.cli.administration import format_done, format_list, format_token
 from arcbridge.cli.output import print_warning
 from arcbridge.cli.parser import Invocation
-from arcbridge.cli.settings import load_settings
+from arcbridge.cli.settings import start
 from arcbridge.errors import ExitCode
-from arcbridge.observe import logging
 from arcbridge.pki.new_token import API_SERVER_FLAGS
 from arcbridge.relay import admin
 from arcbridge.relay.operations import Row
@@ -28,10 +26,8 @@ def _printing(answer: Callable[[Invocation, RelayConfig], Coroutine[Any, Any, st
     """Return a command that prints what `answer` returns."""
 
     def command(invocation: Invocation) -> int:
-        config: RelayConfig = load_settings(invocation, os.environ)
         # What is wrong is the command's error; a line of the log before it would say half of it.
-        logging.configure("relay", "critical", config.observe.log_format)
-        sys.stdout.write(asyncio.run(answer(invocation, config)))
+        sys.stdout.write(asyncio.run(answer(invocation, start(invocation, "critical"))))
         return ExitCode.DONE
 
     return command

@@ -6,9 +6,9 @@ import os
 from importlib import import_module
 
 from arcbridge.cli.parser import Invocation
-from arcbridge.cli.settings import load_settings, place_of
+from arcbridge.cli.settings import load_settings, place_of, start
 from arcbridge.errors import ExitCode
-from arcbridge.settings.flags import AGENT, RELAY
+from arcbridge.settings.flags import RELAY
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,11 +18,9 @@ if TYPE_CHECKING:
 
 def run(invocation: Invocation) -> int:
     """Serve until a signal ends it."""
-    config = load_settings(invocation, os.environ)
+    config = start(invocation)
     from arcbridge.cli.loop import notify, run_until_drained
-    from arcbridge.observe import logging
 
-    logging.configure(invocation.role, config.observe.log_level, config.observe.log_format)
     serve = _serve_of(invocation.role, config)
 
     def reread() -> Any:
@@ -46,12 +44,10 @@ def _serve_of(role: str, config: Any) -> Callable[..., Coroutine[Any, Any, None]
 
 def enroll(invocation: Invocation) -> int:
     """Trade the join token for a certificate."""
-    config = load_settings(invocation, os.environ)
+    config = start(invocation)
     from arcbridge.agent.service import enroll
     from arcbridge.cli.loop import run_until_signal
-    from arcbridge.observe import logging
 
-    logging.configure(AGENT, config.observe.log_level, config.observe.log_format)
     run_until_signal(enroll(config))
     print("The agent is enrolled.")
     return ExitCode.DONE
@@ -59,14 +55,12 @@ def enroll(invocation: Invocation) -> int:
 
 def doctor(invocation: Invocation) -> int:
     """Print what the role's own checks find; exit code 1 where one of them fails."""
-    config = load_settings(invocation, os.environ)
+    config = start(invocation, "critical")
     import asyncio
 
     from arcbridge.checks.diagnosis import first_failure
     from arcbridge.cli.output import FindingPrinter
-    from arcbridge.observe import logging
 
-    logging.configure(invocation.role, "critical", config.observe.log_format)
     diagnose = import_module(f"arcbridge.{invocation.role}.doctor").diagnose
     findings = asyncio.run(diagnose(config, place_of(invocation, os.environ)))
     printer = FindingPrinter(invocation.text("output"), [finding.hop for finding in findings])

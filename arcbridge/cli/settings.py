@@ -8,6 +8,7 @@ else the first of `$XDG_CONFIG_HOME/arcbridge/<role>.toml` and `/etc/arcbridge/<
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,6 +74,16 @@ def load_settings(invocation: Invocation, environment: Mapping[str, str]) -> Any
         value = invocation.text(flag.dest)
         if flag.choices and value and value not in flag.choices:
             raise ConfigError(unknown(f"flag {flag.long}", value, flag.choices))
+    return config
+
+
+def start(invocation: Invocation, level: str = "") -> Any:
+    """Return the settings of a relay's or an agent's command, and set logging up by them; `level`: another one than
+    theirs, for a command that answers and ends. Raises ConfigError."""
+    config = load_settings(invocation, os.environ)
+    from arcbridge.observe import logging
+
+    logging.configure(invocation.role, level or config.observe.log_level, config.observe.log_format)
     return config
 
 

@@ -23,8 +23,8 @@ from tests.relay.conftest import relay_config
 
 def printed(config: RelayConfig, command: Callable[[Invocation], int], *words: str, **given: object) -> str:
     out = io.StringIO()
-    modules = [mock.patch.object(module, "load_settings", return_value=config) for module in (relay, backup)]
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out), modules[0], modules[1]:
+    settings = mock.patch("arcbridge.cli.settings.load_settings", return_value=config)
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out), settings:
         assert command(Invocation("relay", words, given)) == 0
     return out.getvalue()
 

@@ -29,7 +29,7 @@ def test_steps_and_status(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     asyncio.run(make_registry(config.data_dir))
 
     def run(command: str, **given: object) -> str:
-        with mock.patch.object(ca, "load_settings", return_value=config):
+        with mock.patch("arcbridge.cli.settings.load_settings", return_value=config):
             assert getattr(ca, command)(Invocation("relay", ("ca", command), given)) == 0
         return capsys.readouterr().out
 
@@ -51,7 +51,7 @@ def test_status_names_a_bounded_number_of_those_it_waits_for(
     state = Rotation(made.certificate_pem, made.key_pem).take("next", time.time())
     found = RotationStatus(state, "0 of 3000 clusters", tuple(f"cluster c{n} is not connected" for n in range(3000)))
     with (
-        mock.patch.object(ca, "load_settings", return_value=relay_config(tmp_path, "")),
+        mock.patch("arcbridge.cli.settings.load_settings", return_value=relay_config(tmp_path, "")),
         mock.patch("arcbridge.relay.ca_rotation.status", mock.AsyncMock(return_value=found)),
     ):
         assert ca.status(Invocation("relay", ("ca", "status"), {})) == 0

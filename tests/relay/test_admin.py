@@ -51,7 +51,7 @@ def config(tmp_path: Path) -> RelayConfig:
 def run(config: RelayConfig, *command: str, **given: object) -> str:
     """What the command line prints."""
     out = io.StringIO()
-    with contextlib.redirect_stdout(out), mock.patch.object(relay, "load_settings", return_value=config):
+    with contextlib.redirect_stdout(out), mock.patch("arcbridge.cli.settings.load_settings", return_value=config):
         assert getattr(relay, "_".join(command))(Invocation("relay", command, given)) == 0
     return out.getvalue()
 
