@@ -1,4 +1,4 @@
-"""Holds the asyncio tasks of parts, ends them, and unpacks the errors of task groups.
+"""Holds the asyncio tasks of parts, ends them, bounds what is waited for, and unpacks the errors of task groups.
 
 Invariants: what was cancelled here runs no more when the caller goes on, and a task of a `TaskSet` is held until it
 ends, because the event loop does not hold it.
@@ -7,7 +7,8 @@ ends, because the event loop does not hold it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Awaitable, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any
 
 
@@ -27,6 +28,26 @@ async def cancel_and_wait(*tasks: asyncio.Task[Any]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def in_time(awaited: Awaitable[object], seconds: float | None) -> bool:
+    """Wait for something, at most `seconds` (None: without an end); return whether it came."""
+    try:
+        async with asyncio.timeout(seconds):
+            await awaited
+    except TimeoutError:
+        return False
+    return True
+
+
+@asynccontextmanager
+async def within(seconds: float | None, late: Exception) -> AsyncIterator[None]:
+    """Give a block so many seconds; raises `late` where it takes longer."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError as error:
+        raise late from error
 
 
 def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -37,7 +37,7 @@ from arcbridge.net.address import Address
 from arcbridge.net.dialer import connect
 from arcbridge.net.tls import ALPN_CONTROL, ALPN_HTTP, measure_round_trip
 from arcbridge.observe.untrusted_text import clean
-from arcbridge.tasks import TaskSet, cancel_and_wait
+from arcbridge.tasks import TaskSet, cancel_and_wait, in_time
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.ledger import FEATURE, LedgerEntries, entries_of, frames
 from arcbridge.wire.records import CaSuccession, Dial, Goaway, Ledger, Revoke, Status
@@ -195,11 +195,7 @@ class ControlConnections:
             now = self._clock()
             due = [self._connect_missing(now), self._leave_surplus(now), self._move_sessions(now)]
             wait = min((when - now for when in due if when is not None), default=None)
-            try:
-                async with asyncio.timeout(None if wait is None else max(wait, 0.001)):
-                    await self._changed.wait()
-            except TimeoutError:
-                continue
+            await in_time(self._changed.wait(), None if wait is None else max(wait, 0.001))
 
     def _staying(self) -> list[ControlLink]:
         return [link for link in self._links if link.up and not link.leaving]

@@ -18,6 +18,7 @@ from typing import Any, Final
 from arcbridge.observe.health import Checks
 from arcbridge.observe.metrics import Metrics
 from arcbridge.observe.untrusted_text import clean
+from arcbridge.tasks import in_time
 
 from .diagnosis import Finding, FindingState, failed
 
@@ -132,11 +133,7 @@ class SelfChecks:
             wait = min(AGAIN * 2.0 ** min(failures - 1, 16), self._every) if failures else self._every
             wait *= 1 - SPREAD + 2 * SPREAD * random.random()
             await asyncio.sleep(min(SOONEST, wait))
-            try:
-                async with asyncio.timeout(max(wait - SOONEST, 0.0)):
-                    await self._wanted[name].wait()
-            except TimeoutError:
-                continue
+            await in_time(self._wanted[name].wait(), max(wait - SOONEST, 0.0))
 
     async def _look(self, check: SelfCheck) -> tuple[Finding, ...]:
         try:

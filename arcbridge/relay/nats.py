@@ -30,7 +30,7 @@ from arcbridge.errors import ArcbridgeError, ConfigError
 from arcbridge.pki.chain import load_chain
 from arcbridge.relay.certificate import read_text
 from arcbridge.settings.config import RelayFleetConfig
-from arcbridge.tasks import TaskSet
+from arcbridge.tasks import TaskSet, in_time
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -132,11 +132,7 @@ class NatsConnection:
 
     async def wait(self, timeout: float, *, once: bool = False) -> bool:
         """Return whether a connection stands, at the latest in `timeout` seconds; `once`: after one attempt, too."""
-        try:
-            async with asyncio.timeout(timeout):
-                await (self._tried if once else self._up).wait()
-        except TimeoutError:
-            pass
+        await in_time((self._tried if once else self._up).wait(), timeout)
         return self._up.is_set()
 
     async def close(self) -> None:
@@ -255,11 +251,7 @@ class NatsConnection:
             log.info("connected to NATS", server=_shown(client), name=self.name)
             while not lost.is_set() and not client.is_closed:
                 # Also by the clock: the library closes a connection before it says so, and may hang in between.
-                try:
-                    async with asyncio.timeout(1.0):
-                        await lost.wait()
-                except TimeoutError:
-                    pass
+                await in_time(lost.wait(), 1.0)
             self._tell("the connection was lost")
         finally:
             self._client = None

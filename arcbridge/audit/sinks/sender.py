@@ -9,7 +9,6 @@ chain before the sink goes on behind it.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import threading
 import time
@@ -41,6 +40,7 @@ from arcbridge.observe.queued_writer import GATHER
 from arcbridge.observe.untrusted_text import clean
 from arcbridge.pki.private_files import try_lock
 from arcbridge.settings.config import AuditFilesConfig, AuditSinkConfig
+from arcbridge.tasks import in_time
 
 FIRST_DELAY, LONGEST_DELAY = 1.0, 60.0
 """Bounds of the first and of the longest pause after failures, in seconds."""
@@ -156,9 +156,7 @@ class SinkSender:
                         return
                     wait = 0.0 if more else wait
                 if not self._closing.is_set() and wait:
-                    with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(wait):
-                            await wake.wait()
+                    await in_time(wake.wait(), wait)
         finally:
             await self._transport.close()
             self._files.close()

@@ -11,7 +11,6 @@ where its text was cut.
 
 from __future__ import annotations
 
-import asyncio
 import re
 import socket
 import ssl
@@ -23,6 +22,7 @@ from arcbridge.audit.sinks.tail import LogRecord
 from arcbridge.net.sockets import receive, unacknowledged
 from arcbridge.net.tlspipe import TlsPipe
 from arcbridge.settings.config import AuditSinkConfig
+from arcbridge.tasks import in_time
 
 BOM: Final = b"\xef\xbb\xbf"
 """Begins a message in UTF-8 (RFC 5424 §6.4); one of ASCII alone needs none."""
@@ -88,11 +88,7 @@ class SyslogTransport:
                 return
             text = "it ended the connection without close_notify: it may not have everything (setting close_notify)"
             raise CollectorFailed(f"{self._address}: {text}") from error
-        try:
-            async with asyncio.timeout(_LINGER):
-                await receive(sock, 1)
-        except TimeoutError:
-            return
+        await in_time(receive(sock, 1), _LINGER)
 
     async def close(self) -> None:
         return

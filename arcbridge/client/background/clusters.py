@@ -31,7 +31,7 @@ from arcbridge.client.service import ClientContext, Terminal
 from arcbridge.client.serving.served_cluster import ServedCluster
 from arcbridge.client.session.restrictions import restrictions_of
 from arcbridge.errors import ArcbridgeError, ConfigError, StateError, Unreachable
-from arcbridge.tasks import TaskSet, cancel_and_wait
+from arcbridge.tasks import TaskSet, cancel_and_wait, within
 from arcbridge.units import rfc3339
 
 SESSION_WAIT = 25.0
@@ -60,13 +60,9 @@ class Served(ServedCluster):
 
     async def wait_for_session(self) -> None:
         """Wait for a session; raises the error of the attempt."""
-        try:
-            async with asyncio.timeout(SESSION_WAIT):
-                await self.session.ready()
-        except TimeoutError:
-            raise Unreachable(
-                f'cluster "{self.cluster}" did not answer within {SESSION_WAIT:.0f} s; see `arcbridge logs`'
-            ) from None
+        late = f'cluster "{self.cluster}" did not answer within {SESSION_WAIT:.0f} s; see `arcbridge logs`'
+        async with within(SESSION_WAIT, Unreachable(late)):
+            await self.session.ready()
 
     def entry_of(self, connection: Connection) -> Entry:
         """Return what the kubeconfig has to say for one of the connections."""

@@ -12,13 +12,14 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from arcbridge.errors import CommandNotFound
 from arcbridge.settings.config import LoginConfig
+from arcbridge.tasks import in_time
 
 STOP_TIMEOUT = 5.0
 """Seconds between SIGTERM and SIGKILL for a program that is to end with us."""
@@ -246,14 +247,10 @@ async def _copy(reader: asyncio.StreamReader, descriptor: int, lines: LinePrefix
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
-    try:
+    with suppress(ProcessLookupError):
         process.terminate()
-        async with asyncio.timeout(STOP_TIMEOUT):
-            await process.wait()
-    except ProcessLookupError:
-        pass
-    except TimeoutError:
-        process.kill()
+        if not await in_time(process.wait(), STOP_TIMEOUT):
+            process.kill()
     await process.wait()
 
 

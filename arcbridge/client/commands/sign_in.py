@@ -7,7 +7,6 @@ kept (`client.relay.relay_profile`) before the login begins, so that a login tha
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 import textwrap
 import time
@@ -49,6 +48,7 @@ from arcbridge.pki.pins import check_pin, pin_of
 from arcbridge.pki.succession import Succession
 from arcbridge.settings.choices import PROGRAM
 from arcbridge.settings.config import ClientConfig, LoginConfig
+from arcbridge.tasks import within
 
 if TYPE_CHECKING:
     from arcbridge.client.credentials.login import Login
@@ -467,11 +467,9 @@ async def _within(wait: float, login: Login, *, may_wait: bool) -> TokenSet:
             "there is no terminal, so no user is there to log in: a job uses `arcbridge run --workload …` "
             "(docs/how-to/ci.md); `--wait 10m` waits for a login on another device"
         )
-    try:
-        async with asyncio.timeout(wait or None):
-            return await login.log_in()
-    except TimeoutError as error:
-        raise Unauthenticated(f"the login was not done within {wait:.0f} s (--wait); start again") from error
+    late = Unauthenticated(f"the login was not done within {wait:.0f} s (--wait); start again")
+    async with within(wait or None, late):
+        return await login.log_in()
 
 
 async def log_out(config: ClientConfig, environment: Mapping[str, str]) -> tuple[bool, str]:

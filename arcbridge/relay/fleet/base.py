@@ -29,6 +29,7 @@ from typing import Any, Final, Protocol
 from arcbridge.errors import JoinRefused
 from arcbridge.net.join import JoinCode
 from arcbridge.observe.metrics import Metrics
+from arcbridge.tasks import within
 from arcbridge.wire.records import Dial, Record, Status
 
 FIRST_SHARE: Final = 0.4
@@ -224,15 +225,9 @@ class Fleet:
         """Ask one agent once. Raises `JoinRefused`."""
         if link in self._last_asked:
             self._last_asked[link] = next(self._turn)
-        try:
-            async with asyncio.timeout(timeout):
-                return await link.dial(dial)
-        except TimeoutError as error:
-            raise JoinRefused(
-                JoinCode.AGENT_TIMEOUT,
-                f"an agent of cluster {link.cluster} is connected but did not answer the dial request",
-                retry_after=_RETRY_AFTER,
-            ) from error
+        words = f"an agent of cluster {link.cluster} is connected but did not answer the dial request"
+        async with within(timeout, JoinRefused(JoinCode.AGENT_TIMEOUT, words, retry_after=_RETRY_AFTER)):
+            return await link.dial(dial)
 
     def tell_lost(self, lost: Lost) -> None:
         """Tell the other processes of the fleet. Does not wait, and leaves out a process that cannot be reached.

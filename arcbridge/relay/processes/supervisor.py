@@ -49,7 +49,7 @@ from arcbridge.relay.service import RelayInfo
 from arcbridge.relay.settings import required, worker_count
 from arcbridge.relay.siblings.channel import Channel, Head, Received, in_parts, pair
 from arcbridge.settings.config import RelayConfig
-from arcbridge.tasks import TaskSet, cancel_and_wait
+from arcbridge.tasks import TaskSet, cancel_and_wait, in_time, within
 
 START_DEADLINE: Final = 60.0
 """Seconds for a worker to serve. It takes one; a busy machine, or a lock that an operator holds, makes it more."""
@@ -241,18 +241,15 @@ class Supervisor:
             await self._launch(index)
         self._introduce(range(self._count))
         self._tasks.start(self._look())
-        try:
-            async with asyncio.timeout(START_DEADLINE):
-                while len(self._serving()) < self._count:
-                    for worker in self._workers.values():
-                        if not worker.lives:
-                            raise worker.error or StateError(
-                                f"worker {worker.index} ended while the relay started ({_how(worker.process)}): "
-                                "its log has the cause"
-                            )
-                    await self._change()
-        except TimeoutError as error:
-            raise StateError(f"not all workers served within {START_DEADLINE:.0f} s") from error
+        async with within(START_DEADLINE, StateError(f"not all workers served within {START_DEADLINE:.0f} s")):
+            while len(self._serving()) < self._count:
+                for worker in self._workers.values():
+                    if not worker.lives:
+                        raise worker.error or StateError(
+                            f"worker {worker.index} ended while the relay started ({_how(worker.process)}): "
+                            "its log has the cause"
+                        )
+                await self._change()
         self._started = True
         self.info = self._workers[0].info
 
@@ -445,10 +442,7 @@ class Supervisor:
             self._tasks.start(self._bury(worker))
 
     async def _bury(self, worker: _WorkerHandle) -> None:
-        try:
-            async with asyncio.timeout(_LOOK):
-                await worker.process.wait()
-        except TimeoutError:
+        if not await in_time(worker.process.wait(), _LOOK):
             _kill(worker.process)
 
     def _record(self, worker: _WorkerHandle, number: int, line: str) -> None:

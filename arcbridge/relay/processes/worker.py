@@ -61,7 +61,7 @@ from arcbridge.relay.siblings.channel import Channel, ChannelClosed, Head, Recei
 from arcbridge.relay.siblings.group import Siblings
 from arcbridge.relay.siblings.handover import Handovers
 from arcbridge.settings.config import RelayConfig, RelayLimitsConfig, RelayUserLimitsConfig
-from arcbridge.tasks import TaskSet
+from arcbridge.tasks import TaskSet, in_time
 
 BEAT: Final = 1.0
 """Seconds between two `beat`s."""
@@ -233,10 +233,8 @@ class _Worker:
         self._asked[number] = rows, complete
         try:
             self.channel.tell({"t": "question", "n": number, "question": dict(question)})
-            async with asyncio.timeout(DEADLINE):
-                await complete
-        except TimeoutError:
-            raise StateError("the other processes of the relay do not answer: try again in some seconds") from None
+            if not await in_time(complete, DEADLINE):
+                raise StateError("the other processes of the relay do not answer: try again in some seconds")
         finally:
             del self._asked[number]
         return rows

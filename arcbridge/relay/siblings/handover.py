@@ -39,6 +39,7 @@ from arcbridge.observe.metrics import Metrics
 from arcbridge.relay.pending_dials import ClaimedJoin, PendingDials, process_of
 from arcbridge.relay.siblings.channel import ChannelClosed, Head, Received
 from arcbridge.relay.siblings.group import Sibling, Siblings
+from arcbridge.tasks import within
 from arcbridge.wire.records import JoinReply, JoinRequest
 
 VERDICT_DEADLINE: Final = 5.0
@@ -82,11 +83,9 @@ class HandedJoin:
             self.verdict.set_result(reply)
 
     async def finish(self) -> bytes:
-        try:
-            async with asyncio.timeout(SOCKET_DEADLINE):
-                self._sock, left_over = await asyncio.shield(self._arrived)
-        except TimeoutError as error:
-            raise ConnectionLost("the agent's socket did not arrive from the other process of this relay") from error
+        late = ConnectionLost("the agent's socket did not arrive from the other process of this relay")
+        async with within(SOCKET_DEADLINE, late):
+            self._sock, left_over = await asyncio.shield(self._arrived)
         self._forget()
         return left_over
 
@@ -173,7 +172,7 @@ class Handovers:
                 role="agent", token=request.token, instance=request.instance[:128], round_trip=request.round_trip
             )
             question = sibling.ask({"t": "claim", "id": number, "cluster": cluster}, claim.encode())
-            answer = await _within(VERDICT_DEADLINE, question)
+            answer = await _answered(question, VERDICT_DEADLINE)
             if "void" in answer.head:
                 outcome = "void"
                 return str(answer.head["void"])
@@ -184,7 +183,7 @@ class Handovers:
             left_over = await join.finish()
             sent = True
             question = sibling.ask({"t": "socket", "id": number}, left_over, join.sock)
-            if not (await _within(TAKEN_DEADLINE, question)).head["taken"]:
+            if not (await _answered(question, TAKEN_DEADLINE)).head["taken"]:
                 raise ConnectionLost("the client left while the agent was handed over")
             outcome = "joined"
             join.sock.close()
@@ -234,12 +233,9 @@ class Handovers:
                 join.failed(ConnectionLost("the process of this relay that the agent came to is gone"))
 
 
-async def _within(seconds: float, question: Awaitable[T]) -> T:
-    try:
-        async with asyncio.timeout(seconds):
-            return await question
-    except TimeoutError as error:
-        raise ConnectionLost("the process of this relay that waits for this join does not answer") from error
+async def _answered(question: Awaitable[T], seconds: float) -> T:
+    async with within(seconds, ConnectionLost("the process of this relay that waits for this join does not answer")):
+        return await question
 
 
 def _shut(sock: socket.socket) -> None:

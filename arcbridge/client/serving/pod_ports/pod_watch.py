@@ -16,6 +16,7 @@ from arcbridge.client.serving.pod_ports.target import PodTarget
 from arcbridge.client.serving.pod_ports.workload import NoSuchPort, Pod, Workload
 from arcbridge.client.session.session_manager import SessionManager
 from arcbridge.errors import ArcbridgeError, PermissionRefused, Unreachable
+from arcbridge.tasks import in_time
 
 MAX_PODS = 1000
 """Pods behind one name that are kept; one is used at a time, and the others are its successors."""
@@ -57,12 +58,9 @@ class PodWatch:
 
     async def started(self) -> None:
         """Wait until the thing and its pods are known, at most START_TIMEOUT seconds. Raises ArcbridgeError."""
-        try:
-            async with asyncio.timeout(START_TIMEOUT):
-                await self._started.wait()
-        except TimeoutError:
+        if not await in_time(self._started.wait(), START_TIMEOUT):
             late = Unreachable(f"the API server has not listed {self.target} within {START_TIMEOUT:.0f} s")
-            raise self.failure or late from None
+            raise self.failure or late
         if self._refusal is not None:
             raise self._refusal
 
