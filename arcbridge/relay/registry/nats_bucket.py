@@ -131,20 +131,32 @@ class Bucket:
         except (errors.Error, OSError) as error:
             raise RegistryUnavailable("the fleet's registry does not answer: is NATS up?") from error
 
+    async def _asked(self, call: Awaitable[T], timeout: float = CALL, *meant: type[Exception]) -> T:
+        """Return the result of a call about keys, as `answered` does; what JetStream refuses is `RegistryUnavailable`,
+        but the answers that are `meant`."""
+        from nats.js import errors
+
+        try:
+            found = await self.answered(call, timeout)
+        except meant:
+            raise
+        except errors.APIError as error:
+            words = getattr(error, "description", "") or type(error).__name__
+            raise RegistryUnavailable(f"JetStream refused: {words}") from error
+        self.contact = self._monotonic()
+        return found
+
     async def read(self, key: str, timeout: float = CALL) -> Value:
         """Return what the key holds. Raises `RegistryUnavailable`, of which `Malformed` is one."""
         from nats.js import errors
 
         _, store = await self.opened()
         try:
-            entry = await self.answered(store._get(key), timeout)
+            entry = await self._asked(store._get(key), timeout, errors.NotFoundError)
         except errors.KeyDeletedError as error:
             return Value(None, (error.entry.revision if error.entry is not None else None) or 0)
         except errors.NotFoundError:
             return NOTHING
-        except errors.APIError as error:
-            raise _unavailable(error) from error
-        self.contact = self._monotonic()
         return Value(self._decoded(key, entry.value), entry.revision or 0)
 
     async def write(self, key: str, data: Mapping[str, Any], revision: int) -> int:
@@ -154,28 +166,16 @@ class Bucket:
         _, store = await self.opened()
         encoded = json.dumps(data, separators=(",", ":"), sort_keys=True).encode()
         try:
-            written = await self.answered(store.update(key, encoded, last=revision), CALL)
+            return await self._asked(store.update(key, encoded, last=revision), CALL, errors.KeyWrongLastSequenceError)
         except errors.KeyWrongLastSequenceError as error:
             raise Faster from error
-        except errors.APIError as error:
-            raise _unavailable(error) from error
-        self.contact = self._monotonic()
-        return written
 
     async def remove(self, key: str) -> None:
-        from nats.js import errors
-
         _, store = await self.opened()
-        try:
-            await self.answered(store.delete(key), CALL)
-        except errors.APIError as error:
-            raise _unavailable(error) from error
-        self.contact = self._monotonic()
+        await self._asked(store.delete(key))
 
     async def read_all(self, keys: str, timeout: float = CHANGE) -> dict[str, Value]:
         """Return every key that matches, deleted ones too, as they are now; those that are malformed are left out."""
-        from nats.js import errors
-
         _, store = await self.opened()
         found: dict[str, Value] = {}
 
@@ -187,11 +187,7 @@ class Bucket:
             finally:
                 await watch.stop()
 
-        try:
-            await self.answered(collect(), timeout)
-        except errors.APIError as error:
-            raise _unavailable(error) from error
-        self.contact = self._monotonic()
+        await self._asked(collect(), timeout)
         return found
 
     def watched(self, watcher: KeyValue.KeyWatcher) -> Watch:
@@ -263,10 +259,6 @@ class Watch:
         except Exception:
             # Whatever nats-py raises here, the reader has finished, and NATS drops a consumer that no connection has.
             pass
-
-
-def _unavailable(error: Any) -> RegistryUnavailable:
-    return RegistryUnavailable(f"JetStream refused: {getattr(error, 'description', '') or type(error).__name__}")
 
 
 _MOST: Final = 1e15
