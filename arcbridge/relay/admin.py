@@ -197,8 +197,7 @@ async def end_session(relay: Administered, session: str, reason: str = "") -> li
 async def list_policies(relay: Administered) -> list[Row]:
     """Return the policy that each process of this relay, or its fleet, has in force, and the version that it holds
     back. Raises `StateError` where no relay runs here."""
-    rows = await _ask(relay, {"ask": "policy"})
-    return rows
+    return await _ask(relay, {"ask": "policy"})
 
 
 async def accept_policy(relay: Administered, hash: str) -> str:

@@ -11,7 +11,6 @@ import asyncio
 import ipaddress
 import socket
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from time import monotonic
@@ -31,7 +30,7 @@ from arcbridge.mux.splice import reset_transport
 from arcbridge.net.backoff import Backoff
 from arcbridge.net.loopback import listen_at, listen_local
 from arcbridge.net.sockets import reset
-from arcbridge.tasks import cancel_and_wait
+from arcbridge.tasks import cancel_and_wait, in_time
 
 WAIT = 30.0
 """Seconds that a connection waits for a pod that may serve."""
@@ -68,9 +67,7 @@ class _ForwardedConnection:
 
     async def pause(self) -> None:
         """Wait before the next try at a pod."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self.backoff.next_delay()):
-                await self.news.wait()
+        await in_time(self.news.wait(), self.backoff.next_delay())
 
 
 class PodForward:
