@@ -147,6 +147,11 @@ class CredentialKeeper:
         return _issuer_pin(self.current) if self.enrolled else ""
 
     @property
+    def known_cluster_ca(self) -> str:
+        """Pin of the newest of the cluster's CAs that this agent has read."""
+        return _newest_cluster_ca(self.current) if self.enrolled else ""
+
+    @property
     def announcement(self) -> CaSuccession | None:
         """What relays are told of the cluster's CAs; None while there was no rotation."""
         rotation = self.current.rotation if self.enrolled else None
@@ -558,6 +563,11 @@ def _continued(credential: AgentCredential, found: Succession) -> tuple[str, Suc
 def _update(entry: str, cas: str) -> dict[str, bytes]:
     """Return the entries that say how the relay's CAs followed each other; one of them counts."""
     return {entries.RELAY_CAS: b"", entries.ISSUER_CAS: b"", entry: cas.encode()}
+
+
+@functools.lru_cache(maxsize=1)  # each second's look whether a report is due asks
+def _newest_cluster_ca(credential: AgentCredential) -> str:
+    return credential.rotation.list.pins[-1]
 
 
 def _kept(cas: Succession) -> str:

@@ -33,10 +33,10 @@ class AgentReports:
         self_checks: SelfChecks,
         checks: Checks,
         sessions: Callable[[], int],
-        cas: Callable[[], tuple[str, str]] = lambda: ("", ""),
+        cas: Callable[[], tuple[str, str, str]] = lambda: ("", "", ""),
     ) -> None:
         """`checks`: those of readiness. `sessions`: how many the agent serves. `cas`: pins of the relay's newest CA
-        that is known, and of the one that has issued the certificate."""
+        that is known, of the one that has issued the certificate, and of the newest of the cluster's CAs."""
         self._cas = cas
         self._instance = instance
         self._self_checks = self_checks
@@ -50,7 +50,7 @@ class AgentReports:
         for name in self._self_checks.names:
             finding = self._self_checks.failed(name)
             words.append(name if finding is None else f"{name}:{finding.code or 'failed'}")
-        known, issuer = self._cas()
+        known, issuer, cluster = self._cas()
         return Status(
             instance=self._instance,
             ready=not failures,
@@ -60,6 +60,7 @@ class AgentReports:
             round_trip=round(round_trip * 1e6),
             relay_ca=known,
             certificate_ca=issuer,
+            cluster_ca=cluster,
         )
 
     async def run(self, send: Callable[[], None], *, draw: Callable[[], float] = random.random) -> None:

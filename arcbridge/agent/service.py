@@ -182,7 +182,7 @@ async def _observe(
         self_checks,
         checks,
         lambda: len(parts.sessions),
-        lambda: (keeper.known_relay_ca, keeper.certificate_ca),
+        lambda: (keeper.known_relay_ca, keeper.certificate_ca, keeper.known_cluster_ca),
     )
     parts.control.report = reports.status
     _keep_running(reports.run(parts.control.send_reports), "reports", stack)

@@ -7,7 +7,7 @@ import sys
 from importlib import import_module
 
 from arcbridge.cli.commands import FOR_PEOPLE
-from arcbridge.cli.output import format_rows, print_prose, print_warning, rfc3339
+from arcbridge.cli.output import format_rows, plain, print_prose, print_warning, rfc3339
 from arcbridge.cli.parser import Invocation
 from arcbridge.cli.screen import Column
 from arcbridge.cli.settings import start
@@ -37,7 +37,10 @@ def status(invocation: Invocation) -> int:
     rows = [{**row, "certificate_expires": rfc3339(row["certificate_expires"])} for row in found.rows]
     sys.stdout.write(format_rows(rows, _COLUMNS, form, name="ca"))
     if form in FOR_PEOPLE and found.followed:
-        print_prose(f"followed by {found.followed}; relays that answered: {', '.join(found.relays)}")
+        counted = ", ".join(filter(None, (found.followed, found.agents)))
+        print_prose(f"followed by {counted}; relays that answered: {', '.join(found.relays)}")
+        if found.users:
+            print_prose(f"kept by the clients of {plain(found.users)}")
     return ExitCode.DONE
 
 

@@ -128,6 +128,10 @@ class RotationStatus:
     """Why the next step has to wait: clusters, relays and processes that have not followed, or a time."""
     relays: tuple[str, ...] = ()
     """Relays that have answered: one of a fleet that is frozen is missing, and no other knows of it."""
+    agents: str = ""
+    """How many agents have followed that step, in words."""
+    users: str = ""
+    """How many users' clients keep the newest CA, in words; no step waits for them."""
     strayed: tuple[str, ...] = ()
     """Of `missing`: agents that follow a CA that is not known here, so that a next one would be of no use to them."""
 
@@ -143,6 +147,8 @@ class RotationStatus:
                 "pin": pins[at + index],
                 "certificate_expires": certificate_validity(pem)[1],
                 "followed": self.followed if name == newest else "",
+                "agents": self.agents if name == newest else "",
+                "users": self.users if name == newest else "",
                 "relays": list(self.relays) if name == newest else [],
             }
             for index, (name, pem) in enumerate(cas.items(), -1)
@@ -154,8 +160,9 @@ class RotationStatus:
         if step == "next" and self.strayed:
             raise StateError(f"{'; '.join(named(self.strayed))}. {LATER_BACKUP}")
         if step != "next" and step == self.rotation.step and self.missing:
+            counted = f" ({self.followed}, {self.agents})" if self.agents else ""
             raise StateError(
-                f"not all have followed the step before: {'; '.join(named(self.missing))}. Wait for them "
+                f"not all have followed the step before{counted}: {'; '.join(named(self.missing))}. Wait for them "
                 "('ca status'), or give --force: what is away follows when it comes back, and only an agent whose "
                 "certificate is of a retired CA enrols again"
             )

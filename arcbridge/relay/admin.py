@@ -371,7 +371,8 @@ def _reports(rows: Iterable[Row]) -> dict[str, list[Row]]:
     for row in rows:
         other = agents.setdefault((str(row.get("cluster")), str(row.get("agent"))), row)
         worst, trips = min((other, row), key=_is_well), [one.get("round_trip") or math.inf for one in (other, row)]
-        agents[str(row.get("cluster")), str(row.get("agent"))] = worst | {"round_trip": min(trips)}
+        newest = any(one.get("newest") for one in (other, row))  # a relay may not have taken the last step over yet
+        agents[str(row.get("cluster")), str(row.get("agent"))] = worst | {"round_trip": min(trips), "newest": newest}
     found: dict[str, list[Row]] = {}
     for (cluster, _), row in agents.items():
         found.setdefault(cluster, []).append(row)
@@ -400,6 +401,9 @@ def _cluster_row(record: ClusterRecord, now: float, reports: Mapping[str, list[R
     row["failing"] = " ".join(sorted({word for one in found for word in str(one.get("failing", "")).split()}))
     row["sessions"] = sum(int(one.get("sessions", 0)) for one in found)
     row["relay_ca"] = " ".join(sorted({str(one.get("relay_ca", ""))[:PIN_SHOWN] or "-" for one in found}))
+    newest = record.newest_ca_pin
+    row["newest_relay_ca"] = None if reports is None else sum(bool(one["newest"]) for one in found)
+    row["newest_cluster_ca"] = None if reports is None else sum(one.get("cluster_ca") == newest for one in found)
     trips = [float(one["round_trip"]) for one in found if one["round_trip"] < math.inf]
     row["round_trip"] = round(min(trips), 4) if trips else None
     row["state"] = "Revoked" if record.revoked else cluster_state(record, agents, now)

@@ -2,7 +2,8 @@
 
 A step is refused while an agent, or a relay of the fleet, has not followed the one before; `force` takes it all the
 same. Agents report over their control connections whether they have followed. Clients are not waited for: they follow
-at their next join, also much later, by the certificates that lead from CA to CA (`pki.succession`).
+at their next join, also much later, by the certificates that lead from CA to CA (`pki.succession`). How many keep the
+newest one is shown all the same.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from arcbridge.errors import ArcbridgeError, StateError
 from arcbridge.net.address import parse_address
 from arcbridge.pki.authority import Authority
 from arcbridge.pki.private_files import read_file
-from arcbridge.pki.rotation import Rotation, RotationStatus
+from arcbridge.pki.rotation import Rotation, RotationStatus, named
 from arcbridge.pki.succession import Succession
 from arcbridge.relay.admin_socket import ask
 from arcbridge.relay.audit.commands import acting
@@ -92,6 +93,7 @@ async def status(config: RelayConfig, clock: Callable[[], float] = time.time) ->
         records = [one for one in await registry.clusters() if not one.revoked and one.certificate_expires > clock()]
         recovering = await registry.recovery() is not None
     agents, processes, checks = [await ask(config.data_dir, {"ask": one}) for one in ("agents", "ca", "checks")]
+    seen = [] if config.tls.certificate is not None else await ask(config.data_dir, {"ask": "users"}) or []
     if agents is None or processes is None or checks is None:
         return RotationStatus(rotation, "", ("no relay runs here that could say who has followed",))
     state = {"pins": list(known.pins), "present": known.present, "since": known.since}
@@ -106,23 +108,48 @@ async def status(config: RelayConfig, clock: Callable[[], float] = time.time) ->
     agents_of = defaultdict[str, list[Row]](list)
     for one in agents:
         agents_of[str(one.get("cluster"))].append(one)
-    missing = []
+    missing, counts = [], Counter[bool]()
     strayed = followers_of_another_ca(agents, known)
     for record in records:
         rows = agents_of[record.name]
+        knows, renewed = _agents(rows, "relay_ca", wanted), _agents(rows, "certificate_ca", wanted)
+        behind = knows if False in knows.values() or not rotation.former_certificate else renewed
+        counts.update(behind.values())
+        left = f"{list(behind.values()).count(False)} of its {len(behind)} agents"
         if not rows:
             missing.append(f"cluster {record.name} is not connected")
-        elif any(one.get("relay_ca") != wanted for one in rows):
-            missing.append(f"cluster {record.name} has an agent that does not know {wanted}")
-        elif rotation.former_certificate and any(one.get("certificate_ca") != wanted for one in rows):
-            missing.append(f"cluster {record.name} has an agent with a certificate of the former CA")
+        elif False in knows.values():
+            missing.append(f"cluster {record.name} has an agent that does not know {wanted} ({left})")
+        elif False in behind.values():
+            missing.append(f"cluster {record.name} has an agent with a certificate of the former CA ({left})")
     relays = sorted({str(one.get("relay")) for one in processes})
     followed = f"{len(records) - len(missing)} of {len(records)} clusters"
     if rotation.step == "activate" and records and not agents:
         others.insert(0, _ALONE)
     if rotation.step == "retire" and recovering:
         others.append(_RECOVERING)
-    return RotationStatus(rotation, followed, (*strayed, *others, *missing), tuple(relays), strayed)
+    agents_words = f"{counts[True]} of {counts.total()} agents" if counts else ""
+    users = _users(seen, wanted) if len(known.pins) > 1 else ""
+    return RotationStatus(
+        rotation, followed, (*strayed, *others, *missing), tuple(relays), agents_words, users, strayed
+    )
+
+
+def _agents(rows: Iterable[Row], key: str, wanted: str) -> dict[str, bool]:
+    """Return the agents of these rows, and of each whether it has followed: one agent is connected to two relays."""
+    found: dict[str, bool] = {}
+    for one in rows:
+        name = str(one.get("agent"))
+        found[name] = found.get(name, True) and one.get(key) == wanted
+    return found
+
+
+def _users(rows: Iterable[Row], wanted: str) -> str:
+    """Say how many users' clients keep a CA, each by the last join that a process of the relay or fleet remembers."""
+    newest = {str(row.get("user")): row for row in sorted(rows, key=lambda row: float(row.get("at", 0.0)))}
+    behind = sorted(user for user, row in newest.items() if row.get("relay_ca") != wanted)
+    without = f"; not at the last join of {', '.join(named(behind))}" if behind else ""
+    return f"{len(newest) - len(behind)} of {len(newest)} users{without}" if newest else ""
 
 
 def followers_of_another_ca(agents: Iterable[Row], known: Succession) -> tuple[str, ...]:

@@ -98,10 +98,10 @@ class ClientJoins:
         address: str,
         limits: RelayLimitsConfig,
         dial_deadline: float = DIAL_DEADLINE,
-        relay_cas: Callable[[], str] = lambda: "",
+        relay_cas: Callable[[], tuple[str, str]] = lambda: ("", ""),
     ) -> None:
-        """`address` is this relay's `host:port` as agents reach it. `relay_cas`: its CAs, for clients to follow; empty
-        where there was no rotation."""
+        """`address` is this relay's `host:port` as agents reach it. `relay_cas`: its CAs, for clients to follow, and
+        the pin of the newest; empty where there was no rotation."""
         self._relay_cas = relay_cas
         self._dials = dials
         self._fleet = fleet
@@ -230,7 +230,10 @@ class ClientJoins:
         if attempt.resumes and JOIN_ID.fullmatch(request.first_session):
             fields["first_session"] = request.first_session
         self._require_proof(attempt.join, request, identity)
-        self._checks.recent.note(identity, self._checks.access.known_groups(identity))
+        self._checks.recent.note(identity, self._checks.access.known_groups(identity), request.relay_ca)
+        _, newest = self._relay_cas()
+        if newest:
+            self._counters.joins_newest_ca["yes" if request.relay_ca == newest else "no"] += 1
         attempt.ticket.leave()
         # The address paid until here, the user does from here on.
         payer = self._pumps.payer_of(identity)
@@ -343,7 +346,7 @@ class ClientJoins:
                 join_id=attempt.id,
                 cluster_ca=record.ca_pem,
                 subject=identity.username,
-                relay_cas=self._relay_cas(),
+                relay_cas=self._relay_cas()[0],
                 cluster_cas=record.cas,
                 agent_round_trip=agent.round_trip,
             )

@@ -39,20 +39,30 @@ def read_report(status: Status) -> AgentReport:
         round_trip=status.round_trip / 1e6,
         relay_ca=status.relay_ca if is_pin(status.relay_ca) else "",
         certificate_ca=status.certificate_ca if is_pin(status.certificate_ca) else "",
+        cluster_ca=status.cluster_ca if is_pin(status.cluster_ca) else "",
     )
 
 
 class ClusterReports:
     """The metrics of clusters in one process. `learn` gives it the clusters that there are."""
 
-    def __init__(self, reports: Callable[[], Iterable[tuple[str, AgentReport]]], counters: Counters, most: int) -> None:
+    def __init__(
+        self,
+        reports: Callable[[], Iterable[tuple[str, AgentReport]]],
+        counters: Counters,
+        most: int,
+        relay_ca: Callable[[], str] = lambda: "",
+    ) -> None:
         """`reports`: cluster and report of each agent that is connected here. `most`: clusters with metrics of their
-        own; 0: none."""
+        own; 0: none. `relay_ca`: pin of the newest of the relay's CAs."""
+        self._relay_ca = relay_ca
         self._reports = reports
         self._counters = counters
         self._most = most
         self._expires: dict[str, float] = {}
         """When the agents' newest certificate of each cluster lapses, unix seconds."""
+        self._cas: dict[str, tuple[int, str]] = {}
+        """The pin of each cluster's newest CA, with the hash of the record's text that it was read from."""
         self._clusters: list[tuple[str, float]] = []
         """The clusters that are not revoked, by name, with that time."""
         self._known: frozenset[str] = frozenset()
@@ -65,6 +75,12 @@ class ClusterReports:
         self._known = frozenset(one.name for one in records)
         self._unknown = frozenset(name for name, _ in self._reports()) - self._known
         self._clusters = sorted((one.name, one.certificate_expires) for one in records if not one.revoked)
+        known = self._cas
+        self._cas = {
+            one.name: known[one.name] if known.get(one.name, (0,))[0] == key else (key, one.newest_ca_pin)
+            for one in records
+            if (key := hash((one.ca_pin, one.cas)))
+        }
         self.change(self._most)
         for counts in (self._counters.cluster_joins, self._counters.cluster_joins_failed):
             for gone in counts.keys() - self._known:
@@ -91,6 +107,8 @@ class ClusterReports:
                       lambda: self._count(lambda report: True), most=most)  # fmt: skip
         metrics.gauge("cluster_agents_ready", "Those of them that report to be ready.", each,
                       lambda: self._count(lambda report: report.ready), most=most)  # fmt: skip
+        metrics.gauge("cluster_agents_newest_ca", "Those of them that know the newest CA, the relay's or their own.",
+                      {**each, "ca": ("relay", "cluster")}, self._newest_cas, most=most)  # fmt: skip
         metrics.gauge("cluster_check_ok", "0 while a self-check of an agent of this cluster fails.",
                       {**each, "check": AGENT_CHECKS}, self._checks, most=most)  # fmt: skip
         metrics.gauge("cluster_certificate_expires_timestamp_seconds",
@@ -115,6 +133,13 @@ class ClusterReports:
         found = dict.fromkeys(self._expires, 0)
         for name, report in self._shown():
             found[name] += counts(report)
+        return found
+
+    def _newest_cas(self) -> Mapping[tuple[str, str], int]:
+        newest, found = self._relay_ca(), {(name, ca): 0 for name in self._expires for ca in ("relay", "cluster")}
+        for name, report in self._shown():
+            found[name, "relay"] += report.relay_ca == newest
+            found[name, "cluster"] += report.cluster_ca == self._cas[name][1]
         return found
 
     def _checks(self) -> Mapping[tuple[str, str], int]:

@@ -64,6 +64,8 @@ class Counters:
         """Clusters that enrolled at another relay of the same CA and are known here since."""
         self.joins = {code.name.lower(): 0 for code in JoinCode}
         """Joins of clients, by how they ended."""
+        self.joins_newest_ca = dict.fromkeys(("yes", "no"), 0)
+        """Joins since the relay's CA was rotated, by whether the client keeps the newest CA."""
         self.cluster_joins: Counter[str] = Counter()
         """Joins of users who may reach the cluster, by its name: those that succeeded, or failed for no fault of the
         user's."""

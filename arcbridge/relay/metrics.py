@@ -85,6 +85,8 @@ def _register_sessions(metrics: Metrics, basis: Basis, entrances: Entrances) -> 
           "is under way.", None, lambda: authority.step_at)  # fmt: skip
     gauge("ca_rotation_agents_behind", "Agents that have not followed that step.", None,
           lambda: sum(is_behind(report, authority) for _, report in control.reports()))  # fmt: skip
+    counter("ca_rotation_joins_total", "Joins of users since the relay's CA was rotated, by whether their client keeps "
+            "the newest CA.", {"newest": ("yes", "no")}, lambda: counters.joins_newest_ca)  # fmt: skip
     gauge("agents_waiting", "Control connections that wait for their turn to shake hands.", None,
           lambda: control.waiting)  # fmt: skip
     counter("joins_total", "Joins of clients, by how they ended.",

@@ -89,7 +89,9 @@ class Operations:
                     {"cluster": link.cluster, "agent": link.instance, "version": link.version, "since": link.since,
                      "ready": link.report.ready, "failing": link.report.failing,
                      "sessions": link.report.sessions, "round_trip": link.report.round_trip,
-                     "relay_ca": link.report.relay_ca, "certificate_ca": link.report.certificate_ca, **self._origin}
+                     "relay_ca": link.report.relay_ca, "certificate_ca": link.report.certificate_ca,
+                     "cluster_ca": link.report.cluster_ca, "newest": link.report.relay_ca == self._newest_ca,
+                     **self._origin}
                     for link in self._fleet.links()
                     if not link.draining and covers(patterns, link.cluster)
                 ]  # fmt: skip
@@ -104,6 +106,8 @@ class Operations:
                     return []
                 known = self._authority.succession
                 return [{"pins": list(known.pins), "present": known.present, "since": known.since, **self._origin}]
+            case "users":
+                return self._recent.followers()
             case "policy":
                 return [self._policy_row()]
             case "policy_rules":
@@ -129,6 +133,10 @@ class Operations:
         await cancel_and_wait(*self._cuts)
 
     # -- inside ----------------------------------------------------------------------------------------------------
+
+    @property
+    def _newest_ca(self) -> str | None:
+        return None if self._authority is None else self._authority.succession.pins[-1]
 
     def _held(self) -> list[Pump]:
         """Return the sessions whose client is connected here. Where a join was passed on, another relay lists it."""

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from arcbridge.identity.claims import Identity
 from arcbridge.identity.policy import KnownGroups
+from arcbridge.pki.pins import is_pin
 
 Row = dict[str, Any]
 
@@ -37,14 +38,21 @@ class RecentUsers:
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._seen: OrderedDict[str, Row] = OrderedDict()
+        self._cas: dict[str, str] = {}
+        """By user, of those in `_seen`: pin of the newest of the relay's CAs that the client of the last join keeps."""
 
-    def note(self, identity: Identity, groups: KnownGroups) -> None:
-        """Remember what came with a token that was verified."""
+    def note(self, identity: Identity, groups: KnownGroups, relay_ca: str = "") -> None:
+        """Remember what came with a token that was verified; `relay_ca`: as the client's `JoinRequest` has it."""
         self._seen[identity.username] = token_row(identity, groups, "join", self._clock())
         self._seen.move_to_end(identity.username)
+        self._cas[identity.username] = relay_ca if is_pin(relay_ca) else ""
         if len(self._seen) > MOST_USERS:
-            self._seen.popitem(last=False)
+            del self._cas[self._seen.popitem(last=False)[0]]
 
     def rows(self, user: str) -> list[Row]:
         """Return the row of this user; none where that is not remembered."""
         return [self._seen[user]] if user in self._seen else []
+
+    def followers(self) -> list[Row]:
+        """Return which of the relay's CAs the client of each user's last join keeps; an empty pin: it follows none."""
+        return [{"user": user, "at": row["at"], "relay_ca": self._cas[user]} for user, row in self._seen.items()]

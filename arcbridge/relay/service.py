@@ -133,7 +133,9 @@ async def _start(config: RelayConfig, stack: AsyncExitStack, membership: Members
 
     enforcement = Enforcement(basis.checks.access, entrances.pumps, entrances.clients, basis.counters, end_sessions)
     entrances.pumps.on_done.append(enforcement.ended)
-    reports = ClusterReports(control.reports, basis.counters, basis.limits.clusters_with_metrics)
+    reports = ClusterReports(
+        control.reports, basis.counters, basis.limits.clusters_with_metrics, lambda: basis.authority.succession.pins[-1]
+    )
     recovery = RevocationRecovery(basis, control, checked.config.recovery_wait)
     maintenance = _Maintenance(basis, control, enforcement, reports, recovery)
     operations = Operations(
@@ -233,7 +235,11 @@ async def _make_entrances(basis: Basis, membership: Membership, stack: AsyncExit
         address=str(basis.checked.public),
         limits=limits,
         # Where another CA vouches for this relay its clients do not know this one.
-        relay_cas=lambda: authority.announced if certificate.ca_pem else "",
+        relay_cas=lambda: (
+            (authority.announced, authority.succession.pins[-1])
+            if certificate.ca_pem and authority.announced
+            else ("", "")
+        ),
     )
     agents = AgentJoins(dials, basis.registry, counters, detour, clients.require_room)
     rendezvous = Rendezvous(lambda: certificate.loaded.contexts[ALPN_JOIN], clients, agents, counters)

@@ -266,8 +266,8 @@ class Status(Record):
     `unready` has the names of the readiness checks that fail, separated by spaces. `checks` are its self-checks,
     separated by spaces: the name alone of one that passes, `name:code` of one that fails. `sessions` are those that it
     serves, `round_trip` is that of this connection in microseconds, 0 while none was measured. `relay_ca` is the pin of
-    the newest of the relay's CAs that the agent knows, `certificate_ca` that of the one by which its certificate is. An
-    older agent reports `ready` alone.
+    the newest of the relay's CAs that the agent knows, `certificate_ca` that of the one by which its certificate is,
+    `cluster_ca` that of the newest of its cluster's CAs. An older agent reports `ready` alone.
     """
 
     token: str = field(default="", repr=False)
@@ -281,6 +281,7 @@ class Status(Record):
     round_trip: int = 0
     relay_ca: str = ""
     certificate_ca: str = ""
+    cluster_ca: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,7 +336,8 @@ class JoinRequest(Record):
     `proof` is a client's, as in `Auth`. `first_session` is a client's, too: the join id under which the session began
     that it resumes, for logs alone. `round_trip` is an agent's: microseconds between it and the relay, as it has
     measured them; 0 while it has not. `restricted` is a client's: the kinds of the session's restrictions, by the
-    client's word, for the relay's operators: which namespaces, the agent alone learns.
+    client's word, for the relay's operators: which namespaces, the agent alone learns. `relay_ca` is a client's that
+    has followed the relay's CA to another one: the pin of the newest that it keeps.
     """
 
     role: str = ""
@@ -348,6 +350,7 @@ class JoinRequest(Record):
     first_session: str = ""
     round_trip: int = 0
     restricted: str = ""
+    relay_ca: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,6 +58,7 @@ async def test_an_agent_tells_its_relays_and_states_what_its_certificate_does(tm
     keeper = CredentialKeeper(DirectoryStore(tmp_path), (), clock=time.time)
     await keeper.start()
     assert keeper.announcement is None
+    assert keeper.known_cluster_ca == CLUSTER.pin
     for step in ("next", "activate"):
         await take_step(config, step, force=True)
     again = CredentialKeeper(DirectoryStore(tmp_path), (), clock=time.time)
@@ -66,3 +67,4 @@ async def test_an_agent_tells_its_relays_and_states_what_its_certificate_does(tm
     assert announced is not None
     assert announced.oldest == CLUSTER.certificate_pem == again.stated_ca_pem
     assert announced.cas == again.current.rotation.succession
+    assert again.known_cluster_ca == again.current.rotation.list.pins[1] != CLUSTER.pin

@@ -28,7 +28,7 @@ def made(found: dict[str, Finding]) -> tuple[AgentReports, SelfChecks]:
 
     self_checks, checks = SelfChecks([check(name) for name in found], Log()), Checks()
     checks.add("api_server", lambda: self_checks.unready("api_server"))
-    return AgentReports("i1", self_checks, checks, lambda: 7), self_checks
+    return AgentReports("i1", self_checks, checks, lambda: 7, lambda: ("r2", "r1", "c2")), self_checks
 
 
 async def test_a_report_has_codes_and_numbers_and_no_detail_of_a_check_that_gates_nothing() -> None:
@@ -40,6 +40,7 @@ async def test_a_report_has_codes_and_numbers_and_no_detail_of_a_check_that_gate
     status = agent.status(0.0123)
     assert (status.ready, status.checks, status.sessions) == (True, "api_server audit:audit_disk", 7)
     assert (status.round_trip, status.instance, status.unready) == (12300, "i1", "")
+    assert (status.relay_ca, status.certificate_ca, status.cluster_ca) == ("r2", "r1", "c2")
     assert secret not in repr(status.encode())
 
 

@@ -454,6 +454,8 @@ LISTS: dict[str, list[dict[str, Any]]] = {
             "certificate_expires": NOW + 86400 * 20,
             "version": "0.1.0+1f2e3d4c",
             "cluster_ca_pin": PIN,
+            "newest_relay_ca": 1,
+            "newest_cluster_ca": 2,
         },
         {"name": "munich", "state": "Offline", "agents": 0, "last_seen": NOW - 86400 * 3, "cluster_ca_pin": PIN},
     ],
@@ -597,6 +599,8 @@ ROTATION = SimpleNamespace(
     ],
     missing=["cluster munich has not followed: its agent was seen last 3 days ago"],
     followed="11 of 12 clusters",
+    agents="24 of 26 agents",
+    users="7 of 9 users; not at the last join of bob@example.com, carol@example.com",
     relays=["relay-1", "relay-2"],
 )
 REPORT = Report(

@@ -18,6 +18,7 @@ from tests.support.reports import metrics, until, wait_for_record
 from tests.support.world import ALICE, ApiServer, Client, World, arcbridge
 
 MIB = 1 << 20
+NEWEST = 'arcbridge_relay_cluster_agents_newest_ca{{ca="relay",cluster="{cluster}"}}'
 BEHIND, STEP_AT = "arcbridge_relay_ca_rotation_agents_behind", "arcbridge_relay_ca_rotation_step_timestamp_seconds"
 
 
@@ -117,6 +118,10 @@ def test_both_cas_rotate_under_load(
         everything.copy()
         until(lambda: metrics(world.relay_observe)[BEHIND] == 0, "agents have renewed", timeout=200)
         assert metrics(world.relay_observe)[STEP_AT] > 0
+        until(lambda: metrics(world.relay_observe)[NEWEST.format(cluster=world.cluster)] == 2, "both agents know it")
+        said = ca(world, "relay", "status")[1]
+        assert "followed by 1 of 1 clusters, 2 of 2 agents" in said
+        assert "of 1 users" in said, "of alice, by her last join"
         step(world, "relay", "retire")
         until(lambda: metrics(world.relay_observe)[STEP_AT] == 0, "the rotation is over", timeout=30)
         everything.wait_moves()

@@ -209,6 +209,7 @@ class Station:
         prove: Callable[[bytes], str] | None = None,
         first_session: str = "",
         restricted: str = "",
+        relay_ca: str = "",
     ) -> tuple[socket.socket, JoinReply]:
         """Join as a client; return the raw socket and the reply."""
         sock = await self.dial()
@@ -219,6 +220,7 @@ class Station:
             instance=instance,
             first_session=first_session,
             restricted=restricted,
+            relay_ca=relay_ca,
         )
         return sock, await client_join(sock, client_context(), RELAY, request, prove=prove)
 

@@ -278,6 +278,26 @@ class TestClusters:
             await socket.close()
             await registry.close()
 
+    async def test_a_cluster_shows_how_many_agents_know_the_newest_cas(self, config: RelayConfig) -> None:
+        registry, own = await open_registry(config.data_dir), Authority.create("prod")
+        rows = [("a", own.pin, True), ("a", own.pin, False), ("b", "", False), ("c", own.pin, None)]
+        agents = [
+            {"cluster": "prod", "agent": agent, "cluster_ca": pin} | ({} if newest is None else {"newest": newest})
+            for agent, pin, newest in rows
+        ]
+
+        async def ask(question: Mapping[str, Any]) -> list[dict[str, Any]]:
+            return agents
+
+        try:
+            await registry.adopt("prod", own.certificate_pem, time.time())
+            (row,) = (await list_clusters(replace(at(config), ask=ask))).rows
+            assert (row["agents"], row["newest_relay_ca"], row["newest_cluster_ca"]) == (3, 1, 2)
+            (row,) = (await list_clusters(at(config))).rows
+            assert (row["newest_relay_ca"], row["newest_cluster_ca"]) == (None, None), "no relay runs"
+        finally:
+            await registry.close()
+
     async def test_without_a_relay_that_runs(self, config: RelayConfig, capsys: pytest.CaptureFixture[str]) -> None:
         registry = await open_registry(config.data_dir)
         try:

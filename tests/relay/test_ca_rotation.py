@@ -30,7 +30,7 @@ from arcbridge.relay.fleet.base import AgentReport
 from arcbridge.relay.hop import Hops
 from arcbridge.relay.registry.base import Recovery, RegistryUnavailable
 from arcbridge.relay.service import _Maintenance
-from arcbridge.settings.config import RelayConfig, RelayLimitsConfig
+from arcbridge.settings.config import RelayConfig, RelayLimitsConfig, RelayTlsConfig
 from arcbridge.wire.records import CaSuccession, Status
 from tests.net.ends import authority
 from tests.relay.audit.test_log import records
@@ -46,6 +46,7 @@ class Running:
         self.authority = open_authority(config.data_dir)
         self.watch = RotationWatch(config.data_dir)
         self.agents: list[dict[str, Any]] = []
+        self.users: list[dict[str, Any]] = []
         self.others: list[dict[str, Any]] = []
         """What other relays of the fleet find out about themselves; they do not say which CA they have."""
 
@@ -57,6 +58,7 @@ class Running:
             "agents": [{**origin, **one} for one in self.agents],
             "checks": [*self.others, origin],
             "ca": [{**state, **origin}],
+            "users": self.users,
         }[question["ask"]]
 
 
@@ -96,7 +98,12 @@ async def test_a_step_waits_for_all_and_names_those_it_waits_for(config: RelayCo
     running.agents = [{"cluster": name, "relay_ca": pin} for name, pin in (("near", second), ("far", first))]
     found = await status(config)
     assert found.followed == "1 of 2 clusters"
-    assert found.missing == (f"cluster far has an agent that does not know {second}",)
+    assert found.agents == "1 of 2 agents"
+    assert found.missing == (f"cluster far has an agent that does not know {second} (1 of its 1 agents)",)
+    with pytest.raises(
+        StateError, match=r"the step before \(1 of 2 clusters, 1 of 2 agents\): cluster far has an agent"
+    ):
+        await take_step(config, "activate", force=False)
     running.agents[1]["relay_ca"] = second
     await take_step(config, "activate", force=False)
     assert await running.watch.look(running.authority)
@@ -107,6 +114,29 @@ async def test_a_step_waits_for_all_and_names_those_it_waits_for(config: RelayCo
     assert await running.watch.look(running.authority)
     assert running.authority.trusted_pem == running.authority.certificate_pem
     assert (read_authority(config.data_dir) or running.authority).pin == second
+
+
+async def test_how_many_agents_and_users_have_the_next_ca_is_counted_once_over_all_processes(
+    config: RelayConfig, running: Running
+) -> None:
+    await enrol(config, "prod")
+    await take_step(config, "next", force=False)
+    await running.watch.look(running.authority)
+    first, second = running.authority.succession.pins
+    # An agent is connected to two relays; the user's joins came out at two workers.
+    agents = (("a", second), ("a", second), ("b", second), ("b", first), ("c", second))
+    running.agents = [{"cluster": "prod", "agent": name, "relay_ca": pin} for name, pin in agents]
+    joins = (("anna", 1, ""), ("anna", 2, second), ("bob", 4, first), ("bob", 3, second), ("eve", 1, second))
+    running.users = [{"user": user, "at": at, "relay_ca": pin} for user, at, pin in joins]
+    found = await status(config)
+    assert (found.followed, found.agents) == ("0 of 1 clusters", "2 of 3 agents")
+    assert found.users == "2 of 3 users; not at the last join of bob"
+    assert [(row["agents"], row["users"]) for row in found.rows] == [("", ""), (found.agents, found.users)]
+    with pytest.raises(StateError, match=r"2 of 3 agents\): cluster prod has .* \(1 of its 3 agents\)"):
+        await take_step(config, "activate", force=False)
+    # Clients do not know this CA where another one vouches for the relay.
+    pem = config.data_dir / "x.pem"
+    assert (await status(replace(config, tls=RelayTlsConfig(pem, pem)))).users == ""
 
 
 async def test_a_relay_restored_from_before_next_makes_no_other_next_ca(config: RelayConfig, running: Running) -> None:

@@ -6,6 +6,8 @@ import pytest
 
 from arcbridge.net.join import JoinCode
 from arcbridge.observe.metrics import Metrics
+from arcbridge.pki.authority import Authority
+from arcbridge.pki.rotation import Rotation
 from arcbridge.relay.cluster_reports import MAX_CHECKS, ClusterReports, read_report
 from arcbridge.relay.counters import Counters
 from arcbridge.relay.fleet.base import AgentReport
@@ -43,6 +45,31 @@ def test_every_cluster_has_a_number_of_agents_and_a_check_is_ok_where_it_is_at_a
     assert found["cluster_check_ok"] == {("a", "api_server"): 0, ("a", "audit"): 1}
     assert found["cluster_certificate_expires_timestamp_seconds"] == {("a",): 9.0, ("b",): 9.0, ("gone",): 9.0}
     assert found["clusters_without_metrics"] == {(): 0}
+
+
+def test_agents_are_counted_that_know_the_newest_ca_of_the_relay_and_of_their_cluster() -> None:
+    own = Authority.create("a")
+    state = Rotation(own.certificate_pem, own.key_pem).take("next", 1.0).list
+    read: list[str] = []
+
+    class Record(ClusterRecord):
+        @property
+        def newest_ca_pin(self) -> str:
+            read.append(self.name)
+            return super().newest_ca_pin
+
+    def record(**more: str) -> Record:
+        return Record("a", own.certificate_pem, own.pin, 0.0, **more)
+
+    told = [AgentReport(relay_ca="r2", cluster_ca=state.pins[1]), AgentReport(relay_ca="r1", cluster_ca=own.pin)]
+    reports = ClusterReports(lambda: [("a", one) for one in told], Counters(), 1, lambda: "r2")
+    for now, known in ((record(), 1), (record(cas=state.text), 1)):
+        reports.learn([now])
+        assert shown(reports)["cluster_agents_newest_ca"] == {("a", "relay"): 1, ("a", "cluster"): known}
+    told[1] = told[0]
+    assert shown(reports)["cluster_agents_newest_ca"] == {("a", "relay"): 2, ("a", "cluster"): 2}
+    reports.learn([record(cas=state.text)])
+    assert read == ["a", "a"], "certificates are read where they have changed, not each minute"
 
 
 def test_no_more_clusters_than_the_setting_allows() -> None:

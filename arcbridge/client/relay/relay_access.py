@@ -84,6 +84,12 @@ class RelayAccess:
         except ArcbridgeError as error:
             log.warning("relay CA not followed", relay=str(self.address), reason=error.message)
 
+    @property
+    def followed_ca(self) -> str:
+        """Pin of the newest of the relay's CAs that is kept here; empty while none has followed the one that was
+        given."""
+        return self.cas.pins[-1] if self.cas is not None and len(self.cas.pins) > 1 else ""
+
     def _keep(self, known: Succession) -> None:
         if self._successions is not None:
             self._successions.keep(self._root, known)

@@ -10,6 +10,7 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 from arcbridge import __version__
@@ -114,6 +115,8 @@ async def _join_through(
     sock = await connect(relay.address, deadline=CONNECT_DEADLINE)
     try:
         own: list[float] = []
+        if relay.followed_ca:
+            request = replace(request, relay_ca=relay.followed_ca)
         reply = await client_join(sock, context, relay.address.host, request, prove=prove, measured=own.append)
         relays.lengths.learn(relay, own[0], reply.agent_round_trip / 1e6)
     except Unreachable as error:

@@ -54,6 +54,8 @@ class AgentReport:
     """Pin of the newest of the relay's CAs that the agent knows; empty: it does not say."""
     certificate_ca: str = ""
     """Pin of the CA by which the agent's certificate is; empty: it does not say."""
+    cluster_ca: str = ""
+    """Pin of the newest of its cluster's CAs that the agent knows; empty: it does not say."""
 
     @property
     def failing(self) -> str:

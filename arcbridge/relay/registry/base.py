@@ -123,6 +123,11 @@ class ClusterRecord:
                 return Succession.read(self.cas, own=True)
         return Succession.of_ca(self.ca_pem)
 
+    @property
+    def newest_ca_pin(self) -> str:
+        """Pin of the newest of the cluster's CAs."""
+        return self.succession.pins[-1] if self.cas else self.ca_pin
+
 
 @dataclass(frozen=True, slots=True)
 class JoinTokenRecord:

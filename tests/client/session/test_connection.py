@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from arcbridge.client.relay.relays import Relays
 from arcbridge.client.session.connection import ClusterAccess, Joined, join
 from arcbridge.errors import ArcbridgeError, PermissionRefused, PinMismatch, Unauthenticated, Unreachable
 from arcbridge.net.join import JoinCode
+from arcbridge.pki.rotation import Rotation
 from arcbridge.wire.records import JoinReply
 from tests.client.far_side import CLUSTER, OTHER_CA, RELAY_CA, FarSide
 from tests.client.session.test_session_manager import login, make
@@ -49,6 +51,13 @@ class TestJoin:
         joined = await Way(tmp_path, far).join(instance="pod-7")
         joined.sock.close()
         assert far.requests[0].instance == "pod-7"
+
+    async def test_a_client_says_which_ca_it_has_followed_the_relay_s_to(self, far: FarSide, tmp_path: Path) -> None:
+        state = Rotation(RELAY_CA.certificate_pem, RELAY_CA.key_pem).take("next", time.time()).list
+        way = Way(tmp_path, far)
+        for far.reply in (JoinReply(), JoinReply(relay_cas=state.text), JoinReply()):
+            (await way.join()).sock.close()
+        assert [request.relay_ca for request in far.requests] == ["", "", state.pins[1]]
 
     @pytest.mark.parametrize(
         "code",
