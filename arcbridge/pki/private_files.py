@@ -19,7 +19,7 @@ import secrets
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from arcbridge.errors import StateError
@@ -147,6 +147,16 @@ def replace_file(path: Path, data: bytes, mode: int = 0o600, *, give: bool = Fal
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def remove_replacements(path: Path) -> None:
+    """Remove what a kill has left of `replace_file`, as far as that is possible; no other process may replace `path`
+    meanwhile."""
+    with suppress(OSError):
+        for left in path.parent.iterdir():
+            begin, _, end = left.name.rpartition(".")
+            if begin == f".{path.name}" and len(end) == 16 and set(end) <= set("0123456789abcdef"):
+                left.unlink()
 
 
 def make_private(path: Path) -> None:

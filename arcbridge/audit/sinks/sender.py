@@ -3,12 +3,14 @@
 A collector that is slow or away holds up this thread alone. A batch is sent again until the collector has it; how far a
 sink has got is kept on disk behind each batch, so that a restart repeats one batch at most. Of several processes that
 share a file one sends. Invariants: records arrive in the order of the file; one that is given up is counted in the
-chain before the sink goes on behind it.
+chain before the sink goes on behind it; a collector that refuses everything makes no log grow on which nothing else is
+recorded.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import threading
 import time
@@ -24,6 +26,7 @@ from arcbridge.audit.chain import Head, timestamp
 from arcbridge.audit.rotation import FileRotation, RotationBounds
 from arcbridge.audit.sinks.collector import HTTP, SYSLOG, RecordsRefused, Transport
 from arcbridge.audit.sinks.tail import (
+    EVENT,
     Batch,
     LogFiles,
     LogRecord,
@@ -31,6 +34,7 @@ from arcbridge.audit.sinks.tail import (
     Position,
     lock_file,
     lost_with,
+    position_file,
     read_position,
     write_position,
 )
@@ -38,7 +42,7 @@ from arcbridge.errors import ArcbridgeError, StateError
 from arcbridge.net.backoff import Backoff
 from arcbridge.observe.queued_writer import GATHER
 from arcbridge.observe.untrusted_text import clean
-from arcbridge.pki.private_files import try_lock
+from arcbridge.pki.private_files import remove_replacements, try_lock
 from arcbridge.settings.config import AuditFilesConfig, AuditSinkConfig
 from arcbridge.tasks import in_time
 
@@ -143,8 +147,8 @@ class SinkSender:
             while True:
                 wait = self._settings.interval
                 try:
-                    if lock is None:
-                        lock = try_lock(lock_file(self._path, self.name))
+                    if lock is None and (lock := try_lock(lock_file(self._path, self.name))) is not None:
+                        remove_replacements(position_file(self._path, self.name))
                     found, more = await self.step() if lock is not None else (0, False)
                 except Exception as error:
                     wait = self._failed(error, backoff)
@@ -187,9 +191,8 @@ class SinkSender:
             behind = f"{position.chain}/{position.sequence}"
             await self._lose(LostRecords(self.name, count, behind, last, "their files are gone", at_least))
             self._move(batch.begin)  # so that they are counted once
-        if batch.records:
-            await self._send(batch)
-        self._move(batch.end)
+        end = await self._send(batch) if batch.records else batch.end
+        self._move(end)
         size = sum(len(one.text) + 1 for one in batch.records)
         self.waiting_bytes = max(0, batch.waiting - size)
         if not self.waiting_bytes:
@@ -198,8 +201,8 @@ class SinkSender:
         # What waits in further files without a record here is in one that may still be written: no reason to hurry.
         return len(batch.records), bool(batch.records and self.waiting_bytes)
 
-    async def _send(self, batch: Batch) -> None:
-        """Deliver a batch, or give up its one record. Raises where it is to be tried again."""
+    async def _send(self, batch: Batch) -> Position:
+        """Deliver a batch, or give up its one record; return where to go on. Raises where it is to be tried again."""
         records = batch.records
         try:
             async with asyncio.timeout(self._settings.timeout):
@@ -209,13 +212,29 @@ class SinkSender:
                 self._most = max(1, len(records) // 2)
                 raise _Smaller(error.message) from error
             self._refused += 1
-            if self._refused < REFUSALS:
+            if self._refused < REFUSALS or (refused := self._refused_behind(batch)) is None:
                 raise
-            await self._lose(LostRecords(self.name, 1, "", records[0].sealed.head, f"it is refused: {error.message}"))
+            await self._lose(_given_up(self.name, refused.records, error.message))
+            batch = refused
         else:
             self.delivered += len(records)
         self._refused = 0
         self._most = min(self._settings.batch_records, self._most * 2)
+        return batch.end
+
+    def _refused_behind(self, batch: Batch) -> Batch | None:
+        """Return what is given up with the one record of a batch; None: it is tried further.
+
+        A record that counts lost ones is a reason for no other one: those that stand together are given up together,
+        once something else is behind them.
+        """
+        begin, most = batch.begin, self._settings.batch_bytes
+        found = self._files.read(begin, self._settings.batch_records, most)
+        counts = list(itertools.takewhile(_counts_lost, found.records))
+        if not counts:
+            return batch
+        size = sum(len(one.text) + 1 for one in counts)
+        return None if found.waiting <= size else self._files.read(begin, len(counts), most)
 
     async def _lose(self, lost: LostRecords) -> None:
         """Count records in the chain. Raises where that is not possible now: then they are lost later."""
@@ -223,7 +242,7 @@ class SinkSender:
             raise ArcbridgeError("the process ends before lost records are counted")
         async with asyncio.timeout(_ANSWERED):
             await asyncio.wrap_future(self._record(lost.line()))
-        self.dropped += lost.records
+        self.dropped += lost.records - lost.counted
 
     def _move(self, position: Position) -> None:
         if position == self._position:
@@ -332,6 +351,17 @@ def _transport(settings: AuditSinkConfig, role: str) -> Transport:
 
         return SyslogTransport(settings, role)
     return StdoutTransport()
+
+
+def _counts_lost(record: LogRecord) -> bool:
+    return record.sealed.fields.get("event") == EVENT
+
+
+def _given_up(sink: str, records: Sequence[LogRecord], reason: str) -> LostRecords:
+    own = (one.sealed.fields for one in records if _counts_lost(one) and one.sealed.fields.get("sink") == sink)
+    counted = sum(number for fields in own if isinstance(number := fields.get("records"), int))
+    last = records[-1].sealed.head
+    return LostRecords(sink, len(records) + counted, "", last, f"it is refused: {reason}", counted=counted)
 
 
 def words_of(error: Exception) -> str:

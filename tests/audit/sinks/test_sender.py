@@ -23,7 +23,7 @@ from arcbridge.audit.log import ChainedLog
 from arcbridge.audit.sinks import sender as module
 from arcbridge.audit.sinks.sender import Sinks
 from arcbridge.audit.sinks.settings import sink_findings
-from arcbridge.audit.sinks.tail import LogFiles, LogRecord, LostRecords, position_file, read_position
+from arcbridge.audit.sinks.tail import EVENT, LogFiles, LogRecord, LostRecords, position_file, read_position
 from arcbridge.audit.verify import verify
 from arcbridge.errors import StateError
 from arcbridge.net.backoff import Backoff
@@ -446,3 +446,53 @@ def test_without_settings_there_is_nothing() -> None:
     assert sinks.senders == []
     assert sinks.lost([]) == []
     sinks.close()
+
+
+async def test_a_collector_that_refuses_everything_makes_no_log_grow(
+    http: Collector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The records that count what is given up are refused as well, by two collectors, each of which gets the other's:
+    with nothing else to record they are tried again, and no more are made."""
+    http.refuse(400)
+    path = tmp_path / "audit.jsonl"
+
+    def given_up() -> int:
+        return len(events(path, EVENT))
+
+    async with logging(path, {"siem": sink(http), "copy": sink(http)}) as audit:
+        put(audit, 1)
+        senders = audit.sinks.senders
+        await until(lambda: all(one.dropped >= 2 for one in senders))  # the chain's begin, and the record
+
+        async def tried_on(rounds: int = 4 * module.REFUSALS) -> None:
+            failures = [one.failures for one in senders]
+            await until(lambda: all(one.failures > had + rounds for one, had in zip(senders, failures, strict=True)))
+
+        await tried_on()
+        before = given_up()
+        await tried_on()
+        assert given_up() == before, "the log has come to rest"
+        for number in range(2, 5):
+            put(audit, number)
+            await tried_on()
+        assert given_up() <= before + 3 * 4, "two for each record and collector"
+        assert all("answered 400" in one.failure for one in senders)
+        assert all(one.lag > 0 for one in senders), "and the self-check comes to warn"
+        http.refuse()
+        await until(lambda: all((one.failure, one.waiting_bytes) == ("", 0) for one in senders))
+        told = [one for one in map(json.loads, once(http.texts)) if one.get("event") == EVENT]
+        assert {found["sink"] for found in told} == {"siem", "copy"}, "the last count of each has arrived"
+
+
+async def test_what_a_kill_has_left_of_a_position_is_removed_at_the_start(http: Collector, tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    position = position_file(path, "siem")
+    left, others = tmp_path / f".{position.name}.{'0f' * 8}", [f".{position.name}.old", f".x.{'0f' * 8}"]
+    left.touch()
+    for other in others:
+        (tmp_path / other).touch()
+    async with logging(path, {"siem": sink(http)}) as audit:
+        put(audit, 1)
+        await until(lambda: numbers(http.texts) == [1])
+        assert not left.exists()
+        assert all((tmp_path / other).exists() for other in others)
