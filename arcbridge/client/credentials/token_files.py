@@ -6,6 +6,7 @@ of a token is in an error.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from arcbridge.errors import StateError, Unauthenticated
@@ -13,6 +14,7 @@ from arcbridge.errors import StateError, Unauthenticated
 TOKEN_LIMIT = 64 * 1024
 FILE_LIMIT = 1024 * 1024
 """Bytes of a file with tokens, one on each line; a token is some KiB."""
+_TOKEN = re.compile(rb"[!-~]+")
 
 
 def read_token(path: Path) -> str:
@@ -35,7 +37,7 @@ def check_token(data: bytes, source: str) -> str:
     token = data.strip()
     if not token:
         raise Unauthenticated(f"{source} is empty; put a token there")
-    if not all(0x21 <= byte <= 0x7E for byte in token):
+    if _TOKEN.fullmatch(token) is None:
         raise Unauthenticated(f"{source} does not hold one token: there are spaces or other characters in it")
     return token.decode("ascii")
 

@@ -21,3 +21,11 @@ def test_missing(tmp_path: Path) -> None:
 def test_no_tokens(data: bytes) -> None:
     with pytest.raises(Unauthenticated):
         check_token(data, "a file")
+
+
+def test_a_token_holds_printable_characters_of_ascii_and_nothing_else() -> None:
+    token = bytes(range(0x21, 0x7F))
+    assert check_token(b" " + token + b"\n", "a file") == token.decode()
+    for byte in {*range(256)} - {*token}:
+        with pytest.raises(Unauthenticated, match="does not hold one token"):
+            check_token(b"a" + bytes([byte]) + b"a", "a file")
