@@ -26,14 +26,16 @@ if TYPE_CHECKING:
 
 def configure_logging(config: ClientConfig, default_level: str = "") -> None:
     """Set logging up by the settings; `default_level` takes the place of `info`, which is their default, for a command
-    that ends: what it logs stands between lines for people, so that it is one of them on a pipe, too."""
+    that ends: what it logs stands between lines for people, so that it is one of them, without a date and on a pipe,
+    too, unless the settings ask for a log: by its form, or with `debug`."""
     from arcbridge.observe import logging
 
     level, form = config.observe.log_level, config.observe.log_format
     if default_level:
         level = default_level if level == "info" else level
         form = "console" if form == "auto" else form
-    logging.configure("client", level, form)
+    dated = not default_level or config.observe.log_format != "auto" or level == "debug"
+    logging.configure("client", level, form, dated=dated)
 
 
 def terminal(lines: TextIO) -> Terminal:

@@ -97,12 +97,19 @@ class _Handler(logging.Handler):
 
 
 def configure(
-    role: str, level: str = "info", format: str = "auto", stream: TextIO | None = None, *, worker: int | None = None
+    role: str,
+    level: str = "info",
+    format: str = "auto",
+    stream: TextIO | None = None,
+    *,
+    worker: int | None = None,
+    dated: bool = True,
 ) -> None:
     """Set up logging of this process for `role`; may be called again, which replaces everything.
 
     `level` is one of `LEVELS`, `format` one of `LOG_FORMATS`, `stream` is standard error unless given. `worker`: which
-    of several processes that write to one stream this is; it is in every line then.
+    of several processes that write to one stream this is; it is in every line then. Without `dated` a console's lines
+    are as a command's own ones: `warning: …`.
     Raises ConfigError for an unknown level or format.
     """
     _number(level)
@@ -119,7 +126,7 @@ def configure(
         _state.flood,
         structlog.processors.TimeStamper(fmt=_TIMESTAMP),
         Redaction(role, worker),
-        *(_console(terminal) if console else (structlog.processors.JSONRenderer(serializer=_encode),)),
+        *(_console(terminal, dated) if console else (structlog.processors.JSONRenderer(serializer=_encode),)),
         *((_over_waiting,) if console and terminal and role == "client" else ()),
     ]
     structlog.configure(
@@ -214,16 +221,16 @@ def _encode(fields: EventDict, **_: object) -> str:
     return _ENCODER.encode(fields)
 
 
-def _console(colour: bool) -> tuple[Processor, Processor]:
+def _console(colour: bool, dated: bool) -> tuple[Processor, Processor]:
     """Return the processors that render a line for people: date and time in UTC, level, role and event, then the
     fields, then the trace."""
     from structlog.dev import Column, ConsoleRenderer
 
     colours, reset = (_COLOURS, _RESET) if colour else ({}, "")
     columns = [
-        Column("timestamp", lambda _, moment: f"{str(moment)[:10]} {str(moment)[11:23]}Z"),
-        Column("level", lambda _, name: f"{colours.get(str(name), '')}{name:<7}{reset}"),
-        Column("role", lambda _, role: f"{role}:"),
+        Column("timestamp", lambda _, moment: f"{str(moment)[:10]} {str(moment)[11:23]}Z" * dated),
+        Column("level", lambda _, name: f"{colours.get(str(name), '')}{f'{name:<7}' if dated else f'{name}:'}{reset}"),
+        Column("role", lambda _, role: f"{role}:" * dated),
         Column("event", lambda _, event: str(event)),
         Column("logger", lambda *_: ""),
         Column("", lambda name, value: f"{name}={_console_value(value)}"),

@@ -30,16 +30,23 @@ def test_a_document_goes_to_standard_output(capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.parametrize(
-    ("default", "given", "level", "form"),
-    [("", "auto", "info", "auto"), ("warning", "auto", "warning", "console"), ("warning", "json", "warning", "json")],
+    ("default", "set_to", "given", "level", "form", "dated"),
+    [
+        ("", "info", "auto", "info", "auto", True),
+        ("warning", "info", "auto", "warning", "console", False),
+        ("warning", "error", "auto", "error", "console", False),
+        ("warning", "debug", "auto", "debug", "console", True),
+        ("warning", "info", "console", "warning", "console", True),
+        ("warning", "info", "json", "warning", "json", True),
+    ],
 )
 def test_commands_that_answer_log_less_and_for_people(
-    monkeypatch: pytest.MonkeyPatch, default: str, given: str, level: str, form: str
+    monkeypatch: pytest.MonkeyPatch, default: str, set_to: str, given: str, level: str, form: str, dated: bool
 ) -> None:
-    asked: list[tuple[str, ...]] = []
-    monkeypatch.setattr("arcbridge.observe.logging.configure", lambda *words: asked.append(words))
-    module.configure_logging(ClientConfig(observe=ObserveConfig(log_format=given)), default)
-    assert asked == [("client", level, form)]
+    asked: list[tuple[object, ...]] = []
+    monkeypatch.setattr("arcbridge.observe.logging.configure", lambda *words, dated: asked.append((*words, dated)))
+    module.configure_logging(ClientConfig(observe=ObserveConfig(log_level=set_to, log_format=given)), default)
+    assert asked == [("client", level, form, dated)]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")

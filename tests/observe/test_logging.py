@@ -62,6 +62,14 @@ def test_console_format_names_level_role_and_event() -> None:
     assert line == 'warning client: relay.lost cluster=prod note="two words" empty=""\n'
 
 
+def test_lines_without_a_date_are_as_a_command_s_own_ones() -> None:
+    target = io.StringIO()
+    logs.configure("client", "warning", "console", target, dated=False)
+    structlog.get_logger("arcbridge.client").warning("trusting a cluster at first use", cluster="prod")
+    logs.shutdown()
+    assert target.getvalue() == "warning: trusting a cluster at first use cluster=prod\n"
+
+
 def test_a_line_of_the_client_takes_the_place_of_one_that_shows_a_wait() -> None:
     """On a terminal alone; a shorter line would leave the end of that one (`cli.screen.Waiting`)."""
 
