@@ -130,7 +130,14 @@ log = structlog.get_logger("arcbridge.relay")
 class ControlConnection(BaseHandler):
     """One registered agent; a `fleet.base.AgentLink`."""
 
-    def __init__(self, cluster: str, intake: Intake | None = None) -> None:
+    def __init__(
+        self,
+        cluster: str,
+        intake: Intake | None = None,
+        reported: Callable[[ControlConnection], None] = lambda link: None,
+    ) -> None:
+        """`reported` is called with each report, while the connection is registered or is about to be."""
+        self.reported = reported
         self.cluster = cluster
         self.intake = intake
         """What the agent gives back of the ledger; None: this process has none."""
@@ -206,6 +213,7 @@ class ControlConnection(BaseHandler):
     def status_received(self, session: MuxSession, status: Status) -> None:
         if not status.token:
             self.report = read_report(status)
+            self.reported(self)
             self.introduced.set()
             return
         answer = self._dials.get(status.token)
@@ -328,7 +336,8 @@ class ControlServer:
         in_turn = await self._turn(sock, ticket)
         if in_turn is None:
             return
-        link = ControlConnection("", None if self.book is None else Intake(self.book, time.time))
+        intake = None if self.book is None else Intake(self.book, time.time)
+        link = ControlConnection("", intake, self._fleet.reported)
         session = self._acceptor.make_session(link)
         link.session = session
         try:

@@ -242,10 +242,12 @@ class Fleet:
         """Return how many agents each of these clusters has connected; those with none may be left out."""
         return {cluster: len(self._links[cluster]) for cluster in clusters if cluster in self._links}
 
+    def reported(self, link: AgentLink) -> None:
+        """Take note that the agent of this link has reported."""
+
     def round_trip(self, cluster: str) -> float:
-        """Return the least round trip, seconds, that an agent of the cluster reports to *this* process; 0: none
-        does."""
-        found = (link.report.round_trip for link in self.links(cluster) if not link.draining)
+        """Return the least round trip, seconds, that an agent of the cluster reports to *this* relay; 0: none does."""
+        found = (link.report.round_trip for link in self._links.get(cluster, {}).values() if not link.draining)
         return min((one for one in found if one > 0), default=0.0)
 
     def links(self, cluster: str | None = None) -> list[AgentLink]:

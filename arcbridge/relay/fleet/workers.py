@@ -8,14 +8,15 @@ question first. Stale is nothing: what a worker had is gone with its channel, in
 Of two connections of one instance the newer stays, wherever the two are: a registration carries the time of the
 machine's monotonic clock, which all processes share.
 
-Messages, behind the sibling's HELLO: `link` and `unlink` (a registration and its end), `dial` (a question: one
-dial request), `lost` (a user's right to a cluster is).
+Messages, behind the sibling's HELLO: `link` and `unlink` (a registration and its end), `trip` (the round trip that the
+agent has measured has become another), `dial` (a question: one dial request), `lost` (a user's right to a cluster is).
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Final
 
 from arcbridge.errors import ArcbridgeError, JoinRefused
 from arcbridge.net.join import JoinCode
@@ -25,6 +26,9 @@ from arcbridge.relay.siblings.channel import ChannelClosed, Head, Received
 from arcbridge.relay.siblings.group import Sibling, Siblings
 from arcbridge.tasks import cancel_and_wait
 from arcbridge.wire.records import Dial, Status
+
+TRIP_CHANGE: Final = 0.1
+"""Share by which an agent's round trip has to change before siblings are told: agents report each half a minute."""
 
 
 class _Remote:
@@ -37,7 +41,7 @@ class _Remote:
         self.instance = str(head["instance"])
         self.version = str(head["version"])
         self.since = float(head["since"])
-        self.report = AgentReport()
+        self.report = AgentReport(round_trip=float(head["trip"]))
         self.stamp = float(head["stamp"])
         self.pending = 0
         """Dials from here; those of other workers are not known, which only makes the choice less even."""
@@ -62,12 +66,15 @@ class WorkersFleet(Fleet):
         self._siblings = siblings
         self._clock = clock
         self._own: dict[AgentLink, float] = {}
+        self._trips: dict[AgentLink, float] = {}
+        """What the siblings were told last of own links' round trips, seconds."""
         self._remote: dict[tuple[int, str, str], _Remote] = {}
         self.dials_from_siblings = 0
         siblings.on_joined.append(self._joined)
         siblings.on_left.append(self._left)
         siblings.answerers["dial"] = self._dialled
-        siblings.handlers.update(link=self._linked, unlink=self._unlinked, lost=self._heard_of_loss)
+        siblings.handlers.update(link=self._linked, unlink=self._unlinked, trip=self._measured)
+        siblings.handlers.update(lost=self._heard_of_loss)
 
     def add_metrics(self, metrics: Metrics) -> None:
         metrics.counter("worker_dials_total", "Dial requests that went to an agent through another worker.", None,
@@ -76,6 +83,7 @@ class WorkersFleet(Fleet):
     async def close(self) -> None:
         await cancel_and_wait(*(task for sibling in self._siblings for task in sibling.serving.values()))
         self._own.clear()
+        self._trips.clear()
         self._remote.clear()
         await super().close()
 
@@ -83,6 +91,7 @@ class WorkersFleet(Fleet):
         if link in self._own:
             return
         stamp = self._own[link] = self._clock()
+        self._trips[link] = link.report.round_trip
         self.add(link)
         for sibling in self._siblings:
             sibling.tell(_link(link, stamp))
@@ -91,9 +100,18 @@ class WorkersFleet(Fleet):
         stamp = self._own.pop(link, None)
         if stamp is None:
             return
+        self._trips.pop(link, None)
         self.remove(link)
         for sibling in self._siblings:
-            sibling.tell({"t": "unlink", "cluster": link.cluster, "instance": link.instance, "stamp": stamp})
+            sibling.tell({"t": "unlink", **_name(link, stamp)})
+
+    def reported(self, link: AgentLink) -> None:
+        stamp, trip, told = self._own.get(link), link.report.round_trip, self._trips.get(link, 0.0)
+        if stamp is None or abs(trip - told) <= TRIP_CHANGE * told:
+            return
+        self._trips[link] = trip
+        for sibling in self._siblings:
+            sibling.tell({"t": "trip", **_name(link, stamp), "trip": trip})
 
     def tell_lost(self, lost: Lost) -> None:
         for sibling in self._siblings:
@@ -159,6 +177,12 @@ class WorkersFleet(Fleet):
         if remote is not None and remote.stamp == float(head["stamp"]):
             self._remove(key, remote)
 
+    def _measured(self, sibling: Sibling, message: Received) -> None:
+        head = message.head
+        remote = self._remote.get((sibling.index, str(head["cluster"]), str(head["instance"])))
+        if remote is not None and remote.stamp == float(head["stamp"]):
+            remote.report = AgentReport(round_trip=float(head["trip"]))
+
     def _left(self, sibling: Sibling) -> None:
         for key, remote in list(self._remote.items()):
             if remote.sibling is sibling:
@@ -171,5 +195,9 @@ class WorkersFleet(Fleet):
 
 
 def _link(link: AgentLink, stamp: float) -> Head:
-    fields = {"cluster": link.cluster, "instance": link.instance, "version": link.version, "since": link.since}
-    return {"t": "link", "stamp": stamp, **fields}
+    fields = {"version": link.version, "since": link.since, "trip": link.report.round_trip}
+    return {"t": "link", **_name(link, stamp), **fields}
+
+
+def _name(link: AgentLink, stamp: float) -> Head:
+    return {"cluster": link.cluster, "instance": link.instance, "stamp": stamp}

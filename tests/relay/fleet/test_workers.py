@@ -3,9 +3,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 
+import pytest
+
 from arcbridge.net.join import JoinCode
-from arcbridge.relay.fleet.base import AgentLink, Fleet, Lost
+from arcbridge.relay.fleet.base import AgentLink, AgentReport, Fleet, Lost
 from arcbridge.relay.fleet.workers import WorkersFleet
+from arcbridge.relay.siblings.channel import Head
 from arcbridge.relay.siblings.group import Siblings
 from arcbridge.wire.records import Dial, Status
 from tests.relay.fleet.conformance import DIAL, FleetConformance, Link
@@ -201,3 +204,33 @@ async def test_a_worker_that_dies_takes_its_agents_and_its_dials_along() -> None
     await until(lambda: not silent.pending)
     await first.close()
     await second.close()
+
+
+async def test_each_worker_knows_the_shortest_way_to_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = await workers(3)
+    links = [Link(instance=f"i{index}") for index in range(3)]
+    links[0].report = AgentReport(round_trip=0.5)
+    for one, link in zip(made, links, strict=True):
+        await one.fleet.register(link)
+
+    async def all_say(seconds: float) -> None:
+        for one in made:
+            await until(lambda one=one: one.fleet.round_trip("prod") == seconds)
+
+    await all_say(0.5)
+    for index, seconds, shortest in ((1, 0.2, 0.2), (2, 0.3, 0.2), (1, 0.4, 0.3)):
+        links[index].report = AgentReport(round_trip=seconds)
+        made[index].fleet.reported(links[index])
+        await all_say(shortest)
+    told: list[Head] = []
+    for sibling in made[2].fleet._siblings:
+        monkeypatch.setattr(sibling, "tell", lambda head, body=b"": told.append(head))
+    links[2].report = AgentReport(round_trip=0.31)
+    made[2].fleet.reported(links[2])
+    assert told == [], "a little more or less is no news"
+    await made[2].fleet.unregister(links[2])
+    assert made[2].fleet._trips == {}
+    made[2].fleet.reported(links[2])
+    assert [one["t"] for one in told] == ["unlink"] * 2
+    for one in made:
+        await one.close()
