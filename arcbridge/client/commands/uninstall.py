@@ -205,11 +205,10 @@ async def uninstall(config: ClientConfig, found: Installed, environment: Mapping
     try:
         for one in disconnect(Path(found.place.connections), (), environment, every=True) if found.whole else ():
             yield f'context "{one["context"]}"'
-        own_ca = None
-        if not found.whole:
-            own_ca = (read_file(found.state.path / "local-ca" / "ca.crt") or b"").decode("utf-8", "replace")
+        # Where another state directory is served, its contexts are not of this CA, and may be at work.
+        own_ca = (read_file(found.state.path / "local-ca" / "ca.crt") or b"").decode("utf-8", "replace")
         for files in found.kubeconfigs:
-            for name in Kubeconfig(files).remove_all(own_ca):
+            for name in Kubeconfig(files).remove_all(own_ca, remains=found.whole):
                 yield f'context "{name}"'
             if Kubeconfig(files).has_ours():
                 found.left.append(

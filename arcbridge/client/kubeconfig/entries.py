@@ -192,10 +192,10 @@ class Kubeconfig:
             self._retire(name, lambda mark: _owns(mark, cluster, relays), remove=True)
             self._save()
 
-    def remove_all(self, ca_pem: str | None = None) -> list[str]:
-        """Take all entries of ours out, whatever served them, but for parts that were edited since; returns their
-        names. `ca_pem`: only those at endpoints of this CA, none where it is empty. Raises
-        StateError."""
+    def remove_all(self, ca_pem: str, *, remains: bool) -> list[str]:
+        """Take all entries of ours out that are at endpoints of this CA, whatever served them, but for parts that were
+        edited since; returns their names. An empty `ca_pem` is of none. `remains`: also those that name no CA, which
+        no process can serve. Raises StateError."""
         with self._locked():
             names = {
                 name.removeprefix("arcbridge-") if section == "users" else name
@@ -204,8 +204,8 @@ class Kubeconfig:
                 for name, body in file.bodies(section)
                 if mark_of(body) is not None
             }
-            if ca_pem is not None:
-                names = {name for name in names if ca_pem and self._authority(name) == _base64(ca_pem)}
+            authorities = {_base64(ca_pem)} if ca_pem else set()
+            names = {name for name in names if (ca := self._authority(name)) in authorities or (remains and not ca)}
             for name in sorted(names):
                 self._retire(name, lambda mark: True, remove=True)
             self._save()

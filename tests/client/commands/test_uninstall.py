@@ -206,6 +206,28 @@ async def test_w23_one_directory_goes_and_not_the_rest_of_this_user(
     ]
 
 
+async def test_w23_contexts_that_are_served_out_of_another_directory_stay(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    kubeconfig, directory = tmp_path / "kubeconfig", tmp_path / "other"
+    used(environment, kubeconfig)
+    other = used(environment, kubeconfig, directory, "test")
+    cluster_less = yaml.safe_load(kubeconfig.read_text())
+    Kubeconfig([kubeconfig]).merge(Entry("old", "old", "https://127.0.0.1:1", "CA", "CERT", "KEY"), switch=False)
+    document = yaml.safe_load(kubeconfig.read_text())
+    kubeconfig.write_text(json.dumps({**document, "clusters": cluster_less["clusters"]}))
+    running = running_of(other, environment)
+    running.begin()  # a proxy
+    try:
+        said = await taken_away(OWN, found := survey(OWN, environment), environment)
+    finally:
+        running.end()
+    assert [one for one in said if one.startswith("context")] == ['context "old"', 'context "prod"']
+    document = yaml.safe_load(kubeconfig.read_text())
+    assert [one["name"] for one in document["contexts"]] == ["test"]
+    assert f"entries of arcbridge in {kubeconfig} that are not from here, or edited" in found.left
+
+
 async def test_w23_a_directory_without_a_ca_has_no_contexts(environment: dict[str, str], tmp_path: Path) -> None:
     """Also none of those that name no CA, as where another program has taken the cluster's entry out."""
     kubeconfig, directory = tmp_path / "kubeconfig", tmp_path / "other"
