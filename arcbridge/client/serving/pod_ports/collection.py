@@ -1,7 +1,7 @@
 """Follows a collection of the API server: lists it, watches it from there, and lists it anew when the watch has ended.
 
 Its owner says how an object is read, page by page, so that no more than a page of documents is held. Invariants: a page
-of a list and an event have bounds in size, and a list in pages; a list of more than `most` objects is cut, and the
+of a list and an event have bounds in size, and a list in objects; a list of more than `most` objects is cut, and the
 receiver learns so; what cannot be read is an error in the API server's own words.
 """
 
@@ -23,12 +23,13 @@ from arcbridge.untrusted_json import read_json, read_json_object
 
 PAGE = 50
 """Objects of one page of a list."""
-PAGE_LIMIT = 8 * 1024 * 1024
-"""Bytes of one page; an object may have 1.5 MiB, and pods have 5 to 20 KiB."""
-MAX_PAGES = 100
-"""Pages of one list; the API server fills its pages."""
+PAGE_LIMIT = 1024 * 1024
+"""Bytes of a page of several objects: while it is read nothing else of the process moves. Pods have 5 to 20 KiB. A page
+that is larger is asked for again with half the objects."""
+MAX_OBJECTS = 5000
+"""Objects that are asked for in the pages of one list; the API server fills its pages."""
 EVENT_LIMIT = 4 * 1024 * 1024
-"""Bytes of one event."""
+"""Bytes of one event, and of a page of one object, which may have 1.5 MiB in etcd."""
 WATCH_SECONDS = 240
 """Seconds after which the API server ends a watch, before the deadline of an answer (`stream_http`)."""
 RETRY_CAP = 5.0
@@ -85,9 +86,12 @@ class Collection:
     async def _list(self, http: aiohttp.ClientSession) -> str:
         """List all; return the version to watch from."""
         found: list[Any] = []
-        query = {**self._query, "limit": str(PAGE)}
-        for _ in range(MAX_PAGES):
-            document = await self._page(http, query)
+        query, size, asked = dict(self._query), PAGE, 0
+        while (asked := asked + size) <= MAX_OBJECTS:
+            document = await self._page(http, {**query, "limit": str(size)}, PAGE_LIMIT if size > 1 else EVENT_LIMIT)
+            if document is None:
+                size //= 2
+                continue
             try:
                 found += map(self._read, document["items"] or ())
                 metadata = document["metadata"]
@@ -98,20 +102,22 @@ class Collection:
             except (KeyError, TypeError, ValueError) as error:
                 raise RemoteProtocolError(f"the API server's answer to {self._path} is no list") from error
             query["continue"] = more
-        raise RemoteProtocolError(f"the API server's answer to {self._path} has more than {MAX_PAGES} pages")
+        raise RemoteProtocolError(f"the API server's answer to {self._path} has more than {MAX_OBJECTS} objects")
 
-    async def _page(self, http: aiohttp.ClientSession, query: Mapping[str, str]) -> dict[str, Any]:
+    async def _page(self, http: aiohttp.ClientSession, query: Mapping[str, str], most: int) -> dict[str, Any] | None:
+        """Return a page; None where it has more than `most` bytes and more than one object was asked for."""
         async with http.get(self._path, params=query, allow_redirects=False) as answer:
             body = bytearray()
             async for piece in answer.content.iter_any():
                 body += piece
-                if len(body) > PAGE_LIMIT:
-                    raise RemoteProtocolError(
-                        f"the API server's answer to {self._path} has more than {PAGE_LIMIT} bytes"
-                    )
+                if len(body) > most and query["limit"] != "1":
+                    answer.close()  # what is left of it is not wanted
+                    return None
+                if len(body) > most:
+                    raise RemoteProtocolError(f"the API server's answer to {self._path} has more than {most} bytes")
             if answer.status != 200:
                 raise refusal(answer.status, body, self._path)
-            return read_json_object(body, PAGE_LIMIT)
+            return read_json_object(body, most)
 
     async def _watch(self, http: aiohttp.ClientSession, version: str) -> None:
         """Pass events on until the watch ends."""

@@ -15,6 +15,7 @@ from arcbridge.client.serving.pod_ports.collection import EVENT_LIMIT, Collectio
 from arcbridge.client.session.session_manager import SessionManager
 from arcbridge.errors import ArcbridgeError, PermissionRefused, RemoteProtocolError, Unreachable
 from arcbridge.tasks import cancel_and_wait
+from arcbridge.untrusted_json import read_json_object
 from tests.client.far_side import FarSide
 from tests.client.serving.pod_ports.api import Api, ready
 from tests.client.session.test_session_manager import make, running
@@ -123,7 +124,8 @@ async def test_what_is_no_answer(
     said: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "PAGE_LIMIT", 1000)
+    for bound in ("PAGE_LIMIT", "EVENT_LIMIT"):
+        monkeypatch.setattr(module, bound, 1000)
     seen = Seen()
     far.protocol = lambda target: Raw(list(answers))
     await following(session, seen, 10, lambda: seen.errors)
@@ -136,7 +138,32 @@ async def test_d6_a_list_without_an_end_is_cut_off(far: FarSide, session: Sessio
     page = body(b'{"metadata":{"resourceVersion":"1","continue":"on"},"items":[]}')
     far.protocol = lambda target: Raw([page])
     await following(session, seen, 10, lambda: seen.errors)
-    assert "more than 100 pages" in seen.errors[0].message
+    assert "more than 5000 objects" in seen.errors[0].message
+
+
+async def test_d6_a_page_is_as_small_as_its_objects_are_large(
+    far: FarSide, session: SessionManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process stands still while a page is read: what is read at once does not grow with what is there."""
+    monkeypatch.setattr(module, "PAGE", 8)
+    monkeypatch.setattr(module, "PAGE_LIMIT", 8000)
+    api, sizes = Api(), list[int]()
+    far.protocol = api.protocol
+
+    def read(data: bytearray, limit: int) -> dict[str, Any]:
+        sizes.append(len(data))
+        return read_json_object(data, limit)
+
+    monkeypatch.setattr(module, "read_json_object", read)
+    for count, size in ((20, 10), (20, 1500), (5, 20_000)):
+        seen = Seen()
+        for number in range(20):
+            pod = ready(f"web-{number}")
+            api.put("pods", {**pod, "metadata": {**pod["metadata"], "annotations": {"x": "y" * size}}})
+        await following(session, seen, count, lambda seen=seen: seen.lists)
+        assert seen.lists == [([f"web-{number}" for number in range(count)], count < 20)]
+        assert max(sizes) < (8000 if size < 8000 else 24_000), "several objects, or one"
+        sizes.clear()
 
 
 async def test_d6_of_a_list_one_page_is_held(far: FarSide, session: SessionManager) -> None:
