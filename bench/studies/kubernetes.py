@@ -23,7 +23,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -336,8 +336,12 @@ class _Bench:
         return {role: cpu_seconds([pid]) for role, pid in self._setting.pids.items()}
 
 
+Front = Callable[[Cluster, ApiServer], AbstractContextManager[ApiServer]]
+"""Puts something before the API server of a cluster, and says how the agent reaches that."""
+
+
 @contextmanager
-def _setting(directory: Path) -> Iterator[_Setting]:
+def _setting(directory: Path, front: Front = lambda _, api: nullcontext(api)) -> Iterator[_Setting]:
     _say("starting etcd, kube-apiserver, issuer, relay, agent and client")
     try:
         cluster = Cluster(directory=directory / "cluster")
@@ -353,8 +357,8 @@ def _setting(directory: Path) -> Iterator[_Setting]:
             token = directory / "agent-token"
             token.touch(mode=0o600)
             token.write_text(cluster.service_account_token("arcbridge", "arcbridge-agent", lifetime=24 * 3600))
-            api = ApiServer(cluster.api_url, cluster.ca_file, token)
-            with World(api, directory=directory / "world") as world:
+            direct_api = ApiServer(cluster.api_url, cluster.ca_file, token)
+            with front(cluster, direct_api) as api, World(api, directory=directory / "world") as world:
                 world.agent_settings = HEAVY_USERS
                 world.start()
                 client = world.start_client(ALICE)

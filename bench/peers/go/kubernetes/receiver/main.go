@@ -1,9 +1,11 @@
-// The receiver asks a Kubernetes API for much and says when what arrived: large lists, and many watches at once.
+// The receiver asks a Kubernetes API for much and says when what arrived: large lists, many watches at once, and
+// commands in a pod, each on a connection of its own, as a kubectl has it.
 //
 //	receiver list  -server URL -path PATH -seconds N [-gzip] [-protobuf]
 //	receiver watch -server URL -namespace NS -name NAME -count N -events N
+//	receiver exec  -server URL -path PATH -seconds N -count N -output TEXT
 //
-// Both take -cert, -key and -root-certs, PEM files, as vegeta does. The last line of standard output is JSON. `watch`
+// All take -cert, -key and -root-certs, PEM files, as vegeta does. The last line of standard output is JSON. `watch`
 // says `open` once every watch is open, and begins to write when it reads a line.
 package main
 
@@ -32,7 +34,7 @@ const deadline = 30 * time.Second
 
 func main() {
 	if len(os.Args) < 2 {
-		fail(fmt.Errorf("list or watch?"))
+		fail(fmt.Errorf("list, watch or exec?"))
 	}
 	flags := flag.NewFlagSet(os.Args[1], flag.ExitOnError)
 	server := flags.String("server", "", "https://host:port")
@@ -45,7 +47,8 @@ func main() {
 	proto := flags.Bool("protobuf", false, "ask for protobuf, as controllers do")
 	namespace := flags.String("namespace", "default", "of the ConfigMap that is watched")
 	name := flags.String("name", "watched", "of that ConfigMap, which exists")
-	count := flags.Int("count", 500, "watches")
+	count := flags.Int("count", 500, "watches, or commands at a time")
+	output := flags.String("output", "", "what a command says")
 	events := flags.Int("events", 20, "writes, one after the other")
 	flags.Parse(os.Args[2:])
 
@@ -74,8 +77,10 @@ func main() {
 		result = list(client(), *server+*path, time.Duration(*seconds*float64(time.Second)), *zip, *proto)
 	case "watch":
 		result = watch(client, *server, *namespace, *name, *count, *events)
+	case "exec":
+		result = execs(settings, *server, *path, *output, *count, time.Duration(*seconds*float64(time.Second)))
 	default:
-		fail(fmt.Errorf("list or watch?"))
+		fail(fmt.Errorf("list, watch or exec?"))
 	}
 	fail(json.NewEncoder(os.Stdout).Encode(result))
 }
@@ -270,6 +275,94 @@ func watch(client func() *http.Client, server, namespace, name string, count, ev
 	result.AllP50, result.AllMost = quantile(all, 0.5), all[len(all)-1]
 	result.WriteP50 = quantile(write, 0.5)
 	return result
+}
+
+type executed struct {
+	Commands int     `json:"commands"`
+	PerS     float64 `json:"per_s"`
+	P50      float64 `json:"p50_ms"`
+	P99      float64 `json:"p99_ms"`
+}
+
+// execs runs commands, `count` at a time and each worker the next when it has the end of one. All are checked.
+func execs(settings *tls.Config, server, path, output string, count int, most time.Duration) executed {
+	address := strings.TrimPrefix(server, "https://")
+	settings = settings.Clone()
+	settings.NextProtos = []string{"http/1.1"}
+	var lock sync.Mutex
+	var all []float64
+	var workers sync.WaitGroup
+	began := time.Now()
+	for range count {
+		workers.Go(func() {
+			for time.Since(began) < most {
+				start := time.Now()
+				fail(execute(settings, address, path, output))
+				took := milliseconds(time.Since(start))
+				lock.Lock()
+				all = append(all, took)
+				lock.Unlock()
+			}
+		})
+	}
+	workers.Wait()
+	took := time.Since(began).Seconds()
+	sort.Float64s(all)
+	return executed{len(all), float64(len(all)) / took, quantile(all, 0.5), quantile(all, 0.99)}
+}
+
+// execute runs one command over a WebSocket (RFC 6455) of the subprotocol v5.channel.k8s.io.
+func execute(settings *tls.Config, address, path, output string) error {
+	connection, err := tls.Dial("tcp", address, settings)
+	if err != nil {
+		return err
+	}
+	defer connection.Close()
+	connection.SetDeadline(time.Now().Add(deadline))
+	fmt.Fprintf(connection, "GET %s HTTP/1.1\r\nHost: %s\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"+
+		"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"+
+		"Sec-WebSocket-Protocol: v5.channel.k8s.io\r\n\r\n", path, address)
+	reader := bufio.NewReader(connection)
+	answer, err := http.ReadResponse(reader, nil)
+	if err != nil {
+		return err
+	}
+	if answer.StatusCode != 101 {
+		text, _ := io.ReadAll(answer.Body)
+		return fmt.Errorf("a command was answered %s: %s", answer.Status, text)
+	}
+	said := map[byte]string{}
+	for {
+		head := make([]byte, 2)
+		if _, err := io.ReadFull(reader, head); err != nil {
+			return err
+		}
+		size := int(head[1])
+		if size == 126 {
+			more := make([]byte, 2)
+			if _, err := io.ReadFull(reader, more); err != nil {
+				return err
+			}
+			size = int(more[0])<<8 | int(more[1])
+		} else if size > 126 {
+			return fmt.Errorf("a frame of a length that no command here has")
+		}
+		payload := make([]byte, size)
+		if _, err := io.ReadFull(reader, payload); err != nil {
+			return err
+		}
+		if head[0]&15 == 8 {
+			break
+		}
+		if size > 0 {
+			said[payload[0]] += string(payload[1:])
+		}
+	}
+	if said[1] != output || !strings.Contains(said[3], `"status":"Success"`) {
+		return fmt.Errorf("a command said %q and %q", said[1], said[3])
+	}
+	_, err = connection.Write([]byte{0x88, 0x82, 0, 0, 0, 0, 0x03, 0xe8})
+	return err
 }
 
 // patch writes the event's name into the object and returns the object's new version.
