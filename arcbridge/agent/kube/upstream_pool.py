@@ -52,8 +52,10 @@ CONNECT_DEADLINE = 10.0
 MAX_IDLE = 64
 """Idle connections that are kept: 5 GETs a millisecond. Beyond it the one that has idled longest is closed."""
 FIRST_READ = 32 * 1024
-"""Bytes of an answer that are read at first; twice as many after each read that filled its half, up to the receive
+"""Bytes of an answer that are read at first; four times as many after each read that filled its half, up to the receive
 buffer. OpenSSL keeps as much memory as the largest read took, so that only long answers take much."""
+FAST_READ = 128 * 1024
+"""Bytes that are read at a time at most over the fast transport, which takes no more from the socket at once."""
 SWITCHED_READ = 64 * 1024
 """Bytes that are read at a time of an upgraded connection."""
 KEEPALIVE = 15.0
@@ -106,8 +108,10 @@ class UpstreamRequest:
 class UpstreamConnection(asyncio.BufferedProtocol):
     """One connection to the API server; at most one request is under way on it."""
 
-    def __init__(self, pool: UpstreamPool, context: ssl.SSLContext) -> None:
+    def __init__(self, pool: UpstreamPool, context: ssl.SSLContext, most: int = buffer.SIZE) -> None:
+        """`most`: bytes to read at a time at most."""
         self._pool = pool
+        self._most = most
         self.context = context
         """The TLS settings it was made with; a connection of other settings than today's is not used again."""
         self.transport: asyncio.Transport | None = None
@@ -244,8 +248,8 @@ class UpstreamConnection(asyncio.BufferedProtocol):
             self._pool.remove(self)
             self.drop()  # bytes that belong to no request
             return
-        if 2 * nbytes > self._read_size and self._read_size < buffer.SIZE:
-            self._read_size *= 2
+        if 2 * nbytes >= self._read_size and self._read_size < self._most:  # before the caller can hold up what follows
+            self._read_size = min(4 * self._read_size, self._most)
             self._memory = _memory(self._read_size)
             self._count(self._memory)
         try:
@@ -445,7 +449,7 @@ class UpstreamPool:
 
         Raises RequestRefusal in the words for the caller; cancelling leaves nothing.
         """
-        connection = UpstreamConnection(self, tls)
+        connection = UpstreamConnection(self, tls, FAST_READ if repeatable else buffer.SIZE)
         self.enter(connection, account)
         try:
             if account is None:

@@ -18,8 +18,8 @@ from arcbridge.mux.socket_error_poll import TransportErrorPoll
 from arcbridge.net.fast_tls import FastTlsLoop, fast_tls_as_client
 from arcbridge.net.tlstransport import HANDSHAKE_DEADLINE, connect_tls
 
-INCOMING_BUFFER: Final = 2 * (16 * 1024 + 64)
-"""Bytes of ciphertext that one read may bring, two TLS records: they are held while the caller takes nothing."""
+INCOMING_BUFFER: Final = 8 * (16 * 1024 + 64)
+"""Bytes of ciphertext that one read may bring, eight TLS records: they are held while the caller takes nothing."""
 OUTGOING_BUFFER: Final = 16 * 1024 + 64
 """Bytes of ciphertext gathered for one write: one record, more than any request head."""
 

@@ -342,8 +342,12 @@ async def test_idle_connections_are_few(tmp_path: Path, monkeypatch: pytest.Monk
         assert [one.usable for one in connections] == [False, False, True, True, True]
 
 
-async def test_m9_what_a_caller_does_not_take_stays_at_the_api_server(tmp_path: Path, transport: str) -> None:
-    """Of an answer that is not taken nothing is read but what was under way, and its memory counts."""
+@pytest.mark.parametrize("full", [20, 0])
+async def test_m9_what_a_caller_does_not_take_stays_at_the_api_server(
+    tmp_path: Path, transport: str, full: int
+) -> None:
+    """Of an answer that is not taken nothing is read but what was under way, and its memory counts; also that of what
+    the transport has read ahead, and where the backlog is full (from turn `full` on)."""
     async with reachable(tmp_path, Clock(0.0)) as (fake, api):
         fake.routes["/x"] = reply(200, bytes(8 << 20))
         backlog = Backlog(64 * 1024)
@@ -360,17 +364,19 @@ async def test_m9_what_a_caller_does_not_take_stays_at_the_api_server(tmp_path: 
         async with asyncio.timeout(10):
             for turn in range(40):
                 seen = handler.payload
-                assert CONNECTION_MEMORY + FIRST_READ <= backlog.held <= CONNECTION_MEMORY + 4 * buffer.SIZE // 3
-                if turn == 20:
+                held = backlog.held - 64 * 1024 * (turn > full)
+                assert CONNECTION_MEMORY + FIRST_READ <= held <= CONNECTION_MEMORY + 4 * buffer.SIZE // 3
+                if turn == full:
                     backlog.add(64 * 1024)  # full from now on
                 connection.resume_reading()
                 await until(lambda seen=seen: handler.payload != seen)
                 await asyncio.sleep(0.002)
                 if isinstance(carrier, TlsTransport):
-                    assert handler.payload - seen <= (buffer.PORTION if turn >= 20 else buffer.SIZE)
+                    assert handler.payload - seen <= (buffer.PORTION if turn >= full else buffer.SIZE)
                     assert carrier._incoming.pending <= 17 * 1024, "a part of one record"
                 else:
                     assert handler.payload - seen <= INCOMING_BUFFER
+                    assert turn == 0 or held >= CONNECTION_MEMORY + INCOMING_BUFFER
         backlog.remove(64 * 1024)
         connection.drop()
         assert backlog.held == 0
