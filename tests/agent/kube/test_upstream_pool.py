@@ -342,6 +342,30 @@ async def test_idle_connections_are_few(tmp_path: Path, monkeypatch: pytest.Monk
         assert [one.usable for one in connections] == [False, False, True, True, True]
 
 
+@pytest.mark.parametrize("full", [False, True])
+async def test_what_was_read_ahead_comes_when_the_caller_goes_on(tmp_path: Path, transport: str, full: bool) -> None:
+    """Also where the API server has nothing more to send: aiofastnet alone would wait for that."""
+    async with reachable(tmp_path, Clock(0.0)) as (fake, api):
+        fake.routes["/x"] = reply(200, bytes(60_000))
+        backlog = Backlog(0 if full else 1 << 30)
+
+        class Stops(Collected):
+            def response_data(self, data: bytes | memoryview, payload: int) -> None:
+                super().response_data(data, payload)
+                connection.pause_reading()
+
+        connection = await dialled(api)
+        connection.send(handler := Stops(), replace(GET, backlog=backlog))
+        async with asyncio.timeout(10):
+            while not handler.done.is_set():
+                seen = handler.payload
+                await asyncio.sleep(0.01)  # all that was sent is there
+                connection.resume_reading()
+                await until(lambda seen=seen: handler.payload != seen or handler.done.is_set())
+        assert handler.payload == 60_000
+        connection.drop()
+
+
 @pytest.mark.parametrize("full", [20, 0])
 async def test_m9_what_a_caller_does_not_take_stays_at_the_api_server(
     tmp_path: Path, transport: str, full: int
