@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from enum import Enum
-from typing import Any, cast
+from typing import Any
 
 from arcbridge.mux import buffer
 from arcbridge.mux.socket_error_poll import socket_error_poll
@@ -80,7 +80,8 @@ class TlsTransport(asyncio.Transport):
             raise
         # Any writable buffer does, and then the answer is a number; the stub of `ssl` knows less.
         self._read_into: Callable[[int, bytearray | memoryview], int] = self._tls.read  # type: ignore[assignment]
-        self._protocol = protocol
+        self._protocol: Any = protocol
+        """A BufferedProtocol where `_buffered` says so, else a Protocol; `cast` would cost a call for each read."""
         self._buffered = isinstance(protocol, asyncio.BufferedProtocol)
         self._on_handshake = on_handshake
         self._state = _TlsState.HANDSHAKE
@@ -141,7 +142,8 @@ class TlsTransport(asyncio.Transport):
 
     def get_protocol(self) -> asyncio.BaseProtocol:
         """Return the current protocol."""
-        return self._protocol
+        protocol: asyncio.BaseProtocol = self._protocol
+        return protocol
 
     def close(self) -> None:
         """End in order: see the module's docstring. `connection_lost(None)` comes when the socket is closed."""
@@ -290,8 +292,9 @@ class TlsTransport(asyncio.Transport):
         No more than the protocol's buffer holds, and one record: what the protocol does not want stays in the kernel.
         """
         size = buffer.SIZE
+        into: bytearray | None = None
         if self._buffered and self._state is _TlsState.OPEN:
-            into = self._buffer_of(cast(asyncio.BufferedProtocol, self._protocol))
+            into = self._buffer_of(self._protocol)
             if into is None:
                 return False
             size = min(max(len(into), _RECORD), size)
@@ -328,7 +331,7 @@ class TlsTransport(asyncio.Transport):
         if self._state is _TlsState.HANDSHAKE:
             self._advance_handshake()
         else:
-            self._deliver()
+            self._deliver(into)
         return True
 
     def _peer_ended(self) -> None:
@@ -353,23 +356,24 @@ class TlsTransport(asyncio.Transport):
         if self._state is _TlsState.OPEN and not self._paused:
             self._lose(self._failed)
 
-    def _deliver(self) -> None:
-        """Hand over what OpenSSL can decrypt."""
+    def _deliver(self, into: bytearray | None = None) -> None:
+        """Hand over what OpenSSL can decrypt; `into`: where the protocol has just said that it wants the next bytes."""
         while self._state is _TlsState.OPEN and not self._paused and not self._peer_over:
             try:
                 if self._buffered:
-                    protocol = cast(asyncio.BufferedProtocol, self._protocol)
-                    into = self._buffer_of(protocol)
+                    protocol = self._protocol
+                    into = into or self._buffer_of(protocol)
                     if into is None:
                         return
                     count, more = self._decrypt(into)
+                    into = None
                     if count and not self._guard(protocol.buffer_updated, count):
                         return
                     over = not count
                 else:
                     data = self._tls.read(_RECORD)
                     more = self._incoming.pending > 0 or len(data) == _RECORD
-                    if data and not self._guard(cast(asyncio.Protocol, self._protocol).data_received, data):
+                    if data and not self._guard(self._protocol.data_received, data):
                         return
                     over = not data
             except ssl.SSLWantReadError:
@@ -423,7 +427,7 @@ class TlsTransport(asyncio.Transport):
     def _buffer_of(self, protocol: asyncio.BufferedProtocol) -> bytearray | None:
         """Return where the protocol wants the next bytes; None after the connection was lost for want of a place."""
         try:
-            into = cast(bytearray, protocol.get_buffer(-1))  # any writable buffer does
+            into: bytearray = protocol.get_buffer(-1)  # type: ignore[assignment]  # any writable buffer does
             if not len(into):  # to read 0 bytes would look like the peer's end
                 raise BufferError("get_buffer() returned an empty buffer")
         except (SystemExit, KeyboardInterrupt):
@@ -435,7 +439,7 @@ class TlsTransport(asyncio.Transport):
 
     def _peer_sent_close_notify(self) -> None:
         keep_open: list[bool | None] = []
-        if not self._guard(lambda: keep_open.append(cast(asyncio.Protocol, self._protocol).eof_received())):
+        if not self._guard(lambda: keep_open.append(self._protocol.eof_received())):
             return
         if not keep_open[0]:
             self.close()
