@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -26,6 +27,8 @@ _NAME = re.compile(rb"[!#$%&'*+.^`|~0-9A-Za-z-]+")  # a token (RFC 9110 §5.6.2)
 _UNCLEAN = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\udc80-\udcff]")
 """Control characters, and bytes that are no UTF-8."""
 _LENGTH = re.compile(rb"[0-9]{1,18}")
+MAX_KNOWN_NAME = 64
+"""Bytes of a header's name that is remembered: the same ones recur."""
 _CLIENT = b"kubectl-command", b"kubectl-session"
 _NO_VALUES: Mapping[bytes, list[bytes]] = MappingProxyType({})
 
@@ -78,14 +81,14 @@ def read_facts(
     values: dict[bytes, list[bytes]] = {}
     misnamed = None
     for name, value in headers:
-        lower = name.lower()
+        lower, text_name, lower_name = _known_name(name) if len(name) <= MAX_KNOWN_NAME else _read_name(name)
         if lower in values:
             values[lower].append(value)
         else:
             values[lower] = [value]
         text = value.decode("utf-8", "surrogateescape")
-        if _NAME.fullmatch(name) and not _UNCLEAN.search(text):
-            field = (name.decode("ascii"), lower.decode("ascii"), text.strip(" \t"))
+        if text_name and not _UNCLEAN.search(text):
+            field = (text_name, lower_name, text.strip(" \t"))
             fields.append(field)
             if lower[:12] == b"impersonate-":
                 impersonation.append(field[1:])
@@ -115,6 +118,15 @@ def read_facts(
         misnamed=misnamed,
         connection_line=goes_on if persistent else b"Connection: close\r\n",
     )
+
+
+def _read_name(name: bytes) -> tuple[bytes, str, str]:
+    """Return a header's name in lower case, and both as texts; those are empty where it cannot be passed on."""
+    lower = name.lower()
+    return (lower, name.decode(), lower.decode()) if _NAME.fullmatch(name) else (lower, "", "")
+
+
+_known_name = lru_cache(maxsize=256)(_read_name)
 
 
 def _misnamed(name: bytes, value: str) -> RequestRefusal:
