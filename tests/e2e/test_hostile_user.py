@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.client
+import json
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,8 +23,10 @@ from arcbridge.wire.frames import FIRST_CREDIT
 from arcbridge.wire.limits import Limits
 from bench.hostile.attacks import HEAD, HEADS, PODS, privileged_pod
 from bench.hostile.place import Answer, Person, Place, request
+from bench.studies.kubernetes import _way_of_kubeconfig
+from bench.usage import resident_bytes
 from tests.support.cluster import KUBECTL_MINORS, Cluster
-from tests.support.reports import metrics
+from tests.support.reports import metrics, until
 from tests.support.world import ALICE, CLUSTER_AUDIENCE, RELAY_AUDIENCE, ApiServer, User, World
 
 MOST_MEMORY = 200 * 1024**2
@@ -165,6 +170,64 @@ def test_answers_of_the_api_server_that_are_not_read(world: World, cluster: Clus
         assert attack(world, "kubernetes", 671, meanwhile) < MOST_MEMORY
     finally:
         alice.process.stop()
+
+
+STREAMED = "/api/v1/namespaces/streamed/configmaps"
+OBJECTS, OBJECT = 12, 850_000
+STREAM = "?watch=true&sendInitialEvents=true&allowWatchBookmarks=true&resourceVersionMatch=NotOlderThan"
+READERS = 8
+MOST_HELD = 24 * 1024**2
+"""Bytes that agent and client may hold each of the 80 MB that these readers asked for."""
+
+
+def test_m9_streamed_lists_that_are_not_read(world: World, cluster: Cluster, tmp_path: Path) -> None:
+    """Lists as watches send them (client-go's default): of eight of 10 MB agent and client hold little while their
+    readers take nothing, and each is whole once its reader reads on."""
+    cluster.ensure_namespace("streamed")
+    for number in range(OBJECTS):
+        text = {"metadata": {"name": f"of-{number}"}, "data": {"text": f"{number}" * (OBJECT // len(f"{number}"))}}
+        cluster.request("POST", STREAMED, text)
+    alice = world.start_client(ALICE)
+    way = _way_of_kubeconfig(alice.kubeconfig, tmp_path)
+    trust = ssl.create_default_context(cafile=way.roots)
+    trust.load_cert_chain(way.certificate, way.key)
+    looks: list[tuple[int, int, int]] = []
+
+    def held() -> tuple[int, int, int]:
+        return int(counters(world)["waiting_bytes"]), memory(world), resident_bytes([alice.process.pid])
+
+    def settled() -> bool:
+        looks.append(held())
+        last = [waiting for waiting, _, _ in looks[-10:]]
+        return len(last) == 10 and min(last) > 0 and max(last) - min(last) < 65536
+
+    with contextlib.ExitStack() as stack:
+        stack.callback(alice.process.stop)
+        stack.callback(cluster.request, "DELETE", STREAMED)
+        before = held()
+        readers = []
+        for _ in range(READERS):
+            plain = stack.enter_context(socket.socket())
+            plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            plain.settimeout(60)
+            plain.connect(("127.0.0.1", alice.port))
+            reader = http.client.HTTPSConnection("127.0.0.1")
+            reader.sock = stack.enter_context(trust.wrap_socket(plain, server_hostname="127.0.0.1"))
+            reader.request("GET", STREAMED + STREAM)
+            readers.append(reader)
+        until(settled, "nothing more is taken of the lists", timeout=60)
+        most = [max(look[place] for look in looks) - was for place, was in enumerate(before)]
+        assert max(most) < MOST_HELD, f"bytes that wait, and that agent and client grew by: {most}"
+        assert sum(most[1:]) < READERS * OBJECTS * OBJECT // 2
+        for reader in readers:
+            answer, sizes = reader.getresponse(), {}
+            for event in map(json.loads, iter(answer.readline, b"")):
+                about = event["object"]["metadata"]
+                if event["type"] == "BOOKMARK":
+                    assert about["annotations"]["k8s.io/initial-events-end"] == "true"
+                    break
+                sizes[about["name"]] = len(event["object"]["data"]["text"])
+            assert sizes == {f"of-{number}": OBJECT // len(f"{number}") * len(f"{number}") for number in range(OBJECTS)}
 
 
 def beside(world: World, cluster: Cluster, payload: bytes, count: int) -> int:
