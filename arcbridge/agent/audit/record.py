@@ -40,7 +40,7 @@ _MAX_CACHED_TEXT = 128
 """Characters of a text whose clean form is cached."""
 _MAX_CACHED_HEAD = 2048
 """Bytes of header lines whose text is cached."""
-_PATH_FIELDS = ("verb", "group", "resource", "subresource", "namespace", "name", "path")
+_PATH_FIELDS = ("method", "verb", "group", "resource", "subresource", "namespace", "name", "path")
 _LONG = frozenset({"proxy_path"})
 """Texts of `details` that have FIELD_LIMIT; the others are names."""
 
@@ -129,7 +129,8 @@ class AuditRecord:
     path: str = ""
     """Class of a non-resource path."""
     path_fields: str = ""
-    """The seven fields before this one, as the function of this name gives them; empty: they are made anew."""
+    """`method` and the seven fields before this one, as the function of this name gives them; empty: they are made
+    anew."""
     status: int = 0
     outcome: RequestOutcome = RequestOutcome.ANSWERED
     reason: str = ""
@@ -164,7 +165,7 @@ class AuditRecord:
         self.client = lines
 
     def asks(self, path: tuple[str, str, str, str, str, str, str], text: str) -> None:
-        """Take what the head asks for: verb to path, as `path_fields` takes them, and gives `text`."""
+        """Take what the head asks for: verb to path, as `path_fields` takes them behind the method, and its `text`."""
         self.verb, self.group, self.resource, self.subresource, self.namespace, self.name, self.path = path
         self.path_fields = text
 
@@ -268,10 +269,8 @@ class AuditRecord:
             f'{{"ts":"{timestamp()}","event":"audit","stage":"{stage}","request":{_quote(self.request)}'
             f"{self.subject.text}"
         )
-        if self.method:
-            text += f',"method":{_quoted_name(self.method)}'
         text += self.path_fields or path_fields(
-            self.verb, self.group, self.resource, self.subresource, self.namespace, self.name, self.path
+            self.method, self.verb, self.group, self.resource, self.subresource, self.namespace, self.name, self.path
         )
         if self.target:
             text += f',"target":{_quoted_name(self.target)}'
@@ -314,9 +313,12 @@ class AuditRecord:
         return text + _missing_text(more, sha256)
 
 
-def path_fields(verb: str, group: str, resource: str, subresource: str, namespace: str, name: str, path: str) -> str:
-    """Return what a path asks for, as the part of a line: each field with the comma before it, empty ones left out."""
-    values = zip(_PATH_FIELDS, (verb, group, resource, subresource, namespace, name, path), strict=True)
+def path_fields(
+    method: str, verb: str, group: str, resource: str, subresource: str, namespace: str, name: str, path: str
+) -> str:
+    """Return what method and path ask for, as the part of a line: each field with the comma before it, empty ones left
+    out."""
+    values = zip(_PATH_FIELDS, (method, verb, group, resource, subresource, namespace, name, path), strict=True)
     return "".join([f',"{key}":{_quoted_name(value)}' for key, value in values if value])
 
 

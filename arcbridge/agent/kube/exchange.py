@@ -95,19 +95,13 @@ class Exchange:
         """After a 101: the connection, the answer's head, and the bytes that followed it."""
         stream.owed = True
         try:
-            self._start()
+            if self._seats is not None:
+                self._seated = self._seats.take()
+            if (self._seats is not None and not self._seated) or not self._send_on_idle():
+                self._dial()  # when it is its turn
         except BaseException:
             self.cancel()
             raise
-
-    def _start(self) -> None:
-        if self._seats is not None:
-            self._seated = self._seats.take()
-            if not self._seated:
-                self._dial()  # when it is its turn
-                return
-        if not self._send_on_idle():
-            self._dial()
 
     def _send_on_idle(self) -> bool:
         """Send the request on an idle connection, or an upgrade on the session's unused one, if there is one."""

@@ -42,7 +42,7 @@ class RequestTarget:
     path: tuple[str, str, str, str, str, str, str]
     """Verb, group, resource, subresource, namespace, name and class of the path, as a record has them."""
     text: str
-    """The same as a record's line has them."""
+    """The same behind the method, as a record's line has them."""
     begins: bool
     """Whether the record `begun` stands before the request's first byte."""
     detailed: bool
@@ -63,7 +63,7 @@ def _read(method: str, target: str, upgrade: bool) -> RequestTarget:
     detailed = info.subresource in _LONG_SUBRESOURCES or info.verb in ("deletecollection", "proxy")
     detailed = detailed or info.cut or info.altered or info.path_class == "other"
     seat = info.verb not in LONG_RUNNING_VERBS and info.subresource not in LONG_RUNNING_SUBRESOURCES
-    return RequestTarget(info, path, path_fields(*path), _begins(method, target, info, upgrade), detailed, seat)
+    return RequestTarget(info, path, path_fields(method, *path), _begins(method, target, info, upgrade), detailed, seat)
 
 
 _cached = lru_cache(maxsize=1024)(_read)

@@ -62,11 +62,11 @@ def read_head(head: bytes, method: str = "GET", upgrade: UpgradeRequest | None =
     connection cannot be distinguished from one that was cut.
     """
     status_line = _STATUS.match(head)
-    if status_line is None or _FIELDS.fullmatch(head, status_line.end()) is None:
+    if status_line is None or _FIELDS.fullmatch(head, begin := status_line.end()) is None:
         raise unusable_answer()
     status = int(status_line[1])
     if status == 101 and upgrade is not None:
-        fields = _fields(head, status_line.end())
+        fields = _fields(head, begin)
         check_switch(fields, upgrade)
         return ResponseHead(101, _status_line(101) + switch_lines(fields, upgrade), 0, False)
     if 100 <= status < 200 and status != 101:
@@ -96,11 +96,11 @@ def read_head(head: bytes, method: str = "GET", upgrade: UpgradeRequest | None =
         raise _doubtful("its body has no certain end")
     length = 0 if bodiless else CHUNKED if encodings else int(lengths[0])
     if verbatim and not bodiless:
-        lines = head[status_line.end() : -2]
+        lines = head[begin:-2]
         if not names_server:
             lines += b"Server: arcbridge\r\n"
         return ResponseHead(status, _status_line(status) + lines, length, True)
-    fields = _fields(head, status_line.end())
+    fields = _fields(head, begin)
     named = connection_options(values_by_name(fields))
     lines = b"".join(b"%b: %b\r\n" % field for field in fields if not _is_dropped(field[0].decode().lower(), named))
     if not names_server or "server" in named:

@@ -197,7 +197,9 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         if self._backlog is not None:
             self._count(0)
             self._backlog = None
-        self._pool.left(self)
+        if self.account is not None:
+            self._pool.limit.leave(self.account)
+            self.account = None
 
     def drop(self) -> None:
         """Close at once; the handler hears nothing more."""
@@ -485,8 +487,8 @@ class UpstreamPool:
         return connection
 
     def put(self, connection: UpstreamConnection) -> None:
-        """Return a connection whose answer is complete."""
-        if self._closed or not connection.usable:
+        """Return a connection whose answer is complete; whether it is still usable is asked when it is taken."""
+        if self._closed or connection.transport is None:
             self.remove(connection)
             connection.drop()
             return
@@ -529,12 +531,6 @@ class UpstreamPool:
         if account is not None:
             self.limit.enter(account)
             connection.account = account
-
-    def left(self, connection: UpstreamConnection) -> None:
-        """Take back a connection that carries no request any more (called by it)."""
-        if connection.account is not None:
-            self.limit.leave(connection.account)
-            connection.account = None
 
     # -- inside -------------------------------------------------------------------------------------------------
 

@@ -104,7 +104,8 @@ def test_a_request_that_was_begun_ends() -> None:
 
 
 def test_what_is_asked_for_may_be_given_as_it_is_written() -> None:
-    fields = dict(verb="list", group="apps", resource="deployments", subresource="", namespace="n", name="", path="")
+    path = dict(verb="list", group="apps", resource="deployments", subresource="", namespace="n", name="", path="")
+    fields = {"method": "GET", **path}
     spelt, given_text = (
         AuditRecord("r", SUBJECT, **fields),
         AuditRecord("r", SUBJECT, path_fields=path_fields(**fields)),
