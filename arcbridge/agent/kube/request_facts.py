@@ -163,7 +163,7 @@ def _misframed(method: str, version: HttpVersion, values: Mapping[bytes, list[by
 def connection_options(values: Mapping[bytes, list[bytes]]) -> frozenset[str]:
     """Return the lower-case names that `Connection` (and the obsolete `Proxy-Connection`) list, in all their lines."""
     lines = [*values.get(b"connection", ()), *values.get(b"proxy-connection", ())]
-    return frozenset(part.strip().lower() for line in lines for part in line.decode("utf-8", "replace").split(","))
+    return frozenset([part.strip().lower() for line in lines for part in line.decode("utf-8", "replace").split(",")])
 
 
 def values_by_name(headers: RawHeaders) -> dict[bytes, list[bytes]]:
@@ -177,4 +177,4 @@ def values_by_name(headers: RawHeaders) -> dict[bytes, list[bytes]]:
 def listed(values: Mapping[bytes, list[bytes]], name: bytes) -> tuple[str, ...]:
     """Return the members of a comma-separated header, over all its lines."""
     lines = [value.decode("latin-1") for value in values.get(name, ())]
-    return tuple(member for line in lines for part in line.split(",") if (member := part.strip()))
+    return tuple([member for line in lines for part in line.split(",") if (member := part.strip())])

@@ -42,7 +42,7 @@ def requested_upgrade(facts: RequestFacts, subresource: str) -> UpgradeRequest |
     if not subresource:
         raise bad_request("upgrades exist for subresources such as exec, attach, portforward and proxy only")
     subprotocols = listed(facts.values, b"sec-websocket-protocol")
-    if any(name.lower().startswith(_TOKEN_PROTOCOL) for name in subprotocols):
+    if any([name.lower().startswith(_TOKEN_PROTOCOL) for name in subprotocols]):
         raise bad_request("a token in Sec-WebSocket-Protocol is not carried")
     return UpgradeRequest(protocol, subprotocols, listed(facts.values, b"x-stream-protocol-version"))
 
@@ -58,7 +58,7 @@ def check_switch(headers: RawHeaders, wanted: UpgradeRequest) -> None:
         (b"x-stream-protocol-version", wanted.stream_versions),
     ):
         chosen = listed(values, name)
-        if len(chosen) > 1 or any(choice not in offered for choice in chosen):
+        if not set(chosen) <= set(offered) or len(chosen) > 1:
             raise _wrong_switch("it chose a subprotocol that was not offered")
 
 

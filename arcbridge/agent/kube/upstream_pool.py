@@ -41,7 +41,7 @@ from arcbridge.errors import Unreachable
 from arcbridge.mux import buffer
 from arcbridge.mux.socket_error_poll import TransportErrorPoll
 from arcbridge.net.address import Address
-from arcbridge.net.dialer import DIRECT, connect
+from arcbridge.net.dialer import DIRECT, begin, connect, finish
 from arcbridge.net.sockets import disable_user_timeout
 from arcbridge.refusals import Refusal, RefusalRule
 from arcbridge.wire.backlog import Backlog
@@ -546,12 +546,8 @@ class UpstreamPool:
     async def _connect_tls(self, connection: UpstreamConnection, repeatable: bool) -> None:
         try:
             async with asyncio.timeout(CONNECT_DEADLINE):
+                sock = await self._connect_tcp()
                 try:
-                    sock = await connect(self._address, deadline=CONNECT_DEADLINE, proxy=DIRECT)
-                except Unreachable as error:
-                    raise error.__cause__ or ConnectionError(error.message) from error
-                try:
-                    disable_user_timeout(sock)
                     if connection.account is not None and self.limit.crowded(connection.account):
                         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_KERNEL_BUFFER)
                     host = self._address.host
@@ -572,6 +568,20 @@ class UpstreamPool:
             raise RequestRefusal(503, f"the API server cannot be reached ({words})", retry_after=1) from error
         if self._closed or not connection.usable:
             raise RequestRefusal(503, "the API server cannot be reached (connection closed)", retry_after=1)
+
+    async def _connect_tcp(self) -> socket.socket:
+        """Return a socket that is connected to the API server. Raises OSError."""
+        try:
+            begun = begin(self._address)
+            if begun is None:
+                sock = await connect(self._address, deadline=CONNECT_DEADLINE, proxy=DIRECT)
+                disable_user_timeout(sock)
+                return sock
+            if not begun[1]:
+                await finish(begun[0], self._address, deadline=CONNECT_DEADLINE)
+            return begun[0]
+        except Unreachable as error:
+            raise error.__cause__ or ConnectionError(error.message) from error
 
     def _sweep(self) -> None:
         """Close the connections that have been idle for KEEPALIVE; one timer serves them all."""
