@@ -6,7 +6,13 @@ import pytest
 from aiohttp import HttpVersion10, HttpVersion11
 from aiohttp.http import HttpVersion
 
-from arcbridge.agent.kube.request_facts import connection_options, read_facts, values_by_name
+from arcbridge.agent.kube.request_facts import (
+    MAX_KNOWN_NAME,
+    _known_name,
+    connection_options,
+    read_facts,
+    values_by_name,
+)
 
 HOST = (b"Host", b"k")
 TE = b"Transfer-Encoding"
@@ -70,3 +76,16 @@ def test_whether_another_request_may_follow(
 def test_connection_names_are_collected_from_every_line() -> None:
     values = values_by_name([(b"Connection", b"a, B"), (b"connection", b"c")])
     assert connection_options(values) == {"a", "b", "c"}
+
+
+def test_names_of_headers_are_remembered_within_bounds() -> None:
+    """A name is read alike, remembered or not; long ones are not kept, and of short ones a few hundred."""
+    for size in (MAX_KNOWN_NAME, MAX_KNOWN_NAME + 1):
+        before = _known_name.cache_info().currsize
+        facts = [read_facts("GET", "/x", [HOST, (b"X" * size, b"v")]) for _ in range(2)]
+        assert facts[0] == facts[1]
+        assert facts[0].fields[1] == ("X" * size, "x" * size, "v")
+        assert _known_name.cache_info().currsize - before <= (size <= MAX_KNOWN_NAME) * 2
+    for number in range(2000):
+        read_facts("GET", "/x", [HOST, (b"X-%d" % number, b"v")])
+    assert _known_name.cache_info().currsize <= 256
