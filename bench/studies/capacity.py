@@ -143,7 +143,7 @@ def table(result: dict[str, Any]) -> str:
         ("exec/s with kube-apiserver and node", "–", values["node_exec_per_s"], "{:.0f}"),
     )
     lines = [f"| {name} | {theirs} | {form.format(ours)} |" for name, theirs, ours, form in rows]
-    return "\n".join(["| | Teleport states | measured |", "|---|---|---|", *lines])
+    return "\n".join(["| | Teleport states | arcbridge |", "|---|---|---|", *lines])
 
 
 def main() -> None:
