@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import fields
 
 import pytest
@@ -280,3 +282,8 @@ def test_a_record_is_read_as_it_was_written() -> None:
 
 def test_logs_of_nodes_are_no_discovery() -> None:
     assert "logs" not in DISCOVERY
+
+
+def test_an_agent_loads_nothing_of_this_before_a_session_is_restricted() -> None:
+    code = "import sys, arcbridge.agent.service; print(*[name for name in sys.modules if '.restrictions' in name])"
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "\n"
