@@ -38,10 +38,12 @@ class Nearest(Generic[T]):
 
     def ranked(self, relays: Sequence[T], draw: Callable[[], float]) -> list[T]:
         """Return the relays, the nearest first, equals in random order. `draw` returns floats in [0, 1)."""
-        rest, found = list(relays), []
+        rest = [(one not in self._preferred, self.length(one), one) for one in relays]
+        found: list[T] = []
         while rest:
-            equals = [one for one in rest if not any(self.before(other, one) for other in rest)]
-            rest = [one for one in rest if one not in equals]
+            far, least, _ = min(rest, key=lambda way: way[:2])  # before what the nearest is not, no other one is
+            equals = [one for is_far, length, one in rest if is_far == far and not shorter(least, length)]
+            rest = [way for way in rest if way[0] != far or shorter(least, way[1])]
             while equals:
                 found.append(equals.pop(int(draw() * len(equals))))
         return found
