@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import sys
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from tests.support import pages
 
@@ -22,11 +23,21 @@ _ROW: Final = re.compile(r'^\| <a id="([A-Z]\d+)"></a>\1 \|(.*)\|$', re.MULTILIN
 _CLAIM: Final = re.compile(r'^<a id="(C\d+)"></a>\*\*\1\. (.+?)(?=^<a id=|^## |\Z)', re.MULTILINE | re.DOTALL)
 
 
+class Class(NamedTuple):
+    """A class of a file of tests, as far as names of tests ask for it."""
+
+    name: str
+    methods: frozenset[str]
+    bases: tuple[str, ...]
+
+
+@functools.cache
 def rows() -> list[tuple[str, str]]:
     """Code and cells of each row of docs/threats.md."""
     return _ROW.findall(pages.read(THREATS))
 
 
+@functools.cache
 def claims() -> list[tuple[str, str]]:
     """Code and text of each claim of docs/security.md."""
     return _CLAIM.findall(pages.read(SECURITY))
@@ -71,20 +82,30 @@ def _nodes(file: Path, name: str) -> list[str]:
     for owner in _classes(file):
         if owner.name == name:
             return [_node(file, name)]
-        if name in {method.name for method in owner.body if isinstance(method, ast.FunctionDef | ast.AsyncFunctionDef)}:
+        if name in owner.methods:
             if file.name.startswith("test_"):
                 return [_node(file, owner.name, name)]
             return [
                 _node(other, derived.name, name)
                 for other in sorted(file.parent.glob("test_*.py"))
                 for derived in _classes(other)
-                if owner.name in map(ast.unparse, derived.bases)
+                if owner.name in derived.bases
             ]
     return [_node(file, name)]
 
 
-def _classes(file: Path) -> list[ast.ClassDef]:
-    return [node for node in ast.parse(file.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef)]
+@functools.cache
+def _classes(file: Path) -> list[Class]:
+    """The classes of a file, which is parsed once however many citations lead to it."""
+    return [
+        Class(
+            node.name,
+            frozenset(part.name for part in node.body if isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef)),
+            tuple(map(ast.unparse, node.bases)),
+        )
+        for node in ast.parse(file.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef)
+    ]
 
 
 def _node(file: Path, *names: str) -> str:
