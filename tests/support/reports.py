@@ -23,8 +23,8 @@ def until(look: Callable[[], T], what: str, *, timeout: float = 15) -> T:
     while not (found := look()):
         if (now := time.monotonic()) > deadline:
             raise ProcessFailed(f"not within {timeout} s: {what} (last: {found!r})")
-        # Nothing is decided by how long it is. A look that starts a process leaves half of the time to the others.
-        time.sleep(min(max(0.02, now - began), 0.5))
+        # Nothing is decided by how long it is. A look that starts a process leaves most of the time to the others.
+        time.sleep(min(max(0.02, 3 * (now - began)), 1.0))
         began = time.monotonic()
     return found
 
