@@ -151,7 +151,9 @@ def drill(request: pytest.FixtureRequest, api: ApiServer, tmp_path: Path) -> Ite
         yield Drill(stack.enter_context(world), nats)
 
 
+@pytest.mark.parametrize("drill", ["nats"], indirect=True)
 def test_a_lost_registry_is_restored_at_work(drill: Drill, tmp_path: Path) -> None:
+    """test_operator_week.py restores that of one relay."""
     world, key = drill.world, pyrage.x25519.Identity.generate()
     world.relay_settings = 'recovery_wait = "8s"'
     drill.set_up()

@@ -291,6 +291,10 @@ class Cut:
         return records(process, event, after=self._at[process])
 
 
+OF_THE_AGENT = pytest.mark.parametrize("place", ["several"], indirect=True)
+"""For what the agent decides, whatever the relays are to each other."""
+
+
 def test_the_policy_takes_back(place: Place, carol: Running, alice: Running) -> None:
     cut = Cut(place, carol, alice)
     place.policy(ONLY_PLATFORM)
@@ -320,6 +324,7 @@ def test_user_revoke_takes_back(place: Place, carol: Running, alice: Running) ->
     until(carol.in_again, "carol is in again with a new token", timeout=30)
 
 
+@OF_THE_AGENT
 def test_the_denylist_takes_back(place: Place, carol: Running, alice: Running) -> None:
     cut = Cut(place, carol, alice)
     place.deny(f'[[deny]]\nuser = "{CAROL.email}"\nreason = "left the company"\n')
@@ -336,6 +341,7 @@ def test_the_denylist_takes_back(place: Place, carol: Running, alice: Running) -
     until(carol.in_again, "carol is in again with a new token", timeout=30)
 
 
+@OF_THE_AGENT
 def test_a_detached_session_is_not_resumed(place: Place, alice: Running) -> None:
     """The user is revoked while the client has no way to a relay; when it has one again, the session is gone."""
     world = place.world
