@@ -19,13 +19,13 @@ from hypothesis import HealthCheck, settings
 from arcbridge.observe import logging as observe_logging
 from tests.support.deadline import (
     pytest_configure,  # noqa: F401
+    pytest_runtest_makereport,  # noqa: F401
     pytest_timeout_cancel_timer,  # noqa: F401
     pytest_timeout_set_timer,  # noqa: F401
     pytest_unconfigure,  # noqa: F401
 )
 from tests.support.eventually import settled
 from tests.support.processes import require_or_skip
-from tests.support.tracebacks import numbered
 from tests.support.windows import POSIX_TESTS
 
 if sys.platform != "win32":
@@ -71,19 +71,6 @@ def pytest_collection_finish() -> None:
     """Exempt pytest's own objects from garbage collection: tests that count what is left collect several times."""
     gc.collect()
     gc.freeze()
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_makereport(call: pytest.CallInfo[None]) -> None:
-    """Give each frame of a failure a line number.
-
-    The deadline of a test is a signal, which can be handled at an instruction that has no line, such as the end of the
-    loop in `selectors`. pytest computes with the number, and the whole run would end with an internal error instead of
-    one failed test.
-    """
-    if call.excinfo is not None:
-        error = call.excinfo.value
-        call.excinfo = pytest.ExceptionInfo.from_exception(error.with_traceback(numbered(error.__traceback__)))
 
 
 @pytest.fixture(autouse=True)

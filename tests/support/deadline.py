@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import signal
 import sys
+from collections.abc import Generator
 from typing import Any
 
 import pytest
+
+from tests.support.tracebacks import numbered
 
 # Seconds in which the threads that the tests left end after the last one.
 LEAVING = 60.0
@@ -36,6 +40,29 @@ def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> None:
 def pytest_timeout_cancel_timer(item: pytest.Item) -> None:
     """End the second deadline with the first."""
     faulthandler.cancel_dump_traceback_later()
+
+
+@pytest.hookimpl(tryfirst=True, wrapper=True)
+def pytest_runtest_makereport(call: pytest.CallInfo[None]) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Put off a deadline that comes while a report is made, and give each frame of a failure a line number.
+
+    What is raised between two steps of a test is an internal error, which ends the whole run; so it is raised in the
+    next step, if there is one. The signal can also be handled at an instruction that has no line, such as the end of
+    the loop in `selectors`, and pytest computes with the number.
+    """
+    if call.excinfo is not None:
+        error = call.excinfo.value
+        call.excinfo = pytest.ExceptionInfo.from_exception(error.with_traceback(numbered(error.__traceback__)))
+    if sys.platform == "win32":
+        return (yield)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
+    try:
+        return (yield)
+    finally:
+        if signal.SIGALRM in signal.sigpending():
+            signal.sigwait({signal.SIGALRM})
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
