@@ -24,8 +24,7 @@ from typing import Final
 from release import sbom, single_file
 from release.lock import FROM_SOURCE, ROOT
 
-CHART: Final = "arcbridge-agent"
-CHARTS: Final = (CHART, "arcbridge-relay")
+CHARTS: Final = ("arcbridge-agent", "arcbridge-relay")
 SUMS: Final = "SHA256SUMS"
 
 

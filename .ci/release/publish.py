@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from release import number
-from release.artifacts import CHART, SUMS, checksums
+from release.artifacts import CHARTS, SUMS, checksums
 
 PROCESSORS: Final = {"x86_64": "amd64", "aarch64": "arm64"}
 """Of the image: Python's name of each, and that of registries."""
@@ -81,21 +81,26 @@ def publish_index(out: Path) -> None:
     shown = _run("docker", "buildx", "imagetools", "inspect", name, "--format", "{{.Manifest.Digest}}")
     bill = out / f"arcbridge-{number.version()}-linux-x86_64.cdx.json"
     _read(bill, "make dist")
-    _sign(_repository(), _checked(shown.strip()), bill=str(bill))
+    digest = _checked(shown.strip())
+    _sign(_repository(), digest)
+    _output(digest=digest, bill=str(bill))
 
 
 def publish_chart(out: Path) -> None:
-    """Push the chart of the release, and sign it."""
-    packed = out / f"{CHART}-{number.version()}.tgz"
-    if not packed.is_file():
-        raise ValueError(f"{packed} is missing: run `make dist` before")
+    """Push both charts of the release, and sign them; the output of each is its digest, by the chart's name."""
+    packed = {chart: out / f"{chart}-{number.version()}.tgz" for chart in CHARTS}
+    for file in packed.values():
+        if not file.is_file():
+            raise ValueError(f"{file} is missing: run `make dist` before")
     _log_in("helm", "registry")
     _log_in()
     charts = f"{_setting('REGISTRY')}/charts"
     # As docker and cosign do by themselves: a registry on this machine, where a release is tried.
     plain = ("--plain-http",) if charts.startswith("127.0.0.1:") else ()
-    said = _run("helm", "push", str(packed), f"oci://{charts}", *plain)
-    _sign(f"{charts}/{CHART}", _checked(said))
+    for chart, file in packed.items():
+        digest = _checked(_run("helm", "push", str(file), f"oci://{charts}", *plain))
+        _sign(f"{charts}/{chart}", digest)
+        _output(**{chart: digest})
 
 
 def sign(out: Path) -> None:
@@ -116,13 +121,17 @@ def publish_release(out: Path) -> None:
     _run("gh", "release", "create", tag, *words, *files, text=number.notes(version))
 
 
-def _sign(name: str, digest: str, **outputs: str) -> None:
-    """Sign what has been pushed, and give its digest and `outputs` to the steps after this one."""
+def _sign(name: str, digest: str) -> None:
+    """Sign what has been pushed."""
     _run("cosign", "sign", "--yes", f"{name}@{digest}")
     print(f"{name}@{digest}")
+
+
+def _output(**outputs: str) -> None:
+    """Give `outputs` to the steps after this one."""
     if file := os.environ.get("GITHUB_OUTPUT"):
         with Path(file).open("a") as steps:
-            steps.writelines(f"{key}={value}\n" for key, value in {"digest": digest, **outputs}.items())
+            steps.writelines(f"{key}={value}\n" for key, value in outputs.items())
 
 
 def _log_in(*program: str) -> None:

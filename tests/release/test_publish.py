@@ -12,11 +12,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from arcbridge import __version__
 from release import number, publish
 
 A, B, C = (f"sha256:{digit * 64}" for digit in "abc")
+CHARTS = {"arcbridge-agent": B, "arcbridge-relay": C}
+"""What the registry says is the digest of each."""
 REPOSITORY = "registry.example.com/owner/arcbridge"
 STAND_IN = """#!{python}
 import json, pathlib, sys
@@ -74,7 +77,9 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Programs:
     made.answer("docker run", f"arcbridge {__version__}+1f2e3d4c (commit {commit.stdout[:12]}, 2027-01-15)")
     made.answer("docker image inspect", f"other.example.com/arcbridge@{B}\n{REPOSITORY}@{A}")
     made.answer("docker buildx imagetools inspect", C)
-    made.answer("helm push", f"Pushed: registry.example.com/owner/charts/arcbridge-agent:{__version__}\nDigest: {B}")
+    for chart, digest in CHARTS.items():
+        pushed = f"Pushed: registry.example.com/owner/charts/{chart}:{__version__}\nDigest: {digest}"
+        made.answer(f"helm push {tmp_path}/dist/{chart}-", pushed)
     return made
 
 
@@ -94,7 +99,7 @@ def step(name: str, out: Path) -> int:
 
 def released(out: Path) -> Path:
     out.mkdir(exist_ok=True)
-    for name in (f"arcbridge-agent-{__version__}.tgz", f"arcbridge-{__version__}-linux-x86_64.cdx.json"):
+    for name in (*(f"{chart}-{__version__}.tgz" for chart in CHARTS), f"arcbridge-{__version__}-linux-x86_64.cdx.json"):
         (out / name).write_text(name)
     return out
 
@@ -158,13 +163,32 @@ def test_one_processor_alone_is_no_image(
     assert programs.asked() == []
 
 
-def test_the_chart_is_pushed_and_signed_by_its_digest(programs: Programs, tmp_path: Path, registry: Path) -> None:
+def test_both_charts_are_pushed_and_signed_by_their_digests(programs: Programs, tmp_path: Path, registry: Path) -> None:
     assert step("publish-chart", released(tmp_path / "dist")) == 0
-    login, _docker, push, sign = (words for words, _ in programs.asked())
+    login, _docker, *rest = (words for words, _ in programs.asked())
     assert login == "helm registry login registry.example.com --username owner --password-stdin"
-    assert push.endswith(f"/arcbridge-agent-{__version__}.tgz oci://registry.example.com/owner/charts")
-    assert sign == f"cosign sign --yes registry.example.com/owner/charts/arcbridge-agent@{B}"
-    assert registry.read_text() == f"digest={B}\n"
+    charts = "registry.example.com/owner/charts"
+    for (chart, digest), push, sign in zip(CHARTS.items(), rest[::2], rest[1::2], strict=True):
+        assert push == f"helm push {tmp_path}/dist/{chart}-{__version__}.tgz oci://{charts}"
+        assert sign == f"cosign sign --yes {charts}/{chart}@{digest}"
+    assert registry.read_text() == "".join(f"{chart}={digest}\n" for chart, digest in CHARTS.items())
+
+
+def test_one_chart_alone_is_not_pushed(programs: Programs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = released(tmp_path / "dist")
+    (out / f"arcbridge-relay-{__version__}.tgz").unlink()
+    assert step("publish-chart", out) == 1
+    assert f"arcbridge-relay-{__version__}.tgz is missing" in capsys.readouterr().err
+    assert programs.asked() == []
+
+
+def test_each_chart_that_is_pushed_gets_its_provenance() -> None:
+    workflow = yaml.safe_load((number.ROOT / ".github" / "workflows" / "release.yml").read_text())
+    steps = [step.get("with", {}) for step in workflow["jobs"]["registry"]["steps"]]
+    attested = {one["subject-name"].rpartition("/")[2]: one["subject-digest"] for one in steps if "subject-name" in one}
+    assert {chart: attested.get(chart) for chart in publish.CHARTS} == {
+        chart: f"${{{{ steps.charts.outputs.{chart} }}}}" for chart in publish.CHARTS
+    }
 
 
 @pytest.mark.usefixtures("registry")
@@ -201,7 +225,7 @@ def test_a_page_has_all_files_and_the_changelog(
     ((words, text),) = programs.asked()
     assert words.startswith("gh release create v0.2.0 --verify-tag --title arcbridge 0.2.0 --notes-file - /")
     assert text == "* New: `a` thing; $(rm -rf /)\n"
-    assert words.count(str(out)) == 3
+    assert words.count(str(out)) == 4
     monkeypatch.setattr(number, "check", lambda tag: "0.2.0rc1")
     assert step("publish-release", out) == 0
     assert " --prerelease " in programs.asked()[-1][0]
