@@ -17,7 +17,7 @@ PROGRESS := $(PYTHON) tests/support/progress.py
 BY_FILE := --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint unit unit-client ci fuzz differential bench budget report soak claim lock sbom dist client-file manual \
+.PHONY: help run test lint unit unit-client ci fuzz differential bench budget report soak claim lock sbom dist client-file manual mixin \
 	number release-check image publish-image publish-index publish-chart sign publish-release clean
 
 help:
@@ -33,6 +33,7 @@ help:
 	@echo "  make dist    wheel, source archive, chart, bill of materials, single-file client and checksums of the last commit, reproducibly (OUT=dist)"
 	@echo "  make sbom    the bill of materials alone (CycloneDX)"
 	@echo "  make manual  the man pages and docs/reference.md anew, from the tables of the program"
+	@echo "  make mixin   the dashboard anew; with OUT=DIRECTORY rules and dashboard for your Prometheus and Grafana (RUNBOOKS=URL OBJECTIVE=0.999)"
 	@echo "  make lock    the lock files anew, after a change of dependencies (UPGRADE=1: to the newest of each)"
 	@echo "  make unit    every test that does not start the roles as processes (VENV=DIRECTORY PYTHON=python3.13: on another Python)"
 	@echo "  make unit-client  those of what a client is made of; on macOS and Windows too"
@@ -120,6 +121,9 @@ lock: $(STAMP)
 
 manual: $(STAMP)
 	@PYTHONPATH=.ci $(BIN)/python -m release manual
+
+mixin: $(STAMP)
+	@PYTHONPATH=.ci $(BIN)/python -m release mixin $(if $(OUT),--out '$(OUT)') $(if $(RUNBOOKS),--runbooks '$(RUNBOOKS)') $(if $(OBJECTIVE),--objective '$(OBJECTIVE)')
 
 sbom dist client-file: $(STAMP)
 	@PYTHONPATH=.ci $(BIN)/python -m release $@ $(if $(OUT),--out $(OUT))

@@ -1,4 +1,4 @@
-"""`python -m release`: what `make lock`, `sbom`, `dist`, `client-file` and `manual` run."""
+"""`python -m release`: what `make lock`, `sbom`, `dist`, `client-file`, `manual` and `mixin` run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from release import artifacts, lock, manual
+from release import artifacts, lock, manual, mixin
 
 
 def main() -> int:
@@ -23,6 +23,10 @@ def main() -> int:
     ):
         commands.add_parser(name, help=text).add_argument("--out", type=Path, default=lock.ROOT / "dist")
     commands.add_parser("manual", help="write the man pages and the reference anew")
+    monitoring = commands.add_parser("mixin", help="write the dashboard anew, or the mixin with values of your own")
+    monitoring.add_argument("--out", type=Path)
+    monitoring.add_argument("--runbooks", default="")
+    monitoring.add_argument("--objective", default="")
     arguments = parser.parse_args()
     try:
         if arguments.command == "lock":
@@ -33,6 +37,9 @@ def main() -> int:
         elif arguments.command == "manual":
             for path in manual.write():
                 print(path.relative_to(lock.ROOT))
+        elif arguments.command == "mixin":
+            for path in mixin.write(arguments.out, arguments.runbooks, arguments.objective):
+                print(path)
         elif arguments.command == "sbom":
             print(artifacts.bill_of_materials(arguments.out))
         else:

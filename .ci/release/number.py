@@ -20,6 +20,7 @@ PLACES: Final = (
     ("config/helm/arcbridge-agent/Chart.yaml", r"(?m)^(appVersion: )(\S+)()$"),
     ("config/helm/arcbridge-relay/Chart.yaml", r"(?m)^(version: )(\S+)()$"),
     ("config/helm/arcbridge-relay/Chart.yaml", r"(?m)^(appVersion: )(\S+)()$"),
+    ("config/prometheus/rules.yaml", r"(runbook_url: https://\S+/v)([0-9][^/]*)(/)"),
     ("config/kubernetes/base/kustomization.yaml", r"(?m)^( *newTag: )(\S+)()$"),
     ("config/kubernetes/relay/kustomization.yaml", r"(?m)^( *newTag: )(\S+)()$"),
 )
