@@ -34,6 +34,8 @@ def register(metrics: Metrics, parts: AgentParts) -> None:
     _register_requests(metrics, sessions)
     _register_audit(metrics, sessions)
     _register_tokens(metrics, parts)
+    if (tracer := sessions.proxy.context.tracer) is not None:
+        tracer.register(metrics)
 
 
 def _register_control(metrics: Metrics, parts: AgentParts) -> None:

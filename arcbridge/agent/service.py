@@ -115,6 +115,11 @@ def _compose(config: AgentConfig, checked: Checked, instance: str, stack: AsyncE
     targets = TcpTargets(checked.targets, audit)
     stack.push_async_callback(targets.close)
     proxy = KubeProxy(api, audit)
+    if config.tracing.endpoint:
+        from arcbridge.agent.tracing.exporter import SpanExporter  # and not in agents that make no spans
+
+        proxy.context.tracer = SpanExporter(config.tracing, instance)
+        _keep_running(proxy.context.tracer.run(), "spans", stack)
     proxy.warm.change(config.limits.agent_warm_connections)
     stack.push_async_callback(proxy.close, HURRY)
     keeper = _keeper(checked, api)

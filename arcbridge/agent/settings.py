@@ -17,6 +17,7 @@ from arcbridge.agent.revocations import Revocation
 from arcbridge.agent.targets import Target, read_targets
 from arcbridge.agent.workload import parse_label, pod_name
 from arcbridge.audit.log import check_policy
+from arcbridge.audit.sinks.collector import http_address
 from arcbridge.audit.sinks.settings import check_sinks
 from arcbridge.errors import ConfigError, StateError
 from arcbridge.identity import token_settings
@@ -27,7 +28,7 @@ from arcbridge.net.address import Address, parse_address
 from arcbridge.observe.server import parse_observe_listen
 from arcbridge.pki.credentials import AgentCredential, DirectoryStore
 from arcbridge.settings import named_files
-from arcbridge.settings.config import AgentConfig
+from arcbridge.settings.config import AgentConfig, TracingConfig
 from arcbridge.settings.problems import Place, Problems
 from arcbridge.settings.regions import check_regions
 from arcbridge.settings.toml_lines import line_of, parts
@@ -101,6 +102,7 @@ def check(
     if not 0 < config.session.drain <= MAX_DRAIN:
         problems.error("session.drain", f"must be above 0 s, and at most {MAX_DRAIN / 3600:.0f} h")
     _audit(config, problems)
+    _tracing(config.tracing, problems)
     return Checked(
         config, problems, tuple(relays), region, tokens.issuers, tokens.acceptance, tokens.proof, targets, denylist
     )
@@ -253,3 +255,21 @@ def _audit(config: AgentConfig, problems: Problems) -> None:
     elif config.audit.file != "-":
         named_files.check_appendable(problems, "audit.file", Path(config.audit.file))
     check_sinks(config.audit, config.audit.file, problems)
+
+
+def _tracing(tracing: TracingConfig, problems: Problems) -> None:
+    if not tracing.endpoint:
+        for setting in ("ca_file", "token_file"):
+            if getattr(tracing, setting) is not None:
+                problems.error(f"tracing.{setting}", "is of no use without tracing.endpoint: set both, or take it out")
+        return
+    with problems.collect("tracing.endpoint"):
+        try:
+            where, _ = http_address(tracing.endpoint)
+        except ConfigError as error:
+            raise ConfigError(f"tracing.endpoint: {error.message}") from error
+        named_files.check_not_placeholder(problems, "tracing.endpoint", where.host)
+    if tracing.ca_file is not None:
+        named_files.check_ca(problems, "tracing.ca_file", tracing.ca_file)
+    if tracing.token_file is not None:
+        named_files.check_secret(problems, "tracing.token_file", tracing.token_file, missing="warning")

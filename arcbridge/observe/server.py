@@ -1,4 +1,4 @@
-"""The listener for machines that watch: /metrics, /livez, /readyz, /healthz.
+"""The listener for machines that watch: /metrics, /livez, /readyz, /healthz, /statusz.
 
 It is a listener of its own, on loopback by default, so that nothing of it is reachable where clients and agents
 connect. It has no authentication: what it answers holds no user, path or secret. A web page gets nothing: requests that
@@ -9,6 +9,7 @@ a browser sends for one are refused, and so is a name that leads to loopback (DN
 | `/livez`, `/healthz` | 200 `ok` while the event loop turns |
 | `/readyz` | 200 `ok`, or 503 with one line per failed check; `?verbose` lists the others too |
 | `/metrics` | Prometheus' text format, or OpenMetrics where the scraper asks for it |
+| `/statusz` | version and start, as a page or as Kubernetes' object (`statusz`) |
 """
 
 from __future__ import annotations
@@ -16,21 +17,27 @@ from __future__ import annotations
 import asyncio
 import errno
 import ipaddress
+import platform
 import signal
 import socket
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
 from aiohttp import web
 
+from arcbridge.build import build
 from arcbridge.errors import ConfigError
 from arcbridge.settings.surroundings import listeners, named
 
 from . import logging as logs
+from . import statusz
 from .health import Checks
 from .metrics import Buckets, Metrics
 from .untrusted_text import clean
+
+PATHS: Final = ("/healthz", "/livez", "/metrics", "/readyz", "/statusz")
 
 KEEPALIVE: Final = 75.0
 """Seconds: longer than the usual scrape interval of 15 to 60 s, so that a scraper keeps one connection."""
@@ -68,6 +75,7 @@ class ObserveServer:
         self._metrics = metrics
         self._checks = checks
         self._gather = gather
+        self._began = time.time()
         self._toggled = toggled
         self._lag = LoopLag()
         self._runner: web.AppRunner | None = None
@@ -92,10 +100,8 @@ class ObserveServer:
             return ""
         host, port = _split(self.listen)
         app = web.Application(client_max_size=1024, middlewares=[_refuse_pages])
-        app.router.add_get("/livez", self._live)
-        app.router.add_get("/healthz", self._live)
-        app.router.add_get("/readyz", self._ready)
-        app.router.add_get("/metrics", self._scrape)
+        for path, answer in zip(PATHS, (self._live, self._live, self._scrape, self._ready, self._status), strict=True):
+            app.router.add_get(path, answer)
         runner = web.AppRunner(app, access_log=None, handle_signals=False, keepalive_timeout=KEEPALIVE,
                                shutdown_timeout=1.0)  # fmt: skip
         await runner.setup()
@@ -154,6 +160,17 @@ class ObserveServer:
         ]
         lines.append("not ready" if failed else "ready")
         return _plain("\n".join(lines) + "\n", 503 if failed else 200)
+
+    async def _status(self, request: web.Request) -> web.Response:
+        component, now = f"arcbridge-{self._metrics.role}", time.time()
+        wants_object = statusz.is_object(request.headers.get("Accept", ""))
+        if wants_object is None:
+            return _plain(f"text/plain is here, and {statusz.OBJECT}\n", 406)
+        if wants_object:
+            text = statusz.document(component, self._began, now, build(), PATHS)
+            return web.Response(text=text, headers=_HEADERS, content_type="application/json")
+        versions = {"Python version": platform.python_version(), "Binary version": build()}
+        return _plain(statusz.page(component, self._began, now, versions, PATHS))
 
     async def _scrape(self, request: web.Request) -> web.Response:
         if self._gather is not None:

@@ -24,7 +24,7 @@ class ObserveConfig:
     """Logs, metrics and health, alike in every role."""
 
     listen: str = ""
-    """`host:port` of /metrics, /healthz, /livez and /readyz; empty: none. Port 0 picks one (its number is logged)."""
+    """`host:port` of /metrics, /healthz, /livez, /readyz and /statusz; empty: none. Port 0: any (it is logged)."""
     log_level: str = "info"
     log_format: str = "auto"
     """`json`, `console`, or `auto`: console on a terminal, JSON elsewhere."""
@@ -415,6 +415,19 @@ class RegionConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class TracingConfig:
+    """Where spans go of requests whose callers trace them."""
+
+    endpoint: str = ""
+    """URL that takes OTLP over HTTP in JSON, `https://`, or `http://` of this machine's loopback; empty: there are no
+    spans."""
+    ca_file: Path | None = None
+    """CA of the collector's certificate; none: the system's."""
+    token_file: Path | None = None
+    """A file with what stands behind `Bearer` in Authorization, re-read on every use."""
+
+
+@dataclass(frozen=True, slots=True)
 class AgentConfig:
     """`config/agent.toml`."""
 
@@ -458,6 +471,7 @@ class AgentConfig:
     session: SessionConfig = field(default_factory=SessionConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
     observe: ObserveConfig = field(default_factory=ObserveConfig)
+    tracing: TracingConfig = field(default_factory=TracingConfig)
 
 
 @dataclass(frozen=True, slots=True)

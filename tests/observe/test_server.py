@@ -71,7 +71,7 @@ async def test_other_paths_and_methods_are_refused(address: str) -> None:
         assert response.status == 405
 
 
-@pytest.mark.parametrize("path", ["/metrics", "/readyz", "/livez"])
+@pytest.mark.parametrize("path", ["/metrics", "/readyz", "/livez", "/statusz"])
 @pytest.mark.parametrize(
     ("headers", "status"),
     [

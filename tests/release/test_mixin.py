@@ -1,4 +1,4 @@
-"""The dashboard is that of its tables, and Grafana's own types read it; a copy of the mixin has an operator's values."""
+"""The dashboard is that of its tables, and Grafana's own types read it; copies of the mixin have operators' values."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ import ssl
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -34,6 +35,10 @@ from arcbridge.agent.kube.status import RequestRefusal
 from arcbridge.agent.kube.upstream_pool import UpstreamConnection
 from arcbridge.agent.kube.warm_connections import WarmConnections
 from arcbridge.audit.log import Recorded
+
+if TYPE_CHECKING:
+    from arcbridge.agent.tracing.exporter import SpanExporter
+    from arcbridge.agent.tracing.spans import Span
 
 MAX_IN_FLIGHT = 5000
 """Requests of all sessions together that are under way: more are refused (429) before they leave."""
@@ -80,13 +85,15 @@ class ProxyContext:
         self.reviewer = Reviewer(api)
         self.stats = ProxyStats()
         self.warm = WarmConnections(api.upstream)
+        self.tracer: SpanExporter | None = None
+        """Makes spans of requests that are traced; None: no request is."""
         api.on_rotation = self.warm.end_all
 
 
 class Attempt:
     """One request that has begun."""
 
-    __slots__ = ("_admitted", "_context", "_unrecorded", "_upgrading", "account", "caller", "record")
+    __slots__ = ("_admitted", "_context", "_unrecorded", "_upgrading", "account", "caller", "record", "span")
 
     def __init__(self, context: ProxyContext, stream: StreamContext, method: str) -> None:
         """Count a request that begins."""
@@ -97,6 +104,8 @@ class Attempt:
         self.account = caller.account
         request_id = f"{caller.request_prefix}-{stream.stream_id}-{stream.requests}"
         self.record = AuditRecord(request_id, caller.subject, method=method)
+        self.span: Span | None = None
+        """Of a request that its caller traces."""
         self._admitted = False
         """It counts among the user's and the agent's requests under way."""
         self._upgrading = False
@@ -120,6 +129,8 @@ class Attempt:
         if subject is not None:
             record.acts_as(subject.user, subject.groups)
         plan = authorize(context.api, self.caller, facts, wanted, record.request, subject, approval)
+        if self.span is not None:
+            plan.head = self.span.passed_on(plan.head)
         if plan.upgrade is not None:
             record.asks_upgrade(plan.upgrade.protocol)
             if limit := self.account.admit_upgrade():
@@ -216,6 +227,8 @@ class Attempt:
             stats.cut += 1
         if not self._unrecorded:
             self._context.audit.write(record)
+        if self.span is not None:
+            self.span.end(record)
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
@@ -292,6 +305,8 @@ class Attempt:
 def begin(context: ProxyContext, stream: StreamContext, facts: RequestFacts) -> tuple[Attempt, Plan | Exception]:
     """Begin a request whose head was read; return how it goes on, or what `Attempt.plan` raises."""
     attempt = Attempt(context, stream, facts.method)
+    if context.tracer is not None:
+        attempt.span = context.tracer.begin(facts)
     try:
         return attempt, attempt.plan(facts)
     except Exception as error:

@@ -52,8 +52,13 @@ def address_of(sink: AuditSinkConfig) -> tuple[Address, bool]:
     """Return where a collector is, and whether over TLS. Raises ConfigError."""
     if sink.kind == SYSLOG:
         return parse_address(sink.address, default_port=SYSLOG_PORT), True
+    return http_address(sink.address)
+
+
+def http_address(url: str) -> tuple[Address, bool]:
+    """Return where the collector of a URL is, and whether over TLS. Raises ConfigError."""
     try:
-        parts = urlsplit(sink.address)
+        parts = urlsplit(url)
         secure = parts.scheme == "https"
     except ValueError:
         raise ConfigError("it is no URL") from None

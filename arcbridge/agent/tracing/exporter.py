@@ -1,0 +1,140 @@
+"""Sends finished spans to an OpenTelemetry collector: OTLP over HTTP, in JSON, some at a time.
+
+Requests never wait for it. Spans wait in memory, `MOST_WAITING` at most; a span that finds no room is dropped and
+counted, and so is a batch that the collector refuses. A collector that is away, or says "later", gets the same batch
+again; the batch that an end of the agent meets is tried once more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import deque
+from contextlib import suppress
+from itertools import islice
+from typing import Final
+
+import structlog
+
+from arcbridge.agent.kube.request_facts import RequestFacts
+from arcbridge.agent.tracing.spans import FinishedSpan, Span, export_request, span_of
+from arcbridge.audit.sinks.collector import http_address
+from arcbridge.errors import ArcbridgeError
+from arcbridge.net.backoff import Backoff
+from arcbridge.net.fetch import HttpFetcher
+from arcbridge.net.system_trust import read_cas
+from arcbridge.observe.metrics import Metrics
+from arcbridge.settings.config import TracingConfig
+
+MOST_WAITING: Final = 4096
+"""Spans: some 2 MB."""
+BATCH: Final = 128
+"""Spans of one request to the collector: 90 KiB, and the event loop makes them in 2 ms."""
+GATHERING: Final = 2.0
+"""Seconds for which spans gather, unless a batch is full."""
+LAST: Final = 0.5
+"""Seconds for the last batch, when the agent stops."""
+_DEADLINE: Final = 10.0
+_LATER: Final = frozenset({429, 502, 503, 504})
+"""https://opentelemetry.io/docs/specs/otlp/#failures-1: statuses after which the same batch is sent again."""
+DROPS: Final = ("full", "refused")
+"""Why spans were dropped: no room, or the collector does not take them."""
+
+log = structlog.get_logger("arcbridge.agent")
+
+
+class SpanExporter:
+    """The spans of one agent. `run` sends until it is cancelled."""
+
+    def __init__(self, config: TracingConfig, instance: str) -> None:
+        """Raises ConfigError, StateError."""
+        self._config = config
+        self._where, _ = http_address(config.endpoint)
+        self._trust = read_cas(config.ca_file, "tracing.ca_file") if config.ca_file is not None else None
+        self._instance = instance
+        self._waiting: deque[FinishedSpan] = deque()
+        self._full = asyncio.Event()
+        self._fetch = HttpFetcher(deadline=_DEADLINE, keep=True, plain=True)
+        self.sent = 0
+        self.failures = 0
+        self.dropped = dict.fromkeys(DROPS, 0)
+        self._failing = False
+
+    def begin(self, facts: RequestFacts) -> Span | None:
+        """Return the span of a request, if its caller samples it."""
+        return span_of(facts, self._take)
+
+    def register(self, metrics: Metrics) -> None:
+        """Tell `metrics` where to read."""
+        metrics.counter("spans_sent_total", "Spans that the collector has.", None, lambda: self.sent)
+        metrics.counter("spans_dropped_total", "Spans that were dropped, by why.", {"reason": DROPS},
+                        lambda: self.dropped)  # fmt: skip
+        metrics.counter("span_export_failures_total", "Batches of spans that were not delivered.", None,
+                        lambda: self.failures)  # fmt: skip
+        metrics.gauge("spans_waiting", "Spans that wait to be sent.", None, lambda: len(self._waiting))
+
+    async def run(self) -> None:
+        """Send spans until this is cancelled; then what waits is sent, if the collector takes it at once."""
+        backoff = Backoff(first=GATHERING)
+        try:
+            while True:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(GATHERING):
+                        await self._full.wait()
+                if self._waiting and (later := await self._send()) is not None:
+                    await asyncio.sleep(backoff.next_delay(hint=later))
+                else:
+                    backoff.reset()
+        finally:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LAST):
+                    while self._waiting and await self._send() is None:
+                        pass
+            await self._fetch.close()
+
+    # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _take(self, span: FinishedSpan) -> None:
+        if len(self._waiting) >= MOST_WAITING:
+            self.dropped["full"] += 1
+            return
+        self._waiting.append(span)
+        if len(self._waiting) == BATCH:
+            self._full.set()
+
+    async def _send(self) -> float | None:
+        """Send one batch. Return None where it is done with, else after how many seconds the collector wants it."""
+        batch = list(islice(self._waiting, BATCH))
+        body = json.dumps(export_request(batch, self._instance), separators=(",", ":")).encode()
+        try:
+            reply = await self._fetch.ask(
+                "POST", self._config.endpoint, self._trust, headers=self._headers(), body=body
+            )
+        except (ArcbridgeError, OSError, ValueError) as error:  # the last two of the token's file
+            return self._failed(getattr(error, "message", type(error).__name__), 0.0)
+        if reply.status in _LATER:
+            return self._failed(f"{self._where}: answered {reply.status}", reply.retry_after or 0.0)
+        for _ in batch:
+            self._waiting.popleft()
+        if len(self._waiting) < BATCH:
+            self._full.clear()
+        if 200 <= reply.status < 300:
+            self.sent += len(batch)
+            self._failing = False
+        else:
+            self.dropped["refused"] += len(batch)
+            self._failed(f"{self._where}: answered {reply.status}", 0.0)
+        return None
+
+    def _failed(self, words: str, later: float) -> float:
+        self.failures += 1
+        if not self._failing:
+            self._failing = True
+            log.warning("spans not sent", reason=words)
+        return min(later, 300.0)
+
+    def _headers(self) -> dict[str, str]:
+        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+        if self._config.token_file is not None:
+            headers["Authorization"] = f"Bearer {self._config.token_file.read_text('ascii').strip()}"
+        return headers
