@@ -32,7 +32,7 @@ def is_object(accept: str) -> bool | None:
         media, *parameters = (part.strip() for part in entry.split(";"))
         if media.lower() in _TEXT:
             return False
-        given = dict(tuple(one.partition("=")[::2]) for one in parameters)
+        given = {name: value for name, _, value in (one.partition("=") for one in parameters)}
         if media.lower() == "application/json" and _ASKED.items() <= given.items():
             return True
     return None

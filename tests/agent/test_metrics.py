@@ -14,9 +14,11 @@ from arcbridge.agent.parts import AgentParts
 from arcbridge.agent.relief import AheadRelief, BacklogRelief
 from arcbridge.agent.resume import Resumes
 from arcbridge.agent.revocations import Revocations
+from arcbridge.agent.tracing.exporter import SpanExporter
 from arcbridge.identity.proof import ProofChecker, ProofPolicy
 from arcbridge.mux import memory
 from arcbridge.observe.metrics import Metrics
+from arcbridge.settings.config import TracingConfig
 from arcbridge.wire.records import Revoke
 
 
@@ -55,7 +57,10 @@ def test_every_metric_can_be_read() -> None:
     own.credential()
     api = Counters(upstream=Counters(unreachable=5, limit=ConnectLimit(), own_refusals=own))
     warm = Counters(held=7, counts={"used": 12})
-    sessions.proxy = Counters(stats=ProxyStats(requests=4, code_2xx=3), api=api, warm=warm)
+    tracer = SpanExporter(TracingConfig("https://collector.test/v1/traces"), "agent-1")
+    tracer.dropped["full"] = 13
+    context = Counters(tracer=tracer)
+    sessions.proxy = Counters(stats=ProxyStats(requests=4, code_2xx=3), api=api, warm=warm, context=context)
     proofs = ProofChecker(ProofPolicy.IF_BOUND, "the agent")
     proofs.taken["nonce"], proofs.refused["peer"] = 8, 9
     sessions.authenticator = Counters(proofs=proofs)
@@ -67,6 +72,7 @@ def test_every_metric_can_be_read() -> None:
     text = metrics.render()[0].decode()
     assert metrics.read_failures == 0
     assert "arcbridge_agent_requests_total 4.0" in text
+    assert 'arcbridge_agent_spans_dropped_total{reason="full"} 13.0' in text
     assert 'arcbridge_agent_audit_sink_delivered_total{sink="siem"} 11.0' in text
     assert 'arcbridge_agent_audit_sink_failing{sink="siem"} 1.0' in text
     assert 'arcbridge_agent_audit_sink_lag_seconds{sink="siem"} 2.5' in text

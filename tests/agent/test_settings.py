@@ -19,6 +19,7 @@ from arcbridge.settings.config import (
     KubernetesConfig,
     SessionConfig,
     TargetConfig,
+    TracingConfig,
 )
 
 CA = (Path(__file__).parents[1] / "fuzz/corpus/certificate/p256").read_text()
@@ -73,6 +74,11 @@ ERRORS: list[tuple[Callable[[Path], dict[str, Any]], str]] = [
     (lambda at: {"state": AgentStateConfig(secret="alone")}, "state.secret: write namespace/name"),
     (lambda at: {"state": AgentStateConfig(directory=at / "token")}, "state.directory: "),
     (lambda at: {"control_connections": 0}, "control_connections: must be at least 1"),
+    (lambda at: {"tracing": TracingConfig("http://collector.test/v1/traces")}, "tracing.endpoint: http:// is for a"),
+    (lambda at: {"tracing": TracingConfig("collector.test:4318")}, "tracing.endpoint: a URL https://host[:port]"),
+    (lambda at: {"tracing": TracingConfig("https://x.example.org/v1/traces")}, "tracing.endpoint: x.example.org is"),
+    (lambda at: {"tracing": TracingConfig("https://x.test", at / "token")}, "tracing.ca_file: "),
+    (lambda at: {"tracing": TracingConfig("", at / "ca.pem")}, "tracing.ca_file: is of no use without"),
     (lambda at: {"authentication": None}, "authentication: missing"),
     (lambda at: {"authentication": at / "none"}, "authentication: "),
     (lambda at: {"authentication": at / "token"}, "document: must be a mapping"),

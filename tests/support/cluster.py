@@ -143,9 +143,17 @@ class Cluster:
 
     # Acting as administrator.
 
-    def request(self, method: str, path: str, body: object = None, *, content_type: str = "application/json") -> Any:
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        content_type: str = "application/json",
+        accept: str = "application/json",
+    ) -> Any:
         """Send one request as administrator and return the decoded JSON. Raises `ApiError`."""
-        with self._open(method, path, body, content_type) as answer:
+        with self._open(method, path, body, content_type, accept=accept) as answer:
             return json.load(answer)
 
     def kubectl(
@@ -562,13 +570,19 @@ class Cluster:
     # Requests.
 
     def _open(
-        self, method: str, path: str, body: object = None, content_type: str = "application/json", timeout: float = 30
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        content_type: str = "application/json",
+        timeout: float = 30,
+        accept: str = "application/json",
     ) -> Any:
         request = urllib.request.Request(
             self.api_url + path,
             method=method,
             data=None if body is None else json.dumps(body).encode(),
-            headers={"Content-Type": content_type, "Accept": "application/json"},
+            headers={"Content-Type": content_type, "Accept": accept},
         )
         try:
             return self._opener.open(request, timeout=timeout)
