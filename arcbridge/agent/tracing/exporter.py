@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import deque
-from contextlib import suppress
 from itertools import islice
 from typing import Final
 
@@ -25,6 +24,7 @@ from arcbridge.net.fetch import HttpFetcher
 from arcbridge.net.system_trust import read_cas
 from arcbridge.observe.metrics import Metrics
 from arcbridge.settings.config import TracingConfig
+from arcbridge.tasks import in_time
 
 MOST_WAITING: Final = 4096
 """Spans: some 2 MB."""
@@ -78,18 +78,13 @@ class SpanExporter:
         backoff = Backoff(first=GATHERING)
         try:
             while True:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(GATHERING):
-                        await self._full.wait()
+                await in_time(self._full.wait(), GATHERING)
                 if self._waiting and (later := await self._send()) is not None:
                     await asyncio.sleep(backoff.next_delay(hint=later))
                 else:
                     backoff.reset()
         finally:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(LAST):
-                    while self._waiting and await self._send() is None:
-                        pass
+            await in_time(self._send_rest(), LAST)
             await self._fetch.close()
 
     # -- inside ---------------------------------------------------------------------------------------------------
@@ -101,6 +96,10 @@ class SpanExporter:
         self._waiting.append(span)
         if len(self._waiting) == BATCH:
             self._full.set()
+
+    async def _send_rest(self) -> None:
+        while self._waiting and await self._send() is None:
+            pass
 
     async def _send(self) -> float | None:
         """Send one batch. Return None where it is done with, else after how many seconds the collector wants it."""
