@@ -129,9 +129,9 @@ def _json(span: FinishedSpan) -> dict[str, Any]:
         "endTimeUnixNano": str(max(span.begun, span.ended)),
         "attributes": _attributes(
             {
-                "http.request.method": span.method,
+                "http.request.method": clean(span.method, MOST_TEXT),
                 "http.response.status_code": span.status,
-                "arcbridge.verb": span.verb,
+                "arcbridge.verb": clean(span.verb, MOST_TEXT),
                 "arcbridge.api_group": clean(span.group, MOST_TEXT),
                 "arcbridge.resource": clean(span.resource, MOST_TEXT),
                 "arcbridge.subresource": clean(span.subresource, MOST_TEXT),

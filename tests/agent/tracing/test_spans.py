@@ -121,7 +121,7 @@ def test_what_failed_is_an_error(status: int, cut: bool, error: bool) -> None:
 def test_o10_a_resource_is_bounded_whatever_a_caller_asks_for() -> None:
     for length in (10, 1_000, 100_000):
         long = "é" * length
-        span = FinishedSpan(TRACE, PARENT, "1" * 16, 1, 0, "GET", "list", long, long, long, "s", "r", 200, "answered")
+        span = FinishedSpan(TRACE, PARENT, "1" * 16, 1, 0, long, long, long, long, long, "s", "r", 200, "answered")
         body = json.dumps(export_request([span], "a")).encode()
         ((_, found),) = decoded(body)
         assert len(body) < 4096
