@@ -44,8 +44,7 @@ class LineSink(QueuedWriter[str]):
     def flush(self, timeout: float = CLOSE_WAIT) -> bool:
         """Wait until all lines are written, at most `timeout` seconds; return whether they are."""
         self._wake()
-        with self._changed:
-            return self._changed.wait_for(lambda: self._free == self._limit, timeout)
+        return self._wait_written(timeout)
 
     def close(self, timeout: float = CLOSE_WAIT) -> bool:
         """Write what is queued, at most `timeout` seconds, and end the thread. Return whether all was written."""

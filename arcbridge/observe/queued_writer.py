@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import collections
 import threading
+import time
+from collections.abc import Callable
 from typing import Final, Generic, TypeVar
 
 QUEUE: Final = 4 * 1024 * 1024
@@ -45,6 +47,12 @@ class QueuedWriter(Generic[Line]):
         self._closing = False
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
+        """For those that wait until all is written."""
+        self._awaited = 0
+        """How many do."""
+        self._bell = threading.Lock()
+        """The thread waits for it in one call of C: a condition of Python took half of what a line cost."""
+        self._bell.acquire()
         self._thread: threading.Thread | None = None
 
     def _start(self, name: str) -> None:
@@ -62,23 +70,37 @@ class QueuedWriter(Generic[Line]):
             if urgent:
                 self._urgent = True
             if self._idle or urgent or self._free < self._limit // 2:
-                self._changed.notify_all()
+                self._ring()
         return True
 
     def _wake(self) -> None:
         """Have the thread write now."""
-        with self._changed:
+        with self._lock:
             self._urgent = True
-            self._changed.notify_all()
+            self._ring()
 
     def _end(self, timeout: float) -> bool:
         """Have the thread write what is queued and end; return whether it has ended within `timeout` seconds."""
-        with self._changed:
+        with self._lock:
             self._closing = True
-            self._changed.notify_all()
+            self._ring()
         if self._thread is not None:
             self._thread.join(timeout)
         return self._thread is None or not self._thread.is_alive()
+
+    def _ring(self) -> None:
+        """Have the thread look; the lock is held."""
+        if self._bell.locked():
+            self._bell.release()
+
+    def _wait_written(self, timeout: float) -> bool:
+        """Wait until all is written, at most `timeout` seconds; return whether it is."""
+        with self._changed:
+            self._awaited += 1
+            try:
+                return self._changed.wait_for(lambda: self._free == self._limit, timeout)
+            finally:
+                self._awaited -= 1
 
     # -- the thread -----------------------------------------------------------------------------------------------
 
@@ -104,9 +126,9 @@ class QueuedWriter(Generic[Line]):
     def _run(self) -> None:
         closing = False
         while not closing:
-            with self._changed:
-                self._idle = True
-                wanted = self._changed.wait_for(lambda: self._wanted() or self._closing, self._patience())
+            self._idle = True
+            wanted = self._wait(lambda: self._wanted() or self._closing, self._patience())
+            with self._lock:
                 self._idle = self._urgent = False
                 # Read with the queue, so that what was put before the end is written.
                 closing = self._closing
@@ -118,8 +140,19 @@ class QueuedWriter(Generic[Line]):
             written = self._write(lines)
             with self._changed:
                 self._free += taken if written else 0
-                self._changed.notify_all()
-                if written:
-                    self._changed.wait_for(self._pressed, GATHER)
-                else:
-                    self._changed.wait_for(lambda: self._closing, RETRY)
+                if self._awaited:
+                    self._changed.notify_all()
+            if written:
+                self._wait(self._pressed, GATHER)
+            else:
+                self._wait(lambda: self._closing, RETRY)
+
+    def _wait(self, until: Callable[[], bool], seconds: float | None) -> bool:
+        """Wait for `until`, at most so long; return whether it holds."""
+        ends = None if seconds is None else time.monotonic() + seconds
+        while not until():
+            left = -1.0 if ends is None else ends - time.monotonic()
+            if ends is not None and left <= 0.0:
+                return False
+            self._bell.acquire(timeout=left)
+        return True
