@@ -17,6 +17,7 @@ import structlog
 
 from arcbridge.agent.accounts import Account, Limit
 from arcbridge.agent.audit import AuditLog, AuditRecord
+from arcbridge.agent.audit.record import path_fields
 from arcbridge.agent.kube.caller import Caller
 from arcbridge.errors import ArcbridgeError, ConfigError
 from arcbridge.identity.claims import Identity
@@ -41,6 +42,7 @@ MAX_CONNECTING = 512
 MAX_CONNECTING_OF_USER = 64
 """The same of one user, whose target may not answer: the others have room."""
 
+_CONNECT = path_fields("connect", "", "", "", "", "", "")
 _TOO_MANY = "too many connections are being made"
 _log = structlog.get_logger("arcbridge.agent")
 
@@ -128,7 +130,11 @@ class TcpTargets:
     def serve(self, stream: StreamTransport, target: str, caller: Caller) -> None:
         """Connect `stream` to the address that `target` (`tcp:NAME`) names, or reset it with the reason's code."""
         record = AuditRecord(
-            request=f"{caller.request_prefix}-{stream.id}-1", subject=caller.subject, verb="connect", target=target
+            f"{caller.request_prefix}-{stream.id}-1",
+            caller.subject,
+            verb="connect",
+            path_fields=_CONNECT,
+            target=target,
         )
         found = self._targets.get(target.removeprefix(PREFIX)) if target.startswith(PREFIX) else None
         if found is None:
@@ -147,8 +153,7 @@ class TcpTargets:
         else:
             connection = self._connections[stream] = _Connection(self, stream, found, caller, record)
             stream.attach(connection)
-            # The record stands before the target hears of the connection.
-            self.audit.begin(record, lambda refusal: caller.account.loop_time.run(lambda: connection.recorded(refusal)))
+            connection.begin()
 
     async def close(self) -> None:
         """End dials under way; connected streams end with their sessions."""
@@ -156,6 +161,8 @@ class TcpTargets:
 
     def dials_too_much(self, caller: Caller) -> bool:
         """Return whether as many dials are under way as may be, of the caller's user or of all users."""
+        if not self.connecting:
+            return False
         own = sum(account is caller.account for account in self.connecting.values())
         return own >= MAX_CONNECTING_OF_USER or len(self.connecting) >= MAX_CONNECTING
 
@@ -184,8 +191,8 @@ class TcpTargets:
 
 
 class _Connection(asyncio.Protocol):
-    """A stream that was allowed. It is the stream's protocol while the target is dialled, and reads nothing, so that no
-    credit is granted."""
+    """A stream that was allowed. It is the stream's protocol until the target is connected and the record that the
+    connection begins stands, and reads nothing, so that no credit is granted."""
 
     def __init__(
         self, targets: TcpTargets, stream: StreamTransport, target: Target, caller: Caller, record: AuditRecord
@@ -196,36 +203,51 @@ class _Connection(asyncio.Protocol):
         self.caller = caller
         self.record = record
         self._task: asyncio.Task[None] | None = None
-        self._lost = False
+        self._dialled: socket.socket | Exception | None = None
+        """What the dial has come to; None: it is under way."""
+        self._recorded = False
+        """Whether the record stands."""
+        self._over = False
+        """Whether the splice has the stream, or it has ended before."""
+
+    def begin(self) -> None:
+        """Dial while the record is written: the first byte, either way, waits for both."""
+        try:
+            self._dial()
+        except Exception as error:
+            self._dialled = error
+        # Behind the dial, whose system calls would let the writer's thread in between.
+        self._targets.audit.begin(self.record, self._written)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._stream.pause_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._lost = True
+        if not self._over:
+            self._give_up()
+            self.record.cut()
+            self._targets.finish(self._stream, self.record)
+
+    def _written(self, refusal: str) -> None:
+        """The record was written (perhaps within the call that asked for it), or could not be."""
+        if not self._over:
+            self.caller.account.loop_time.run(self._go_on if not refusal else lambda: self._refuse(refusal))
+
+    def _refuse(self, refusal: str) -> None:
+        self._give_up()
+        self._targets.refuse(self._stream, self.caller, self.record, ResetCode.INTERNAL, refusal)
+
+    def _give_up(self) -> None:
+        self._over = True
         if self._task is not None:
             self._task.cancel()
+        elif isinstance(self._dialled, socket.socket):
+            self._dialled.close()
 
-    def recorded(self, refusal: str) -> None:
-        """The record of the connection was written (perhaps within the call that asked for it), or could not be."""
-        targets, refused = self._targets, (self._stream, self.caller, self.record)
-        if self._lost:
-            self.record.cut()
-            targets.finish(self._stream, self.record)
-        elif refusal:
-            targets.refuse(*refused, ResetCode.INTERNAL, refusal)
-        elif targets.dials_too_much(self.caller):  # many may have waited for their records
-            targets.refuse(*refused, ResetCode.LIMIT, _TOO_MANY)
-        else:
-            try:
-                self._begin()
-            except Exception as error:
-                self._failed(error)
-
-    def _begin(self) -> None:
+    def _dial(self) -> None:
         begun = begin(self.target.address)
         if begun is not None and begun[1]:
-            self._join(begun[0])  # the target answered within the call
+            self._dialled = begun[0]  # the target answered within the call
             return
         sock = None if begun is None else begun[0]
         self._task = task = asyncio.get_running_loop().create_task(self._connect(sock))
@@ -243,14 +265,33 @@ class _Connection(asyncio.Protocol):
             else:
                 sock = begun
                 await finish(sock, self.target.address, deadline=CONNECT_DEADLINE)
-            self._join(sock)
         except asyncio.CancelledError:
+            if self._over:
+                return  # the stream ended first, or the record was refused, which cancelled this task
+            self._over = True
             self.record.cut()
             self._targets.finish(self._stream, self.record)
             self._stream.abort(ResetCode.CANCELLED)
-            if self._lost:
-                return  # the stream ended first, which cancelled this task
             raise
+        except Exception as error:
+            self._dialled = error
+        else:
+            self._dialled = sock
+        self._task = None
+        if self._recorded:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """The record stands: join the target, or say why it is not there, once that is known."""
+        self._recorded = True
+        dialled = self._dialled
+        if dialled is None:
+            return
+        self._over = True
+        try:
+            if isinstance(dialled, Exception):
+                raise dialled
+            self._join(dialled)
         except Exception as error:
             self._failed(error)
 
@@ -266,7 +307,7 @@ class _Connection(asyncio.Protocol):
         self._stream.owed = False
         self._stream.set_protocol(splice)
         splice.connection_made(self._stream)
-        self._stream.resume_reading()
+        self._stream.read_on()
 
     def _failed(self, error: Exception) -> None:
         """The target could not be reached; or the connection failed by a defect, and leaves its record all the same."""

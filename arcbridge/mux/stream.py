@@ -39,8 +39,12 @@ class StreamTransport(asyncio.Transport):
     """
 
     def __init__(self, session: MuxSession, machine: Session, stream: Stream) -> None:
-        super().__init__()
+        # Not `super().__init__()`: it makes a dictionary for `get_extra_info`.
         self._session = session
+        self.loop, self.error_poll = session.loop, session.error_poll
+        """The session's loop, and what polls the sockets of it."""
+        self.payer: LoopTime | None = session.payer
+        """To whom the loop's work for the stream is charged."""
         self._sender = machine.sender
         self._receiver = machine.receiver
         self._table = machine.stream_table
@@ -140,7 +144,7 @@ class StreamTransport(asyncio.Transport):
             self.abort(ResetCode.INTERNAL)
             raise
         if late:
-            self._session._loop.call_soon(self._session.charge, self._tell_lost)
+            self.loop.call_soon(self._session.charge, self._tell_lost)
         self._schedule_reader()
 
     def close(self) -> None:
@@ -193,12 +197,13 @@ class StreamTransport(asyncio.Transport):
         """Deliver again; bytes delivered by the call that paused count as consumed now."""
         if not self._paused:
             return
-        self._paused = False
-        if self._held:
-            held, self._held = self._held, 0
-            self._receiver.consumed(self._stream, held)
-            self._session.wake()
+        self._resume()
         self._schedule_reader()
+
+    def read_on(self) -> None:
+        """Deliver again, what waits within the call: `resume_reading` for the loop's own callbacks."""
+        self._resume()
+        self._drain_inbox()
 
     # -- asyncio.WriteTransport -----------------------------------------------------------------------------------
 
@@ -215,11 +220,6 @@ class StreamTransport(asyncio.Transport):
                 self._pause_writer(self._low)
             elif self.backlog.full:
                 self._pause_writer(0)
-
-    @property
-    def payer(self) -> LoopTime | None:
-        """To whom the loop's work for the stream is charged."""
-        return self._session.payer
 
     @property
     def portion(self) -> int:
@@ -281,7 +281,8 @@ class StreamTransport(asyncio.Transport):
             self._lose_if_over()
             return
         self._eof_due = True
-        self._schedule_reader()
+        if self._protocol is not None and not self._reader_scheduled:
+            self._drain_inbox()
 
     def reset_received(self, code: int) -> None:
         """RESET came, or the stream was broken by the peer."""
@@ -348,16 +349,24 @@ class StreamTransport(asyncio.Transport):
         else:
             self._receiver.consumed(self._stream, count)
 
+    def _resume(self) -> None:
+        self._paused = False
+        if self._held:
+            held, self._held = self._held, 0
+            self._receiver.consumed(self._stream, held)
+            self._session.wake()
+
     def _schedule_reader(self) -> None:
         if not self._reader_scheduled and (self._stream.inbox or self._eof_due) and self._protocol is not None:
             self._reader_scheduled = True
-            self._session._loop.call_soon(self._session.charge, self._drain_inbox)
+            self.loop.call_soon(self._session.charge, self._drain_inbox)
 
     def _drain_inbox(self) -> None:
         """Deliver what waited, then the end of the peer's direction."""
         payer = self._session.payer
         if payer is not None and payer.held_until and (wait := payer.held_until - monotonic()) > 0.0:
-            self._session._loop.call_later(wait, self._session.charge, self._drain_inbox)
+            self._reader_scheduled = True
+            self.loop.call_later(wait, self._session.charge, self._drain_inbox)
             return
         self._reader_scheduled = False
         inbox = self._stream.inbox
@@ -387,8 +396,8 @@ class StreamTransport(asyncio.Transport):
             return
         if not keep_open:
             self.close()
-        else:
-            self._lose_if_over()
+        elif self._stream.over:
+            self._lose(None, soon=False)
 
     def _discard_input(self) -> None:
         """Nothing more is wanted of the peer: return the credit of what waits."""
@@ -416,7 +425,7 @@ class StreamTransport(asyncio.Transport):
 
     def _broken(self, error: BaseException) -> None:
         """The protocol raised: its stream ends, its neighbours do not notice."""
-        self._session._loop.call_exception_handler(
+        self.loop.call_exception_handler(
             {"message": f"the protocol of {self!r} failed", "exception": error, "protocol": self._protocol}
         )
         self.abort(ResetCode.INTERNAL)
@@ -434,7 +443,8 @@ class StreamTransport(asyncio.Transport):
             except BaseException as error:
                 self._broken(error)
 
-    def _lose(self, error: Exception | None) -> None:
+    def _lose(self, error: Exception | None, *, soon: bool = True) -> None:
+        """The stream is over: tell the protocol in a later turn (`soon`), because it may be what called."""
         if self._lost:
             return
         self._lost = True
@@ -443,8 +453,10 @@ class StreamTransport(asyncio.Transport):
         if error is not None:
             self._discard_input()
         self._stream.owner = None
-        if self._protocol is not None:
-            self._session._loop.call_soon(self._session.charge, self._tell_lost)
+        if not soon:
+            self._tell_lost()
+        elif self._protocol is not None:
+            self.loop.call_soon(self._session.charge, self._tell_lost)
 
     def _tell_lost(self) -> None:
         if self._protocol is not None:  # looked up now: it may have been changed meanwhile
