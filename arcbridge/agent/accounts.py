@@ -217,7 +217,10 @@ class Account:
     @property
     def streams(self) -> int:
         """Streams that are open, of all the user's sessions."""
-        return sum(member.streams for member in self.members)
+        count = 0
+        for member in self.members:
+            count += member.streams
+        return count
 
     # -- sessions -------------------------------------------------------------------------------------------------
 

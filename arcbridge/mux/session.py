@@ -13,6 +13,7 @@ from arcbridge.mux import memory
 from arcbridge.mux.alteration import alteration
 from arcbridge.mux.connection import AuthMaker, Migration, MuxConnection
 from arcbridge.mux.pacing import AHEAD_FREE, AHEAD_PAUSE, Pacing
+from arcbridge.mux.socket_error_poll import socket_error_poll
 from arcbridge.mux.stream import StreamTransport
 from arcbridge.mux.streams import SessionStreams
 from arcbridge.refusals import NO_REFUSAL, Refusal
@@ -95,7 +96,9 @@ class MuxSession:
         label: str = "",
         introduction: Introduction = UNNAMED,
     ) -> None:
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
+        self.error_poll = socket_error_poll()
+        """What polls the sockets that the session's streams are joined to."""
         self._machine = Session(
             side,
             kind,
@@ -127,13 +130,15 @@ class MuxSession:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._acting = False
+        self._rearming = False
+        """Whether the deadline may have come closer."""
         self._close_timer: asyncio.TimerHandle | None = None
         self._unwritten = 0
         """Bytes that count in the backlog because the transport could not write them."""
         self.payer: LoopTime | None = None
         """To whom the loop's work for the session is charged; None: to no payer."""
-        self._established: asyncio.Future[None] = self._loop.create_future()
-        self._ended: asyncio.Future[ArcbridgeError] = self._loop.create_future()
+        self._established: asyncio.Future[None] = self.loop.create_future()
+        self._ended: asyncio.Future[ArcbridgeError] = self.loop.create_future()
         self.label = label
         """The join id: the `session` of every log line."""
         self._arm_timer()
@@ -273,9 +278,9 @@ class MuxSession:
         if ahead.held >= AHEAD_FREE and ahead.spent:
             self.pacing.hold_reading(AHEAD_PAUSE)
         if machine.events:
-            self.act()
-        elif self._sender.has_output and self._flush_handle is None:
-            self._flush_handle = self._loop.call_soon(self.charge, self._flush)
+            self._react()
+        else:
+            self.wake()
 
     def set_writable(self, writable: bool) -> None:
         """Note that the transport's buffer filled up or drained."""
@@ -312,37 +317,51 @@ class MuxSession:
             self.payer.run(work)
 
     def wake(self) -> None:
-        """Write what is ready at the end of this loop turn."""
-        if self._flush_handle is None:
-            self._flush_handle = self._loop.call_soon(self.charge, self._flush)
+        """Write what is ready, if anything is, at the end of this loop turn."""
+        sender = self._sender
+        if self._flush_handle is None and (sender.out or sender.has_output):
+            self._flush_handle = self.loop.call_soon(self._flush_charged)
 
     def act(self) -> None:
-        """Act after a receive or command: events in order, then output, then the timer."""
+        """Act after a command: events in order, then output, then the timer."""
+        self._rearming = True
+        self._react()
+
+    # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _react(self) -> None:
+        """Act on what has happened: events in order, then output; the timer, if its deadline may have come closer."""
         if self._acting:
             return  # called by what an event caused: its turn comes after those that happened before
         self._acting = True
+        waiting = self._machine.events
         try:
-            while events := self._machine.events_received():
+            while waiting:
+                events = waiting.copy()
+                waiting.clear()
                 for event in events:
                     self._dispatch(event)
         finally:
             self._acting = False
-        self._arm_timer()
+        if self._rearming:
+            self._rearming = False
+            self._arm_timer()
         self.wake()
-
-    # -- inside ---------------------------------------------------------------------------------------------------
 
     def _dispatch(self, event: ev.Event) -> None:
         handler = self._handler
         if isinstance(event, ev.StreamFinished):
             if event.stream.owner is not None:
                 event.stream.owner.finish_received()
-        elif isinstance(event, ev.StreamWasReset):
-            if event.stream.owner is not None:
-                event.stream.owner.reset_received(event.code)
-        elif isinstance(event, ev.StreamOpened):
+            return
+        if isinstance(event, ev.StreamOpened):
             stream = StreamTransport(self, self._machine, event.stream)
             self._call(handler.stream_opened, self, stream, event.target)
+            return
+        self._rearming = True
+        if isinstance(event, ev.StreamWasReset):
+            if event.stream.owner is not None:
+                event.stream.owner.reset_received(event.code)
         elif isinstance(event, ev.Ended):
             self._end(event.error)
         elif isinstance(event, Auth):
@@ -389,7 +408,7 @@ class MuxSession:
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as error:  # a handler's bug must not kill the loop or other sessions
-            self._loop.call_exception_handler(
+            self.loop.call_exception_handler(
                 {"message": f"the handler of session {self.label} failed", "exception": error}
             )
             self._machine.close(GoawayCode.INTERNAL, "an internal error; the log of this end has its cause")
@@ -408,7 +427,7 @@ class MuxSession:
             self._established.set_exception(error)
             self._established.exception()  # retrieved, so that asyncio logs nothing where no caller waits
         self.migration.settle(error)
-        self._loop.call_soon(self._tell_end, error)  # behind every `connection_lost` of its streams
+        self.loop.call_soon(self._tell_end, error)  # behind every `connection_lost` of its streams
 
     def _count_unwritten(self, count: int) -> None:
         """Count `count` bytes of the transport's buffer in the backlog: all of one that is full, none of another."""
@@ -440,7 +459,17 @@ class MuxSession:
             self._close_timer = None
             transport.abort()
             return
-        self._close_timer = self._loop.call_later(CLOSE_TIMEOUT, self._await_close, transport, left)
+        self._close_timer = self.loop.call_later(CLOSE_TIMEOUT, self._await_close, transport, left)
+
+    def _flush_charged(self) -> None:
+        """`_flush`, charged: `charge` in place, for each turn."""
+        payer = self.payer
+        if payer is None:
+            self._flush()
+        else:
+            began, before = monotonic(), payer.shares.total
+            self._flush()
+            payer.charge(monotonic(), began, before)
 
     def _flush(self) -> None:
         """Write what is ready, as far as the transport takes it."""
@@ -462,11 +491,12 @@ class MuxSession:
         pacer = self.pacing.pacer
         if pacer is not None and (wait := pacer.bytes_sent(self.stats.bytes_sent - before, monotonic())):
             self.pacing.hold_sending(wait)
-        for stream in sender.take_unblocked():
-            if stream.owner is not None:
-                stream.owner.resume_writer()
+        if sender.unblocked:
+            for stream in sender.take_unblocked():
+                if stream.owner is not None:
+                    stream.owner.resume_writer()
         if self._machine.events:
-            self._loop.call_soon(self.charge, self.act)
+            self.loop.call_soon(self.charge, self.act)
 
     def _arm_timer(self) -> None:
         """Move the one timer only when the deadline came closer; a wake-up too early is harmless.
@@ -481,7 +511,7 @@ class MuxSession:
         if self._timer is not None:
             self._timer.cancel()
         self._timer_at = deadline
-        self._timer = self._loop.call_later(max(0.0, deadline - monotonic()), self.charge, self._on_timer)
+        self._timer = self.loop.call_later(max(0.0, deadline - monotonic()), self.charge, self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = None

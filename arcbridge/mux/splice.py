@@ -13,21 +13,19 @@ import os
 import socket
 import ssl
 from collections.abc import Callable
-from dataclasses import dataclass
 from time import monotonic
 from types import SimpleNamespace
-from typing import cast
+from typing import NamedTuple, cast
 
 from arcbridge.errors import StreamReset
 from arcbridge.mux import buffer
-from arcbridge.mux.socket_error_poll import socket_error_poll
+from arcbridge.mux.socket_error_poll import SocketErrorPoll
 from arcbridge.mux.stream import StreamTransport
 from arcbridge.socket_options import reset_on_close
 from arcbridge.wire.frames import ResetCode
 
 
-@dataclass(frozen=True, slots=True)
-class SpliceResult:
+class SpliceResult(NamedTuple):
     """How a splice ended."""
 
     from_stream: int
@@ -45,17 +43,18 @@ class SocketSplice(asyncio.Protocol):
     """
 
     def __init__(self, sock: socket.socket, on_done: Callable[[SpliceResult], None] | None = None) -> None:
-        self._loop = asyncio.get_running_loop()
         self._sock = sock
         self._descriptor = sock.fileno()
         """For the loop's callbacks: uvloop does more for a socket object."""
         # Bound once: these are called for every frame.
         self._send, self._recv_into = sock.send, sock.recv_into
-        self._error_poll = socket_error_poll()
         self._polled = False
         """Whether the next poll includes this socket."""
         self._on_done = on_done
         self._stream: StreamTransport | None = None
+        self._loop: asyncio.AbstractEventLoop
+        self._error_poll: SocketErrorPoll
+        """Both are the stream's."""
         self._reading = False
         self._reset: OSError | None = None
         """The error of a socket that was reset, while bytes of it are still to be read."""
@@ -72,7 +71,8 @@ class SocketSplice(asyncio.Protocol):
     # -- the stream's protocol ------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._stream = cast(StreamTransport, transport)
+        assert isinstance(transport, StreamTransport)
+        self._stream, self._loop, self._error_poll = transport, transport.loop, transport.error_poll
         self.resume_writing()
 
     def view_received(self, view: memoryview) -> None:
@@ -121,6 +121,11 @@ class SocketSplice(asyncio.Protocol):
 
     # -- the socket -----------------------------------------------------------------------------------------------
 
+    def read_on(self) -> None:
+        """Read what may have come already: for the loop's own callbacks, behind `connection_made`."""
+        if self._reading:
+            self._readable()
+
     def _readable(self) -> None:
         stream = self._stream
         assert stream is not None  # nothing is read before `connection_made`; `cast` would cost a call
@@ -149,9 +154,10 @@ class SocketSplice(asyncio.Protocol):
         if self._reset is not None:
             self._fail(self._reset)
             return
-        self.pause_writing()
         self._read_over = True
         stream.write_eof()
+        if not stream.is_closing():  # else `connection_lost` closes the socket before it would be asked again
+            self.pause_writing()
         self._close_if_over()
 
     def poll_error(self) -> None:
@@ -220,7 +226,8 @@ class SocketSplice(asyncio.Protocol):
     def _close(self, *, reset: bool) -> None:
         if not self._closed:
             self._closed = True
-            self._error_poll.remove(self)
+            if self._polled:
+                self._error_poll.remove(self)
             # Both callbacks first: the next socket gets this descriptor's number. Each is removed only where it is
             # there: uvloop looks the descriptor up among its transports either way, and finds it by an exception.
             self.pause_writing()

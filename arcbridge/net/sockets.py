@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from arcbridge.net.descriptors import EXHAUSTED
-from arcbridge.socket_options import reset_on_close, set_keepalive, set_tcp_option
+from arcbridge.socket_options import reset_on_close, set_tcp_option
 
 _USER_TIMEOUT_MS: Final = 30_000
 """Above PING's 25 s, so that the ends notice first and can say why. It also counts a peer that ACKs but does not
@@ -22,6 +22,21 @@ _NOTSENT_LOWAT: Final = 128 * 1024
 cost wake-ups on fast links; on a noisy loopback two runs each of 64 KiB to 1 MiB showed no difference in CPU per byte
 beyond the noise, and throughput varied too much to tell. The value is a start, not a result. It bounds this socket
 alone: what waits in all of them on the way, the relay's and the modem's included, is bounded by `wire.congestion`."""
+_TCP: Final = (
+    ("TCP_NODELAY", 1),
+    ("TCP_KEEPIDLE", 30),
+    ("TCP_KEEPINTVL", 10),
+    ("TCP_KEEPCNT", 3),
+    ("TCP_NOTSENT_LOWAT", _NOTSENT_LOWAT),
+    ("TCP_USER_TIMEOUT", _USER_TIMEOUT_MS),
+)
+_OPTIONS: Final = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    *((socket.IPPROTO_TCP, getattr(socket, name), value) for name, value in _TCP if hasattr(socket, name)),
+)
+"""Of every connection, as far as the system has them; looked up once, because an agent sets them for each stream."""
+_ALONE: Final = 16
+"""Times in a row that one connection is accepted and no second one looked for. Behind those more may be queued."""
 ACCEPT_BURST: Final = 16
 """Connections accepted per wake-up and socket, about 1 ms of work; the loop does other things in between."""
 ACCEPT_PAUSE: Final = 0.25
@@ -31,11 +46,9 @@ ACCEPT_PAUSE: Final = 0.25
 def tune(sock: socket.socket, *, user_timeout: bool = True) -> None:
     """Set no delay, keepalive (30 s, then 3 probes 10 s apart), user timeout, a shallow send queue. Non-blocking."""
     sock.setblocking(False)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    set_keepalive(sock, idle=30, interval=10, probes=3)
-    if user_timeout:
-        set_tcp_option(sock, "TCP_USER_TIMEOUT", _USER_TIMEOUT_MS)
-    set_tcp_option(sock, "TCP_NOTSENT_LOWAT", _NOTSENT_LOWAT)
+    for level, option, value in _OPTIONS:
+        if user_timeout or value != _USER_TIMEOUT_MS:
+            sock.setsockopt(level, option, value)
 
 
 def disable_user_timeout(sock: socket.socket) -> None:
@@ -72,6 +85,8 @@ class AcceptLoop:
         self._resuming: asyncio.TimerHandle | None = None
         self._again = False
         """Whether the last try to accept found no descriptor."""
+        self._found = 0
+        """Times in a row that all connections were there that were looked for."""
 
     def start(self) -> None:
         """Accept from now on."""
@@ -107,12 +122,14 @@ class AcceptLoop:
         return any([self._accept(sock) for sock in self._listening])
 
     def _accept(self, listening: socket.socket) -> bool:
-        for _ in range(ACCEPT_BURST):
+        self._found += 1
+        for _ in range(1 if self._found <= _ALONE else ACCEPT_BURST):
             if not self._listening:  # `accepted` has closed it
                 return False
             try:
                 sock, address = listening.accept()
             except (BlockingIOError, InterruptedError):
+                self._found = 0
                 return False
             except OSError as error:
                 if error.errno in EXHAUSTED:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from arcbridge.wire.stream import Stream
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StreamOpened:
     """The peer opened a stream. Its DATA waits in the stream until a sink is set."""
 
@@ -23,7 +23,7 @@ class StreamOpened:
     target: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StreamFinished:
     """The peer's direction ended in order, after every byte before it was handed over."""
 

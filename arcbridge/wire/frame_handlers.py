@@ -7,7 +7,7 @@ breaks a stream's rules resets that stream; a race is settled, counted and dropp
 
 from __future__ import annotations
 
-from functools import partial
+from functools import lru_cache, partial
 
 from arcbridge.wire.context import SessionContext
 from arcbridge.wire.frames import (
@@ -32,6 +32,12 @@ from arcbridge.wire.state import Kind, Side
 from arcbridge.wire.stream import ReceiveState
 from arcbridge.wire.stream_table import StreamTable
 from arcbridge.wire.window import MAX_CREDIT
+
+
+@lru_cache(maxsize=64)
+def _target_of(body: bytes) -> str:
+    """Return what an OPEN names: the same few, again and again."""
+    return Open.decode(body).target
 
 
 def misplaced(kind: FrameType, connection: Kind) -> FrameHandler:
@@ -143,7 +149,7 @@ class FrameHandlers:
 
     def _on_open(self, stream_id: int, body: bytes) -> None:
         self._streams.check_peer_id(stream_id)
-        self._streams.peer_opens(stream_id, Open.decode(body).target)
+        self._streams.peer_opens(stream_id, _target_of(body))
 
     def _on_fin(self, stream_id: int, _body: bytes) -> None:
         stream = self._streams.find(stream_id, "FIN")

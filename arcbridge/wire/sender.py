@@ -121,7 +121,7 @@ class Sender:
         """The cap, bytes, for which `_room` and `_ahead` were set with less than a quarter of it under way; 0: none."""
         self.pinged = 0
         """`sent` before the latest PING: its answer confirms all of it."""
-        self._unblocked: list[Stream] = []
+        self.unblocked: list[Stream] = []
         """Streams whose writers had to stop and may go on."""
 
     # -- the socket -------------------------------------------------------------------------------------------------
@@ -233,9 +233,7 @@ class Sender:
 
     def take_unblocked(self) -> list[Stream]:
         """Return the streams whose writers had to stop and may go on."""
-        if not self._unblocked:
-            return []
-        streams, self._unblocked = self._unblocked, []
+        streams, self.unblocked = self.unblocked, []
         return streams
 
     # -- what leaves ------------------------------------------------------------------------------------------------
@@ -358,7 +356,7 @@ class Sender:
                 self._context.owner.stream_cut(stream)
             if stream.blocked and stream.queued <= stream.low_water:
                 stream.blocked = False
-                self._unblocked.append(stream)
+                self.unblocked.append(stream)
 
     def _take_resend(self, limit: int) -> list[bytes | memoryview]:
         """Return up to about `limit` bytes of what is sent again."""

@@ -243,14 +243,17 @@ class Session:
 
     def open_stream(self, target: str) -> Stream:
         """Open a stream; its DATA may follow at once. Raises SessionEnded when nothing new is accepted."""
-        self._require(self.kind is Kind.SESSION, "a control connection has no streams")
-        if self.state is State.CLOSED:
+        if self.kind is not Kind.SESSION:
+            raise LocalProtocolError("a control connection has no streams")
+        lifecycle = self.lifecycle
+        if lifecycle.state is State.CLOSED:
             raise SessionEnded(GoawayCode.DONE, "the session is over")
-        if self.state is State.DETACHED:
+        if lifecycle.state is State.DETACHED:
             raise SessionEnded(GoawayCode.UNAVAILABLE, "the session has no connection now")
-        if self.state is State.DRAINING:
+        if lifecycle.state is State.DRAINING:
             raise SessionEnded(GoawayCode.DRAINING, "the session accepts no new streams")
-        self._require(self.lifecycle.auth_sent or self.lifecycle.authenticated, "a stream before authentication")
+        if not (lifecycle.auth_sent or lifecycle.authenticated):
+            raise LocalProtocolError("a stream before authentication")
         peer = self.receiver.peer_hello
         return self.stream_table.open(target, peer.max_streams if peer is not None else None)
 

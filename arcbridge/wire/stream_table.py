@@ -6,12 +6,14 @@ leaves the table exactly when both of its directions are over, and the session t
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from arcbridge.errors import SessionEnded
 from arcbridge.limiters import TokenBucket
 from arcbridge.wire import events as ev
 from arcbridge.wire.context import SessionContext
 from arcbridge.wire.decoder import Decoder
-from arcbridge.wire.frames import FIRST_CREDIT, U32, FrameType, GoawayCode, ResetCode, frame, record_frame
+from arcbridge.wire.frames import FIRST_CREDIT, HEADER_SIZE, U32, FrameType, GoawayCode, ResetCode, frame, record_frame
 from arcbridge.wire.lifecycle import Lifecycle, Violation
 from arcbridge.wire.records import Open
 from arcbridge.wire.replay import Budget
@@ -23,6 +25,12 @@ from arcbridge.wire.window import Growth, ReceiveWindow
 
 LAST_ID = 0x7FFFFFFF
 """Largest stream id."""
+
+
+@lru_cache(maxsize=64)
+def _open_body(target: str) -> bytes:
+    """Return the body of OPEN. Raises LocalProtocolError for a target that is too long."""
+    return record_frame(FrameType.OPEN, Open(target))[HEADER_SIZE:]
 
 
 class StreamTable:
@@ -73,7 +81,7 @@ class StreamTable:
             raise SessionEnded(GoawayCode.DRAINING, "the session accepts no new streams")
         if most is not None and most <= len(self.streams) - self.peer_streams:
             raise SessionEnded(GoawayCode.LIMIT, f"{most} streams are open already")
-        body = record_frame(FrameType.OPEN, Open(target), self.next_id)
+        body = frame(FrameType.OPEN, self.next_id, _open_body(target))
         stream = self.add(self.next_id, target)
         self.next_id += 2
         self._sender.queue(body)
@@ -144,7 +152,8 @@ class StreamTable:
             return
         stream.sending = SendState.FINISHED
         self._sender.queue(frame(FrameType.FIN, stream.id))
-        self.forget_if_over(stream)
+        if stream.receiving is not ReceiveState.OPEN:
+            self.forget_if_over(stream)
 
     def cut(self, stream: Stream) -> None:
         """End both directions because the source of our bytes broke off: them first, then RESET with TRUNCATED."""
@@ -182,7 +191,8 @@ class StreamTable:
             return
         stream.receiving = ReceiveState.FINISHED
         self._tell(ev.StreamFinished(stream))
-        self.forget_if_over(stream)
+        if stream.sending is not SendState.OPEN:
+            self.forget_if_over(stream)
 
     def peer_reset(self, stream: Stream, code: int, *, in_order: bool) -> None:
         """Take the peer's RESET; `in_order`: as part of an ordinary close, so that what was received stays."""
@@ -271,7 +281,9 @@ class StreamTable:
     def _drop(self, stream: Stream) -> None:
         if self.streams.pop(stream.id, None) is not None and stream.id & 1 != self._context.side.value:
             self.peer_streams -= 1
-        if stream.receiving is ReceiveState.RESET or not stream.window.unconsumed:
-            stream.window.settle()
+        window = stream.window
+        if stream.receiving is ReceiveState.RESET or window.received == window.consumed:
+            if window.grown:
+                window.settle()
         else:
             self.unread[stream.id] = stream

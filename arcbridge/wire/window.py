@@ -114,7 +114,7 @@ class ReceiveWindow:
 
     def __post_init__(self) -> None:
         self.granted = self.size
-        self._granted()
+        self.due_at = min(self.size >> 2, self.grant)  # as `_granted` does, for each stream
 
     @property
     def unconsumed(self) -> int:

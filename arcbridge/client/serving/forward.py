@@ -80,14 +80,16 @@ class Forward:
         self._open(session, sock)
 
     def _open(self, session: MuxSession, sock: socket.socket) -> None:
+        splice = SocketSplice(sock, self._done)
         try:
-            session.open(self._target, SocketSplice(sock, self._done))
+            session.open(self._target, splice)
         except ArcbridgeError as error:
             self.stats.failed += 1
             self._log.warning("connection refused", reason=error.message)
             reset(sock)
             return
         self.stats.open += 1
+        splice.read_on()  # a program that speaks first has spoken, mostly: its bytes travel with OPEN
 
     def _done(self, result: SpliceResult) -> None:
         self.stats.open -= 1

@@ -42,6 +42,8 @@ class LocalPort:
     ) -> None:
         """`taken` gets each connection, non-blocking, which it owns. `any_user`: programs of other users of this
         machine are served too."""
+        for sock in sockets:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # what is accepted inherits it
         self._accepting = AcceptLoop(sockets, self._accepted, self._exhausted)
         self._taken = taken
         self._stats = stats
@@ -56,7 +58,6 @@ class LocalPort:
         self._accepting.close()
 
     def _accepted(self, sock: socket.socket, _host: str) -> None:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._stats.accepted += 1
         user = PeerUser.OWN if self._any_user else peer_user(sock)
         if user is PeerUser.OWN:
