@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import ClassVar, TypedDict
 
@@ -60,6 +61,9 @@ class ChainedLog:
         """What went on before its record was written; always 0 where `refuses` is set."""
         self.refused = 0
         """What was refused because its record could not be written."""
+        self._waiting: deque[_Waiting] = deque()
+        """What waits for its record, in order; what was decided meanwhile is among it."""
+        self._look_timer: asyncio.TimerHandle | None = None
         self._writer: AuditWriter | None = None
         if not file:
             return
@@ -130,7 +134,7 @@ class ChainedLog:
             written = self._writer.put(text, None if failure else waiting)
             begun(written)
         if written and not failure:
-            waiting.start()
+            self._watch(waiting)
         else:
             waiting.decide(failure or "its queue is full")
 
@@ -162,37 +166,57 @@ class ChainedLog:
 
     def close(self) -> None:
         """Write what is queued (2 s at most: call it at the very end) and close the file."""
+        if self._look_timer is not None:
+            self._look_timer.cancel()
         if self._writer is not None:
             self._writer.close()
+
+    def _watch(self, waiting: _Waiting) -> None:
+        """Let it wait for the writer, STALL seconds at most; one timer for all."""
+        while self._waiting and self._waiting[0].decided:
+            self._waiting.popleft()
+        self._waiting.append(waiting)
+        if self._look_timer is None:
+            self._look_timer = waiting.loop.call_later(STALL, self._look)
+
+    def _look(self) -> None:
+        self._look_timer, now = None, time.monotonic()
+        while self._waiting:
+            first = self._waiting[0]
+            left = first.since + STALL - now
+            if left > 0.0 and not first.decided:
+                self._look_timer = first.loop.call_later(left, self._look)
+                return
+            self._waiting.popleft()
+            first.decide("it takes no data")
 
 
 class _Waiting(Waiter):
     """What waits for its record."""
 
-    __slots__ = ("_log", "_loop", "_recorded", "_timer")
+    __slots__ = ("_log", "_recorded", "loop", "since")
 
     def __init__(self, log: ChainedLog, recorded: Recorded) -> None:
         self._log = log
         self._recorded: Recorded | None = recorded
-        self._loop = asyncio.get_running_loop()
-        self._timer: asyncio.TimerHandle | None = None
+        self.loop = asyncio.get_running_loop()
+        self.since = time.monotonic()
 
-    def start(self) -> None:
-        """Wait for the writer, STALL seconds at most."""
-        self._timer = self._loop.call_later(STALL, self.decide, "it takes no data")
+    @property
+    def decided(self) -> bool:
+        """Whether it goes on, or was refused."""
+        return self._recorded is None
 
     def __call__(self, failure: str) -> None:
         """Called in the writer's thread."""
         try:
-            self._loop.call_soon_threadsafe(self.decide, failure)
+            self.loop.call_soon_threadsafe(self.decide, failure)
         except RuntimeError:  # the loop has ended, and what waits with it
             return
 
     def decide(self, failure: str) -> None:
         """Let it go on, or refuse it; once."""
         recorded, self._recorded = self._recorded, None
-        if self._timer is not None:
-            self._timer.cancel()
         if recorded is None:
             return
         if failure and self._log.refuses:

@@ -161,7 +161,7 @@ class MuxSession:
     @property
     def usable(self) -> bool:
         """Whether a new stream may be opened now."""
-        return self._machine.state in (State.OPEN, State.AUTH, State.HELLO)
+        return self._machine.lifecycle.state in (State.OPEN, State.AUTH, State.HELLO)
 
     @property
     def peer_hello(self) -> Hello | None:

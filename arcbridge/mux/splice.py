@@ -138,7 +138,7 @@ class SocketSplice(asyncio.Protocol):
 
     def _read(self, stream: StreamTransport) -> None:
         try:
-            count = self._recv_into(buffer.BUFFER, stream.portion)
+            count = self._recv_into(buffer.BUFFER, buffer.PORTION if stream.backlog.full else buffer.SIZE)
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:

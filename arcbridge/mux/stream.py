@@ -370,13 +370,14 @@ class StreamTransport(asyncio.Transport):
             return
         self._reader_scheduled = False
         inbox = self._stream.inbox
-        while inbox and self.is_reading():
-            self._draining = True
-            try:
-                self._deliver(memoryview(inbox.popleft()))
-            finally:
-                self._draining = False
-        self._session.wake()
+        if inbox:
+            while inbox and self.is_reading():
+                self._draining = True
+                try:
+                    self._deliver(memoryview(inbox.popleft()))
+                finally:
+                    self._draining = False
+            self._session.wake()
         if self._eof_due and not inbox and self.is_reading():
             self._eof_due = False
             if self._cut_due is not None:

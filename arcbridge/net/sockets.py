@@ -92,7 +92,7 @@ class AcceptLoop:
         """Accept from now on."""
         self._resuming = None
         for sock in self._listening:
-            self._loop.add_reader(sock, self._accept, sock)
+            self._loop.add_reader(sock, self._accept, sock, *_kind(sock))
 
     def close(self) -> None:
         """Stop accepting and close the sockets; the kernel resets what it has queued for them."""
@@ -119,15 +119,15 @@ class AcceptLoop:
 
     def accept(self) -> bool:
         """Take what is queued now; say whether there may be more."""
-        return any([self._accept(sock) for sock in self._listening])
+        return any([self._accept(sock, *_kind(sock)) for sock in self._listening])
 
-    def _accept(self, listening: socket.socket) -> bool:
+    def _accept(self, listening: socket.socket, family: int, kind: int, protocol: int) -> bool:
         self._found += 1
         for _ in range(1 if self._found <= _ALONE else ACCEPT_BURST):
             if not self._listening:  # `accepted` has closed it
                 return False
             try:
-                sock, address = listening.accept()
+                descriptor, address = listening._accept()
             except (BlockingIOError, InterruptedError):
                 self._found = 0
                 return False
@@ -138,6 +138,8 @@ class AcceptLoop:
                 # The peer left between its SYN and now; the others wait.
                 continue
             self._again = False
+            # As `accept` does, which makes an enum of each number first: six calls for each connection.
+            sock = socket.socket(family, kind, protocol, fileno=descriptor)
             sock.setblocking(False)
             self._accepted(sock, str(address[0]))
         return True
@@ -152,6 +154,10 @@ class AcceptLoop:
     def _remove_readers(self) -> None:
         for sock in self._listening:
             self._loop.remove_reader(sock)
+
+
+def _kind(sock: socket.socket) -> tuple[int, int, int]:
+    return int(sock.family), int(sock.type), sock.proto
 
 
 async def readable(sock: socket.socket) -> None:

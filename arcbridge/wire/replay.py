@@ -50,7 +50,7 @@ class Replay:
     bytes, and a part of a large flush that it did confirm must not keep the history full until the next PING.
     """
 
-    __slots__ = ("_backlog", "_budget", "_first", "_flushes", "most", "size", "start")
+    __slots__ = ("_backlog", "_budget", "_first", "_flushes", "least_full", "most", "size", "start")
 
     FLOOR = 1024 * 1024
     """Bytes that a session may always keep, however short the process is: four times what the peer confirms at once."""
@@ -58,6 +58,8 @@ class Replay:
     def __init__(self, most: int, budget: Budget, backlog: Backlog) -> None:
         """`backlog` is the session's, in which what is kept counts too."""
         self.most = most
+        self.least_full = min(most, self.FLOOR)
+        """Bytes below which it is never `full`."""
         self.start = 0
         """Offset of the first byte that is not confirmed."""
         self.size = 0

@@ -291,7 +291,7 @@ class Sender:
             history = self.history
             if history is not None:
                 history.append(kept, count)
-                if history.full:
+                if history.size >= history.least_full and history.full:
                     self.blocked |= _HISTORY
                     if history.size > 2 * history.most + context.limits.max_queued_control:
                         context.owner.fail(GoawayCode.LIMIT, "the other end confirms nothing of what it gets")

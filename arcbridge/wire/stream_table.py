@@ -47,6 +47,8 @@ class StreamTable:
     ) -> None:
         limits = context.limits
         self._context = context
+        self._side = context.side.value
+        """What the ids of this end's streams have in their last bit."""
         self._lifecycle = lifecycle
         self._sender = sender
         self._decoder = decoder
@@ -89,7 +91,7 @@ class StreamTable:
 
     def check_peer_id(self, stream_id: int) -> None:
         """Raise Violation for an OPEN whose id is not one that the peer may use next."""
-        if stream_id & 1 == self._context.side.value:
+        if stream_id & 1 == self._side:
             raise Violation(GoawayCode.PROTOCOL, "OPEN with a stream id of the other side's")
         if stream_id <= self.last_peer_id:
             raise Violation(GoawayCode.PROTOCOL, "OPEN with a stream id that does not rise")
@@ -136,7 +138,7 @@ class StreamTable:
         was."""
         stream = self.streams.get(stream_id)
         if stream is None:
-            ours = stream_id & 1 == self._context.side.value
+            ours = stream_id & 1 == self._side
             if stream_id == 0 or (stream_id >= self.next_id if ours else stream_id > self.last_peer_id):
                 raise Violation(GoawayCode.PROTOCOL, f"{name} for a stream that was never opened")
         return stream
@@ -216,7 +218,7 @@ class StreamTable:
     def refused_above(self, last: int) -> None:
         """Refuse the streams of this end above `last`, which the peer did not process, as its GOAWAY says."""
         for stream in list(self.streams.values()):
-            if stream.id & 1 == self._context.side.value and stream.id > last:
+            if stream.id & 1 == self._side and stream.id > last:
                 self.settle(stream, keep_received=False)
                 self.tell_reset(stream, ResetCode.REFUSED)
 
@@ -263,14 +265,14 @@ class StreamTable:
 
     def tell_reset(self, stream: Stream, code: int) -> None:
         """Tell the shell that a stream was reset, unless it does not know of it yet."""
-        if not self._lifecycle.authenticated and stream.id & 1 != self._context.side.value:
+        if not self._lifecycle.authenticated and stream.id & 1 != self._side:
             self.early = [event for event in self.early if event.stream is not stream]
         else:
             self._context.events.append(ev.StreamWasReset(stream, code))
 
     def _is_peers(self, stream: Stream) -> bool:
         """Return whether the peer opened it."""
-        return stream.id & 1 != self._context.side.value
+        return stream.id & 1 != self._side
 
     def _tell(self, event: ev.StreamOpened | ev.StreamFinished) -> None:
         if self._lifecycle.authenticated:
@@ -279,7 +281,7 @@ class StreamTable:
             self.early.append(event)
 
     def _drop(self, stream: Stream) -> None:
-        if self.streams.pop(stream.id, None) is not None and stream.id & 1 != self._context.side.value:
+        if self.streams.pop(stream.id, None) is not None and stream.id & 1 != self._side:
             self.peer_streams -= 1
         window = stream.window
         if stream.receiving is ReceiveState.RESET or window.received == window.consumed:

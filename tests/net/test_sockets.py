@@ -109,11 +109,12 @@ class Exhausted:
         self.fileno = sock.fileno
         self.close = sock.close
         self.getsockname = sock.getsockname
+        self.family, self.type, self.proto = sock.family, sock.type, sock.proto
 
-    def accept(self) -> tuple[socket.socket, object]:
+    def _accept(self) -> tuple[int, object]:
         if self._errors:
             raise self._errors.pop(0)
-        return self._sock.accept()
+        return self._sock._accept()
 
 
 async def test_without_descriptors_it_pauses_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
