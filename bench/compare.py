@@ -19,10 +19,11 @@ from typing import Any
 
 from bench.machine import describe
 
-LOADS = ("up", "down", "echo", "echo32", "open", "keystroke", "transfer", "first", "last_mile", "get", "exec")
-"""`first`: one copy of 10 MB as the first stream of its session, each way; `last_mile` goes over its own path; `get`:
-GETs at a real kube-apiserver on both paths of the agent, with the CPU of each role, as `bench.micro.fast_path`; `exec`:
-commands in a pod there by kubectl, one after the other, as the study `kubernetes` runs them."""
+LOADS = ("up", "down", "echo", "echo32", "conc", "open", "keystroke", "transfer", "first", "last_mile", "get", "exec")
+"""`conc`: echoes over 256 connections, as `echo32` has them over 32; `first`: one copy of 10 MB as the first stream of
+its session, each way; `last_mile` goes over its own path; `get`: GETs at a real kube-apiserver on both paths of the
+agent, with the CPU of each role, as `bench.micro.fast_path`; `exec`: commands in a pod there by kubectl, one after the
+other, as the study `kubernetes` runs them."""
 
 EXECS = 30
 """Commands of a measurement."""
@@ -87,9 +88,10 @@ if rest:
             if name in ("keystroke", "transfer"):
                 scenario(name, peer)
                 continue
-            options = {"echo32": {"connections": 32}, "open": {"count": 50_000}}.get(name, {})
+            many = {"echo32": 32, "conc": 256}.get(name)
+            options = {"connections": many} if many else {"count": 50_000} if name == "open" else {}
             before = cpu_seconds(peer.pids())
-            command = "many" if name == "echo32" else name
+            command = "many" if many else name
             result = load.run(command, peer.endpoint, seconds=seconds, warmup=0.4, **options)
             cpu = cpu_seconds(peer.pids()) - before
             if "mb_per_s" in result:
