@@ -141,6 +141,8 @@ async def test_a12_a_target_hears_nothing_before_the_record(echo: str) -> None:
             await io.write(b"early")
             await until(lambda number=number: len(waiting) >= number)
         assert targets.opened == 0
+        dialled = [connection._dialled for connection in targets._connections.values()]
+        assert all(isinstance(sock, socket.socket) for sock in dialled), "while the records are written"
         served = list(sessions._open)
         waiting[0]("")
         assert await first.read() == b"early"
@@ -151,6 +153,7 @@ async def test_a12_a_target_hears_nothing_before_the_record(echo: str) -> None:
         waiting[2]("")
         assert targets.opened == 1
         refused, cut = await audit.wait(2)
+        assert [sock.fileno() < 0 for sock in dialled if isinstance(sock, socket.socket)] == [False, True, True]
         assert (refused.outcome, refused.reason) == ("refused", "the disk is full")
         assert cut.outcome == "cut"
 

@@ -264,6 +264,18 @@ async def test_bytes_that_come_together_with_a_reset(size: int) -> None:
         assert results[0].error is not None
 
 
+async def test_what_a_program_said_before_travels_with_open() -> None:
+    async with connected("memory") as ends:
+        near, far = await tcp_pair()
+        results: list[SpliceResult] = []
+        await send(far, b"x" * 100)
+        stream = ends.client.open("tcp:test", splice := SocketSplice(near, results.append))
+        splice.read_on()
+        assert stream.bytes_sent == 100, "within the call, and so within the flush that sends OPEN"
+        cut(far)
+        await soon(lambda: bool(results))
+
+
 async def test_m9_a_reset_socket_is_read_no_faster_than_its_stream_takes() -> None:
     """The kernel holds megabytes when the reset comes: they stay there while the peer takes none, and none is lost."""
     size = 2 << 20

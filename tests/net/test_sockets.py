@@ -100,6 +100,19 @@ async def test_what_is_queued_can_be_taken_at_once() -> None:
         sock.close()
 
 
+async def test_a_second_one_is_looked_for_behind_sixteen_single_ones() -> None:
+    accepting = Accepting()
+    waiting = [socket.create_connection(accepting.sockets[0].getsockname()) for _ in range(20)]
+    for count in range(1, 17):
+        assert accepting.loop.accept()
+        assert len(accepting.accepted) == count
+    assert not accepting.loop.accept()
+    assert len(accepting.accepted) == 20
+    accepting.close()
+    for sock in waiting:
+        sock.close()
+
+
 class Exhausted:
     """A listening socket that finds no descriptor `times` times, and then an aborted connection."""
 
