@@ -42,7 +42,7 @@ MAX_CONNECTING = 512
 MAX_CONNECTING_OF_USER = 64
 """The same of one user, whose target may not answer: the others have room."""
 
-_CONNECT = path_fields("connect", "", "", "", "", "", "")
+_CONNECT = path_fields("", "connect", "", "", "", "", "", "")
 _TOO_MANY = "too many connections are being made"
 _log = structlog.get_logger("arcbridge.agent")
 
@@ -129,13 +129,8 @@ class TcpTargets:
 
     def serve(self, stream: StreamTransport, target: str, caller: Caller) -> None:
         """Connect `stream` to the address that `target` (`tcp:NAME`) names, or reset it with the reason's code."""
-        record = AuditRecord(
-            f"{caller.request_prefix}-{stream.id}-1",
-            caller.subject,
-            verb="connect",
-            path_fields=_CONNECT,
-            target=target,
-        )
+        request = f"{caller.request_prefix}-{stream.id}-1"
+        record = AuditRecord(request, caller.subject, verb="connect", path_fields=_CONNECT, target=target)
         found = self._targets.get(target.removeprefix(PREFIX)) if target.startswith(PREFIX) else None
         if found is None:
             self.refuse(stream, caller, record, ResetCode.UNKNOWN_TARGET, "no such target")

@@ -61,7 +61,7 @@ class ChainedLog:
         """What went on before its record was written; always 0 where `refuses` is set."""
         self.refused = 0
         """What was refused because its record could not be written."""
-        self._waiting: deque[_Waiting] = deque()
+        self._undecided: deque[_Waiting] = deque()
         """What waits for its record, in order; what was decided meanwhile is among it."""
         self._look_timer: asyncio.TimerHandle | None = None
         self._writer: AuditWriter | None = None
@@ -173,39 +173,35 @@ class ChainedLog:
 
     def _watch(self, waiting: _Waiting) -> None:
         """Let it wait for the writer, STALL seconds at most; one timer for all."""
-        while self._waiting and self._waiting[0].decided:
-            self._waiting.popleft()
-        self._waiting.append(waiting)
+        while self._undecided and self._undecided[0].recorded is None:
+            self._undecided.popleft()
+        self._undecided.append(waiting)
         if self._look_timer is None:
             self._look_timer = waiting.loop.call_later(STALL, self._look)
 
     def _look(self) -> None:
         self._look_timer, now = None, time.monotonic()
-        while self._waiting:
-            first = self._waiting[0]
+        while self._undecided:
+            first = self._undecided[0]
             left = first.since + STALL - now
-            if left > 0.0 and not first.decided:
+            if left > 0.0 and first.recorded is not None:
                 self._look_timer = first.loop.call_later(left, self._look)
                 return
-            self._waiting.popleft()
+            self._undecided.popleft()
             first.decide("it takes no data")
 
 
 class _Waiting(Waiter):
     """What waits for its record."""
 
-    __slots__ = ("_log", "_recorded", "loop", "since")
+    __slots__ = ("_log", "loop", "recorded", "since")
 
     def __init__(self, log: ChainedLog, recorded: Recorded) -> None:
         self._log = log
-        self._recorded: Recorded | None = recorded
+        self.recorded: Recorded | None = recorded
+        """None once it goes on, or was refused."""
         self.loop = asyncio.get_running_loop()
         self.since = time.monotonic()
-
-    @property
-    def decided(self) -> bool:
-        """Whether it goes on, or was refused."""
-        return self._recorded is None
 
     def __call__(self, failure: str) -> None:
         """Called in the writer's thread."""
@@ -216,7 +212,7 @@ class _Waiting(Waiter):
 
     def decide(self, failure: str) -> None:
         """Let it go on, or refuse it; once."""
-        recorded, self._recorded = self._recorded, None
+        recorded, self.recorded = self.recorded, None
         if recorded is None:
             return
         if failure and self._log.refuses:

@@ -22,18 +22,12 @@ _NOTSENT_LOWAT: Final = 128 * 1024
 cost wake-ups on fast links; on a noisy loopback two runs each of 64 KiB to 1 MiB showed no difference in CPU per byte
 beyond the noise, and throughput varied too much to tell. The value is a start, not a result. It bounds this socket
 alone: what waits in all of them on the way, the relay's and the modem's included, is bounded by `wire.congestion`."""
-_TCP: Final = (
-    ("TCP_NODELAY", 1),
-    ("TCP_KEEPIDLE", 30),
-    ("TCP_KEEPINTVL", 10),
-    ("TCP_KEEPCNT", 3),
-    ("TCP_NOTSENT_LOWAT", _NOTSENT_LOWAT),
-    ("TCP_USER_TIMEOUT", _USER_TIMEOUT_MS),
-)
-_OPTIONS: Final = (
-    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-    *((socket.IPPROTO_TCP, getattr(socket, name), value) for name, value in _TCP if hasattr(socket, name)),
-)
+_TCP: Final = {"NODELAY": 1, "KEEPIDLE": 30, "KEEPINTVL": 10, "KEEPCNT": 3, "NOTSENT_LOWAT": _NOTSENT_LOWAT}
+_OPTIONS: Final = [
+    (socket.IPPROTO_TCP, getattr(socket, f"TCP_{name}"), value)
+    for name, value in _TCP.items()
+    if hasattr(socket, f"TCP_{name}")
+]
 """Of every connection, as far as the system has them; looked up once, because an agent sets them for each stream."""
 _ALONE: Final = 16
 """Times in a row that one connection is accepted and no second one looked for. Behind those more may be queued."""
@@ -46,9 +40,11 @@ ACCEPT_PAUSE: Final = 0.25
 def tune(sock: socket.socket, *, user_timeout: bool = True) -> None:
     """Set no delay, keepalive (30 s, then 3 probes 10 s apart), user timeout, a shallow send queue. Non-blocking."""
     sock.setblocking(False)
-    for level, option, value in _OPTIONS:
-        if user_timeout or value != _USER_TIMEOUT_MS:
-            sock.setsockopt(level, option, value)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option in _OPTIONS:
+        sock.setsockopt(*option)
+    if user_timeout:
+        set_tcp_option(sock, "TCP_USER_TIMEOUT", _USER_TIMEOUT_MS)
 
 
 def disable_user_timeout(sock: socket.socket) -> None:
@@ -127,7 +123,7 @@ class AcceptLoop:
             if not self._listening:  # `accepted` has closed it
                 return False
             try:
-                descriptor, address = listening._accept()
+                descriptor, address = listening._accept()  # type: ignore[attr-defined]  # what `accept` calls
             except (BlockingIOError, InterruptedError):
                 self._found = 0
                 return False

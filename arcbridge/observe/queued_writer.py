@@ -48,8 +48,8 @@ class QueuedWriter(Generic[Line]):
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         """For those that wait until all is written."""
-        self._awaited = 0
-        """How many do."""
+        self._awaited = False
+        """Whether there ever were any: few logs have one before their end."""
         self._bell = threading.Lock()
         """The thread waits for it in one call of C: a condition of Python took half of what a line cost."""
         self._bell.acquire()
@@ -96,11 +96,8 @@ class QueuedWriter(Generic[Line]):
     def _wait_written(self, timeout: float) -> bool:
         """Wait until all is written, at most `timeout` seconds; return whether it is."""
         with self._changed:
-            self._awaited += 1
-            try:
-                return self._changed.wait_for(lambda: self._free == self._limit, timeout)
-            finally:
-                self._awaited -= 1
+            self._awaited = True
+            return self._changed.wait_for(lambda: self._free == self._limit, timeout)
 
     # -- the thread -----------------------------------------------------------------------------------------------
 
