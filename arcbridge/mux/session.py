@@ -337,9 +337,7 @@ class MuxSession:
         waiting = self._machine.events
         try:
             while waiting:
-                events = waiting.copy()
-                waiting.clear()
-                for event in events:
+                for event in self._machine.events_received():
                     self._dispatch(event)
         finally:
             self._acting = False
