@@ -2,7 +2,7 @@
 
 `--version` and `version` are answered here, before a parser is imported, because scripts and package managers ask
 often. Everything else goes through `arcbridge.cli.run`, which imports the parser first and each role's
-libraries only once its sub-command is known (start-up budget: docs/operations.md).
+libraries only once its sub-command is known (start-up budget: docs/change.md).
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ EXIT_CODES: dict[ExitCode, tuple[str, str]] = {
     ExitCode.NOT_FOUND: ("the command of `run` is not there", "name a command that is in `PATH`"),
     ExitCode.INTERRUPTED: ("broken off by a signal before it served, or while it asked", ""),
 }
-"""The exit codes of all commands: what each means, and what to do. docs/troubleshooting.md has the same table."""
+"""The exit codes of all commands: what each means, and what to do. docs/broken.md has the same table."""
 
 
 class ArcbridgeError(Exception):

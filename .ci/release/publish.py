@@ -46,7 +46,7 @@ def image(out: Path) -> str:
         check=True,
         input=archive,
     )
-    # As strict as docs/operations.md has it run.
+    # As strict as docs/run.md has it run.
     said = _run("docker", "run", "--rm", "--read-only", "--cap-drop", "ALL", "--network", "none", name, "version")
     if f"commit {commit[:12]}," not in said:
         raise ValueError(f"{name} says it is {said.strip()!r}, and not of commit {commit[:12]}")

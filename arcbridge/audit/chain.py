@@ -5,7 +5,7 @@ where the role has written before it, that record names the last line of then, s
 writes no file. Invariant: the hash is over the bytes of a line as they stand in the file, without the line end.
 
 A chain has no key. It shows every change but that of the newest records; who may write the file can make the whole
-chain anew, which a head that was kept elsewhere shows (`Head`, docs/operations.md).
+chain anew, which a head that was kept elsewhere shows (`Head`, docs/audit.md).
 """
 
 from __future__ import annotations

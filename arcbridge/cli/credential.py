@@ -1,7 +1,7 @@
 """`arcbridge credential`: kubectl's credential plugin, which kubectl runs before it connects.
 
 On the way that nearly each call takes, one question to the background process, this imports nothing that takes time
-(start-up budget: docs/operations.md). Where the process does not run it is started; a login, where there is a terminal,
+(start-up budget: docs/change.md). Where the process does not run it is started; a login, where there is a terminal,
 and each mistake in the flags go the way of all other commands (`cli.background`).
 """
 

@@ -208,4 +208,4 @@ async def _guarded(hop: str, code: str, look: Callable[[], Awaitable[Finding]]) 
     try:
         return await look()
     except ArcbridgeError as error:
-        return failed(hop, error.message, "see docs/operations.md", code)
+        return failed(hop, error.message, "see docs/broken.md", code)

@@ -12,7 +12,7 @@ One step after the other; the log names each:
    process are reset by that, so their ends try again and find a successor on the same port, or another relay.
 
 Of a relay with several processes each goes through these steps by itself, but for the last, which they take *together*
-(docs/operations.md): an agent that was asked to come may come out at any of them, and is handed over. What the kernel
+(docs/change.md): an agent that was asked to come may come out at any of them, and is handed over. What the kernel
 has queued for a process by then is taken first, and told why it is refused.
 
 A relay without sessions goes through all of it within a second; a second signal does the same to one that has some.

@@ -48,7 +48,7 @@ class RelayUserLimitsConfig:
 
 @dataclass(frozen=True, slots=True)
 class RelayLimitsConfig:
-    """Bounds on what strangers and users may hold at the relay; why each default: docs/operations.md."""
+    """Bounds on what strangers and users may hold at the relay; why each default: docs/change.md."""
 
     unauthenticated: int = 1000
     unauthenticated_per_address: int = 100
@@ -351,7 +351,7 @@ class LimitsOverrideConfig:
 @dataclass(frozen=True, slots=True)
 class AgentLimitsConfig:
     """What one user may take of one agent process, over all sessions; 0: no limit. Why each default:
-    docs/operations.md."""
+    docs/change.md."""
 
     requests_per_second: int = 200
     request_burst: int = 1000

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from bench.virtual.plan import Outage, Size
 
 BACK = 60.0
-"""Seconds after a loss within which 99 % of the agents are complete again (docs/operations.md, Upgrade)."""
+"""Seconds after a loss within which 99 % of the agents are complete again (docs/change.md, Upgrade)."""
 HOME = 120.0
 """Seconds after its return within which a relay for which others stood in has its agents back (there)."""
 HOME_FROM_ALL = 300.0

@@ -26,7 +26,7 @@ EIGHT_VERBS = ("get", "list", "watch", "create", "update", "patch", "delete", "d
 OWN_EXTRAS = ("userextras/arcbridge.io/original-user", "userextras/arcbridge.io/restricted")
 
 MOST_DRAIN = 30
-"""Seconds in which a relay that is told to stop ends in any case (docs/operations.md, "Upgrade")."""
+"""Seconds in which a relay that is told to stop ends in any case (docs/change.md, "Upgrade")."""
 
 Object = dict[str, Any]
 

@@ -1,4 +1,4 @@
-"""docs/operations.md and the other pages for operators say what there is, and only that."""
+"""The pages for operators say what there is, and only that."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ from tests.support import citations, pages
 from .test_prometheus import defined_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = pages.read(ROOT / "docs/operations.md")
+CHANGE = pages.read(ROOT / "docs/change.md")
+BROKEN = pages.read(ROOT / "docs/broken.md")
 PAGES = [*(ROOT / "docs").rglob("*.md"), ROOT / "CHANGELOG.md"]
 
 
 @pytest.mark.parametrize("role", ["relay", "agent", "client"])
 def test_every_metric_is_explained(role: str) -> None:
-    explained = set(re.findall(r"`([a-z][a-z0-9_]+)(?:\{[a-z,]+\})?`", PAGE))
+    explained = set(re.findall(r"`([a-z][a-z0-9_]+)(?:\{[a-z,]+\})?`", BROKEN))
     missing = sorted(defined_metrics(role) - explained)
-    assert not missing, f"not in docs/operations.md: {', '.join(missing)}"
+    assert not missing, f"not in docs/broken.md: {', '.join(missing)}"
 
 
 def test_every_explained_metric_exists() -> None:
-    tables = re.findall(r"^### Metrics of .+?(?=^##)", PAGE, re.MULTILINE | re.DOTALL)
+    tables = re.findall(r"^### Metrics of .+?(?=^##)", BROKEN, re.MULTILINE | re.DOTALL)
     rows = [line for table in tables for line in table.splitlines() if line.startswith("| `")]
     explained = {name for row in rows for name in re.findall(r"`([a-z_]+)(?:\{[a-z,]+\})?`", row.split("|")[1])}
     defined = {name for role in ("relay", "agent", "client") for name in defined_metrics(role)}
@@ -42,12 +43,12 @@ def test_every_limit_is_explained_with_its_default() -> None:
         name = field.name
         if field.default is MISSING:
             name, shown = f"{field.name}.NAME", "none"
-        assert f"| `limits.{name}` | {shown} |" in PAGE
+        assert f"| `limits.{name}` | {shown} |" in CHANGE
 
 
 def test_every_limit_of_a_user_is_explained_with_its_default() -> None:
     explained = dict(
-        re.findall(r"^\| `limits\.(\w+)` \| (\d+) \|", PAGE.partition("### Limits of one user")[2], re.MULTILINE)
+        re.findall(r"^\| `limits\.(\w+)` \| (\d+) \|", CHANGE.partition("### Limits of one user")[2], re.MULTILINE)
     )
     limits = [field for field in fields(AgentLimitsConfig) if field.name not in ("groups", "users")]
     assert explained == {field.name: str(field.default) for field in limits}
@@ -69,7 +70,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_what_is_said_to_survive_is_held_by_tests() -> None:
-    table = PAGE.partition("### What survives what")[2].partition("\n\n`session.drain`")[0]
+    table = CHANGE.partition("### What survives what")[2].partition("\n\n`session.drain`")[0]
     rows = [line for line in table.splitlines() if line.startswith("| ") and "held by" not in line]
     assert len(rows) == 8
     for row in rows:
@@ -78,8 +79,7 @@ def test_what_is_said_to_survive_is_held_by_tests() -> None:
 
 
 def test_what_people_meet_is_said_by_the_code_and_held_by_tests() -> None:
-    page = pages.read(ROOT / "docs/troubleshooting.md")
-    section = page.partition("## What people meet\n")[2].partition("\n## ")[0]
+    section = BROKEN.partition("## What people meet\n")[2].partition("\n## ")[0]
     assert citations.missing(section) == []
     # Sentences may be spread over several literals of one expression.
     code = "\n".join(file.read_text() for file in sorted((ROOT / "arcbridge").rglob("*.py")))
@@ -94,8 +94,7 @@ def test_what_people_meet_is_said_by_the_code_and_held_by_tests() -> None:
 
 
 def test_exit_codes_are_those_of_the_code() -> None:
-    page = pages.read(ROOT / "docs/troubleshooting.md")
-    table = page.partition("| exit code | means | do |\n")[2].partition("\n\n")[0]
+    table = BROKEN.partition("| exit code | means | do |\n")[2].partition("\n\n")[0]
     assert [int(code) for code in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)] == list(ExitCode)
 
 

@@ -31,7 +31,7 @@ WAY = [
 ]  # fmt: skip
 
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "troubleshooting.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "broken.md"
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def test_without_a_cluster_it_looks_as_far_as_the_relay(patient: Patient) -> Non
 
 
 def rows() -> dict[str, tuple[str, str]]:
-    """Of each fault of docs/troubleshooting.md#user-faults what the doctor says, and what is held by another test."""
+    """Of each fault of docs/broken.md#user-faults what the doctor says, and what is held by another test."""
     text = PAGE.read_text().partition('<a id="user-faults"></a>')[2].partition("\n#")[0]
     found = {}
     for part in re.split(r'\n\* <a id="user-fault-', text)[1:]:

@@ -1,6 +1,6 @@
 """An operator's bad day: eleven things are broken one by one on real processes, and each is found at the first look.
 
-The table of docs/operations.md#eleven-faults says how: by one log line, by one metric, and by `doctor` alone in one
+The table of docs/broken.md#eleven-faults says how: by one log line, by one metric, and by `doctor` alone in one
 command. The test reads that table, so a row that promises too much fails. Each fault is repaired before the next one,
 and at the end nothing is found any more.
 """
@@ -29,7 +29,7 @@ from tests.support.reports import agent_again, metrics, page, until
 from tests.support.targets import EchoServer
 from tests.support.world import ALICE, BOB, CLUSTER_AUDIENCE, ApiServer, Client, User, World, arcbridge, fixed_port
 
-OPERATIONS = Path(__file__).resolve().parents[2] / "docs" / "operations.md"
+BROKEN = Path(__file__).resolve().parents[2] / "docs" / "broken.md"
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Row:
 
 def rows() -> list[Row]:
     """The table. Raises where a row is not as this test can read it."""
-    text = pages.read(OPERATIONS).partition('<a id="eleven-faults"></a>')[2]
+    text = pages.read(BROKEN).partition('<a id="eleven-faults"></a>')[2]
     found = []
     for line in text.splitlines():
         if not line.startswith('| <a id="fault-'):

@@ -1,6 +1,6 @@
 """An operator's faults: each is named at first look by a log line, a metric, and one command.
 
-The table of docs/operations.md#operator-faults says how, and the test reads it. A row names the alert that its metric
+The table of docs/broken.md#operator-faults says how, and the test reads it. A row names the alert that its metric
 raises, or why there is none. Rows that other tests hold name those. What a start refuses is refused by `config check`
 in the same words. The world is that of `test_faults.py`, and each fault is repaired before the next one.
 """
@@ -31,10 +31,10 @@ from tests.support.processes import ManagedProcess, ProcessFailed, require_or_sk
 from tests.support.reports import metrics, until
 from tests.support.world import ALICE, arcbridge, fixed_port
 
-from .test_faults import OPERATIONS, Day
+from .test_faults import BROKEN, Day
 from .test_faults import day as day
 
-ROOT = OPERATIONS.parents[1]
+ROOT = BROKEN.parents[1]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Row:
 
 def rows() -> dict[str, Row]:
     """The table. Raises where a row is not as this test can read it."""
-    text = OPERATIONS.read_text().partition('<a id="operator-faults"></a>')[2].partition("\n#")[0]
+    text = BROKEN.read_text().partition('<a id="operator-faults"></a>')[2].partition("\n#")[0]
     found = {}
     for part in re.split(r'\n\* <a id="operator-fault-', text)[1:]:
         name, words = part.partition('"')[0], " ".join(part.split())
@@ -420,4 +420,4 @@ def test_the_table_is_whole_and_true() -> None:
         for path, test in re.findall(r"`(tests/[\w/]+\.py)::(\w+)", row.held):
             assert f"def {test}(" in (ROOT / path).read_text(), row
         for anchor in re.findall(r"#(fault-[a-z-]+)", row.held):
-            assert f'id="{anchor}"' in pages.read(OPERATIONS), row
+            assert f'id="{anchor}"' in pages.read(BROKEN), row

@@ -25,7 +25,7 @@ from tests.support.reports import until
 from tests.support.world import ALICE, BOB, CLUSTER, RELAY_AUDIENCE
 
 NAMESPACE = "relays"
-OPERATIONS = ROOT / "docs/operations.md"
+RUN = ROOT / "docs/run.md"
 POD_MONITOR = "monitoring.coreos.com/v1/PodMonitor"
 FIELDS = {
     "jobLabel": {"type": "string"},
@@ -209,8 +209,8 @@ def config_check(relay: Relays) -> str:
 
 
 def permissions(names: tuple[str, ...]) -> str:
-    """Return those that docs/operations.md has for one relay, for several."""
-    (text,) = re.findall(r"^    (permissions \{.*?^    \})", OPERATIONS.read_text(), re.DOTALL | re.MULTILINE)
+    """Return those that docs/run.md has for one relay, for several."""
+    (text,) = re.findall(r"^    (permissions \{.*?^    \})", RUN.read_text(), re.DOTALL | re.MULTILINE)
 
     def for_each(found: re.Match[str]) -> str:
         return ", ".join(found[0].replace("relay-1", name) for name in names)

@@ -165,8 +165,8 @@ class TestConnection:
         assert len(asyncio.all_tasks()) == 1
 
     async def test_passwords_and_permissions(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        """The permissions of docs/operations.md are enough, and what is not among them is refused."""
-        page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+        """The permissions of docs/run.md are enough, and what is not among them is refused."""
+        page = (Path(__file__).parents[2] / "docs" / "run.md").read_text()
         permissions = page[page.index("    permissions {") : page.index("A relay needs nothing else")]
         config = f'authorization {{ users = [ {{ user: "relay-1", password: "secret", {permissions} }} ] }}\n'
         password = tmp_path / "password"

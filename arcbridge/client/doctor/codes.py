@@ -1,6 +1,6 @@
 """The stable names of what the client's doctor can find: the exit code and the remedy that go with each.
 
-docs/troubleshooting.md lists them all, for people and for scripts (`arcbridge doctor -o json`). What findings say of
+docs/broken.md lists them all, for people and for scripts (`arcbridge doctor -o json`). What findings say of
 texts and times from outside is bounded and cleaned here, too.
 """
 

@@ -11,7 +11,7 @@ from arcbridge.client.doctor.codes import CODES, exit_code
 from arcbridge.errors import ExitCode
 from tests.support import pages
 
-PAGE = Path(__file__).resolve().parents[3] / "docs" / "troubleshooting.md"
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "broken.md"
 
 
 def test_the_table_has_what_the_judgements_give() -> None:
