@@ -17,7 +17,7 @@ PROGRESS := $(PYTHON) tests/support/progress.py
 BY_FILE := --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint unit unit-client ci fuzz differential bench budget report soak claim lock sbom dist client-file manual mixin \
+.PHONY: help run test lint unit unit-client ci fuzz differential bench budget report soak claim lock sbom dist client-file manual mixin site \
 	number release-check image publish-image publish-index publish-chart sign publish-release clean
 
 help:
@@ -30,10 +30,11 @@ help:
 	@echo "  make ci      what CI runs, on a fresh clone: .ci/run"
 	@echo "  make fuzz    parsers of outside input, guided by coverage, and what inputs cost (TARGET='NAME NAME' or all, SECONDS=60; without a name: which there are)"
 	@echo "  make claim   the tests that hold one claim of docs/security.md, or one row of docs/threats.md (CODE=C1)"
-	@echo "  make dist    wheel, source archive, chart, bill of materials, single-file client and checksums of the last commit, reproducibly (OUT=dist)"
+	@echo "  make dist    wheel, source archive, chart, bill of materials, single-file client, documentation and checksums of the last commit, reproducibly (OUT=dist)"
 	@echo "  make sbom    the bill of materials alone (CycloneDX)"
 	@echo "  make manual  the man pages and docs/reference.md anew, from the tables of the program"
 	@echo "  make mixin   the dashboard anew; with OUT=DIRECTORY rules and dashboard for your Prometheus and Grafana (RUNBOOKS=URL OBJECTIVE=0.999)"
+	@echo "  make site    the documentation as a site that needs no server (OUT=build/site)"
 	@echo "  make lock    the lock files anew, after a change of dependencies (UPGRADE=1: to the newest of each)"
 	@echo "  make unit    every test that does not start the roles as processes (VENV=DIRECTORY PYTHON=python3.13: on another Python)"
 	@echo "  make unit-client  those of what a client is made of; on macOS and Windows too"
@@ -125,7 +126,7 @@ manual: $(STAMP)
 mixin: $(STAMP)
 	@PYTHONPATH=.ci $(BIN)/python -m release mixin $(if $(OUT),--out '$(OUT)') $(if $(RUNBOOKS),--runbooks '$(RUNBOOKS)') $(if $(OBJECTIVE),--objective '$(OBJECTIVE)')
 
-sbom dist client-file: $(STAMP)
+sbom dist client-file site: $(STAMP)
 	@PYTHONPATH=.ci $(BIN)/python -m release $@ $(if $(OUT),--out $(OUT))
 
 number:

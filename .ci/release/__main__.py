@@ -1,4 +1,4 @@
-"""`python -m release`: what `make lock`, `sbom`, `dist`, `client-file`, `manual` and `mixin` run."""
+"""`python -m release`: what `make lock`, `sbom`, `dist`, `client-file`, `site`, `manual` and `mixin` run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from release import artifacts, lock, manual, mixin
+from release import artifacts, lock, manual, mixin, site
 
 
 def main() -> int:
@@ -22,6 +22,8 @@ def main() -> int:
         ("client-file", "build the single-file client of this platform"),
     ):
         commands.add_parser(name, help=text).add_argument("--out", type=Path, default=lock.ROOT / "dist")
+    made = commands.add_parser("site", help="make a site of the documentation as it lies here")
+    made.add_argument("--out", type=Path, default=lock.ROOT / "build" / "site")
     commands.add_parser("manual", help="write the man pages and the reference anew")
     monitoring = commands.add_parser("mixin", help="write the dashboard anew, or the mixin with values of your own")
     monitoring.add_argument("--out", type=Path)
@@ -31,7 +33,7 @@ def main() -> int:
     try:
         if arguments.command == "lock":
             lock.renew(upgrade=arguments.upgrade)
-            for file in (lock.RUNTIME, lock.BUILD, lock.CLIENT):
+            for file in (lock.RUNTIME, lock.BUILD, lock.CLIENT, lock.SITE):
                 lock.check_platforms(file)
                 print(f"{file.relative_to(lock.ROOT)}: Python {lock.IMAGE_PYTHON} on {', '.join(lock.PLATFORMS)}")
         elif arguments.command == "manual":
@@ -40,6 +42,8 @@ def main() -> int:
         elif arguments.command == "mixin":
             for path in mixin.write(arguments.out, arguments.runbooks, arguments.objective):
                 print(path)
+        elif arguments.command == "site":
+            print(site.build(lock.ROOT, arguments.out, Path(sys.executable)))
         elif arguments.command == "sbom":
             print(artifacts.bill_of_materials(arguments.out))
         else:

@@ -1,4 +1,4 @@
-"""The artifacts of a release: wheel, source archive, chart, bill of materials, single-file client, checksums.
+"""The artifacts of a release: wheel, source archive, charts, bill of materials, single-file client, site, checksums.
 
 Two builds of one commit give the same bytes: what is built is the commit and not the working tree, every tool is locked
 by hash, and every time is the commit's. This module signs nothing; `publish` does.
@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from release import sbom, single_file
+from release import sbom, single_file, site
 from release.lock import FROM_SOURCE, ROOT
 
 CHARTS: Final = ("arcbridge-agent", "arcbridge-relay")
@@ -35,6 +35,7 @@ def build(out: Path, *, commit: str = "HEAD") -> list[Path]:
     """
     with _making(out, commit) as tools:
         made = sorted([*tools.packages(), *map(tools.chart, CHARTS), tools.bill_of_materials(), tools.client()])
+        made.append(tools.site())
         placed = [Path(shutil.copy(path, out)) for path in made]
     return [*placed, checksums(out)]
 
@@ -155,6 +156,21 @@ class Tools:
         work = self._work / "client"
         work.mkdir()
         return single_file.build(self._source, _python_of(self._product), work, version, epoch=self._epoch)
+
+    def site(self) -> Path:
+        """Make a site of the documentation, with tools of their own, and pack it."""
+        tools, out = self._work / "site-tools", self._work / "site"
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", tools], check=True)
+        self._pip(
+            *("install", "--no-compile", "--require-hashes", "--only-binary", ":all:"),
+            *("--requirement", str(self._source / "config" / "locks" / "site.txt")),
+            python=_python_of(tools),
+        )
+        site.build(self._source, out, _python_of(tools), epoch=self._epoch)
+        version = next(self._made.glob("*.whl")).name.split("-")[1]
+        packed = self._made / f"arcbridge-docs-{version}.tgz"
+        packed.write_bytes(single_file.tar_archive(out, self._epoch, root=packed.stem))
+        return packed
 
     def _extras(self) -> list[str]:
         with (self._source / "pyproject.toml").open("rb") as file:

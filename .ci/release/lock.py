@@ -22,6 +22,8 @@ BUILD_SOURCE: Final = ROOT / "config" / "locks" / "build.in"
 CLIENT: Final = ROOT / "config" / "locks" / "client.txt"
 """What puts the client into one file; what goes into it is in RUNTIME."""
 CLIENT_SOURCE: Final = ROOT / "config" / "locks" / "client.in"
+SITE: Final = ROOT / "config" / "locks" / "site.txt"
+"""What makes a site of docs/: the group `docs` of pyproject.toml."""
 
 FROM_SOURCE: Final = ("nkeys",)
 """Dependencies that are published as source alone; everything else is taken as a wheel and runs no code when it is
@@ -36,6 +38,8 @@ def renew(*, upgrade: bool) -> None:
     _compile([str(ROOT / "pyproject.toml"), "--all-extras"], RUNTIME, options)
     _compile([str(BUILD_SOURCE)], BUILD, options)
     _compile([str(CLIENT_SOURCE)], CLIENT, options)
+    # One version of each for every Python, and not the newest for the newest.
+    _compile(["--group", "docs"], SITE, [*options, "--fork-strategy", "fewest"])
 
 
 def check_platforms(lock: Path, *, python: str = IMAGE_PYTHON) -> None:

@@ -69,7 +69,7 @@ def test_it_holds_what_a_release_is(dist: Path) -> None:
     names = {path.name for path in dist.iterdir()}
     assert {f"arcbridge-{__version__}-py3-none-any.whl", f"arcbridge-{__version__}.tar.gz", "SHA256SUMS"} < names
     assert {f"{chart}-{__version__}.tgz" for chart in artifacts.CHARTS} < names
-    assert len(names) == 7
+    assert len(names) == 8
     with zipfile.ZipFile(dist / f"arcbridge-{__version__}-py3-none-any.whl") as wheel:
         inside = wheel.namelist()
     data = f"arcbridge-{__version__}.data"
@@ -162,11 +162,20 @@ def test_a_signed_release_verifies_with_the_commands_of_the_page(release: Path) 
     done = shell(block("-Y verify"), release)
     assert done.returncode == 0, done.stdout + done.stderr
     assert 'Good "arcbridge-release" signature for releases@arcbridge' in done.stdout
-    assert done.stdout.count(": OK") == 6
+    assert done.stdout.count(": OK") == 7
 
 
 @pytest.mark.parametrize(
-    "name", ["*.whl", "*.tar.gz", "arcbridge-agent-*.tgz", "arcbridge-relay-*.tgz", "*.cdx.json", "arcbridge-linux-*"]
+    "name",
+    [
+        "*.whl",
+        "*.tar.gz",
+        "arcbridge-agent-*.tgz",
+        "arcbridge-relay-*.tgz",
+        "arcbridge-docs-*.tgz",
+        "*.cdx.json",
+        "arcbridge-linux-*",
+    ],
 )
 def test_a_changed_artifact_is_found(release: Path, name: str) -> None:
     (path,) = release.glob(name)

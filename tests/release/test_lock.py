@@ -57,7 +57,7 @@ def applies(marker: Marker | None, where: dict[str, str]) -> bool:
     return marker is None or marker.evaluate(where)
 
 
-@pytest.mark.parametrize("path", [lock.RUNTIME, lock.BUILD, lock.CLIENT], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [lock.RUNTIME, lock.BUILD, lock.CLIENT, lock.SITE], ids=lambda path: path.stem)
 def test_each_entry_is_one_version_with_hashes(path: Path) -> None:
     found = entries(path)
     assert len(found) > 5
@@ -67,7 +67,7 @@ def test_each_entry_is_one_version_with_hashes(path: Path) -> None:
         assert requirement.url is None, name
 
 
-@pytest.mark.parametrize("path", [lock.RUNTIME, lock.BUILD, lock.CLIENT], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [lock.RUNTIME, lock.BUILD, lock.CLIENT, lock.SITE], ids=lambda path: path.stem)
 def test_no_index_is_named(path: Path) -> None:
     text = path.read_text()
     assert "://" not in text
@@ -127,7 +127,7 @@ def test_the_build_lock_has_the_build_system_of_pyproject() -> None:
 
 
 @pytest.mark.usefixtures("index")
-@pytest.mark.parametrize("path", [lock.RUNTIME, lock.BUILD, lock.CLIENT], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [lock.RUNTIME, lock.BUILD, lock.CLIENT, lock.SITE], ids=lambda path: path.stem)
 @pytest.mark.parametrize("python", PYTHONS)
 def test_every_platform_finds_its_files(path: Path, python: str) -> None:
     lock.check_platforms(path, python=python)
