@@ -1,4 +1,5 @@
-"""Writes the man pages and the reference from the tables of commands, flags, settings and exit codes.
+"""Writes the man pages and the reference from the tables of commands, flags, settings and exit codes, and
+tables of metrics, log events and codes from what `inventory` finds in the source.
 
 The help that a terminal shows is made of the same pages (`arcbridge.cli.help`), so the three say one thing. What the
 tables do not say is not in here. `tests/release/test_manual.py` fails where a file is stale.
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import inspect
 import re
 import textwrap
@@ -16,8 +18,10 @@ from pathlib import Path
 
 from arcbridge.cli import help as pages
 from arcbridge.cli.commands import GROUPS, INTERNAL, commands_of
+from arcbridge.client.doctor.codes import CODES
 from arcbridge.settings import config
 from arcbridge.settings.flags import AGENT, CLIENT, OFF, RELAY, ROLES, Flag, flags_of
+from release import inventory
 
 ROOT = Path(__file__).resolve().parents[2]
 REFERENCE = ROOT / "docs" / "reference.md"
@@ -25,8 +29,10 @@ MAN = ROOT / "config" / "man"
 NAMES = {CLIENT: "arcbridge.1", RELAY: "arcbridge-relay.8", AGENT: "arcbridge-agent.8"}
 SETTINGS = {CLIENT: config.ClientConfig, RELAY: config.RelayConfig, AGENT: config.AgentConfig}
 WIDTH = 128
+ROLES_OF_ALL = ("agent", "client", "relay")
 
 
+@functools.cache
 def files() -> dict[Path, str]:
     """Return each file that is made, with its text."""
     return {REFERENCE: reference(), **{MAN / name: man_page(role) for role, name in NAMES.items()}}
@@ -133,8 +139,8 @@ def _default(field: dataclasses.Field[typing.Any]) -> str:
 def reference() -> str:
     """Return docs/reference.md."""
     about = (
-        "Commands, flags, settings and exit codes, made from the program's own tables by `make manual`: do not edit "
-        "this page. `arcbridge help` shows the same on a terminal, `man arcbridge` as man pages."
+        "Commands, flags, settings, metrics, log events and codes, made from the program's own tables and source by "
+        "`make manual`: do not edit this page. `arcbridge help` and `man arcbridge` show commands, flags and settings."
     )
     lines = ["# Reference", "", *_filled(about)]
     for role in (CLIENT, RELAY, AGENT):
@@ -153,8 +159,66 @@ def reference() -> str:
             facts = ", ".join(filter(None, (one.kind, f"default `{one.default}`" if one.default else "")))
             flag = f"; `{one.flag}`" if one.flag else ""
             lines += _filled(f"* `{one.key}` ({facts}{flag}){f': {one.about}' if one.about else ''}", "  ")
+    lines += [*_metrics(), *_events(), *_codes()]
     lines += ["", "## Exit codes", "", *_pairs(pages.exit_codes_page().sections[0][1], "")]
     return "\n".join(lines) + "\n"
+
+
+def _metrics() -> list[str]:
+    """Return the metrics, by the roles that have them."""
+    lines = [
+        *("", "## Metrics", ""),
+        *_filled(
+            "Names are without their prefix, `arcbridge_relay_`, `arcbridge_agent_` or `arcbridge_client_`; besides "
+            "there are `arcbridge_build_info` and the usual `process_…`. Labels have the values that stand with them; "
+            "what is not among these is `other`. [When it is broken](broken.md#metrics) says which to watch."
+        ),
+    ]
+    titles = {ROLES_OF_ALL: "every role", ("agent", "relay"): "relay and agent"}
+    found: dict[tuple[str, ...], list[inventory.Metric]] = {ROLES_OF_ALL: [], ("agent", "relay"): []}
+    for one in inventory.metrics():
+        found.setdefault(tuple(sorted(one.roles)), []).append(one)
+    for roles, metrics in found.items():
+        lines += ["", f"### Metrics of {titles.get(roles) or f'the {roles[0]}'}", ""]
+        for one in metrics:
+            labels = f"{{{','.join(one.labels)}}}" if one.labels else ""
+            values = "".join(
+                f" `{label}`: {', '.join(f'`{value}`' for value in values)}."
+                for label, values in one.labels.items()
+                if values
+            )
+            lines += _filled(f"* `{one.name}{labels}` ({one.kind}): {one.help}{values}", "  ")
+    return lines
+
+
+def _events() -> list[str]:
+    """Return the log events with their levels and fields."""
+    lines = ["", "## Log events", "", *_filled(
+        "What stands in the field `event` of a log line, from `info` on: the roles and levels at which it is written, "
+        "and the fields that it has besides those of every line and of its session."
+    )]  # fmt: skip
+    lines.append("")
+    for one in inventory.events():
+        roles = "all" if one.roles == set(ROLES) else ", ".join(sorted(one.roles))
+        levels = ", ".join(level for level in inventory.LEVELS if level in one.levels)
+        fields = ", ".join(f"`{name}`" for name in sorted(one.fields))
+        lines += _filled(f"* `{one.name}` ({roles}; {levels}){f': {fields}' if fields else ''}", "  ")
+    return lines
+
+
+def _codes() -> list[str]:
+    """Return the codes that `doctor` and the self-checks give, with what they say is to be done."""
+    of = inventory.codes()
+    lines = ["", "## Codes of relay and agent", "", *_filled(
+        "Of `arcbridge --role relay doctor`, `--role agent doctor`, and the log lines `check failed`, `check warns`: "
+        "with the remedy beside them."
+    ), ""]  # fmt: skip
+    for code, remedy in of["operator"].items():
+        lines += _filled(f"* `{code}`{f': {remedy}' if remedy else ''}", "  ")
+    lines += ["", "## Codes of the client", "", *_filled("Of `arcbridge doctor`, with the exit code."), ""]
+    for code, remedy in of["client"].items():
+        lines += _filled(f"* `{code}` ({int(CODES[code])}){f': {remedy}' if remedy else ''}", "  ")
+    return lines
 
 
 def _pairs(pairs: list[tuple[str, str]], title: str) -> list[str]:

@@ -42,11 +42,12 @@ html_show_sphinx = False
 html_use_index = False
 html_theme_options = {"top_of_page_buttons": []}
 
+PLACE = "\n```{{toctree}}\n:hidden:\n:maxdepth: 1\n:glob:\n:caption: {}\n\n{}\n```\n"
 ORDER = {
     "Begin": "docs/tutorial docs/transcript docs/glossary",
     "Operate": "docs/run docs/change docs/broken docs/alerts docs/reference docs/audit docs/disaster-recovery",
     "How to": "docs/how-to/*",
-    "Understand": "docs/architecture docs/security docs/authentication docs/protocol docs/threats docs/verify-blindness",
+    "Understand": "docs/architecture docs/security docs/authentication docs/protocol docs/threats docs/verify*",
     "Decide": "docs/performance docs/benchmark/* docs/out-of-scope docs/decisions/*",
     "Take part": "CONTRIBUTING SECURITY CHANGELOG bench/README",
 }
@@ -60,11 +61,7 @@ def prepare(app: Sphinx, page: str, source: list[str]) -> None:
         r"\[([^\]]*)\]\(([\w./-]+)\)", lambda link: link[1] if (folder / link[2]).is_dir() else link[0], source[0]
     )
     if page == root_doc:
-        listed = (
-            f"\n```{{toctree}}\n:hidden:\n:maxdepth: 1\n:glob:\n:caption: {title}\n\n{names.replace(' ', chr(10))}\n```\n"
-            for title, names in ORDER.items()
-        )
-        source[0] += "".join(listed)
+        source[0] += "".join(PLACE.format(title, names.replace(" ", "\n")) for title, names in ORDER.items())
 
 
 def setup(app: Sphinx) -> None:

@@ -14,27 +14,10 @@ from arcbridge.errors import ExitCode
 from arcbridge.settings.config import AgentLimitsConfig, RelayLimitsConfig
 from tests.support import citations, pages
 
-from .test_prometheus import defined_metrics
-
 ROOT = Path(__file__).resolve().parents[2]
 CHANGE = pages.read(ROOT / "docs/change.md")
 BROKEN = pages.read(ROOT / "docs/broken.md")
 PAGES = [*(ROOT / "docs").rglob("*.md"), ROOT / "CHANGELOG.md"]
-
-
-@pytest.mark.parametrize("role", ["relay", "agent", "client"])
-def test_every_metric_is_explained(role: str) -> None:
-    explained = set(re.findall(r"`([a-z][a-z0-9_]+)(?:\{[a-z,]+\})?`", BROKEN))
-    missing = sorted(defined_metrics(role) - explained)
-    assert not missing, f"not in docs/broken.md: {', '.join(missing)}"
-
-
-def test_every_explained_metric_exists() -> None:
-    tables = re.findall(r"^### Metrics of .+?(?=^##)", BROKEN, re.MULTILINE | re.DOTALL)
-    rows = [line for table in tables for line in table.splitlines() if line.startswith("| `")]
-    explained = {name for row in rows for name in re.findall(r"`([a-z_]+)(?:\{[a-z,]+\})?`", row.split("|")[1])}
-    defined = {name for role in ("relay", "agent", "client") for name in defined_metrics(role)}
-    assert sorted(explained - defined) == []
 
 
 def test_every_limit_is_explained_with_its_default() -> None:

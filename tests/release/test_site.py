@@ -59,7 +59,7 @@ def test_blocks_are_shown_as_they_stand_without_their_marks(made: Path) -> None:
 def test_what_is_wrong_with_a_site_is_found(tmp_path: Path) -> None:
     (tmp_path / "a.html").write_text(
         '<link href="https://fonts.example/x.css"><script src="//cdn.example/x.js"></script><img src="b.png">'
-        '<a href="b.html">b</a> <a href="#c">c</a> <a href="a.html#d">d</a> <a href="https://example.org/">e</a><p id="d">'
+        '<a href="b.html">b</a> <a href="#c">c</a> <a href="a.html#d">d</a> <a href="https://e.example">e</a><p id="d">'
     )
     (tmp_path / "x.css").write_text("p { background: url('https://elsewhere.example/x.png') }")
     (tmp_path / "x.js").write_text("// https://elsewhere.example/licence\nfetch(here)")
