@@ -14,6 +14,8 @@ from arcbridge.errors import ExitCode
 from arcbridge.settings.config import AgentLimitsConfig, RelayLimitsConfig
 from tests.support import citations, pages
 
+from .test_prometheus import alerts
+
 ROOT = Path(__file__).resolve().parents[2]
 CHANGE = pages.read(ROOT / "docs/change.md")
 BROKEN = pages.read(ROOT / "docs/broken.md")
@@ -35,6 +37,18 @@ def test_every_limit_of_a_user_is_explained_with_its_default() -> None:
     )
     limits = [field for field in fields(AgentLimitsConfig) if field.name not in ("groups", "users")]
     assert explained == {field.name: str(field.default) for field in limits}
+
+
+def test_each_alert_has_a_row_that_leads_to_what_to_do() -> None:
+    """A row names alerts without their prefix, and links the place that the alert itself names."""
+    table = BROKEN.partition("## By alert")[2].partition("\n## ")[0]
+    rows = re.findall(r"\[(`[^\]]+`)\]\((alerts\.md#[\w-]+)\)", table)
+    found = {name: link for names, link in rows for name in re.findall(r"`(\w+)`", names)}
+    assert found == {
+        rule["alert"].removeprefix("Arcbridge"): "alerts.md#" + rule["annotations"]["runbook_url"].partition("#")[2]
+        for rule in alerts()
+        if "alert" in rule
+    }
 
 
 def test_every_dependency_and_its_floor_has_a_reason() -> None:
