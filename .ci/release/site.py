@@ -35,6 +35,8 @@ def build(root: Path, out: Path, python: Path, *, epoch: int | None = None) -> P
              "--doctree-dir", work, "--conf-dir", SETTINGS, ".", out.resolve()],
             check=True, cwd=root, env={**os.environ, **times}, capture_output=True, text=True,
         )  # fmt: skip
+    # Pictures that a page names in HTML; Sphinx brings those that it names in Markdown.
+    shutil.copytree(root / "docs" / "images", out / "docs" / "images", dirs_exist_ok=True)
     # What the next build would begin with.
     (out / ".buildinfo").unlink(missing_ok=True)
     first = Path(shutil.copy(out / "README.html", out / "index.html"))
@@ -48,7 +50,10 @@ def faults(site: Path) -> Iterator[str]:
     pages = {path.resolve(): _Page(path.read_text(encoding="utf-8")) for path in sorted(site.rglob("*.html"))}
     for path, page in pages.items():
         name = path.relative_to(site.resolve())
-        yield from (f"{name} loads {source}" for source in page.sources if urlsplit(source).netloc)
+        for source in page.sources:
+            parts = urlsplit(source)
+            if parts.netloc or not (parts.scheme or (path.parent / unquote(parts.path)).exists()):
+                yield f"{name} loads {source}, which is not there"
         for link in page.links:
             parts = urlsplit(link)
             if parts.scheme or parts.netloc:

@@ -64,8 +64,9 @@ def test_what_is_wrong_with_a_site_is_found(tmp_path: Path) -> None:
     (tmp_path / "x.css").write_text("p { background: url('https://elsewhere.example/x.png') }")
     (tmp_path / "x.js").write_text("// https://elsewhere.example/licence\nfetch(here)")
     assert list(site.faults(tmp_path)) == [
-        "a.html loads https://fonts.example/x.css",
-        "a.html loads //cdn.example/x.js",
+        "a.html loads https://fonts.example/x.css, which is not there",
+        "a.html loads //cdn.example/x.js, which is not there",
+        "a.html loads b.png, which is not there",
         "a.html links to b.html, which is not there",
         "a.html links to #c, and there is no such place in it",
         "x.css loads from another host: url('https://",
