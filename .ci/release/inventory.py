@@ -223,8 +223,9 @@ def _assigned(function: ast.AST) -> dict[str, ast.expr]:
     for one in ast.walk(function):
         if isinstance(one, ast.Assign):
             target, value = one.targets[0], one.value
-            several = isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple)
-            pairs = zip(target.elts, value.elts, strict=True) if several else [(target, value)]
+            pairs = [(target, value)]
+            if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
+                pairs = list(zip(target.elts, value.elts, strict=True))
             found |= {name.id: what for name, what in pairs if isinstance(name, ast.Name)}
         elif isinstance(one, ast.AnnAssign) and one.value is not None and isinstance(one.target, ast.Name):
             found[one.target.id] = one.value
@@ -250,7 +251,7 @@ def _attributes(name: str) -> Iterator[str]:
                 and ast.unparse(one.targets[0]) == name
                 and isinstance(one.value, ast.Constant)
             ):
-                yield one.value.value
+                yield str(one.value.value)
 
 
 def _last(function: ast.expr) -> str:
