@@ -124,8 +124,10 @@ class QueuedWriter(Generic[Line]):
         closing = False
         while not closing:
             self._idle = True
-            wanted = self._wait(lambda: self._wanted() or self._closing, self._patience())
+            self._wait(lambda: self._wanted() or self._closing, self._patience())
             with self._lock:
+                # Asked anew: a line may have come since the wait ended, and `_idled` would not write it.
+                wanted = self._wanted() or self._closing
                 self._idle = self._urgent = False
                 # Read with the queue, so that what was put before the end is written.
                 closing = self._closing

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import io
 import os
+import threading
+from collections.abc import Callable
 
 import pytest
 
 from arcbridge.observe import queued_writer
 from arcbridge.observe.line_sink import LineSink
+from arcbridge.observe.queued_writer import QueuedWriter
 
 
 class Descriptor(io.StringIO):
@@ -54,3 +57,32 @@ def test_a_queue_that_is_half_full_is_written_without_waiting(monkeypatch: pytes
     assert sink.close(30)
     os.close(writing)
     os.close(reading)
+
+
+def test_a_line_that_comes_as_the_patience_ends_is_written() -> None:
+    """Between the end of the wait and the lock: it is in the queue, and the wait had found none."""
+    written: list[str] = []
+    waited = threading.Event()
+
+    class Impatient(QueuedWriter[str]):
+        def _patience(self) -> float | None:
+            return None if waited.is_set() else 0.0
+
+        def _wait(self, until: Callable[[], bool], seconds: float | None) -> bool:
+            holds = super()._wait(until, seconds)
+            if seconds == 0.0:
+                assert not holds
+                assert self._put("late", 4)
+                waited.set()
+            return holds
+
+        def _write(self, lines: list[str]) -> bool:
+            written.extend(lines)
+            return True
+
+    writer = Impatient(100)
+    writer._start("test")
+    assert waited.wait(30)
+    assert writer._end(30)
+    assert written == ["late"]
+    assert writer._free == 100, "its room is free again"
