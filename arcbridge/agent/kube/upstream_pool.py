@@ -179,9 +179,10 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         """Read on."""
         if self._reading_paused and self.transport is not None and not self.transport.is_closing():
             self._reading_paused = False
-            self.transport.resume_reading()
             if self.error_poll is not None:
                 asyncio.get_running_loop().call_soon(self._take_held)
+            else:
+                self.transport.resume_reading()
 
     def abandon(self, rest: ResponseHandler, backlog: Backlog) -> None:
         """Give the rest of the answer to `rest`, which takes all of it: the caller is gone and waits for nothing. The
@@ -292,11 +293,16 @@ class UpstreamConnection(asyncio.BufferedProtocol):
     # -- inside -------------------------------------------------------------------------------------------------
 
     def _take_held(self) -> None:
-        """Take what the fast transport has read ahead: aiofastnet 1.2.0 leaves it until the socket has more to read,
-        which behind the end of an answer is never."""
+        """Read on, and first what the fast transport has read ahead.
+
+        aiofastnet 1.2.0 leaves that until the socket has more to read, which behind the end of an answer is never, and
+        drops it where it reads the socket's end first. So both are one call: uvloop reads a socket before it calls what
+        `call_soon` was given.
+        """
         transport = self.transport
         if transport is not None and not self._reading_paused and not transport.is_closing():
             try:
+                transport.resume_reading()
                 cast(Any, transport)._do_read()
             except OSError:  # `ssl.SSLError` is one
                 transport.abort()

@@ -28,7 +28,7 @@ from arcbridge.wire.backlog import Backlog
 from tests.agent.kube.bench import ALICE, Member, reachable
 from tests.support.clock import Clock
 from tests.support.eventually import until
-from tests.support.fake_apiserver import Exchange, chunked, reply
+from tests.support.fake_apiserver import Exchange, chunked, closing, reply
 
 GET = UpstreamRequest(b"GET /x HTTP/1.1\r\nHost: k\r\n\r\n")
 
@@ -342,11 +342,16 @@ async def test_idle_connections_are_few(tmp_path: Path, monkeypatch: pytest.Monk
         assert [one.usable for one in connections] == [False, False, True, True, True]
 
 
+@pytest.mark.parametrize("closes", [False, True])
 @pytest.mark.parametrize("full", [False, True])
-async def test_what_was_read_ahead_comes_when_the_caller_goes_on(tmp_path: Path, transport: str, full: bool) -> None:
-    """Also where the API server has nothing more to send: aiofastnet alone would wait for that."""
+async def test_what_was_read_ahead_comes_when_the_caller_goes_on(
+    tmp_path: Path, transport: str, full: bool, closes: bool
+) -> None:
+    """Also where the API server has nothing more to send: aiofastnet alone would wait for that. Where it `closes`, its
+    end is read behind what was read ahead."""
     async with reachable(tmp_path, Clock(0.0)) as (fake, api):
-        fake.routes["/x"] = reply(200, bytes(60_000))
+        answer = reply(200, bytes(60_000), *["Connection: close"] * closes)
+        fake.routes["/x"] = closing(answer) if closes else answer
         backlog = Backlog(0 if full else 1 << 30)
 
         class Stops(Collected):
