@@ -426,10 +426,14 @@ class StreamTransport(asyncio.Transport):
 
     def _broken(self, error: BaseException) -> None:
         """The protocol raised: its stream ends, its neighbours do not notice."""
+        self._report(error)
+        self.abort(ResetCode.INTERNAL)
+
+    def _report(self, error: BaseException) -> None:
+        """Give what the protocol raised to the loop's exception handler."""
         self.loop.call_exception_handler(
             {"message": f"the protocol of {self!r} failed", "exception": error, "protocol": self._protocol}
         )
-        self.abort(ResetCode.INTERNAL)
 
     def _pause_writer(self, low_water: int) -> None:
         """Pause the protocol until `low_water` bytes wait."""
@@ -460,5 +464,12 @@ class StreamTransport(asyncio.Transport):
             self.loop.call_soon(self._session.charge, self._tell_lost)
 
     def _tell_lost(self) -> None:
-        if self._protocol is not None:  # looked up now: it may have been changed meanwhile
-            self._protocol.connection_lost(self.error)
+        protocol = self._protocol  # looked up now: it may have been changed meanwhile
+        if protocol is None:
+            return
+        try:
+            protocol.connection_lost(self.error)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # the stream is over; what else the session has to do goes on
+            self._report(error)

@@ -209,6 +209,33 @@ async def test_an_exception_in_any_callback_ends_that_stream_alone(where: str, f
     take_out(faults, "ZeroDivisionError")
 
 
+async def test_an_exception_in_connection_lost_leaves_what_came_in_the_same_flight(faults: Faults) -> None:
+    """Both streams end by a FIN of the peer, and their protocols are told of it while the session's events are read."""
+
+    def bug(*_: Any) -> None:
+        raise ZeroDivisionError("a bug of the application")
+
+    async with plain_pair() as (ends, mine, theirs):
+        other, neighbour = await _open(ends)
+        await turns()
+        for one in (theirs, neighbour):
+            one.transport.write_eof()
+        await turns()
+        theirs.connection_lost = bug
+        for one in (mine, other):
+            one.transport.write_eof()
+        await turns()
+        assert neighbour.calls[-1] == ("lost", "NoneType", None)
+        assert not ends.agent.closed
+        assert ends.agent.connection is not None
+        assert len(ends.agent.streams) == 0
+        a, b = await _open(ends)
+        a.transport.write(b"still there")
+        await turns()
+        assert b.got == b"still there"
+    take_out(faults, "ZeroDivisionError")
+
+
 async def _open(ends: Any) -> tuple[Plain, Plain]:
     mine = Plain()
     ends.client.open("kubernetes", mine)
