@@ -181,14 +181,21 @@ class ChainedLog:
 
     def _look(self) -> None:
         self._look_timer, now = None, time.monotonic()
+        overdue = []
         while self._undecided:
             first = self._undecided[0]
             left = first.since + STALL - now
             if left > 0.0 and first.recorded is not None:
                 self._look_timer = first.loop.call_later(left, self._look)
-                return
-            self._undecided.popleft()
-            first.decide("it takes no data")
+                break
+            overdue.append(self._undecided.popleft())
+        for one in overdue:  # behind the timer: what is called may raise, or have its next record wait
+            try:
+                one.decide("it takes no data")
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as error:
+                one.loop.call_exception_handler({"message": "what waited for its record failed", "exception": error})
 
 
 class _Waiting(Waiter):

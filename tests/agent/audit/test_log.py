@@ -112,6 +112,51 @@ async def test_a_disk_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     log.close()
 
 
+async def test_every_request_is_decided_though_one_of_them_raises(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of requests whose time is over one has its next record wait within the call; one timer serves all that wait."""
+    monkeypatch.setattr(base, "STALL", 0.5)
+    monkeypatch.setattr(writer.AuditWriter, "put", lambda *_: True)  # queued, and never written
+    faults: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context.get("exception")))
+    log = AuditLog(str(tmp_path / "audit.jsonl"))
+    told: list[str] = []
+    looks = 0
+    look = log._look
+
+    def counted() -> None:
+        nonlocal looks
+        looks += 1
+        look()
+
+    monkeypatch.setattr(log, "_look", counted)
+
+    def raises(_: str) -> None:
+        raise ZeroDivisionError("a bug")
+
+    def goes_on(_: str) -> None:
+        told.append("first")
+        log.begin(record(), lambda _: told.append("next"))
+
+    for recorded in (goes_on, raises, lambda _: told.append("second")):
+        log.begin(record(), recorded)
+    for waiting in log._undecided:
+        waiting.since -= base.STALL
+    log.begin(record(), lambda _: told.append("later"))
+    assert log._look_timer is not None
+    log._look_timer.cancel()
+    log._look()
+    assert told == ["first", "second"]
+    assert [type(one) for one in faults] == [ZeroDivisionError]
+    await until(lambda: len(told) == 4)
+    assert told[2:] == ["later", "next"]
+    await asyncio.sleep(0.05)
+    assert looks <= 3, "a second chain of timers looks again each time"
+    monkeypatch.undo()
+    log.close()
+
+
 @pytest.mark.parametrize("policy", ["refuse", "continue"])
 async def test_a_queue_without_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str) -> None:
     """A stalled disk has filled the queue; `test_writer` has the queue itself."""
@@ -127,8 +172,8 @@ async def test_a_queue_without_room(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 async def test_a_loop_that_has_ended_is_not_called(tmp_path: Path) -> None:
     told: list[str] = []
     waiting = base._Waiting(AuditLog(""), told.append)
-    waiting._loop = asyncio.new_event_loop()
-    waiting._loop.close()
+    waiting.loop = asyncio.new_event_loop()
+    waiting.loop.close()
     waiting("")
     assert told == []
     waiting.decide("")
