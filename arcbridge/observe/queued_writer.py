@@ -89,9 +89,12 @@ class QueuedWriter(Generic[Line]):
         return self._thread is None or not self._thread.is_alive()
 
     def _ring(self) -> None:
-        """Have the thread look; the lock is held."""
+        """Have the thread look; the lock is held, perhaps by what a finalizer or signal handler has interrupted."""
         if self._bell.locked():
-            self._bell.release()
+            try:
+                self._bell.release()
+            except RuntimeError:  # the finalizer rang in between
+                pass
 
     def _wait_written(self, timeout: float) -> bool:
         """Wait until all is written, at most `timeout` seconds; return whether it is."""

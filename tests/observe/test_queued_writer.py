@@ -86,3 +86,31 @@ def test_a_line_that_comes_as_the_patience_ends_is_written() -> None:
     assert writer._end(30)
     assert written == ["late"]
     assert writer._free == 100, "its room is free again"
+
+
+def test_a_line_of_a_finalizer_that_runs_within_another_ones_put() -> None:
+    """The lock lets the same thread in again, so that both may ring between two calls of C."""
+    writer: QueuedWriter[str] = QueuedWriter(100)
+    writer._idle = True
+
+    class Bell:
+        """A lock behind whose `locked` a finalizer runs."""
+
+        def __init__(self) -> None:
+            self._lock = threading.Lock()
+            self._lock.acquire()
+            self._finalizers = ["within"]
+
+        def locked(self) -> bool:
+            locked = self._lock.locked()
+            while self._finalizers:
+                assert writer._put(self._finalizers.pop(), 6)
+            return locked
+
+        def release(self) -> None:
+            self._lock.release()
+
+    writer._bell = Bell()
+    assert writer._put("outer", 5)
+    assert sorted(writer._queue) == ["outer", "within"]
+    assert not writer._bell.locked()
