@@ -304,8 +304,10 @@ class UpstreamConnection(asyncio.BufferedProtocol):
             try:
                 transport.resume_reading()
                 cast(Any, transport)._do_read()
-            except OSError:  # `ssl.SSLError` is one
-                transport.abort()
+            except Exception as error:
+                transport.abort()  # aiofastnet, which would do so, did not call
+                if not isinstance(error, OSError):  # `ssl.SSLError` is one
+                    raise
 
     def _count(self, count: int) -> None:
         if self._backlog is not None:

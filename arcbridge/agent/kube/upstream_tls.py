@@ -4,7 +4,7 @@ Both stop reading when they are paused, so what a caller does not take stays at 
 INCOMING_BUFFER bytes at most by then, and ends a connection as soon as a write fails, with what the API server had
 answered before: such a request is one that the agent repeats, or whose caller does. Upgraded connections and requests
 with a body go over `net.tlstransport`, which delivers every byte that came before the end. Where aiofastnet does not
-work all do.
+work, or is a release that can no longer be asked for what it holds, all do.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+from types import ModuleType
 from typing import Final
 
 from arcbridge.mux.socket_error_poll import TransportErrorPoll
@@ -37,7 +38,7 @@ async def connect_upstream(
     Raises ssl.SSLError, other OSError, TimeoutError. The caller closes the socket if it fails or is cancelled.
     """
     aiofastnet = fast_tls_as_client() if repeatable else None
-    if aiofastnet is None:
+    if aiofastnet is None or not _gives_what_it_holds(aiofastnet):
         await connect_tls(sock, context, protocol, server_hostname)
         return None
     transport, _ = await aiofastnet.create_connection(
@@ -51,3 +52,9 @@ async def connect_upstream(
         ssl_outgoing_bio_size=OUTGOING_BUFFER,
     )
     return TransportErrorPoll(transport)
+
+
+def _gives_what_it_holds(aiofastnet: ModuleType) -> bool:
+    """Return whether its transport has the method, no part of its API, that `UpstreamConnection` calls for that."""
+    transports = getattr(aiofastnet, "ssl_transport", None)
+    return hasattr(getattr(transports, "SSLTransportBase", None), "_do_read")

@@ -371,6 +371,30 @@ async def test_what_was_read_ahead_comes_when_the_caller_goes_on(
         connection.drop()
 
 
+async def test_a_defect_met_by_what_was_read_ahead_ends_the_answer(tmp_path: Path, transport: str) -> None:
+    """The transport did not make the call, so it would go on as if nothing had happened, with a part of the answer."""
+    faults: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context.get("exception")))
+    async with reachable(tmp_path, Clock(0.0)) as (fake, api):
+        fake.routes["/x"] = reply(200, bytes(60_000))
+
+        class Breaks(Collected):
+            def response_data(self, data: bytes | memoryview, payload: int) -> None:
+                if self.payload:
+                    raise ZeroDivisionError("a defect")
+                super().response_data(data, payload)
+                connection.pause_reading()
+
+        connection = await dialled(api)
+        connection.send(handler := Breaks(), GET)
+        await until(lambda: handler.payload)
+        await asyncio.sleep(0.01)  # all that was sent is there
+        connection.resume_reading()
+        await asyncio.wait_for(handler.done.wait(), 5)
+        assert handler.broke
+        assert "ZeroDivisionError" in repr(faults)
+
+
 @pytest.mark.parametrize("full", [20, 0])
 async def test_m9_what_a_caller_does_not_take_stays_at_the_api_server(
     tmp_path: Path, transport: str, full: int

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
@@ -123,3 +124,20 @@ def test_the_handshake_is_bounded_by_the_same_deadline(monkeypatch: pytest.Monke
         far.close()
 
     run("uvloop", main)
+
+
+def test_a_release_that_cannot_be_asked_for_what_it_holds_carries_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    class SSLTransportBase:
+        """Without `_do_read`."""
+
+    async def main() -> None:
+        taker, apiserver, _ = await joined(True)
+        assert isinstance(taker.transport, TlsTransport)
+        assert taker.poll is None
+        taker.transport.abort()
+        apiserver.abort()
+        await taker.lost
+
+    for other in (SimpleNamespace(ssl_transport=SimpleNamespace(SSLTransportBase=SSLTransportBase)), SimpleNamespace()):
+        monkeypatch.setattr(upstream_tls, "fast_tls_as_client", lambda other=other: other)
+        run("asyncio", main)
