@@ -283,9 +283,11 @@ class _Connection(asyncio.Protocol):
         if dialled is None:
             return
         self._over = True
+        self._dialled = None  # an error holds the frames that hold this: a cycle for each connection that fails
+        if isinstance(dialled, Exception):
+            self._failed(dialled)
+            return
         try:
-            if isinstance(dialled, Exception):
-                raise dialled
             self._join(dialled)
         except Exception as error:
             self._failed(error)
@@ -309,6 +311,7 @@ class _Connection(asyncio.Protocol):
         self._targets.failed += 1
         code = ResetCode.CONNECT_FAILED
         if isinstance(error, ArcbridgeError):
+            error.__traceback__ = None
             self.record.refuse(error.message)
             session, stream = self.record.subject.session, self._stream.id
             _log.warning("target unreachable", session=session, stream=stream, reason=error.message)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
+import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
 
+from arcbridge.agent import targets as targets_module
 from arcbridge.agent.sessions import Sessions
 from arcbridge.agent.targets import MAX_CONNECTING_OF_USER, RECORDS, TcpTargets, read_targets
 from arcbridge.errors import ConfigError, SessionEnded, StreamReset
@@ -121,6 +124,29 @@ async def test_a_target_that_is_down() -> None:
         assert await reset_of(io) == ResetCode.CONNECT_FAILED
     assert (await audit.wait(1))[0].outcome == "refused"
     assert targets.failed == 1
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "localhost:1"])
+async def test_the_error_of_a_failed_dial_does_not_wait_for_the_garbage_collector(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor do its frames, whether it fails within the call or in a task: of a target that is down there are many."""
+    met: list[weakref.ref[Exception]] = []
+
+    class Noted(targets_module._Connection):
+        def _failed(self, error: Exception) -> None:
+            met.append(weakref.ref(error))
+            super()._failed(error)
+
+    monkeypatch.setattr(targets_module, "_Connection", Noted)
+    async with serving({"db": TargetConfig(address, users=("alice",))}) as (client, *_):
+        gc.disable()
+        try:
+            assert await reset_of(opened(client, "tcp:db")) == ResetCode.CONNECT_FAILED
+            await asyncio.sleep(0.01)
+            assert [one() for one in met] == [None]
+        finally:
+            gc.enable()
 
 
 async def test_a_caller_who_leaves_while_it_is_dialled(dialling: asyncio.Event) -> None:
