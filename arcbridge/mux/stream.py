@@ -281,7 +281,7 @@ class StreamTransport(asyncio.Transport):
             self._lose_if_over()
             return
         self._eof_due = True
-        if self._protocol is not None and not self._reader_scheduled:
+        if self._protocol is not None and not self._reader_scheduled and not self._draining:
             self._drain_inbox()
 
     def reset_received(self, code: int) -> None:

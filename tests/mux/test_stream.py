@@ -11,6 +11,7 @@ import pytest
 from arcbridge.mux import buffer, memory
 from arcbridge.wire.frames import ResetCode
 from arcbridge.wire.limits import Limits
+from arcbridge.wire.stream import SMALL
 from tests.mux.ends import Faults, Recorder, both_links, connected, read_until_cut, take_out
 from tests.support.books import check_session, unconsumed
 from tests.support.eventually import until
@@ -125,6 +126,29 @@ async def test_a_paused_stream_stalls_no_other() -> None:
         theirs.transport.resume_reading()
         await turns(200)
         assert len(theirs.got) == 2_000_000
+
+
+async def test_a_fin_that_comes_within_a_delivery_ends_behind_what_waits() -> None:
+    """As where a protocol has the session read within its call: bytes and end keep their order."""
+    first, second = b"1" * SMALL, b"2" * SMALL
+    async with plain_pair() as (_ends, mine, theirs):
+        theirs.transport.pause_reading()
+        for part in (first, second):
+            mine.transport.write(part)
+            await turns()
+        order: list[Any] = []
+
+        def on_data(data: bytes) -> None:
+            order.append(data)
+            if data == first:
+                theirs.transport.finish_received()
+                order.append("returned")
+
+        theirs.on_data = on_data
+        theirs.transport.resume_reading()
+        await turns()
+        assert order == [first, "returned", second]
+        assert theirs.calls.count("eof") == 1
 
 
 async def test_a_close_that_meets_a_paused_reader() -> None:
