@@ -156,7 +156,8 @@ class SocketSplice(asyncio.Protocol):
             return
         self._read_over = True
         stream.write_eof()
-        if not stream.is_closing():  # else `connection_lost` closes the socket before it would be asked again
+        # Else `connection_lost` closes the socket before it would be asked again; not so while bytes wait for it.
+        if self._pending or not stream.is_closing():
             self.pause_writing()
         self._close_if_over()
 

@@ -276,6 +276,22 @@ async def test_what_a_program_said_before_travels_with_open() -> None:
         await soon(lambda: bool(results))
 
 
+async def test_a_socket_at_its_end_is_not_read_while_bytes_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though its stream is over: it stays open until it has taken them, readable all the time."""
+    async with connected("memory") as ends:
+        near, far = await tcp_pair()
+        results: list[SpliceResult] = []
+        stream = ends.client.open("tcp:test", splice := SocketSplice(near, results.append))
+        splice.view_received(memoryview(bytes(16 << 20)))
+        monkeypatch.setattr(stream, "is_closing", lambda: True)
+        far.shutdown(socket.SHUT_WR)
+        await soon(lambda: splice._read_over)
+        assert not splice._reading
+        cut(far)
+        stream.abort()
+        await soon(lambda: bool(results))
+
+
 async def test_m9_a_reset_socket_is_read_no_faster_than_its_stream_takes() -> None:
     """The kernel holds megabytes when the reset comes: they stay there while the peer takes none, and none is lost."""
     size = 2 << 20
