@@ -88,10 +88,13 @@ class Collection:
         found: list[Any] = []
         query, size, asked = dict(self._query), PAGE, 0
         while (asked := asked + size) <= MAX_OBJECTS:
-            document = await self._page(http, {**query, "limit": str(size)}, PAGE_LIMIT if size > 1 else EVENT_LIMIT)
-            if document is None:
+            page = await self._page(http, {**query, "limit": str(size)}, PAGE_LIMIT if size > 1 else EVENT_LIMIT)
+            if page is None:
                 size //= 2
                 continue
+            document, length = page
+            if 2 * length <= PAGE_LIMIT:  # the large ones are behind it
+                size = min(2 * size, PAGE)
             try:
                 found += map(self._read, document["items"] or ())
                 metadata = document["metadata"]
@@ -104,8 +107,10 @@ class Collection:
             query["continue"] = more
         raise RemoteProtocolError(f"the API server's answer to {self._path} has more than {MAX_OBJECTS} objects")
 
-    async def _page(self, http: aiohttp.ClientSession, query: Mapping[str, str], most: int) -> dict[str, Any] | None:
-        """Return a page; None where it has more than `most` bytes and more than one object was asked for."""
+    async def _page(
+        self, http: aiohttp.ClientSession, query: Mapping[str, str], most: int
+    ) -> tuple[dict[str, Any], int] | None:
+        """Return a page and its length; None where it is longer than `most` and more than one object was asked for."""
         async with http.get(self._path, params=query, allow_redirects=False) as answer:
             body = bytearray()
             async for piece in answer.content.iter_any():
@@ -117,7 +122,7 @@ class Collection:
                     raise RemoteProtocolError(f"the API server's answer to {self._path} has more than {most} bytes")
             if answer.status != 200:
                 raise refusal(answer.status, body, self._path)
-            return read_json_object(body, most)
+            return read_json_object(body, most), len(body)
 
     async def _watch(self, http: aiohttp.ClientSession, version: str) -> None:
         """Pass events on until the watch ends."""

@@ -166,6 +166,31 @@ async def test_d6_a_page_is_as_small_as_its_objects_are_large(
         sizes.clear()
 
 
+async def test_behind_large_objects_pages_grow_again(
+    far: FarSide, session: SessionManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One large object at the beginning does not make a page of each of those behind it."""
+    monkeypatch.setattr(module, "PAGE", 8)
+    monkeypatch.setattr(module, "PAGE_LIMIT", 8000)
+    api, seen, pages = Api(), Seen(), list[int]()
+    far.protocol = api.protocol
+
+    def read(data: bytearray, limit: int) -> dict[str, Any]:
+        document = read_json_object(data, limit)
+        pages.append(len(document["items"]))
+        return document
+
+    monkeypatch.setattr(module, "read_json_object", read)
+    for number in range(40):
+        pod = ready(f"web-{number:02}")
+        api.put("pods", {**pod, "metadata": {**pod["metadata"], "annotations": {"x": "y" * (20_000 * (not number))}}})
+    await following(session, seen, 100, lambda: seen.lists)
+    assert seen.lists == [([f"web-{number:02}" for number in range(40)], False)]
+    assert pages[:2] == [1, 1], "the large one, and one more before it is known that they are small again"
+    assert max(pages) == 8
+    assert len(pages) <= 9
+
+
 async def test_d6_of_a_list_one_page_is_held(far: FarSide, session: SessionManager) -> None:
     seen, read = Seen(), 0
     text = b'{"metadata":{"resourceVersion":"1","continue":"%%b"},"items":[{"metadata":{"name":"a","x":"%b"}}]}'
