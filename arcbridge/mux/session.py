@@ -499,9 +499,9 @@ class MuxSession:
     def _arm_timer(self) -> None:
         """Move the one timer only when the deadline came closer; a wake-up too early is harmless.
 
-        Called at the start, by `act` and, through it, by the timer, but not by a flush. A deadline comes closer only
-        by what ends in one of these: the handshake's end (an event), a drain (`goaway`), a PING (sent then, or by the
-        timer). Bytes that arrive move it away, which the timer finds out when it fires.
+        Called at the start, by the timer, and by `_react` where `_rearming` is set, but not by a flush. A deadline
+        comes closer only by what sets that: the handshake's end (an event), a drain (`goaway`), a PING (sent then, or
+        by the timer). Bytes that arrive move it away, which the timer finds out when it fires.
         """
         deadline = self._machine.next_deadline()
         if deadline is None or (self._timer is not None and self._timer_at <= deadline):
