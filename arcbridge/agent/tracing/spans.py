@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from arcbridge import __version__
-from arcbridge.observe.untrusted_text import clean
 
 if TYPE_CHECKING:
     from arcbridge.agent.audit.record import AuditRecord
@@ -23,8 +22,10 @@ if TYPE_CHECKING:
 _LINE: Final = re.compile(rb"(?im)^(traceparent:[ \t]*+)([^\r\n]*+)")
 _VALUE: Final = re.compile(rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-[ -~]*+)?")
 """https://www.w3.org/TR/trace-context/#traceparent-header: of later versions the first four fields count."""
-MOST_TEXT: Final = 128
-"""Bytes of a text in a span: resources come from paths, which callers choose."""
+_TEXT: Final = re.compile(r"[a-z0-9.-]{0,63}")
+"""A verb, group, resource or subresource as Kubernetes has them. Callers choose paths: what is of another form may be a
+name or a secret, is left out, and costs the event loop nothing more."""
+_METHOD: Final = re.compile(r"[A-Z]{1,16}")
 _SERVER: Final = 2
 """SPAN_KIND_SERVER of opentelemetry/proto/trace/v1/trace.proto."""
 _ERROR: Final = 2
@@ -116,25 +117,28 @@ def export_request(spans: Iterable[FinishedSpan], instance: str) -> dict[str, An
 
 
 def _json(span: FinishedSpan) -> dict[str, Any]:
-    what = "/".join(part for part in (span.resource, span.subresource) if part)
+    verb, group, resource, subresource = map(_known, (span.verb, span.group, span.resource, span.subresource))
+    # As OpenTelemetry's conventions for HTTP have methods that are not known.
+    method = span.method if _METHOD.fullmatch(span.method) else "_OTHER"
+    what = "/".join(part for part in (resource, subresource) if part)
     failed = span.status >= 500 or span.outcome in _FAILED
     return {
         "traceId": span.trace,
         "spanId": span.span,
         "parentSpanId": span.parent,
         "flags": 0x301,  # sampled; and the parent is known to be of another process
-        "name": clean(f"{span.verb or span.method} {what}".strip(), MOST_TEXT),
+        "name": f"{verb or method} {what}".strip(),
         "kind": _SERVER,
         "startTimeUnixNano": str(span.begun),
         "endTimeUnixNano": str(max(span.begun, span.ended)),
         "attributes": _attributes(
             {
-                "http.request.method": clean(span.method, MOST_TEXT),
+                "http.request.method": method,
                 "http.response.status_code": span.status,
-                "arcbridge.verb": clean(span.verb, MOST_TEXT),
-                "arcbridge.api_group": clean(span.group, MOST_TEXT),
-                "arcbridge.resource": clean(span.resource, MOST_TEXT),
-                "arcbridge.subresource": clean(span.subresource, MOST_TEXT),
+                "arcbridge.verb": verb,
+                "arcbridge.api_group": group,
+                "arcbridge.resource": resource,
+                "arcbridge.subresource": subresource,
                 "arcbridge.outcome": span.outcome,
                 "arcbridge.session": span.session,
                 # The API server's span of the request has it by this name.
@@ -143,6 +147,11 @@ def _json(span: FinishedSpan) -> dict[str, Any]:
         ),
         **({"status": {"code": _ERROR}} if failed else {}),
     }
+
+
+def _known(text: str) -> str:
+    """Return a text as it is where it has the form of one of Kubernetes', else nothing."""
+    return text if _TEXT.fullmatch(text) else ""
 
 
 def _attributes(values: Mapping[str, str | int]) -> list[dict[str, Any]]:
