@@ -88,6 +88,7 @@ def test_a_copy_has_an_operators_values(tmp_path: Path) -> None:
         (True, "", "99.9", "OBJECTIVE='99.9'"),
         (True, "", "1", "OBJECTIVE='1'"),
         (True, "", "0.1", "OBJECTIVE='0.1'"),
+        (True, "", "0.93", "OBJECTIVE='0.93'"),
         (False, "", "0.999", "say where, OUT=DIRECTORY"),
     ],
 )
@@ -95,3 +96,13 @@ def test_what_cannot_work_is_said(tmp_path: Path, out: bool, runbooks: str, obje
     with pytest.raises(ValueError, match=re.escape(said)):
         mixin.write(tmp_path if out else None, runbooks, objective)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_each_burn_rate_can_be_reached_at_every_objective_that_is_taken() -> None:
+    """A ratio is 1 at most: an alert that waits for more never fires."""
+    factors = {float(found) for found in re.findall(r"\(([0-9.]+) \* \(1 - ", mixin.RULES.read_text())}
+    assert max(factors) == 14.4
+    assert all(factor * (1 - mixin.LEAST) < 1 for factor in factors)
+    assert "vector(0.95)" in mixin.rules(objective=str(mixin.LEAST))
+    with pytest.raises(ValueError, match="OBJECTIVE"):
+        mixin.rules(objective="0.949999")
