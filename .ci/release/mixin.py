@@ -73,7 +73,6 @@ _CLUSTERS: Final = (
           {"{{cluster}}": 'sum by (cluster) (arcbridge_relay_cluster_agents_ready{cluster=~"$cluster"})'},
           "state-timeline", width=12, height=12, red_below=1),
 )  # fmt: skip
-_FAULTS: Final = "no_agent|agent_timeout|agent_refused|overloaded|internal"
 _JOINS: Final = (
     Panel("Joins that fail", "Without users' own mistakes. Above the line a month's errors are used up in two days.",
           {"{{instance}}, 5 min": 'arcbridge:relay_join_errors:ratio_rate5m{instance=~"$relay"}',
