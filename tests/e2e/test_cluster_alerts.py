@@ -55,7 +55,7 @@ class Prometheus:
         if binary is None:
             require_or_skip("promtool", "prometheus is not on this machine (Debian: package prometheus)")
         directory.mkdir()
-        rules = re.sub(r"\bfor: \d+m", "for: 2s", RULES.read_text())
+        rules = re.sub(r"\bfor: \d+m|(?<=keep_firing_)for: 1h", "for: 2s", RULES.read_text())
         for seconds, windows in (("[30s]", SHORT), ("[60s]", LONG)):
             for window in windows:
                 rules = rules.replace(window, seconds)
