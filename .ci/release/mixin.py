@@ -44,7 +44,8 @@ class Panel(NamedTuple):
 
 _CLUSTERS: Final = (
     Panel("Clusters", "Clusters that are enrolled and not revoked.",
-          {"": "count(count by (cluster) (arcbridge_relay_cluster_agents))"}, "stat", width=4, height=4),
+          {"": "(count(count by (cluster) (arcbridge_relay_cluster_agents)) or vector(0))\n"
+               "+ (max(arcbridge_relay_clusters_without_metrics) or vector(0))"}, "stat", width=4, height=4),
     Panel("Out of reach", "Clusters without an agent at any relay.",
           {"": "count(sum by (cluster) (arcbridge_relay_cluster_agents) == 0) or vector(0)"},
           "stat", width=4, height=4, red_from=1),

@@ -25,6 +25,7 @@ LIVES: dict[str, tuple[str, ...]] = {
     "ArcbridgeRevocationsMissing": ("arcbridge_relay_revocations_missing: 0x5 1x20 0x40",),
     "ArcbridgeRelayWithoutAgents": ("arcbridge_relay_agents: 3x5 0x20 3x40",),
     "ArcbridgeClusterOffline": ('arcbridge_relay_cluster_agents{cluster="c"}: 1x5 0x20 1x40',),
+    "ArcbridgeClustersWithoutMetrics": ("arcbridge_relay_clusters_without_metrics: 0x5 7x20 0x40",),
     "ArcbridgeClusterUnready": (
         'arcbridge_relay_cluster_agents{cluster="c"}: 1x65',
         'arcbridge_relay_cluster_agents_ready{cluster="c"}: 1x5 0x20 1x40',

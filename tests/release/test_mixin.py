@@ -106,3 +106,8 @@ def test_each_burn_rate_can_be_reached_at_every_objective_that_is_taken() -> Non
     assert "vector(0.95)" in mixin.rules(objective=str(mixin.LEAST))
     with pytest.raises(ValueError, match="OBJECTIVE"):
         mixin.rules(objective="0.949999")
+
+
+def test_the_number_of_clusters_has_those_that_have_no_series() -> None:
+    (panel,) = (one for one in mixin.ROWS["Which clusters"] if one.title == "Clusters")
+    assert "arcbridge_relay_clusters_without_metrics" in panel.queries[""]
