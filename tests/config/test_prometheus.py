@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,11 @@ import pytest
 import yaml
 
 from arcbridge import __version__
+from arcbridge.agent.reload import RELOADABLE as AGENT_RELOADABLE
+from arcbridge.cli.audit import _line as shown
+from arcbridge.cli.parser import parse
+from arcbridge.cli.words import role_of
+from arcbridge.relay.reload import RELOADABLE as RELAY_RELOADABLE
 from tests.support.processes import require_or_skip
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -160,6 +167,42 @@ def test_a_runbook_has_four_parts(anchor: str, section: str) -> None:
     assert re.search(r"(?m)^    \S", typed), "a command"
     named = set(re.findall(r"`(Arcbridge\w+)`", section.partition("**What one sees.**")[0]))
     assert named <= {alert["alert"] for alert in alerts()}, "alerts that are no more"
+
+
+def commands() -> list[list[str]]:
+    """The commands of arcbridge that runbooks have a person type, without what is typed before and behind them."""
+    found = []
+    for line in re.findall(r"(?m)^    (.+)$", (ROOT / "docs/alerts.md").read_text()):
+        _, begin, words = line.partition("arcbridge " if line.startswith("arcbridge ") else " -- arcbridge ")
+        if begin:
+            found.append(list(takewhile(lambda word: word not in ("|", ";"), shlex.split(words, comments=True))))
+    return found
+
+
+@pytest.mark.parametrize("words", {" ".join(words): words for words in commands()}.values(), ids=" ".join)
+def test_arcbridge_knows_each_command_of_a_runbook(words: list[str]) -> None:
+    role = role_of(words)
+    assert parse(words, role).role == role, "or it raises"
+
+
+def test_a_runbook_restarts_for_what_a_reload_does_not_take() -> None:
+    assert not any(name.partition(".")[0] == "audit" for name in AGENT_RELOADABLE | RELAY_RELOADABLE)
+    typed = runbooks()["audit-records-undelivered"]
+    assert "systemctl restart" in typed
+    assert "systemctl reload" not in typed
+
+
+def test_no_runbook_reads_the_label_that_no_alert_has() -> None:
+    """Prometheus drops the name of the metric from each alert."""
+    assert not [anchor for anchor, text in runbooks().items() if "`__name__`" in text]
+
+
+def test_the_record_of_a_token_without_its_key_is_found() -> None:
+    (pattern,) = re.findall(r"audit show .* grep -E '([^']+)'", runbooks()["token-without-its-key"])
+    for verb in ("authenticate", "resume"):
+        record = {"ts": "2026-11-29T16:00:00Z", "user": "anna", "verb": verb, "outcome": "refused", "session": "s"}
+        assert re.search(pattern, shown(record))
+        assert not re.search(pattern, shown({**record, "outcome": "answered"}))
 
 
 @pytest.mark.parametrize("rule", rules(), ids=lambda rule: str(rule.get("alert", rule.get("record"))))
