@@ -175,7 +175,7 @@ def commands() -> list[list[str]]:
     for line in re.findall(r"(?m)^    (.+)$", (ROOT / "docs/alerts.md").read_text()):
         _, begin, words = line.partition("arcbridge " if line.startswith("arcbridge ") else " -- arcbridge ")
         if begin:
-            found.append(list(takewhile(lambda word: word not in ("|", ";"), shlex.split(words, comments=True))))
+            found.append(list(takewhile(lambda word: word not in ("|", ";", ">"), shlex.split(words, comments=True))))
     return found
 
 
@@ -190,6 +190,20 @@ def test_a_runbook_restarts_for_what_a_reload_does_not_take() -> None:
     typed = runbooks()["audit-records-undelivered"]
     assert "systemctl restart" in typed
     assert "systemctl reload" not in typed
+
+
+def test_runbooks_can_be_followed_in_kubernetes() -> None:
+    """Its port is shut and its image has no curl, a dead pod takes no exec, and a token goes into a Secret."""
+    page = (ROOT / "docs/alerts.md").read_text()
+    assert "POD_IP" not in page
+    head = page.partition("\n## ")[0]
+    assert "port-forward POD 9464" in head
+    assert re.search(r"token create .* > token\n.*create secret generic arcbridge-join-token --from-file=token", head)
+    assert not [line for _, text in runbooks().items() for line in text.splitlines() if "token create" in line]
+    for words in ("logs POD -c relay --previous", "describe pod", "rollout restart"):
+        assert words in runbooks()["relay-down"]
+    daemonset = (ROOT / "config/kubernetes/base/daemonset.yaml").read_text()
+    assert "secretName: arcbridge-join-token" in daemonset
 
 
 def test_no_runbook_reads_the_label_that_no_alert_has() -> None:
