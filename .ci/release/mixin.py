@@ -75,10 +75,12 @@ _CLUSTERS: Final = (
           "state-timeline", width=12, height=12, red_below=1),
 )  # fmt: skip
 _JOINS: Final = (
-    Panel("Joins that fail", "Without users' own mistakes. Above the line a month's errors are used up in two days.",
+    Panel("Joins that fail",
+          "Without users' own mistakes. Above 14.4 a month's errors are used up in two days, below 1 they last.",
           {"{{instance}}, 5 min": 'arcbridge:relay_join_errors:ratio_rate5m{instance=~"$relay"}',
            "{{instance}}, 1 h": 'arcbridge:relay_join_errors:ratio_rate1h{instance=~"$relay"}',
-           "burn rate 14.4": "14.4 * (1 - arcbridge:join_objective:ratio)"}, unit="percentunit"),
+           "burn rate 14.4": "14.4 * (1 - arcbridge:join_objective:ratio)",
+           "burn rate 1": "1 * (1 - arcbridge:join_objective:ratio)"}, unit="percentunit"),
     Panel("Errors left of three days", "Of the joins that the objective lets fail, the part that has not failed.",
           {"{{instance}}": '1 - arcbridge:relay_join_errors:ratio_rate3d{instance=~"$relay"}\n'
                            "/ on () group_left () (1 - arcbridge:join_objective:ratio)"},

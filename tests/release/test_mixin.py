@@ -111,3 +111,10 @@ def test_each_burn_rate_can_be_reached_at_every_objective_that_is_taken() -> Non
 def test_the_number_of_clusters_has_those_that_have_no_series() -> None:
     (panel,) = (one for one in mixin.ROWS["Which clusters"] if one.title == "Clusters")
     assert "arcbridge_relay_clusters_without_metrics" in panel.queries[""]
+
+
+def test_joins_have_the_lines_of_the_highest_and_of_the_lowest_burn_rate() -> None:
+    (panel,) = (one for one in mixin.ROWS["Joins"] if one.title == "Joins that fail")
+    factors = {float(found) for found in re.findall(r"\(([0-9.]+) \* \(1 - ", mixin.RULES.read_text())}
+    lines = {float(query.split(" * ")[0]) for query in panel.queries.values() if "join_objective" in query}
+    assert lines == {max(factors), min(factors)}
