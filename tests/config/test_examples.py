@@ -286,3 +286,14 @@ def test_what_an_example_refuses(example: str, claims: dict[str, Any]) -> None:
     issuer = authentication.load(CONFIG / "examples" / example / "agent-authentication.yaml").issuers[0]
     with pytest.raises(TokenRefused):
         map_claims(issuer, {"sub": "subject", "exp": 1.0} | claims)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_comment_of_a_table_stands_above_its_header(kind: str) -> None:
+    """And no other table was put between the two."""
+    text = (CONFIG / f"{kind}.toml").read_text(encoding="utf-8")
+    (comment,) = re.findall(r"(?m)^((?:#.*\n)*)\[observe\]$", text)
+    assert comment.startswith("# Metrics, health and logs"), "or [observe] lacks it"
+    if kind == "agent":
+        (spans,) = re.findall(r"(?m)^((?:#.*\n)*)\[tracing\]$", text)
+        assert "Metrics" not in spans
