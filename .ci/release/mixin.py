@@ -70,8 +70,10 @@ _CLUSTERS: Final = (
                "(max by (cluster) (arcbridge_relay_cluster_certificate_expires_timestamp_seconds"
                '{cluster=~"$cluster"}) - time()) / 86400'},
           "table", width=12, height=12),
-    Panel("Agents that are ready", "0 is a cluster that serves no user.",
-          {"{{cluster}}": 'sum by (cluster) (arcbridge_relay_cluster_agents_ready{cluster=~"$cluster"})'},
+    Panel("Clusters that could not serve", "Those that, within the time that is shown, had no agent that was ready.",
+          {"{{cluster}}": 'arcbridge:cluster_agents_ready:sum{cluster=~"$cluster"}\n'
+                          'and min_over_time(arcbridge:cluster_agents_ready:sum{cluster=~"$cluster"}[$__range] @ end())'
+                          " == 0"},
           "state-timeline", width=12, height=12, red_below=1),
 )  # fmt: skip
 _JOINS: Final = (

@@ -228,6 +228,14 @@ def test_every_metric_exists(rule: dict[str, Any]) -> None:
     assert named_metrics(rule["expr"]) or records or rule["expr"].startswith(("up{", "vector("))
 
 
+def test_days_are_read_by_a_slow_group_alone() -> None:
+    """Of thousands of clusters they are many samples."""
+    for group in yaml.safe_load(RULES.read_text())["groups"]:
+        joins = [rule["expr"] for rule in group["rules"] if "_joins_" in rule["expr"]]
+        long = [expression for expression in joins if re.search(r"\[(6h|1d|3d)\]", expression)]
+        assert not long or group["interval"] == "3m"
+
+
 def test_an_alert_on_joins_stays_while_nobody_joins() -> None:
     """A short window without a join has no ratio; without this each such window would end the alert."""
     burning = [alert for alert in alerts() if "_join_errors:ratio_rate" in alert["expr"]]

@@ -56,6 +56,7 @@ class Prometheus:
             require_or_skip("promtool", "prometheus is not on this machine (Debian: package prometheus)")
         directory.mkdir()
         rules = re.sub(r"\bfor: \d+m|(?<=keep_firing_)for: 1h", "for: 2s", RULES.read_text())
+        rules = rules.replace("interval: 3m", "interval: 1s")
         for seconds, windows in (("[30s]", SHORT), ("[60s]", LONG)):
             for window in windows:
                 rules = rules.replace(window, seconds)
@@ -105,10 +106,8 @@ def asked() -> Iterator[tuple[str, str]]:
     dashboard = json.loads(DASHBOARD.read_text())
     for panel in dashboard["panels"]:
         for target in panel.get("targets", ()):
-            yield (
-                panel["title"],
-                re.sub(r"\$(cluster|relay)\b", ".*", target["expr"].replace("$__rate_interval", "30s")),
-            )
+            expression = target["expr"].replace("$__rate_interval", "30s").replace("$__range", "10m")
+            yield panel["title"], re.sub(r"\$(cluster|relay)\b", ".*", expression)
     for variable in dashboard["templating"]["list"][1:]:
         yield variable["name"], re.fullmatch(r"label_values\((\w+), \w+\)", variable["query"])[1]
     for group in yaml.safe_load(RULES.read_text())["groups"]:

@@ -118,3 +118,10 @@ def test_joins_have_the_lines_of_the_highest_and_of_the_lowest_burn_rate() -> No
     factors = {float(found) for found in re.findall(r"\(([0-9.]+) \* \(1 - ", mixin.RULES.read_text())}
     lines = {float(query.split(" * ")[0]) for query in panel.queries.values() if "join_objective" in query}
     assert lines == {max(factors), min(factors)}
+
+
+def test_a_timeline_has_no_row_for_a_cluster_that_was_well() -> None:
+    """There may be thousands."""
+    timelines = [one for one in mixin.ROWS["Which clusters"] if one.kind == "state-timeline"]
+    assert [query for one in timelines for query in one.queries.values() if "[$__range] @ end()) == 0" in query]
+    assert len(timelines) == 1
