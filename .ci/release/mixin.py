@@ -60,9 +60,9 @@ _CLUSTERS: Final = (
     Panel("Alerts", "Alerts of arcbridge that fire.",
           {"": 'count(ALERTS{alertname=~"Arcbridge.+", alertstate="firing"}) or vector(0)'},
           "stat", width=4, height=4, red_from=1),
-    Panel("Clusters, bad first", "Agents that are ready, failing checks, joins that fail, days of the certificate.",
+    Panel("Clusters, bad first", "An agent has connections to two relays, and is ready at both or at none.",
           {"ready": 'sum by (cluster) (arcbridge_relay_cluster_agents_ready{cluster=~"$cluster"})',
-           "agents": 'sum by (cluster) (arcbridge_relay_cluster_agents{cluster=~"$cluster"})',
+           "connections": 'sum by (cluster) (arcbridge_relay_cluster_agents{cluster=~"$cluster"})',
            "failing checks":
                'sum by (cluster) (1 - min by (cluster, check) (arcbridge_relay_cluster_check_ok{cluster=~"$cluster"}))',
            "joins failing in 1 h": 'arcbridge:cluster_join_errors:ratio_rate1h{cluster=~"$cluster"}',

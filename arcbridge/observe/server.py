@@ -75,7 +75,7 @@ class ObserveServer:
         self._metrics = metrics
         self._checks = checks
         self._gather = gather
-        self._began = time.time()
+        self._began, self._since = time.time(), time.monotonic()
         self._toggled = toggled
         self._lag = LoopLag()
         self._runner: web.AppRunner | None = None
@@ -162,15 +162,15 @@ class ObserveServer:
         return _plain("\n".join(lines) + "\n", 503 if failed else 200)
 
     async def _status(self, request: web.Request) -> web.Response:
-        component, now = f"arcbridge-{self._metrics.role}", time.time()
+        component, up = f"arcbridge-{self._metrics.role}", time.monotonic() - self._since
         wants_object = statusz.is_object(request.headers.get("Accept", ""))
         if wants_object is None:
             return _plain(f"text/plain is here, and {statusz.OBJECT}\n", 406)
         if wants_object:
-            text = statusz.document(component, self._began, now, build(), PATHS)
+            text = statusz.document(component, self._began, up, build(), PATHS)
             return web.Response(text=text, headers=_HEADERS, content_type="application/json")
         versions = {"Python version": platform.python_version(), "Binary version": build()}
-        return _plain(statusz.page(component, self._began, now, versions, PATHS))
+        return _plain(statusz.page(component, self._began, up, versions, PATHS))
 
     async def _scrape(self, request: web.Request) -> web.Response:
         if self._gather is not None:

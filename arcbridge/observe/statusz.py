@@ -38,9 +38,9 @@ def is_object(accept: str) -> bool | None:
     return None
 
 
-def page(component: str, began: float, now: float, versions: Mapping[str, str], paths: Sequence[str]) -> str:
-    """Return the page; `began` and `now` are unix time, `versions` are by what they are of."""
-    up = int(now - began)
+def page(component: str, began: float, up: float, versions: Mapping[str, str], paths: Sequence[str]) -> str:
+    """Return the page; `began` is unix time, `up` seconds, `versions` are by what they are of."""
+    up = int(up)
     lines = {
         "Started": datetime.fromtimestamp(began, UTC).strftime("%a %b %e %H:%M:%S UTC %Y"),
         "Up": f"{up // 3600} hr {up // 60 % 60:02} min {up % 60:02} sec",
@@ -51,14 +51,14 @@ def page(component: str, began: float, now: float, versions: Mapping[str, str], 
     return f"\n{component} statusz\n{_WARNING}\n\n{told}"
 
 
-def document(component: str, began: float, now: float, version: str, paths: Sequence[str]) -> str:
+def document(component: str, began: float, up: float, version: str, paths: Sequence[str]) -> str:
     """Return the object as JSON."""
     status = {
         "kind": "Statusz",
         "apiVersion": "config.k8s.io/v1beta1",
         "metadata": {"name": component},
         "startTime": datetime.fromtimestamp(began, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "uptimeSeconds": int(now - began),
+        "uptimeSeconds": int(up),
         "goVersion": "",
         "binaryVersion": version,
         "paths": list(paths),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import AsyncIterator
 
 import aiohttp
@@ -57,7 +58,7 @@ def test_of_many_media_types_the_first_are_read(entries: int) -> None:
 
 
 def test_the_page_has_the_form_of_kubernetes() -> None:
-    text = statusz.page("arcbridge-relay", 1729112623.0, 1729112623.0 + 3 * 3600 + 61, {"Binary version": "1"}, PATHS)
+    text = statusz.page("arcbridge-relay", 1729112623.0, 3 * 3600 + 61, {"Binary version": "1"}, PATHS)
     assert text.startswith("\narcbridge-relay statusz\nWarning: This endpoint is not meant to be machine parseable,")
     assert text.endswith(
         "\n\nStarted: Wed Oct 16 21:03:43 UTC 2024\nUp: 3 hr 01 min 01 sec\nBinary version: 1\n"
@@ -80,3 +81,12 @@ async def test_a_role_answers_both(url: str) -> None:
     assert found["binaryVersion"].startswith(__version__)
     assert 0 <= found["uptimeSeconds"] < 60
     assert found["paths"] == list(PATHS)
+
+
+async def test_a_clock_that_is_set_does_not_change_how_long_a_role_runs(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later = time.time() + 10**6
+    monkeypatch.setattr(time, "time", lambda: later)
+    async with aiohttp.ClientSession() as session, session.get(url, headers={"Accept": OBJECT}) as answer:
+        assert json.loads(await answer.text())["uptimeSeconds"] < 10**5

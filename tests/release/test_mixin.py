@@ -125,3 +125,11 @@ def test_a_timeline_has_no_row_for_a_cluster_that_was_well() -> None:
     timelines = [one for one in mixin.ROWS["Which clusters"] if one.kind == "state-timeline"]
     assert [query for one in timelines for query in one.queries.values() if "[$__range] @ end()) == 0" in query]
     assert len(timelines) == 1
+
+
+def test_the_table_calls_connections_what_are_connections() -> None:
+    """An agent at two relays is in the sum twice."""
+    (table,) = (one for one in mixin.ROWS["Which clusters"] if one.kind == "table")
+    summed = [name for name, query in table.queries.items() if "cluster_agents{" in query]
+    assert summed == ["connections"]
+    assert "connections" in table.about

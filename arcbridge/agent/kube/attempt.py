@@ -225,8 +225,9 @@ class Attempt:
             stats.refused += 1
         elif record.outcome is RequestOutcome.CUT:
             stats.cut += 1
-        if not self._unrecorded:
-            self._context.audit.write(record)
+        if self._unrecorded:
+            return  # one of a burst over a limit: neither has its record nor takes the place of another's span
+        self._context.audit.write(record)
         if self.span is not None:
             self.span.end(record)
 

@@ -26,6 +26,8 @@ _TEXT: Final = re.compile(r"[a-z0-9.-]{0,63}")
 """A verb, group, resource or subresource as Kubernetes has them. Callers choose paths: what is of another form may be a
 name or a secret, is left out, and costs the event loop nothing more."""
 _METHOD: Final = re.compile(r"[A-Z]{1,16}")
+_FLAGS: Final = 0x03
+"""sampled, and random-trace-id of https://www.w3.org/TR/trace-context-2/#trace-flags. Others are sent as 0."""
 _SERVER: Final = 2
 """SPAN_KIND_SERVER of opentelemetry/proto/trace/v1/trace.proto."""
 _ERROR: Final = 2
@@ -56,16 +58,17 @@ class FinishedSpan(NamedTuple):
 class Span:
     """A request that is traced and runs."""
 
-    __slots__ = ("_begun", "_finished", "_parent", "_span", "_trace")
+    __slots__ = ("_begun", "_finished", "_flags", "_parent", "_span", "_trace")
 
-    def __init__(self, trace: str, parent: str, finished: Callable[[FinishedSpan], None]) -> None:
+    def __init__(self, trace: str, parent: str, flags: int, finished: Callable[[FinishedSpan], None]) -> None:
+        self._flags = flags & _FLAGS
         self._trace, self._parent, self._finished = trace, parent, finished
         self._span = secrets.token_hex(8)
         self._begun = time.time_ns()
 
     def passed_on(self, head: bytes) -> bytes:
         """Return the head of the request to the API server, in which this span is the parent."""
-        value = f"00-{self._trace}-{self._span}-01".encode()
+        value = f"00-{self._trace}-{self._span}-{self._flags:02x}".encode()
         return _LINE.sub(lambda line: line[1] + value, head, count=1)
 
     def end(self, record: AuditRecord) -> None:
@@ -99,7 +102,8 @@ def span_of(facts: RequestFacts, finished: Callable[[FinishedSpan], None]) -> Sp
     version, trace, parent, flags, rest = found.groups()
     if version == b"ff" or (version == b"00" and rest) or not trace.strip(b"0") or not parent.strip(b"0"):
         return None
-    return Span(trace.decode(), parent.decode(), finished) if int(flags, 16) & 1 else None
+    bits = int(flags, 16)
+    return Span(trace.decode(), parent.decode(), bits, finished) if bits & 1 else None
 
 
 def export_request(spans: Iterable[FinishedSpan], instance: str) -> dict[str, Any]:

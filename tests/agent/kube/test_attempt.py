@@ -13,6 +13,7 @@ from arcbridge.agent.kube.authorize import TokenUnknown
 from arcbridge.agent.kube.caller import StreamContext, token_digest
 from arcbridge.agent.kube.request_target import RequestTarget, request_target
 from arcbridge.agent.kube.status import RequestRefusal
+from arcbridge.agent.tracing.spans import FinishedSpan, Span
 from tests.support.fake_apiserver import Exchange, reply
 
 from .bench import ALICE
@@ -147,6 +148,23 @@ async def test_h20_what_is_over_a_limit_is_not_read(desk: Desk, monkeypatch: pyt
                 assert caught.value.status_code == 429
     assert read == ["/api/v1/pods", exec_target]
     assert (desk.audit.kept[-1].limit, desk.audit.kept[-1].subresource) == ("requests_per_second", "exec")
+
+
+async def test_o10_a_flood_over_a_limit_makes_one_span(desk: Desk) -> None:
+    """As it makes one record: the room for spans is that of all callers."""
+    desk.stream = StreamContext(limited(request_burst=1), 1)
+    desk.now = 1000.0
+    ended: list[FinishedSpan] = []
+    for _ in range(50):
+        attempt = desk.begin()
+        attempt.span = Span("1" * 32, "2" * 16, 1, ended.append)
+        try:
+            attempt.plan(plain())
+        except RequestRefusal as refusal:
+            attempt.refuse(refusal)
+        finally:
+            attempt.finish()
+    assert [span.outcome for span in ended] == ["answered", "refused"]
 
 
 async def test_l26_a_flood_leaves_one_log_line_and_one_record_and_is_held(

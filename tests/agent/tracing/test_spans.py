@@ -76,6 +76,15 @@ def test_the_api_server_has_this_span_as_its_parent(name: str) -> None:
     assert finished.span != PARENT
 
 
+@pytest.mark.parametrize(("flags", "passed"), [("01", b"01"), ("03", b"03"), ("ff", b"03")])
+def test_flags_that_are_known_go_on(flags: str, passed: bytes) -> None:
+    """Of level 2 whether the trace's id is random; one that nobody knows yet does not."""
+    value = f"00-{TRACE}-{PARENT}-{flags}"
+    span = span_of(plain(value), lambda _: None)
+    assert span is not None
+    assert span.passed_on(f"GET / HTTP/1.1\r\ntraceparent: {value}\r\n\r\n".encode())[-6:-4] == passed
+
+
 def test_o10_a_span_says_verb_and_resource_and_no_name() -> None:
     ended: list[FinishedSpan] = []
     span = span_of(general(SAMPLED), ended.append)
