@@ -21,7 +21,8 @@ from arcbridge.agent.relay_http import post
 from arcbridge.agent.self_checks import API_SERVER, AUDIT, api_checks, certificate_finding, groups_checks, issuers_check
 from arcbridge.agent.service import credential_store, make_verifier
 from arcbridge.agent.settings import Checked, check
-from arcbridge.audit.sinks.settings import look_at_collectors
+from arcbridge.audit.sinks.collector import HTTP
+from arcbridge.audit.sinks.settings import look_at_collector, look_at_collectors
 from arcbridge.checks.diagnosis import Finding, FindingState, failed, ok, settings_findings, skipped
 from arcbridge.checks.running import look_at_process, look_at_refusals, read_page, samples_of
 from arcbridge.checks.self_checks import SelfCheck, SelfChecks
@@ -31,13 +32,14 @@ from arcbridge.net.dialer import try_tls
 from arcbridge.net.tls import ALPN_HTTP, RelayTrust, fetch_relay_cas, outer_client_context
 from arcbridge.pki.credentials import CLUSTER_CA_CERTIFICATE, AgentCredential
 from arcbridge.pki.pins import pin_of, same_pin
-from arcbridge.settings.config import AgentConfig
+from arcbridge.settings.config import AgentConfig, AuditSinkConfig
 from arcbridge.settings.named_files import is_directory, is_there
 from arcbridge.settings.problems import Place, located
 
 SETTINGS, CREDENTIAL, JOIN_TOKEN = "settings", "agent's credential at the relay", "join token"
 _LOOKED_AT = ("audit.", "authentication", "join_token_file", "kubernetes", "relay_ca", "state")
 """Settings whose files a hop of their own is about."""
+_SPANS = "check the table [tracing], the collector, and that this place may connect to it"
 CONNECT_DEADLINE = 10.0
 """Seconds for one relay, TCP and TLS together."""
 _PIN = (
@@ -73,6 +75,9 @@ async def diagnose(config: AgentConfig, place: Callable[[str], Place | None] = l
     found += await _issuers(checked)
     found += await _audit(config)
     found += await look_at_collectors(config.audit.sinks)
+    if (tracing := config.tracing).endpoint:
+        spans = AuditSinkConfig(HTTP, tracing.endpoint, ca_file=tracing.ca_file, token_file=tracing.token_file)
+        found.append(await look_at_collector("spans", spans, _SPANS, "spans"))
     found += await look_at_process(config.observe.listen)
     return found + await look_at_refusals("arcbridge_agent_", config.observe.listen, "tokens of users")
 

@@ -45,12 +45,15 @@ class HttpFetcher:
     """`await fetcher(url, ca_pem)`; one aiohttp session, made on first use, closed by `close()`.
 
     `keep`: keep connections for the next request, for several of them within seconds. `plain`: ask `http` URLs, too,
-    which the caller has found to be of this machine, and leave bodies as they came, without decompression.
+    which the caller has found to be of this machine, and leave bodies as they came, without decompression. `cut`: a
+    body above the limit is cut there, for callers whom the status tells enough.
     """
 
     def __init__(
-        self, *, deadline: float = DEADLINE, limit: int = MAX_DOCUMENT, keep: bool = False, plain: bool = False
-    ) -> None:
+        self, *, deadline: float = DEADLINE, limit: int = MAX_DOCUMENT, keep: bool = False, plain: bool = False,
+        cut: bool = False,
+    ) -> None:  # fmt: skip
+        self._cut = cut
         self._keep = keep
         self._plain = plain
         self._deadline = deadline
@@ -104,11 +107,13 @@ class HttpFetcher:
             return Reply(response.status, found, retry_after, max_age, answered.get("DPoP-Nonce", ""))
 
     async def _body(self, url: URL, response: aiohttp.ClientResponse) -> bytes:
-        if response.content_length is not None and response.content_length > self._limit:
+        if response.content_length is not None and response.content_length > self._limit and not self._cut:
             raise Unreachable(f"{url.host}: the document is larger than {self._limit} bytes")
         body = bytearray()
         async for chunk in response.content.iter_any():
             body += chunk
+            if len(body) > self._limit and self._cut:
+                return bytes(body[: self._limit])
             if len(body) > self._limit:
                 raise Unreachable(f"{url.host}: the document is larger than {self._limit} bytes")
         return bytes(body)

@@ -10,7 +10,7 @@ import pytest
 from arcbridge.agent.doctor import diagnose
 from arcbridge.agent.settings import check
 from arcbridge.checks.diagnosis import Finding, FindingState
-from arcbridge.settings.config import AgentConfig, AuditConfig, KubernetesConfig
+from arcbridge.settings.config import AgentConfig, AuditConfig, KubernetesConfig, TracingConfig
 from arcbridge.settings.problems import Place
 from tests.identity.issuer import CONFIG, URL
 
@@ -66,3 +66,10 @@ async def test_an_authentication_file_that_a_start_refuses_is_told_in_the_words_
 async def test_an_agent_that_no_caller_could_log_in_to(config: AgentConfig) -> None:
     found = {one.hop: one for one in await diagnose(dataclasses.replace(config, token_mode=False))}
     assert "no caller could log in" in found["authentication"].detail
+
+
+async def test_the_collector_of_spans_is_looked_at(config: AgentConfig, tmp_path: Path) -> None:
+    away = dataclasses.replace(config, tracing=TracingConfig(endpoint="https://127.0.0.1:1/v1/traces"))
+    (found,) = (one for one in await diagnose(away) if one.hop == "spans")
+    assert (found.state, found.code) == (FindingState.FAILED, "spans")
+    assert not [one for one in await diagnose(config) if one.hop == "spans"]

@@ -86,6 +86,7 @@ LIVES: dict[str, tuple[str, ...]] = {
     "ArcbridgeAuditSinkFailing": ('arcbridge_relay_audit_sink_failing{sink="s"}: 0x5 1x30 0x40',),
     "ArcbridgeAuditUndelivered": ('arcbridge_relay_audit_sink_dropped_total{sink="s"}: 0x5 5x60',),
     "ArcbridgeSpansDropped": ('arcbridge_agent_spans_dropped_total{reason="full"}: 0x5 9+9x40 369x40',),
+    "ArcbridgeSpansUndelivered": ("arcbridge_agent_span_export_failures_total: 0x5 2+2x40 82x40",),
     "ArcbridgeTokensRefused": ('arcbridge_agent_token_refusals_total{rule="token.aud"}: 0x5 3+3x30 93x40',),
     "ArcbridgeTokenWithoutItsKey": ('arcbridge_agent_proofs_refused_total{reason="peer"}: 0x5 1x100',),
     "ArcbridgeTokensWithoutGroups": (

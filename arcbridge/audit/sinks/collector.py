@@ -12,11 +12,12 @@ import ipaddress
 import socket
 import ssl
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 from typing import Final, Protocol
 from urllib.parse import urlsplit
 
 from arcbridge.audit.sinks.tail import LogRecord
-from arcbridge.errors import ArcbridgeError, ConfigError
+from arcbridge.errors import ArcbridgeError, ConfigError, StateError
 from arcbridge.net.address import Address, parse_address
 from arcbridge.net.dialer import DIRECT, connect
 from arcbridge.net.system_trust import read_cas, trusting_context
@@ -68,6 +69,17 @@ def http_address(url: str) -> tuple[Address, bool]:
     if not secure and not _is_loopback(where.host):
         raise ConfigError("http:// is for a collector on this machine's loopback alone; write https://")
     return where, secure
+
+
+def token_of(path: Path, setting: str = "token_file") -> str:
+    """Return the token of a file that a setting names. Raises StateError."""
+    try:
+        text = path.read_text("ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise StateError(f"{setting}: {path} cannot be read") from error
+    if len(text.split()) != 1:
+        raise StateError(f"{setting}: {path} holds no token: one word is needed")
+    return text
 
 
 def context_of(sink: AuditSinkConfig) -> ssl.SSLContext:

@@ -9,12 +9,10 @@ from __future__ import annotations
 import gzip
 import ssl
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Final
 
-from arcbridge.audit.sinks.collector import CollectorFailed, RecordsRefused, address_of, context_of
+from arcbridge.audit.sinks.collector import CollectorFailed, RecordsRefused, address_of, context_of, token_of
 from arcbridge.audit.sinks.tail import LogRecord
-from arcbridge.errors import StateError
 from arcbridge.net.fetch import HttpFetcher
 from arcbridge.settings.config import AuditSinkConfig
 
@@ -57,7 +55,7 @@ class HttpTransport:
         if self._sink.gzip:
             headers["Content-Encoding"] = "gzip"
         if self._sink.token_file is not None:
-            headers["Authorization"] = f"{self._sink.token_scheme} {_token(self._sink.token_file)}"
+            headers["Authorization"] = f"{self._sink.token_scheme} {token_of(self._sink.token_file)}"
         return headers
 
     def _body(self, records: Sequence[LogRecord]) -> bytes:
@@ -72,13 +70,3 @@ class HttpTransport:
         if self._trust is None or self._trust[0] != now:
             self._trust = now, context_of(self._sink)
         return self._trust[1]
-
-
-def _token(path: Path) -> str:
-    try:
-        text = path.read_text("ascii").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise StateError(f"token_file: {path} cannot be read") from error
-    if len(text.split()) != 1:
-        raise StateError(f"token_file: {path} holds no token: one word is needed")
-    return text

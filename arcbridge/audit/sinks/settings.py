@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Final
 
-from arcbridge.audit.sinks.collector import HTTP, STDOUT, SYSLOG, address_of, probe
+from arcbridge.audit.sinks.collector import HTTP, STDOUT, SYSLOG, address_of, probe, token_of
 from arcbridge.audit.sinks.http import ARRAY, LINES
 from arcbridge.audit.sinks.sender import LATE, Sinks, words_of
 from arcbridge.checks.diagnosis import Finding, failed, ok, warning
@@ -130,11 +130,18 @@ async def look_at_collectors(settings: Mapping[str, AuditSinkConfig]) -> list[Fi
         hop = f"audit sink {name}"
         if sink.kind == STDOUT:
             return ok(hop, "it writes to standard output")
-        try:
-            async with asyncio.timeout(_LOOK):
-                await probe(sink)
-        except Exception as error:
-            return failed(hop, words_of(error), _REMEDY, "audit_sink")
-        return ok(hop, "the collector answers, and is trusted")
+        return await look_at_collector(hop, sink, _REMEDY, "audit_sink")
 
     return await asyncio.gather(*(look(name, sink) for name, sink in settings.items()))
+
+
+async def look_at_collector(hop: str, sink: AuditSinkConfig, remedy: str, code: str) -> Finding:
+    """Return whether one collector answers, is trusted, and there is a token for it."""
+    try:
+        async with asyncio.timeout(_LOOK):
+            await probe(sink)
+        if sink.token_file is not None:
+            token_of(sink.token_file)
+    except Exception as error:
+        return failed(hop, words_of(error), remedy, code)
+    return ok(hop, "the collector answers, and is trusted")

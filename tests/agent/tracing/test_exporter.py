@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 from aiohttp import web
+from structlog.testing import capture_logs
 
 from arcbridge.agent.tracing import exporter
 from arcbridge.agent.tracing.exporter import BATCH, MOST_WAITING, SpanExporter
@@ -94,6 +95,81 @@ async def test_a_batch_that_is_refused_is_dropped_and_counted(tmp_path: Path) ->
         text = metrics.render()[0].decode()
         assert 'arcbridge_agent_spans_dropped_total{reason="refused"} 1.0' in text
         assert "arcbridge_agent_spans_waiting 0.0" in text
+
+
+@pytest.mark.parametrize(
+    ("partial", "refused"),
+    [
+        ({"rejectedSpans": "1"}, 1),
+        ({"rejectedSpans": 1}, 1),
+        ({"rejectedSpans": "99"}, 2),
+        ({"rejectedSpans": "-1"}, 0),
+        ({"rejectedSpans": "many"}, 0),
+        ({"rejectedSpans": [1]}, 0),
+        ({}, 0),
+        ("?", 0),
+    ],
+)
+async def test_spans_that_a_collector_says_it_did_not_take_are_dropped(partial: object, refused: int) -> None:
+    async with collecting() as collector, exporting(collector) as tracer:
+        collector.answers.append(web.json_response({"partialSuccess": partial}))
+        tracer._take(SPAN)
+        tracer._take(SPAN)
+        await until(lambda: tracer.sent + tracer.dropped["refused"] == 2)
+        assert (tracer.dropped["refused"], tracer.failures) == (refused, min(refused, 1))
+
+
+async def test_a_long_answer_is_no_reason_to_send_a_batch_again() -> None:
+    async with collecting() as collector, exporting(collector) as tracer:
+        collector.answers.append(web.Response(body=b"x" * (2 << 20)))
+        tracer._take(SPAN)
+        await until(lambda: tracer.sent == 1)
+        assert (tracer.failures, len(collector.headers)) == (0, 1)
+
+
+async def test_spans_that_an_end_loses_are_counted() -> None:
+    tracer = SpanExporter(TracingConfig(endpoint="http://127.0.0.1:9/v1/traces"), "agent-1")
+    task = asyncio.get_running_loop().create_task(tracer.run())
+    await asyncio.sleep(0)
+    tracer._take(SPAN)
+    await cancel_and_wait(task)
+    assert tracer.dropped["stopped"] == 1
+
+
+async def test_a_change_of_the_reason_and_the_recovery_are_logged(tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    with capture_logs() as logs:
+        async with collecting() as collector, exporting(collector, token_file=token) as tracer:
+            collector.answers += [web.Response(status=503, headers={"Retry-After": "0"}) for _ in range(3)]
+            tracer._take(SPAN)
+            await until(lambda: tracer.failures >= 2)
+            token.write_text("t0ken\n")
+            await until(lambda: tracer.sent == 1)
+    told = [(line["event"], line.get("reason", "")) for line in logs if line["event"].startswith("spans")]
+    where = collector.url.split("/")[2]
+    assert told == [
+        ("spans not sent", f"tracing.token_file: {token} cannot be read"),
+        ("spans not sent", f"{where}: answered 503"),
+        ("spans are sent again", ""),
+    ]
+
+
+async def test_a_defect_costs_one_batch_and_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: seen.append(context["message"]))
+    real = exporter.export_request
+
+    def broken(spans: Iterable[FinishedSpan], instance: str) -> object:
+        monkeypatch.setattr(exporter, "export_request", real)
+        raise AssertionError
+
+    monkeypatch.setattr(exporter, "export_request", broken)
+    async with collecting() as collector, exporting(collector) as tracer:
+        tracer._take(SPAN)
+        await until(lambda: tracer.dropped["defect"] == 1)
+        tracer._take(SPAN)
+        await until(lambda: tracer.sent == 1)
+    assert seen == ["spans were not sent"]
 
 
 async def test_o10_spans_that_wait_are_bounded_while_the_collector_is_away() -> None:
