@@ -6,6 +6,7 @@ import json
 import re
 import ssl
 import subprocess
+import tomllib
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -330,6 +331,24 @@ def test_audit_sinks(helm: Helm, tmp_path: Path) -> None:
         done = helm.run(*command, "--set", several, check=False)
         assert done.returncode != 0
         assert "auditSpool.volume: all pods would write the one file" in done.stderr
+
+
+def test_a_collector_of_spans_with_a_ca_of_its_own(helm: Helm, tmp_path: Path) -> None:
+    tracing = {"endpoint": "https://c.test:4318/", "existingSecret": "otel", "caKey": "ca.crt", "tokenKey": "t"}
+    (tmp_path / "values.yaml").write_text(yaml.safe_dump({"tracing": tracing}))
+    rendered = helm.template("-f", str(tmp_path / "values.yaml"))
+    made = tomllib.loads(rendered.one("ConfigMap")["data"]["agent.toml"])["tracing"]
+    files = {"ca_file": "/run/secrets/arcbridge-tracing/ca.crt", "token_file": "/run/secrets/arcbridge-tracing/t"}
+    assert made == {"endpoint": tracing["endpoint"], **files}
+    assert 4318 in egress_ports(rendered)
+    pod = rendered.workload()["spec"]["template"]["spec"]
+    for container in (*pod["containers"], *pod["initContainers"]):
+        mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+        assert mounts["tracing"] == "/run/secrets/arcbridge-tracing"
+    (volume,) = (one for one in pod["volumes"] if one["name"] == "tracing")
+    assert volume["secret"]["secretName"] == "otel"
+    text = rendered.one("ConfigMap")["data"]["agent.toml"]
+    assert text.index("[tracing]") < text.index("[observe]")
 
 
 def test_every_value_in_use(helm: Helm, tmp_path: Path) -> None:
