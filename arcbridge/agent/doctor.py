@@ -22,7 +22,7 @@ from arcbridge.agent.self_checks import API_SERVER, AUDIT, api_checks, certifica
 from arcbridge.agent.service import credential_store, make_verifier
 from arcbridge.agent.settings import Checked, check
 from arcbridge.audit.sinks.collector import HTTP
-from arcbridge.audit.sinks.settings import look_at_collector, look_at_collectors
+from arcbridge.audit.sinks.settings import look_at_collectors, unreachable
 from arcbridge.checks.diagnosis import Finding, FindingState, failed, ok, settings_findings, skipped
 from arcbridge.checks.running import look_at_process, look_at_refusals, read_page, samples_of
 from arcbridge.checks.self_checks import SelfCheck, SelfChecks
@@ -77,7 +77,10 @@ async def diagnose(config: AgentConfig, place: Callable[[str], Place | None] = l
     found += await look_at_collectors(config.audit.sinks)
     if (tracing := config.tracing).endpoint:
         spans = AuditSinkConfig(HTTP, tracing.endpoint, ca_file=tracing.ca_file, token_file=tracing.token_file)
-        found.append(await look_at_collector("spans", spans, _SPANS, "spans"))
+        reason = await unreachable(spans)
+        found.append(
+            failed("spans", reason, _SPANS, "spans") if reason else ok("spans", "the collector answers, and is trusted")
+        )
     found += await look_at_process(config.observe.listen)
     return found + await look_at_refusals("arcbridge_agent_", config.observe.listen, "tokens of users")
 

@@ -130,18 +130,20 @@ async def look_at_collectors(settings: Mapping[str, AuditSinkConfig]) -> list[Fi
         hop = f"audit sink {name}"
         if sink.kind == STDOUT:
             return ok(hop, "it writes to standard output")
-        return await look_at_collector(hop, sink, _REMEDY, "audit_sink")
+        if reason := await unreachable(sink):
+            return failed(hop, reason, _REMEDY, "audit_sink")
+        return ok(hop, "the collector answers, and is trusted")
 
     return await asyncio.gather(*(look(name, sink) for name, sink in settings.items()))
 
 
-async def look_at_collector(hop: str, sink: AuditSinkConfig, remedy: str, code: str) -> Finding:
-    """Return whether one collector answers, is trusted, and there is a token for it."""
+async def unreachable(sink: AuditSinkConfig) -> str:
+    """Return why a collector cannot be sent to; empty where it answers, is trusted, and there is a token for it."""
     try:
         async with asyncio.timeout(_LOOK):
             await probe(sink)
         if sink.token_file is not None:
             token_of(sink.token_file)
     except Exception as error:
-        return failed(hop, words_of(error), remedy, code)
-    return ok(hop, "the collector answers, and is trusted")
+        return words_of(error)
+    return ""
