@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -70,24 +71,23 @@ class Browser:
         return asyncio.run(self._run(url, script, timeout))
 
     async def _run(self, url: str, script: str, timeout: float) -> Any:
-        async with asyncio.timeout(timeout), aiohttp.ClientSession() as session:
+        async with asyncio.timeout(timeout), self.tab() as tab:
+            failed = await tab.open(url)
+            return {"failed": failed} if failed else await tab.evaluate(script)
+
+    @contextlib.asynccontextmanager
+    async def tab(self) -> AsyncIterator[Tab]:
+        """Open a tab, which shares its cookies with the others of this browser."""
+        async with aiohttp.ClientSession() as session:
             async with session.put(f"{self._devtools}/json/new?about:blank") as answer:
-                tab = await answer.json()
-            async with session.ws_connect(tab["webSocketDebuggerUrl"], max_msg_size=0) as socket:
-                devtools = _DevTools(socket)
-                await devtools.call("Page.enable")
-                await devtools.call("Page.setLifecycleEventsEnabled", enabled=True)
-                opened = await devtools.call("Page.navigate", url=url)
-                if "errorText" in opened:
-                    return {"failed": opened["errorText"]}
-                # By its loader: the empty page that the tab begins with tells of its own end of loading, too.
-                await devtools.event("Page.lifecycleEvent", name="load", loaderId=opened["loaderId"])
-                run = await devtools.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
-                if "exceptionDetails" in run:
-                    raise AssertionError(f"the page's script failed: {json.dumps(run['exceptionDetails'])[:2000]}")
-                value = run["result"].get("value")
-            async with session.get(f"{self._devtools}/json/close/{tab['id']}"):
-                return value
+                made = await answer.json()
+            async with session.ws_connect(made["webSocketDebuggerUrl"], max_msg_size=0) as socket:
+                tab = Tab(_DevTools(socket))
+                await tab.devtools.call("Page.enable")
+                await tab.devtools.call("Page.setLifecycleEventsEnabled", enabled=True)
+                yield tab
+            async with session.get(f"{self._devtools}/json/close/{made['id']}"):
+                pass
 
     def stop(self) -> None:
         self._process.stop()
@@ -99,6 +99,64 @@ class Browser:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+
+class Tab:
+    """One tab of a browser."""
+
+    def __init__(self, devtools: _DevTools) -> None:
+        self.devtools = devtools
+
+    async def open(self, url: str) -> str:
+        """Go to a page and wait until it has loaded; return why it cannot be opened, or nothing."""
+        opened = await self.devtools.call("Page.navigate", url=url)
+        if "errorText" in opened:
+            return str(opened["errorText"])
+        # By its loader: the empty page that the tab begins with tells of its own end of loading, too.
+        await self.devtools.event("Page.lifecycleEvent", name="load", loaderId=opened["loaderId"])
+        return ""
+
+    async def evaluate(self, script: str) -> Any:
+        """Run a script in the page; return what it gives (a promise is awaited)."""
+        run = await self.devtools.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+        if "exceptionDetails" in run:
+            raise AssertionError(f"the page's script failed: {json.dumps(run['exceptionDetails'])[:2000]}")
+        return run["result"].get("value")
+
+    async def until(self, script: str, what: str, timeout: float = 30) -> None:
+        """Wait until a script gives something true."""
+        try:
+            async with asyncio.timeout(timeout):
+                while not await self.evaluate(script):
+                    await asyncio.sleep(0.05)  # between two looks
+        except TimeoutError:
+            text = await self.evaluate("document.body.innerText")
+            raise AssertionError(f"{what}: not within {timeout:g} s; the page says: {text[:3000]}") from None
+
+    async def shape(self, width: int, height: int, *, dark: bool = False, still: bool = False) -> None:
+        """Show the page at this size, light or dark; `still`: for a person who wants no motion."""
+        await self.devtools.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
+        )
+        features = [
+            {"name": "prefers-color-scheme", "value": "dark" if dark else "light"},
+            {"name": "prefers-reduced-motion", "value": "reduce" if still else "no-preference"},
+        ]
+        await self.devtools.call("Emulation.setEmulatedMedia", features=features)
+
+    async def screenshot(self, file: Path) -> None:
+        """Write what is seen as PNG."""
+        shot = await self.devtools.call("Page.captureScreenshot", format="png")
+        file.write_bytes(base64.b64decode(shot["data"]))
+
+    async def press(self, key: str) -> None:
+        """Press a key, such as `Tab`."""
+        for kind in ("keyDown", "keyUp"):
+            codes = {"Tab": 9, "Enter": 13}
+            more = {"text": "\r"} if key == "Enter" and kind == "keyDown" else {}
+            await self.devtools.call(
+                "Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=codes[key], **more
+            )
 
 
 class _DevTools:

@@ -489,9 +489,10 @@ class IssuerServer:
         query = request.query
         redirect_uri = query.get("redirect_uri", "")
         parsed = urllib.parse.urlsplit(redirect_uri)
-        if parsed.scheme != "http" or parsed.hostname not in ("127.0.0.1", "::1", "localhost"):
+        # https: a relay's page; http: a client.
+        if parsed.scheme not in ("http", "https") or parsed.hostname not in ("127.0.0.1", "::1", "localhost"):
             # No redirect with an error: an address that was not registered must learn nothing.
-            raise Refused("invalid_request", "redirect_uri must be http on loopback")
+            raise Refused("invalid_request", "redirect_uri must be on loopback")
         without_port = parsed._replace(netloc=parsed.hostname).geturl()
         if self.settings.redirect_uris and without_port not in self.settings.redirect_uris:
             raise Refused("invalid_request", "redirect_uri is not registered")
