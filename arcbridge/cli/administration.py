@@ -24,6 +24,7 @@ _LISTS = {
     "version/3 cluster_ca_pin/5 relay_ca+ newest_relay_ca+ newest_cluster_ca+",
     "session list": "session user cluster since/1 restricted/2 bytes_to_agent/4 bytes_to_client/3 round_trip/5 agent/5 "
     "relay/6 worker/7",
+    "refusal list": "at user cluster code rule/3 times/2 reason… session/1 relay/4 worker/5",
     "user list": "user before revoked_at/1 reason…",
     "recovery list": "cluster last_seen",
     "policy list": "hash rules/1 held reason… relay/2 worker/3",
@@ -33,6 +34,7 @@ _NONE = {
     "token list": "no join tokens",
     "cluster list": "no clusters: none is enrolled",
     "session list": "no sessions: none runs now",
+    "refusal list": "no refusals that the relay remembers",
     "user list": "no users: none is revoked",
     "recovery list": "no clusters: none has revocations to give back",
 }
@@ -53,7 +55,7 @@ _DONE = {
 }
 """What each act says of each row of its answer."""
 _TIMES = frozenset(
-    ("created", "expires_at", "last_seen", "certificate_expires", "before", "revoked_at", "since", "valid_since")
+    ("created", "expires_at", "last_seen", "certificate_expires", "before", "revoked_at", "since", "at", "valid_since")
 )
 """Keys whose values are unix seconds, 0 for never; people and scripts get them as RFC 3339."""
 

@@ -399,6 +399,12 @@ COMMANDS = (
             "arcbridge session list ;; arcbridge session list -o json",
         ),
         Command(
+            "refusal list = relay:refusal_list",
+            "list who was refused which cluster lately, and why",
+            OUTPUT,
+            "arcbridge refusal list ;; arcbridge refusal list -o json",
+        ),
+        Command(
             "session end = relay:session_end",
             "end one session",
             Flag("--reason TEXT", "shown to the user"),
@@ -498,7 +504,7 @@ COMMANDS = (
     ),
 )
 
-ADMINISTRATION = ("token", "cluster", "session", "user")
+ADMINISTRATION = ("token", "cluster", "session", "refusal", "user")
 """Groups of the relay's commands that administrators have over HTTPS, too, as `admin GROUP WORD`."""
 
 
@@ -532,7 +538,7 @@ GROUPS = {
     ),
     RELAY: (
         ("serve", "run doctor bundle backup restore recovery"),
-        ("clusters and their agents", "cluster token session ca"),
+        ("clusters and their agents", "cluster token session refusal ca"),
         ("users", "policy user audit"),
         ("settings and shells", "config completion version"),
     ),
@@ -549,6 +555,7 @@ GROUP_HELP = {
     "ca": "rotation of the CA",
     "cluster": "enrolled clusters",
     "session": "sessions that run now",
+    "refusal": "users who were refused a cluster lately",
     "policy": "who may reach which cluster",
     "user": "users whose logins are revoked",
     "recovery": "revocations that a registry has lost",

@@ -113,6 +113,7 @@ def _saying(
 
 token_list = _listing(admin.list_tokens, "token list")
 session_list = _listing(admin.list_sessions, "session list")
+refusal_list = _listing(admin.list_refusals, "refusal list")
 policy_list = _listing(admin.list_policies, "policy list")
 recovery_list = _listing(admin.list_recovery, "recovery list")
 user_list = _listing(admin.list_users, "user list")

@@ -220,6 +220,11 @@ class TokenVerifier:
         """The issuers in force."""
         return self._config
 
+    @property
+    def acceptance(self) -> Acceptance:
+        """What else is asked of a token now."""
+        return self._accept
+
     def replace(self, config: AuthenticationConfig, accept: Acceptance) -> None:
         """Judge tokens by `config` and `accept` from now on; keys of issuers that stay as they were are kept.
 

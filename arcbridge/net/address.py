@@ -31,6 +31,11 @@ class Address:
     def url(self) -> str:
         return f"https://{self}"
 
+    @property
+    def origin(self) -> str:
+        """The same as browsers write it (RFC 6454 §6.1): without the port where it is 443."""
+        return self.url.removesuffix(f":{DEFAULT_PORT}")
+
 
 def parse_address(text: str, *, default_port: int = DEFAULT_PORT) -> Address:
     """Return the address of a peer to connect to; raises `ConfigError` which quotes `text` without its credentials.

@@ -17,6 +17,7 @@ from arcbridge.identity.claims import Identity
 from arcbridge.identity.policy import KnownGroups, PolicyFile
 from arcbridge.identity.proof import ProofChecker
 from arcbridge.identity.verifier import LEEWAY, TokenVerifier
+from arcbridge.relay.recent_refusals import RecentRefusals
 from arcbridge.relay.recent_users import RecentUsers
 from arcbridge.relay.registry.base import RegistryUnavailable, UserRevocation
 from arcbridge.units import rfc3339
@@ -138,3 +139,4 @@ class CallerChecks:
     proofs: ProofChecker
     access: Access
     recent: RecentUsers = field(default_factory=RecentUsers)
+    refusals: RecentRefusals = field(default_factory=RecentRefusals)

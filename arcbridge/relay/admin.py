@@ -47,6 +47,9 @@ MAX_TTL = 366 * 86400.0
 PIN_SHOWN = len("sha256:") + 12
 """Characters of the pin of a relay's CA that are shown in a table."""
 
+TURN = 100
+"""Clusters that are worked out in one turn of the loop."""
+
 SEEN_RECENTLY = 150.0
 """Seconds. Where no relay runs here that can be asked who is connected, what relays note every minute has to do."""
 
@@ -173,7 +176,11 @@ async def list_clusters(relay: Administered, patterns: Sequence[str] = (EVERY_CL
         _cluster_row(ClusterRecord(name, "", "", 0.0), relay.clock(), reports) | {"state": "Revoked"}
         for name in revoked - known
     ]
-    rows = [_cluster_row(record, relay.clock(), reports) for record in records]
+    rows = []
+    for number, record in enumerate(records):
+        if number % TURN == TURN - 1:
+            await asyncio.sleep(0)  # a relay that serves works it out in its own loop
+        rows.append(_cluster_row(record, relay.clock(), reports))
     return ClusterList(sorted((*rows, *unknown), key=lambda row: str(row["name"])), missing, reports is not None)
 
 
@@ -182,6 +189,11 @@ async def list_sessions(relay: Administered) -> list[Row]:
     Raises `StateError` where no relay runs here."""
     rows = await _ask(relay, {"ask": "sessions"})
     return sorted(rows, key=lambda row: float(row.get("since", 0.0)))
+
+
+async def list_refusals(relay: Administered) -> list[Row]:
+    """Return who was refused a cluster lately, the oldest first. Raises `StateError` where no relay runs here."""
+    return sorted(await _ask(relay, {"ask": "refusals"}), key=lambda row: float(row.get("at", 0.0)))
 
 
 async def end_session(relay: Administered, session: str, reason: str = "") -> list[Row]:

@@ -203,6 +203,10 @@ class ClientJoins:
 
     def _log_failure(self, attempt: _JoinAttempt, failure: JoinRefused) -> None:
         cause, code = failure.__cause__ or failure, JoinCode(failure.code).name
+        reason = getattr(cause, "message", "") or type(cause).__name__
+        if attempt.identity is not None and failure.code != JoinCode.GONE:
+            user, rule = attempt.identity.username, failure.refusal.rule
+            self._checks.refusals.note(user, attempt.request.cluster[:MAX_SHOWN], code, str(rule), reason, attempt.id)
         if isinstance(failure, JoinLimited):
             if (count := self.slots.refused_since_logged(failure)) is not None:
                 log.warning("joins refused", **attempt.fields, code=code, reason=failure.limit, joins=count)
@@ -216,7 +220,6 @@ class ClientJoins:
             attempt.fields |= {"groups": groups.names[:MOST_GROUPS], "more_groups": groups.more + left_out}
             if claim := attempt.identity.missing_groups_claim:
                 attempt.fields["detail"] = f"the token has no claim {claim!r}, from which its groups are taken"
-        reason = getattr(cause, "message", "") or type(cause).__name__
         log.warning("join failed", **attempt.fields, code=code, reason=reason)
 
     # -- who it is, and what it may --------------------------------------------------------------------------------

@@ -55,6 +55,8 @@ def register(metrics: Metrics, basis: Basis, entrances: Entrances) -> None:
                     {"limit": API_LIMITS}, lambda: entrances.api.limited)  # fmt: skip
     metrics.counter("administration_total", "Commands of administrators over HTTPS, by how they ended.",
                     {"outcome": COMMANDS_ENDS}, lambda: basis.counters.administration)  # fmt: skip
+    if entrances.page is not None:
+        entrances.page.register(metrics)
     metrics.gauge("certificate_expires_timestamp_seconds", "When the relay's certificate lapses, unix time.", None,
                   lambda: basis.certificate.loaded.expires)  # fmt: skip
 

@@ -23,6 +23,7 @@ from arcbridge.observe.untrusted_text import clean
 from arcbridge.pki.authority import Authority
 from arcbridge.relay.fleet.base import Fleet, Lost
 from arcbridge.relay.pump import Pump, Pumps
+from arcbridge.relay.recent_refusals import RecentRefusals
 from arcbridge.relay.recent_users import RecentUsers, token_row
 from arcbridge.tasks import TaskSet, cancel_and_wait
 from arcbridge.untrusted_json import read_json
@@ -67,6 +68,8 @@ class Operations:
         self._authority = authority
         self.findings: Callable[[], list[Finding]] = list
         """What the self-checks found last; set once they are made."""
+        self.refusals = RecentRefusals()
+        """Who was refused which cluster lately; those of the joins, once these are made."""
         self._origin: Row = {"relay": relay, "worker": worker}
         self._clock = clock
         self._cuts = TaskSet()
@@ -115,6 +118,10 @@ class Operations:
                 return self._policy_rules() if asked == self._origin else []
             case "user":
                 return self._user(str(question.get("user", "")))
+            case "refusals":
+                about = question.get("clusters")
+                clusters = [one for one in about if isinstance(one, str)] if isinstance(about, list) else ["*"]
+                return [row | self._origin for row in self.refusals.rows(clusters)]
             case "connected":
                 names = question.get("groups")
                 return self._connected(frozenset(names) if isinstance(names, list) else frozenset())
@@ -143,7 +150,7 @@ class Operations:
         return sorted((pump for pump in self._pumps if pump.identity is not None), key=lambda pump: pump.started_at)
 
     def _asked_for(self, question: Question) -> list[Pump]:
-        """Return the sessions of these `clusters` (names and patterns), with this id, the oldest `most` of them.
+        """Return the sessions of these `clusters` (names and patterns), of this user, with this id, the oldest `most`.
 
         A relay of an earlier version answers with all: the caller looks once more.
         """
@@ -151,6 +158,8 @@ class Operations:
         if isinstance(clusters := question.get("clusters"), list):
             named = [one for one in clusters if isinstance(one, str)]
             found = [pump for pump in found if covers(named, pump.cluster)]
+        if user := question.get("user"):
+            found = [pump for pump in found if pump.identity and pump.identity.username == user]
         if session := question.get("session"):
             found = [pump for pump in found if session in (pump.join_id, pump.first_session)]
         most = question.get("most")

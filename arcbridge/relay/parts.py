@@ -6,6 +6,7 @@ It makes and closes none of them.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from arcbridge.identity.policy import PolicyFile
 from arcbridge.identity.verifier import TokenVerifier
@@ -27,6 +28,9 @@ from arcbridge.relay.pump import Pumps
 from arcbridge.relay.registry.base import Registry
 from arcbridge.relay.settings import CheckedRelay
 from arcbridge.settings.config import RelayLimitsConfig
+
+if TYPE_CHECKING:
+    from arcbridge.relay.page.site import PageSite
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,3 +67,5 @@ class Entrances:
     api: Api
     administration: AdminApi
     http: HttpApiServer
+    page: PageSite | None
+    """The administrators' page; None: the settings have none."""

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
@@ -71,6 +71,9 @@ from arcbridge.relay.settings import CheckedRelay, required
 from arcbridge.settings.config import RelayConfig
 from arcbridge.tasks import cancel_and_wait
 from arcbridge.wire.records import CaSuccession
+
+if TYPE_CHECKING:
+    from arcbridge.relay.page.site import PageSite
 
 MAINTENANCE_INTERVAL: Final = 5.0
 """Seconds between two looks at revocations: a user or a cluster that was revoked is cut within 10 s."""
@@ -148,6 +151,7 @@ async def _start(config: RelayConfig, stack: AsyncExitStack, membership: Members
         worker=membership.index,
         authority=basis.authority,
     )
+    operations.refusals = basis.checks.refusals
     stack.push_async_callback(operations.close)
     fleet.on_question = lambda question: basis.audit.asked_by_fleet(question, operations.answer)
     observing, self_checks = await _observe(basis, entrances, drain, maintenance, operations, membership, stack)
@@ -210,7 +214,7 @@ async def _make_entrances(basis: Basis, membership: Membership, stack: AsyncExit
     shares = admission.loop_times.shares
     pumps = Pumps(_log_end, payers=LoopTimes(limits.loop_share_per_user / 100, size=PAYERS, shares=shares))
     stack.callback(pumps.close)
-    api, administration, http = await _serve_api(basis, pumps, stack)
+    api, administration, http, page = await _serve_api(basis, pumps, stack)
     authority = basis.authority
     control = ControlServer(
         lambda: certificate.loaded.contexts[ALPN_CONTROL],
@@ -252,11 +256,13 @@ async def _make_entrances(basis: Basis, membership: Membership, stack: AsyncExit
         handlers[client_hello.HOP] = partial(agents.serve_hop, hops.server_context)
     balancers = parse_networks(basis.checked.config.proxy_protocol_from)
     listener = Listener(handlers, admission, counters, balancers=balancers)
-    return Entrances(admission, listener, pumps, control, clients, detour, api, administration, http)
+    return Entrances(admission, listener, pumps, control, clients, detour, api, administration, http, page)
 
 
-async def _serve_api(basis: Basis, pumps: Pumps, stack: AsyncExitStack) -> tuple[Api, AdminApi, HttpApiServer]:
-    """Make the HTTP API, and what serves it to connections."""
+async def _serve_api(
+    basis: Basis, pumps: Pumps, stack: AsyncExitStack
+) -> tuple[Api, AdminApi, HttpApiServer, PageSite | None]:
+    """Make the HTTP API with the administrators' page, and what serves it to connections."""
     config = basis.checked.config
     api = Api(
         basis.authority,
@@ -273,10 +279,18 @@ async def _serve_api(basis: Basis, pumps: Pumps, stack: AsyncExitStack) -> tuple
     api.round_trip = basis.fleet.round_trip
     administration = AdminApi(api)
     files = ClientFiles(config.client.directory, api.spend_of_stranger)
-    http = HttpApiServer(build_app(api, files.install, administration.install))
+    install, page, paths = [files.install, administration.install], None, frozenset[str]()
+    if config.page.client_id:
+        # Only here: a relay without the page loads nothing of it.
+        from arcbridge.relay.page.opening import make_page
+        from arcbridge.relay.page.site import PATHS
+
+        page, paths = make_page(basis, api, administration, stack), frozenset(PATHS)
+        install.append(page.install)
+    http = HttpApiServer(build_app(api, *install), paths)
     await http.start()
     stack.push_async_callback(http.close, _API_CLOSE)
-    return api, administration, http
+    return api, administration, http, page
 
 
 def make_verifier(checked: CheckedRelay, stack: AsyncExitStack) -> TokenVerifier:

@@ -31,13 +31,16 @@ from arcbridge.relay.audit.log import audit_file
 from arcbridge.relay.http.login_settings import login_document
 from arcbridge.relay.proxy_protocol import parse_networks
 from arcbridge.settings import named_files
-from arcbridge.settings.config import RelayConfig
+from arcbridge.settings.config import RelayConfig, RelayPageConfig
 from arcbridge.settings.problems import Place, Problems, SettingsRefused
 from arcbridge.settings.suggest import nearest
 from arcbridge.settings.toml_lines import line_of, parts
 
 MOST_UNMATCHED: Final = 10
 """Names and patterns without a cluster that are warned of."""
+SHORTEST_SESSION: Final = 300.0
+LONGEST_SESSION: Final = 43200.0
+"""Seconds that a login at the page may count."""
 SHORT_LIFE = 600.0
 """Seconds: agents whose certificates live for less renew all the time."""
 
@@ -100,6 +103,7 @@ def check(config: RelayConfig) -> CheckedRelay:
     )
     with problems.collect("login"):
         login_document(config.login)
+    _check_page(config, issuers, policy, problems)
     if config.client.directory is not None:
         with problems.collect("client.directory"):
             _check_client_directory(config.client.directory)
@@ -260,6 +264,46 @@ def _prefixes(issuers: tuple[IssuerConfig, ...], kind: str) -> set[str] | None:
         if claim is not None:
             found.add(claim.prefix)
     return found
+
+
+def page_issuer(page: RelayPageConfig, issuers: AuthenticationConfig) -> str:
+    """Return the URL of the issuer at which administrators log in. Raises ConfigError."""
+    known = [one.url for one in issuers.issuers]
+    if not page.issuer and len(known) == 1:
+        return known[0]
+    if not page.issuer:
+        raise ConfigError(f"page.issuer: required, because the authentication file has {len(known)} issuers; name one")
+    if page.issuer not in known:
+        raise ConfigError(
+            f"page.issuer: the authentication file has no issuer {page.issuer!r}; write it as it stands there, or "
+            "leave it out where there is one"
+        )
+    return page.issuer
+
+
+def _check_page(config: RelayConfig, issuers: AuthenticationConfig, policy: Policy, problems: Problems) -> None:
+    page = config.page
+    if not page.client_id:
+        if page.issuer:
+            problems.error("page.client_id", "page.client_id: required with page.issuer; the page's client there")
+        return
+    if issuers.issuers:
+        with problems.collect("page.issuer"):
+            page_issuer(page, issuers)
+    if "openid" not in page.scopes:
+        problems.error("page.scopes", 'page.scopes: must have "openid", without which an issuer gives no id token')
+    if not SHORTEST_SESSION <= page.session <= LONGEST_SESSION:
+        problems.error("page.session", "page.session: must be between 5m and 12h")
+    if page.client_secret_file is not None:
+        named_files.check_secret(problems, "page.client_secret_file", page.client_secret_file)
+    if config.tls.certificate is None:
+        problems.warn(
+            "page.client_id",
+            "page: browsers do not know the relay's own CA and warn of the page; set tls.certificate and tls.key, or "
+            "put ca.crt of data_dir into the browsers of administrators",
+        )
+    if not policy.admins:
+        problems.warn("page.client_id", "page: the policy has no [[admin]], so that the page shows no user anything")
 
 
 def _check_client_directory(directory: Path) -> None:

@@ -147,6 +147,22 @@ class RelayClientConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class RelayPageConfig:
+    """The administrators' page, which shows facts and changes nothing; off unless a client id is given."""
+
+    client_id: str = ""
+    """Id of the page's own client at the issuer, which the relay asks for a login by the code flow."""
+    issuer: str = ""
+    """URL of an issuer of `authentication`; empty: the only one that is there."""
+    client_secret_file: Path | None = None
+    """A file with the client's secret, read at each login; none: the client is public."""
+    scopes: tuple[str, ...] = ("openid", "profile", "email")
+    """What a login asks for: enough for the claims of which `authentication` makes the user and the groups."""
+    session: float = 3600.0
+    """Seconds for which a login counts; a right that the policy takes, and a revoked login, end it at once."""
+
+
+@dataclass(frozen=True, slots=True)
 class GraphConfig:
     """One tenant of Microsoft Entra ID, whose groups are looked up in Microsoft Graph where they did not fit into a
     token, and the application as which relay or agent asks; it has one of the three credentials."""
@@ -273,6 +289,7 @@ class RelayConfig:
     tls: RelayTlsConfig = field(default_factory=RelayTlsConfig)
     login: RelayLoginConfig = field(default_factory=RelayLoginConfig)
     client: RelayClientConfig = field(default_factory=RelayClientConfig)
+    page: RelayPageConfig = field(default_factory=RelayPageConfig)
     audit: RelayAuditConfig = field(default_factory=RelayAuditConfig)
     fleet: RelayFleetConfig = field(default_factory=RelayFleetConfig)
     limits: RelayLimitsConfig = field(default_factory=RelayLimitsConfig)

@@ -474,6 +474,20 @@ LISTS: dict[str, list[dict[str, Any]]] = {
             "worker": 2,
         }
     ],
+    "refusal list": [
+        {
+            "at": NOW - 600,
+            "user": "mallory@example.com",
+            "cluster": "berlin-factory",
+            "code": "FORBIDDEN",
+            "rule": "policy.rule",
+            "reason": "the policy does not allow it",
+            "times": 3,
+            "session": "01k5v8m2q4x7z9b3",
+            "relay": "relay-1",
+            "worker": 2,
+        }
+    ],
     "user list": [
         {
             "user": "bob@example.com",
@@ -623,7 +637,11 @@ REPORT = Report(
 
 ADMINISTRATORS = {
     "lists": [
-        *(Scene(f"admin {command} RELAY", administered(rows)) for command, rows in LISTS.items() if command[0] != "r"),
+        *(
+            Scene(f"admin {command} RELAY", administered(rows))
+            for command, rows in LISTS.items()
+            if "recovery" not in command
+        ),
         Scene("admin cluster list RELAY -o wide", administered(LISTS["cluster list"])),
         Scene("admin session list RELAY", administered([]), title="admin session list, with none"),
         Scene(

@@ -148,6 +148,6 @@ def test_mistakes_are_told_before_anything_is_sent(asked: Asked, capsys: pytest.
     assert run(["admin", "clustr", "list"]) == ExitCode.USAGE
     assert "did you mean cluster?" in capsys.readouterr().err
     assert run(["admin"]) == ExitCode.USAGE
-    assert "one of token, policy, cluster, session, user" in capsys.readouterr().err
+    assert "one of token, policy, cluster, session, refusal, user" in capsys.readouterr().err
     assert run(["admin", "policy", "accept", "x"]) == ExitCode.USAGE
     assert asked == []

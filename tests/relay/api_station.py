@@ -5,7 +5,7 @@ import json
 import ssl
 import tempfile
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +30,7 @@ from arcbridge.relay.http.administration import AdminApi
 from arcbridge.relay.http.api import Api, build_app
 from arcbridge.relay.http.server import HttpApiServer
 from arcbridge.relay.operations import Question, Row
+from arcbridge.relay.page.site import PATHS, PageSite
 from arcbridge.relay.registry.sqlite import SqliteRegistry
 from arcbridge.settings.config import RelayConfig, RelayLimitsConfig
 from tests.relay.station import places
@@ -187,9 +188,15 @@ def error(answer: object) -> tuple[str, str]:
 
 @asynccontextmanager
 async def serving(
-    tmp_path: Path, login: Mapping[str, object] | None, *, authority: Authority | None = None, port: int = 0
+    tmp_path: Path,
+    login: Mapping[str, object] | None,
+    *,
+    authority: Authority | None = None,
+    port: int = 0,
+    page: Callable[[Api, AdminApi], PageSite] | None = None,
 ) -> AsyncIterator[Relay]:
-    """A relay's API that answers on loopback; what is changed in `login` is what it says from then on."""
+    """A relay's API that answers on loopback; what is changed in `login` is what it says from then on. `page`: makes
+    the administrators' page."""
     clock = Clock(time.time())  # real: TLS judges certificates by the machine's clock
     authority = authority or Authority.create("relay CA", clock=clock)
     registry = await SqliteRegistry.open(tmp_path, clock=clock)
@@ -227,7 +234,10 @@ async def serving(
     administration.relay = Administered(
         config, lambda _: nullcontext(registry), same, ask, lambda act, **_: nullcontext({}), clock
     )
-    server = HttpApiServer(build_app(api, administration.install))
+    install, paths = [administration.install], frozenset[str]()
+    if page is not None:
+        install, paths = [*install, page(api, administration).install], frozenset(PATHS)
+    server = HttpApiServer(build_app(api, *install), paths)
     await server.start()
     issued = authority.issue_server(["127.0.0.1"])
     chain = issued.certificate_pem + authority.links_pem

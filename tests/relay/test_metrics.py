@@ -44,6 +44,7 @@ async def test_every_metric_reads_and_the_series_are_fixed(tmp_path: Path) -> No
             pumps=relay.pumps,
             api=SimpleNamespace(limited=dict.fromkeys(API_LIMITS, 0)),
             http=SimpleNamespace(malformed=0, slow=0, outlived=0),
+            page=None,
         )
         register(metrics, basis, entrances)
         relay.counters.rejected["cap_total"] += 7

@@ -22,6 +22,7 @@ from arcbridge.settings.config import (
     RelayFleetConfig,
     RelayLimitsConfig,
     RelayLoginConfig,
+    RelayPageConfig,
     RelayTlsConfig,
     RelayUserLimitsConfig,
 )
@@ -295,3 +296,36 @@ async def test_a_name_or_pattern_without_a_cluster_is_a_warning(good: RelayConfi
     found = required(good).problems.warnings
     assert len(found) == MOST_UNMATCHED + 1
     assert "policy: 492 more names and patterns" in found[-1].message
+
+
+def test_the_administrators_page(good: RelayConfig, tmp_path: Path) -> None:
+    (tmp_path / "policy.toml").write_text(POLICY + ADMIN)
+    known = replace(good, tls=RelayTlsConfig(tmp_path / "tls.crt", tmp_path / "tls.key"))
+
+    def found(**page: Any) -> list[str]:
+        return [problem.setting for problem in check(replace(known, page=RelayPageConfig(**page))).problems]
+
+    before = found()
+    assert found(client_id="page", issuer="https://login.test", scopes=("openid", "groups")) == before
+    secret = tmp_path / "secret"
+    secret.write_text("a-secret\n")
+    secret.chmod(0o600)
+    assert found(client_id="page", client_secret_file=secret) == before
+    for setting, page in (
+        ("page.client_id", {"issuer": "https://login.test", "client_id": ""}),
+        ("page.issuer", {"issuer": "https://login.test/"}),
+        ("page.scopes", {"scopes": ("profile",)}),
+        ("page.session", {"session": 60.0}),
+        ("page.session", {"session": 86400.0}),
+        ("page.client_secret_file", {"client_secret_file": tmp_path / "none"}),
+    ):
+        assert sorted(found(**{"client_id": "page", **page})) == sorted([*before, setting]), page
+    two = AUTHENTICATION + AUTHENTICATION.partition("jwt:\n")[2].replace("login.test", "other.test")
+    (tmp_path / "authentication.yaml").write_text(two)
+    assert "page.issuer" in found(client_id="page")
+    assert "page.issuer" not in found(client_id="page", issuer="https://other.test")
+    # Browsers do not know the relay's own CA, and without an [[admin]] no person sees anything.
+    (tmp_path / "policy.toml").write_text(POLICY)
+    bare = replace(good, tls=RelayTlsConfig(), page=RelayPageConfig("page", "https://other.test"))
+    warned = [problem.message for problem in check(bare).problems if problem.setting == "page.client_id"]
+    assert [message.split(" ")[1] for message in warned] == ["browsers", "the"]

@@ -32,7 +32,19 @@ COMMAND_ACTS: Final = frozenset(
 ASKED_ACTS: Final = {"end": "session end", "accept_policy": "policy accept"}
 """Questions to a relay that are acts."""
 KNOWN_QUESTIONS: Final = frozenset(
-    {"sessions", "agents", "checks", "ca", "policy", "policy_rules", "user", "users", "connected", *ASKED_ACTS}
+    {
+        "sessions",
+        "agents",
+        "checks",
+        "ca",
+        "policy",
+        "policy_rules",
+        "user",
+        "users",
+        "refusals",
+        "connected",
+        *ASKED_ACTS,
+    }
 )
 STRANGERS: Final = 128
 """Records that strangers may cause at once of each act (refused enrolments, refused administrators, refused callers of

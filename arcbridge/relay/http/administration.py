@@ -180,6 +180,11 @@ async def _session_list(scope: Scope, given: Given, session: str = "") -> list[R
     return sorted(scope.among(rows), key=lambda row: float(row.get("since", 0.0)))
 
 
+async def _refusal_list(scope: Scope, given: Given) -> list[Row]:
+    rows = await scope.relay.ask({"ask": "refusals", "clusters": list(scope.clusters)}) or []
+    return sorted(scope.among(rows), key=lambda row: float(row.get("at", 0.0)))
+
+
 async def _session_end(scope: Scope, given: Given) -> list[Row]:
     wanted = given["session"]
     if JOIN_ID.fullmatch(wanted) is None:
@@ -218,6 +223,7 @@ COMMANDS: Final = {
     "cluster restore": AdminCommand(("revocations",), _cluster_restore, ("cluster",)),
     "cluster delete": AdminCommand(("revocations",), _cluster_delete, ("cluster",)),
     "session list": AdminCommand(("sessions", "read"), _session_list),
+    "refusal list": AdminCommand(("read",), _refusal_list),
     "session end": AdminCommand(("sessions",), _session_end, ("session", "reason")),
     "user list": AdminCommand(("revocations", "read"), _user_list, whole=True),
     "user revoke": AdminCommand(("revocations",), _user_revoke, ("user", "before", "reason"), whole=True),

@@ -91,7 +91,7 @@ SOURCES = 4096
 SUBJECTS = 16_384
 """Subjects whose requests are counted."""
 
-LIMITS = ("address", "enrolments", "user", "renewals", "proofs", "administration")
+LIMITS = ("address", "enrolments", "user", "renewals", "proofs", "administration", "page")
 """What refuses a request, for the metrics."""
 
 UNRECORDED = "the relay cannot record this enrolment now: try again later, or tell its operator"

@@ -64,7 +64,9 @@ class HttpApiServer:
     server = HttpApiServer(build_app(…)); await server.start(); …; await server.close()
     """
 
-    def __init__(self, app: web.Application) -> None:
+    def __init__(self, app: web.Application, pages: frozenset[str] = frozenset()) -> None:
+        """`pages`: paths that judge by themselves what a browser sends for a page."""
+        self._pages = pages
         # handler_cancellation: a vanished client's handler ends with it.
         self._runner = web.AppRunner(app, handle_signals=False, access_log=None, handler_cancellation=True)
         self.malformed = 0
@@ -80,7 +82,7 @@ class HttpApiServer:
         server = self._runner.server
         if server is not None:
             # No middleware: aiohttp answers an `Expect` header before it calls one.
-            server.request_handler = partial(_bounded, handler=server.request_handler)
+            server.request_handler = partial(_bounded, handler=server.request_handler, pages=self._pages)
 
     async def close(self, deadline: float = 5.0) -> None:
         """Let requests that run finish for `deadline` seconds, then close all connections."""
@@ -172,6 +174,13 @@ class _ApiConnection(web.RequestHandler):
         self.ticket.waits()
         self._live_for(seconds)
 
+    def stream(self, seconds: float) -> None:
+        """Give the connection `seconds` for the answer under way, to a person who is known; then it is over. It leaves
+        its place to strangers, and the caller bounds such answers."""
+        self._over = True
+        self.ticket.leave()
+        self._live_for(seconds)
+
     def _live_for(self, seconds: float) -> None:
         if self._life_timer is not None:
             self._life_timer.cancel()
@@ -252,23 +261,24 @@ class _ApiConnection(web.RequestHandler):
         pass  # its texts quote exceptions, which quote the peer; what matters is counted above
 
 
-async def _bounded(request: web.BaseRequest, handler: Handler) -> web.StreamResponse:
+async def _bounded(request: web.BaseRequest, handler: Handler, pages: frozenset[str]) -> web.StreamResponse:
     """Answer a request within the bounds of its connection, which ends with its last answer."""
     connection = _connection(request)
     connection.begin()
-    answer = await connection.loop_time.steps(answer_of(request, partial(_in_turn, handler=handler)))
+    answer = await connection.loop_time.steps(answer_of(request, partial(_in_turn, handler=handler, pages=pages)))
     if connection.is_last(answer):
         answer.force_close()
     return answer
 
 
-async def _in_turn(request: web.BaseRequest, handler: Handler) -> web.StreamResponse:
+async def _in_turn(request: web.BaseRequest, handler: Handler, pages: frozenset[str]) -> web.StreamResponse:
     """Answer a request once its address has its turn in the loop; the connection may have to make room meanwhile."""
     connection = _connection(request)
     connection.ticket.waits()
     await take_turn(connection.loop_time, "the requests of this address take")
     connection.ticket.works()
-    refuse_page(request)
+    if request.path not in pages:
+        refuse_page(request)
     return await handler(request)
 
 
@@ -342,6 +352,11 @@ def note_proved(request: web.Request) -> None:
 def allow_time(request: web.Request, seconds: float) -> None:
     """Give a stranger's connection `seconds` for the answer to this request, which is its last one."""
     _connection(request).allow_time(seconds)
+
+
+def keep_stream(request: web.Request, seconds: float) -> None:
+    """Give the answer to this request of a known person `seconds`; its connection counts as no stranger's any more."""
+    _connection(request).stream(seconds)
 
 
 def _connection(request: web.BaseRequest) -> _ApiConnection:

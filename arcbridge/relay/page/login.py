@@ -1,0 +1,246 @@
+"""Logs administrators in at the organisation's issuer for the page: the code flow of OpenID Connect with PKCE.
+
+Nothing is kept here between two requests: what a login has begun with, and who has logged in, is in two cookies that
+the relay seals with a key derived from its CA's, so that each of its processes, and each relay behind one public
+address, reads them. The id token never leaves the relay. It is verified as the access tokens of the same issuer are,
+for the audience of the page's own client, so that neither kind of token is good in the other's place. Invariant: a
+code, a secret or a token is in no error, log or page.
+
+Source: OpenID Connect Core 1.0 §3.1, RFC 7636 (PKCE), RFC 9207 (`iss`), RFC 6265bis (`__Host-`).
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import re
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, Final
+from urllib.parse import quote, urlencode
+
+import jwt
+from cryptography.fernet import Fernet, InvalidToken
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
+
+from arcbridge.errors import ArcbridgeError, ConfigError, Unauthenticated, Unreachable
+from arcbridge.identity.authentication import AuthenticationConfig, IssuerConfig
+from arcbridge.identity.claims import Identity
+from arcbridge.identity.fetch import SendRequest
+from arcbridge.identity.policy import Policy
+from arcbridge.identity.verifier import TokenVerifier
+from arcbridge.net.address import origin_of
+from arcbridge.settings.config import RelayPageConfig
+from arcbridge.untrusted_json import read_json_object
+
+CALLBACK: Final = "/page/callback"
+LOGIN_LIFE: Final = 600
+"""Seconds that a person may take at the issuer."""
+MOST_COOKIE: Final = 3800
+"""Characters of a cookie's value; browsers keep 4096 bytes of name and value."""
+DISCOVERED: Final = 300.0
+"""Seconds for which the issuer's discovery document is kept."""
+MOST_PARAMETER: Final = 4096
+"""Characters of a parameter of the issuer's answer."""
+_AGAIN: Final = "log in again"
+_ERROR: Final = re.compile(r"[a-z_]{1,40}", re.ASCII)
+"""What is shown of an error: a code of RFC 6749 §4.1.2.1, and nothing that was made up."""
+
+
+class CookieSeal:
+    """Seals small documents into cookies, and opens them for as long as they may live."""
+
+    def __init__(self, secret: bytes, purpose: str) -> None:
+        """`purpose`: a cookie of one purpose opens for no other; what all relays that share cookies call it."""
+        info = b"arcbridge page 1\0" + purpose.encode()
+        self._fernet = Fernet(base64.urlsafe_b64encode(HKDFExpand(SHA256(), 32, info).derive(secret)))
+
+    def seal(self, document: Mapping[str, object], now: float) -> str:
+        """Return the value of a cookie. Raises `Unauthenticated` for one that browsers would not keep."""
+        data = json.dumps(document, separators=(",", ":")).encode()
+        value = self._fernet.encrypt_at_time(data, int(now)).decode()
+        if len(value) > MOST_COOKIE:
+            raise Unauthenticated(
+                "your login is too large for the page: your name and the groups that [[admin]] tables name"
+            )
+        return value
+
+    def open(self, value: str, life: float, now: float) -> dict[str, Any] | None:
+        """Return the document; None where it is too old, or not sealed here."""
+        if not 0 < len(value) <= MOST_COOKIE:
+            return None
+        try:
+            return read_json_object(self._fernet.decrypt_at_time(value.encode(), int(life), int(now)))
+        except InvalidToken:
+            return None
+
+
+class PageLogin:
+    """Begins and ends logins at one issuer. `clock` returns unix seconds."""
+
+    def __init__(
+        self,
+        config: RelayPageConfig,
+        issuer_url: str,
+        redirect_uri: str,
+        verifier: TokenVerifier,
+        tokens: TokenVerifier,
+        ask: SendRequest,
+        seal: CookieSeal,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`verifier`: one of the page's own. `tokens`: the relay's, which follows each reload of the issuers."""
+        self._config = config
+        self._issuer_url = issuer_url
+        self._redirect_uri = redirect_uri
+        self._verifier = verifier
+        self._tokens = tokens
+        self._ask = ask
+        self._seal = seal
+        self._clock = clock
+        self._issuer: IssuerConfig | None = None
+        self._document: dict[str, Any] = {}
+        self._document_until = 0.0
+
+    async def begin(self) -> tuple[str, str]:
+        """Return the issuer's address for a new login, and the cookie by which it is known when it ends."""
+        document = await self._discover()
+        state, nonce, proof = (secrets.token_urlsafe(32) for _ in range(3))
+        challenge = base64.urlsafe_b64encode(hashlib.sha256(proof.encode()).digest()).rstrip(b"=").decode()
+        query = {
+            "response_type": "code",
+            "client_id": self._config.client_id,
+            "redirect_uri": self._redirect_uri,
+            "scope": " ".join(self._config.scopes),
+            "state": state,
+            "nonce": nonce,
+            "code_challenge": challenge,
+            "code_challenge_method": "S256",
+        }
+        url = document["authorization_endpoint"]
+        cookie = self._seal.seal({"state": state, "nonce": nonce, "proof": proof}, self._clock())
+        return f"{url}{'&' if '?' in url else '?'}{urlencode(query)}", cookie
+
+    async def finish(self, cookie: str, answer: Mapping[str, str]) -> Identity:
+        """Return who has logged in, by the issuer's answer through the browser. Raises `Unauthenticated`, and
+        `Unreachable` where the issuer does not answer."""
+        begun = self._seal.open(cookie, LOGIN_LIFE, self._clock())
+        if begun is None:
+            raise Unauthenticated(f"this login was not begun in this browser, or it took too long: {_AGAIN}")
+        if any(len(value) > MOST_PARAMETER for value in answer.values()):
+            raise Unauthenticated(f"the issuer's answer is too long: {_AGAIN}")
+        if not hmac.compare_digest(answer.get("state", "").encode(), str(begun["state"]).encode()):
+            raise Unauthenticated(f"the answer belongs to another login: {_AGAIN}")
+        document = await self._discover()
+        # RFC 9207 §2.4: an issuer that announces it always sends it.
+        if answer.get("iss", "" if self._sends_iss(document) else self._issuer_url) != self._issuer_url:
+            raise Unauthenticated(f"the answer comes from another issuer: {_AGAIN}")
+        if "error" in answer or not answer.get("code"):
+            code = _ERROR.fullmatch(answer.get("error", ""))
+            why = f" ({code[0]})" if code else ""
+            raise Unauthenticated(f"the issuer did not log you in{why}: {_AGAIN}, or ask who administers it")
+        token = await self._redeem(document["token_endpoint"], answer["code"], str(begun["proof"]))
+        identity = await self._verifier.verify(token)
+        claims = jwt.decode(token, options={"verify_signature": False})  # the very text that was verified
+        if not hmac.compare_digest(str(claims.get("nonce", "")).encode(), str(begun["nonce"]).encode()):
+            raise Unauthenticated(f"the id token belongs to another login: {_AGAIN}")
+        if claims.get("azp", self._config.client_id) != self._config.client_id:
+            raise Unauthenticated(f"the id token was issued to another client (azp): {_AGAIN}")
+        return identity
+
+    # -- inside ----------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _sends_iss(document: Mapping[str, Any]) -> bool:
+        return document.get("authorization_response_iss_parameter_supported") is True
+
+    def _follow(self) -> IssuerConfig:
+        """Return the issuer as the authentication file has it now, for the page's audience alone."""
+        current = self._tokens.config.issuer(self._issuer_url)
+        if current is None:
+            raise Unauthenticated("the page's issuer is not in the relay's authentication file any more")
+        issuer = replace(current, audiences=(self._config.client_id,))
+        if issuer != self._issuer:
+            self._verifier.replace(AuthenticationConfig((issuer,)), self._tokens.acceptance)
+            self._issuer, self._document_until = issuer, 0.0
+        return issuer
+
+    async def _discover(self) -> dict[str, Any]:
+        issuer = self._follow()
+        if self._clock() < self._document_until:
+            return self._document
+        url = issuer.discovery_url or issuer.url.rstrip("/") + "/.well-known/openid-configuration"
+        reply = await self._ask("GET", url, issuer.ca_pem, headers={"Accept": "application/json"})
+        document = read_json_object(reply.body) if reply.status == 200 else {}
+        if document.get("issuer") != issuer.url:
+            raise Unreachable("the issuer does not say how to log in there (its discovery document); try again later")
+        try:
+            for name in ("authorization_endpoint", "token_endpoint"):
+                origin_of(str(document.get(name)))
+        except ConfigError as error:
+            raise Unreachable("the issuer's discovery document names an endpoint that is no https:// URL") from error
+        self._document, self._document_until = document, self._clock() + DISCOVERED
+        return document
+
+    async def _redeem(self, endpoint: str, code: str, proof: str) -> str:
+        """Return the id token for a code."""
+        client, file = self._config.client_id, self._config.client_secret_file
+        form = {
+            "grant_type": "authorization_code",
+            "code": code,
+            "redirect_uri": self._redirect_uri,
+            "code_verifier": proof,
+            **({"client_id": client} if file is None else {}),
+        }
+        headers = {"Accept": "application/json", "Content-Type": "application/x-www-form-urlencoded"}
+        if file is not None:
+            try:
+                secret = file.read_text(encoding="ascii").strip()
+            except (OSError, ValueError):
+                raise ArcbridgeError("page.client_secret_file cannot be read") from None
+            word = f"{quote(client, safe='')}:{quote(secret, safe='')}"  # RFC 6749 §2.3.1
+            headers["Authorization"] = f"Basic {base64.b64encode(word.encode()).decode()}"
+        ca_pem = None if self._issuer is None else self._issuer.ca_pem
+        reply = await self._ask("POST", endpoint, ca_pem, headers=headers, body=urlencode(form).encode())
+        token = read_json_object(reply.body).get("id_token") if reply.status == 200 else None
+        if not isinstance(token, str):
+            raise Unauthenticated(f"the issuer gave no id token for this login (code {reply.status}): {_AGAIN}")
+        return token
+
+
+class PageSessions:
+    """Reads and writes the cookie of a person who has logged in."""
+
+    def __init__(self, seal: CookieSeal, life: float, *, clock: Callable[[], float] = time.time) -> None:
+        self._seal = seal
+        self.life = life
+        self._clock = clock
+
+    def cookie(self, identity: Identity, policy: Policy) -> str:
+        """Return the cookie's value. Of the groups it has those that an `[[admin]]` names."""
+        administering = frozenset().union(*(one.rule.groups for one in policy.admins))
+        document = {
+            "user": identity.username,
+            "subject": identity.subject,
+            "issuer": identity.issuer,
+            "issued_at": identity.issued_at,
+            "groups": [group for group in identity.groups if group in administering],
+        }
+        return self._seal.seal(document, self._clock())
+
+    def identity(self, cookie: str) -> Identity | None:
+        """Return who has logged in; None where no login is under way any more."""
+        now = self._clock()
+        found = self._seal.open(cookie, self.life, now)
+        if found is None:
+            return None
+        return Identity(
+            found["user"], "", tuple(found["groups"]), found["subject"], found["issuer"], now + self.life,
+            issued_at=found["issued_at"],
+        )  # fmt: skip

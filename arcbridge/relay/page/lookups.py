@@ -1,0 +1,94 @@
+"""Answers what the administrators' page is asked of one user or one cluster: which rule lets the user reach which
+clusters, which sessions run, and who was refused lately.
+
+Everything is of the caller's own clusters alone: a rule's other clusters, its other names and the rules that do not
+name the user are not shown. The policy is that of this process, and the groups are those of the user's last token, as
+for `policy explain`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from arcbridge.identity.policy import Policy
+from arcbridge.identity.policy_rules import Verdict, covers, explain, named
+from arcbridge.relay.admin import Administered, list_users
+from arcbridge.relay.operations import Row
+
+MOST_SESSIONS: Final = 50
+MOST_REFUSALS: Final = 20
+MOST_RULES: Final = 20
+MOST_CLUSTERS: Final = 50
+"""Clusters of one rule that are named."""
+MOST_COMPARED: Final = 20_000
+"""Comparisons of a cluster with a rule for one answer: tens of milliseconds."""
+
+
+class RuleReach(NamedTuple):
+    """A rule that names the user."""
+
+    rule: str
+    """`allow[2] (line 14)`."""
+    by: str
+    """How it names the user."""
+    clusters: tuple[str, ...]
+    more: int
+
+
+@dataclass(frozen=True, slots=True)
+class UserReach:
+    """What is known of one user, within the caller's clusters."""
+
+    user: str
+    token: Row | None
+    """What came with the user's last token; None: no token of the user's is known here."""
+    rules: tuple[RuleReach, ...]
+    complete: bool
+    """False where there was too much to compare."""
+    sessions: tuple[Row, ...]
+    refusals: tuple[Row, ...]
+    revoked: Row | None
+    """Since when the user's former logins are refused; None also for a caller who does not administer every cluster."""
+
+
+async def reach_of(
+    user: str, relay: Administered, policy: Policy, clusters: Sequence[str], patterns: Sequence[str], *, whole: bool
+) -> UserReach:
+    """Return what is known of `user`. `clusters`: the caller's, by name, covered by `patterns`; `whole`: the caller
+    administers every cluster. Raises `ArcbridgeError`."""
+    rows = await relay.ask({"ask": "user", "user": user}) or []
+    token = max(rows, key=lambda row: (row.get("from") == "session", row.get("at", 0.0)), default=None)
+    identity = named(user, tuple((token or {}).get("groups", ())))
+    rules, compared = list[RuleReach](), 0
+    for rule in (one for one in policy.rules if one.names(identity)):
+        compared += len(clusters)
+        if len(rules) == MOST_RULES or compared > MOST_COMPARED:
+            break
+        reached = sorted(name for name in clusters if rule.covers(name))
+        if reached:
+            verdict: Verdict = explain((rule,), identity, reached[0])
+            at = f"{rule.path} (line {rule.line})"
+            rules.append(
+                RuleReach(at, verdict.by, tuple(reached[:MOST_CLUSTERS]), max(len(reached) - MOST_CLUSTERS, 0))
+            )
+    question = {"ask": "sessions", "clusters": list(patterns), "user": user, "most": MOST_SESSIONS}
+    sessions = [
+        row
+        for row in await relay.ask(question) or []
+        if row.get("user") == user and covers(patterns, str(row.get("cluster")))
+    ]
+    refusals = [row for row in await refusals_of(relay, patterns) if row.get("user") == user]
+    revoked = next((row for row in await list_users(relay) if row["user"] == user), None) if whole else None
+    return UserReach(
+        user, token, tuple(rules), compared <= MOST_COMPARED, tuple(sessions[:MOST_SESSIONS]),
+        tuple(refusals[:MOST_REFUSALS]), revoked,
+    )  # fmt: skip
+
+
+async def refusals_of(relay: Administered, patterns: Sequence[str]) -> list[Row]:
+    """Return who was refused these clusters lately, the newest first."""
+    rows = await relay.ask({"ask": "refusals", "clusters": list(patterns)}) or []
+    own = [row for row in rows if covers(patterns, str(row.get("cluster")))]
+    return sorted(own, key=lambda row: -float(row.get("at", 0.0)))

@@ -1,0 +1,160 @@
+"""Logins of administrators at the page: what the issuer is asked, and every answer that is not the right one."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import urllib.parse
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from arcbridge.errors import ArcbridgeError, Unauthenticated, Unreachable
+from arcbridge.identity.authentication import AuthenticationConfig
+from arcbridge.identity.claims import Identity
+from arcbridge.identity.policy import Policy
+from arcbridge.identity.verifier import Acceptance, TokenVerifier
+from arcbridge.relay.page.login import LOGIN_LIFE, MOST_COOKIE, CookieSeal, PageLogin, PageSessions
+from tests.relay.page.page_station import ADMINS, CLIENT, CONFIG, ISSUER, REDIRECT, MemoryIssuer, login_of
+from tests.support.clock import Clock
+
+CODE = "the-code-that-must-not-be-seen"
+
+
+class Attempt:
+    """One login that has begun."""
+
+    def __init__(self, **config: Any) -> None:
+        self.clock = Clock(1_900_000_000.0)
+        self.issuer = MemoryIssuer(self.clock)
+        self.tokens = TokenVerifier(CONFIG, self.issuer, self.clock)
+        self.login: PageLogin = login_of(self.issuer, self.clock, self.tokens, **config)
+
+    async def begin(self) -> Attempt:
+        self.url, self.cookie = await self.login.begin()
+        self.asked = dict(urllib.parse.parse_qsl(urllib.parse.urlsplit(self.url).query))
+        self.issuer.nonce = self.asked["nonce"]
+        self.answer = {"code": CODE, "state": self.asked["state"], "iss": ISSUER}
+        return self
+
+    async def finish(self, **changes: str) -> Identity:
+        return await self.login.finish(self.cookie, {**self.answer, **changes})
+
+    async def refused(self, words: str, **changes: str) -> None:
+        with pytest.raises(Unauthenticated, match=words) as error:
+            await self.finish(**changes)
+        assert CODE not in str(error.value)
+
+
+async def test_a_login_by_code_pkce_state_and_nonce() -> None:
+    attempt = await Attempt().begin()
+    assert attempt.url.startswith(f"{ISSUER}/authorize?")
+    assert (attempt.asked["response_type"], attempt.asked["client_id"]) == ("code", CLIENT)
+    assert (attempt.asked["redirect_uri"], attempt.asked["scope"]) == (REDIRECT, "openid profile email")
+    assert attempt.asked["code_challenge_method"] == "S256"
+    assert min(len(attempt.asked[name]) for name in ("state", "nonce", "code_challenge")) >= 43
+    identity = await attempt.finish()
+    assert (identity.username, identity.issuer) == ("chief", ISSUER)
+    ((form, headers),) = attempt.issuer.requests
+    proof = hashlib.sha256(form.pop("code_verifier").encode()).digest()
+    assert base64.urlsafe_b64encode(proof).rstrip(b"=").decode() == attempt.asked["code_challenge"]
+    assert form == {"grant_type": "authorization_code", "code": CODE, "redirect_uri": REDIRECT, "client_id": CLIENT}
+    assert "Authorization" not in headers
+    # What is secret is in the cookie, and nobody reads it there.
+    assert attempt.asked["state"] not in attempt.cookie
+    assert (await Attempt().begin()).asked["state"] != attempt.asked["state"]
+
+
+async def test_a_client_with_a_secret(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("a:secret\n")
+    attempt = await Attempt(client_secret_file=tmp_path / "secret", scopes=("openid", "groups")).begin()
+    assert attempt.asked["scope"] == "openid groups"
+    await attempt.finish()
+    form, headers = attempt.issuer.requests[0]
+    assert headers["Authorization"] == "Basic " + base64.b64encode(b"page:a%3Asecret").decode()
+    assert "client_id" not in form
+    (tmp_path / "secret").unlink()
+    with pytest.raises(ArcbridgeError, match="client_secret_file cannot be read"):
+        await attempt.finish()
+
+
+async def test_k10_an_answer_of_another_login_is_refused() -> None:
+    """docs/threats.md#K10."""
+    attempt = await Attempt().begin()
+    other = (await attempt.login.begin())[1]
+    await attempt.refused("another login", state="x")
+    await attempt.refused("another login", state="")
+    own, attempt.cookie = attempt.cookie, other
+    await attempt.refused("another login")
+    for attempt.cookie in ("", own[:-4] + "AAAA", "x" * 10_000, CookieSeal(b"other", "login").seal({}, 1.9e9)):
+        await attempt.refused("not begun in this browser")
+    attempt.cookie = own
+    attempt.issuer.nonce = "another"
+    await attempt.refused("belongs to another login")
+    attempt.clock.now += LOGIN_LIFE + 1
+    await attempt.refused("took too long")
+    assert len(attempt.issuer.requests) == 1
+
+
+async def test_k10_an_answer_of_another_issuer_or_for_another_client_is_refused() -> None:
+    """docs/threats.md#K10; RFC 9207."""
+    attempt = await Attempt().begin()
+    await attempt.refused("another issuer", iss="https://evil.test")
+    del attempt.answer["iss"]
+    await attempt.refused("another issuer")
+    attempt.issuer.document["authorization_response_iss_parameter_supported"] = False
+    attempt.clock.now += 301
+    attempt.issuer.claims = {"aud": "arcbridge-relay"}
+    await attempt.refused("audience")
+    attempt.issuer.claims = {"aud": [CLIENT, "another"], "azp": "another"}
+    await attempt.refused("another client")
+    attempt.issuer.claims = {"iss": "https://evil.test"}
+    await attempt.refused("issuer")
+    attempt.issuer.claims = {"exp": 1}
+    await attempt.refused("expired")
+    attempt.issuer.claims = {}
+    assert (await attempt.finish()).username == "chief"
+
+
+async def test_what_the_issuer_refuses_and_what_is_no_answer() -> None:
+    attempt = await Attempt().begin()
+    await attempt.refused(r"did not log you in \(access_denied\)", error="access_denied")
+    await attempt.refused("did not log you in: ", error="Call +1 555 now")
+    await attempt.refused("did not log you in", code="")
+    await attempt.refused("too long", code="x" * 5000)
+    attempt.issuer.status = 400
+    await attempt.refused("code 400")
+    assert len(attempt.issuer.requests) == 1
+    for change in ({"issuer": "https://evil.test"}, {"token_endpoint": "http://issuer.test/token"}):
+        attempt.issuer.document |= change
+        attempt.clock.now += 301
+        with pytest.raises(Unreachable, match="discovery document"):
+            await attempt.login.begin()
+
+
+async def test_a_reload_of_the_issuers_counts() -> None:
+    attempt = await Attempt().begin()
+    attempt.tokens.replace(CONFIG, Acceptance(max_lifetime=300.0))
+    attempt.tokens.replace(AuthenticationConfig(()), Acceptance())
+    await attempt.refused("not in the relay's authentication file")
+
+
+def test_cookies_of_sessions() -> None:
+    clock = Clock(1_900_000_000.0)
+    seal = CookieSeal(b"secret", "session")
+    sessions, policy = PageSessions(seal, 3600.0, clock=clock), Policy.load(ADMINS)
+    identity = Identity("sam", "", ("shop-operators", "chess"), f"{ISSUER}#sam", ISSUER, 0.0, issued_at=7.0)
+    cookie = sessions.cookie(identity, policy)
+    found = sessions.identity(cookie)
+    assert found is not None
+    assert (found.names, found.groups, found.issued_at) == (identity.names, ("shop-operators",), 7.0)
+    assert PageSessions(CookieSeal(b"secret", "login"), 3600.0, clock=clock).identity(cookie) is None
+    assert PageSessions(CookieSeal(b"another", "session"), 3600.0, clock=clock).identity(cookie) is None
+    for broken in ("", "x", cookie[:-1], cookie[:40] + "A" + cookie[41:], "é" * 10, "x" * (MOST_COOKIE + 1)):
+        assert sessions.identity(broken) is None, broken
+    clock.now += 3601
+    assert sessions.identity(cookie) is None
+    long = Identity("s" * 4000, "", (), "", ISSUER, 0.0)
+    with pytest.raises(Unauthenticated, match="too large"):
+        sessions.cookie(long, policy)

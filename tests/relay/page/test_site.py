@@ -1,0 +1,264 @@
+"""The administrators' page over real TLS: who sees what, what another origin gets, and how much of it there may be."""
+
+from __future__ import annotations
+
+import asyncio
+import html
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from arcbridge.observe.metrics import Metrics
+from arcbridge.relay.page import site
+from arcbridge.relay.page.login import CALLBACK
+from arcbridge.relay.page.site import LOGIN_COOKIE, LOGINS, REFUSED, SESSION_COOKIE
+from arcbridge.relay.registry.base import UserRevocation
+from tests.relay.page.page_station import ADMINS, CAME_BACK, PageRelay, at_once, paging
+from tests.support.eventually import until
+
+AGENT = {"agent": "a", "version": "1", "since": 1.0, "ready": True, "failing": "", "sessions": 2, "round_trip": 0.01,
+         "relay_ca": "", "relay": "relay.test:443", "worker": None}  # fmt: skip
+HOSTILE = '<img src=x onerror=alert(1)>\u202e"&'
+PAGE = {"Sec-Fetch-Site": "same-origin", "Sec-Fetch-Mode": "cors", "Sec-Fetch-Dest": "empty"}
+
+
+@pytest.fixture
+async def station(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[PageRelay]:
+    at_once(monkeypatch)
+    record = {"ts": "2999-01-01T00:00:00Z", "stage": "complete", "by": "os", "actor": "root", "outcome": "done"}
+    log = tmp_path / "audit.jsonl"
+    with log.open("w") as file:
+        for cluster in ("shop-1", "bank"):
+            line = json.dumps({**record, "act": "cluster revoke", "arguments": {"cluster": cluster, "reason": HOSTILE}})
+            file.write(f'{{"chain":"{"0" * 16}","seq":0,"prev":"{"0" * 64}",{line[1:]}\n')
+    async with paging(tmp_path, str(log)) as station:
+        for name in ("shop-1", "shop-2", "bank"):
+            await station.relay.enrolled(name)
+        relay = station.relay
+        relay.rows["agents"] = [{**AGENT, "cluster": "shop-1"}, {**AGENT, "cluster": "bank", "failing": "audit:audit"}]
+        relay.rows["policy"] = [{"relay": "relay.test:443", "worker": None, "hash": "0" * 12, "held": ""}]
+        relay.rows["checks"] = [{"state": "failed", "hop": HOSTILE, "detail": HOSTILE, "remedy": HOSTILE, "worker": 1}]
+        relay.rows["user"] = [{"from": "join", "at": 1.0, "groups": [HOSTILE], "more": 3}]
+        sessions = [
+            {"session": "5" * 16, "user": "ann", "cluster": one, "source": "1.2.3.4"} for one in ("shop-1", "bank")
+        ]
+        relay.rows["sessions"] = sessions
+        relay.rows["refusals"] = [
+            {"at": 1.0, "user": HOSTILE, "cluster": one, "code": "FORBIDDEN", "rule": "", "reason": HOSTILE, "times": 2,
+             "session": "6" * 16} for one in ("shop-1", "bank")
+        ]  # fmt: skip
+        yield station
+
+
+async def events(station: PageRelay, path: str = "/page/events") -> AsyncIterator[tuple[str, str]]:
+    """Yield the events of a stream."""
+    async with station.asked(path, **PAGE) as answer:
+        assert answer.status == 200, await answer.text()
+        name, data = "", list[str]()
+        async for line in answer.content:
+            field, _, value = line.decode().rstrip("\n").partition(": ")
+            if field == "event":
+                name = value
+            elif field == "data":
+                data.append(value)
+            elif not field and data:
+                yield name, "\n".join(data)
+                data = []
+
+
+async def test_the_way_in_and_out(station: PageRelay) -> None:
+    status, text = await station.text()
+    assert (status, "log in to see your clusters" in text, "shop-1" in text) == (200, True, False)
+    async with station.asked("/page/login") as answer:
+        cookie = answer.headers["Set-Cookie"]
+    for word in (f"{LOGIN_COOKIE}=", "HttpOnly", "Secure", "SameSite=Lax", "Path=/", "Max-Age=600"):
+        assert word in cookie
+    assert await station.log_in("chief") == (303, "")
+    assert station.kept.keys() == {SESSION_COOKIE}
+    async with station.asked("/page") as answer:
+        text, headers = await answer.text(), answer.headers
+    assert headers["Content-Security-Policy"].startswith(
+        "default-src 'none'; style-src 'self'; script-src 'self'; connect"
+    )
+    assert "'unsafe" not in headers["Content-Security-Policy"]
+    assert (headers["Cache-Control"], headers["X-Content-Type-Options"]) == ("no-store", "nosniff")
+    assert headers["Cross-Origin-Opener-Policy"] == headers["Cross-Origin-Resource-Policy"] == "same-origin"
+    for word in ("shop-1", "shop-2", "bank", "relay.test:443", "2 of 3 clusters need you", "cluster revoke"):
+        assert word in text, word
+    for path, kind in (("/page/style.css", "text/css"), ("/page/script.js", "text/javascript")):
+        async with station.asked(path, **PAGE) as answer:
+            assert (answer.status, answer.content_type) == (200, kind)
+    assert await station.text("/page/logout", method="POST", **PAGE) == (303, "")
+    assert station.kept == {}
+    assert "log in to see" in (await station.text())[1]
+    metrics = Metrics("relay")
+    station.site.register(metrics)
+    shown = metrics.render()[0].decode()
+    assert metrics.read_failures == 0
+    for line in ('page_logins_total{outcome="done"} 1.0', "page_streams 0.0", "page_facts_total 1.0"):
+        assert f"arcbridge_relay_{line}" in shown
+
+
+async def test_k11_each_sees_what_is_theirs(station: PageRelay) -> None:
+    """docs/threats.md#K11."""
+    await station.log_in("sam")  # who makes join tokens for shop-*, and reads nothing else
+    for path in ("/page", "/page?user=ann", "/page?cluster=bank", "/page?cluster=shop-1", "/page?q=bank"):
+        status, text = await station.text(path)
+        assert (status, "bank" in text.replace("“bank”", "").replace('value="bank"', "").replace(">bank<", "")) == (
+            200,
+            False,
+        )
+        assert ("cluster revoke" in text, "FORBIDDEN" in text, "1.2.3.4" in text) == (False, False, False)
+    assert "1 of 2 clusters need you" in (await station.text())[1]
+    async for name, data in events(station):
+        assert name == "facts"
+        assert ("shop-1" in data, "bank" in data, "cluster revoke" in data) == (True, False, False)
+        break
+    station.kept.clear()
+    await station.log_in("reader")  # of shop-*
+    text = (await station.text("/page?user=ann"))[1]
+    assert "allow[0] (line 2), by the <bdi>user &quot;ann&quot;</bdi>: <bdi>shop-1</bdi>, <bdi>shop-2</bdi>" in text
+    assert ("bank" in text, text.count("1.2.3.4"), "cluster revoke" in text, "Relays" in text) == (
+        False,
+        1,
+        True,
+        False,
+    )
+    text = (await station.text("/page?cluster=shop-1"))[1]
+    assert ("FORBIDDEN" in text, "2 times" in text) == (True, True)
+    assert "is not yours" in (await station.text("/page?cluster=bank"))[1]
+
+
+async def test_k11_who_administers_nothing_gets_one_answer(station: PageRelay) -> None:
+    """docs/threats.md#K11."""
+    status, text = await station.log_in("ann")
+    assert (status, html.escape(REFUSED) in text) == (403, True)
+    assert SESSION_COOKIE not in station.kept
+    assert station.site.logins["refused"] == 1
+    station.change_policy("")
+    assert (await station.log_in("chief"))[0] == 403
+
+
+async def test_k11_a_right_that_is_lost_ends_what_is_seen(station: PageRelay, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/threats.md#K11: at the next request, and before the next event of a page that is open."""
+    monkeypatch.setattr("arcbridge.relay.page.facts.EVERY", 0.0)
+    await station.log_in("chief")
+    stream = events(station)
+    assert (await anext(stream))[0] == "facts"
+    station.change_policy(ADMINS.replace('"chief"', '"another"'))
+    while (found := await anext(stream))[0] == "now":
+        pass
+    assert found[0] == "over"
+    assert REFUSED in found[1]
+    assert (await station.text())[0] == 403
+    station.change_policy(ADMINS)
+    assert (await station.text())[0] == 200
+    now = int(station.relay.clock.now)
+    station.relay.access.learn_users({"chief": UserRevocation("chief", now + 60, "stolen")})
+    assert "were revoked (stolen)" in (await station.text())[1]
+    assert (await station.text("/page/events", **PAGE))[0] == 401
+    station.relay.access.learn_users({})
+    station.relay.clock.now += 3601
+    assert "your login is over" in (await station.text())[1]
+
+
+async def test_k12_another_origin_gets_nothing(station: PageRelay) -> None:
+    """docs/threats.md#K12: a link leads here; nothing else does, and the API stays closed to the page too."""
+    await station.log_in("chief")
+    cross = {"Sec-Fetch-Site": "cross-site"}
+    for path, method, headers in (
+        ("/page", "GET", {**cross, "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"}),
+        ("/page", "GET", {**cross, "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "iframe"}),
+        ("/page", "GET", {"Origin": "https://evil.test"}),
+        ("/page/events", "GET", {**cross, "Sec-Fetch-Mode": "cors", "Origin": "https://evil.test"}),
+        ("/page/events", "GET", {**CAME_BACK, "Sec-Fetch-Site": "same-site"}),
+        ("/page/script.js", "GET", {**cross, "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "script"}),
+        ("/page/login", "GET", CAME_BACK),
+        ("/page/logout", "POST", CAME_BACK),
+        ("/page/logout", "POST", {}),
+        ("/page/logout", "POST", {"Origin": "null", "Sec-Fetch-Site": "same-origin"}),
+    ):
+        status, text = await station.text(path, method=method, **headers)
+        assert (status, "shop-1" in text) == (403, False), (path, headers)
+    assert SESSION_COOKIE in station.kept
+    assert (await station.text("/page", **CAME_BACK))[0] == 200
+    assert (await station.text("/page", Origin="https://relay.test"))[0] == 200
+    for path in ("/v1/clusters", "/v1/ca", "/page/../v1/ca"):
+        assert (await station.text(path, **PAGE))[0] in (403, 404), path
+    assert (await station.text("/page/logout"))[0] == 405
+
+
+async def test_k12_texts_of_peers_are_no_markup(station: PageRelay) -> None:
+    """docs/threats.md#K12."""
+    await station.log_in("chief")
+    for path in (
+        "/page?user=%3Cimg%20src%3Dx%3E",
+        "/page?cluster=shop-1",
+        "/page?q=%3Cimg%20src%3Dx%3E",
+        "/page?user=ann",
+    ):
+        text = (await station.text(path))[1]
+        assert ("<img" in text, "\u202e" in text, "onerror" in text) == (False, False, "onerror" in text)
+        assert "&lt;img" in text
+    async for _, data in events(station):
+        assert ("<img" in data, "\u202e" in data, "&lt;img" in data) == (False, False, True)
+        break
+
+
+async def test_k13_nothing_is_computed_while_nobody_looks(station: PageRelay) -> None:
+    """docs/threats.md#K13: fifty pages cost what one does, and none costs nothing."""
+    await station.log_in("chief")
+    assert station.facts.computed == 0
+    streams = [events(station) for _ in range(50)]
+    assert {(await anext(one))[0] for one in streams} == {"facts"}
+    assert (station.facts.computed, station.site.streams.total()) == (1, 50)
+    station.relay.clock.now += 6
+    await asyncio.gather(*(one.aclose() for one in streams))
+    await until(lambda: not station.site.streams)
+    computed = station.facts.computed
+    station.relay.clock.now += 600
+    await asyncio.sleep(0)
+    assert station.facts.computed == computed
+
+
+async def test_k13_streams_and_requests_are_bounded(station: PageRelay, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/threats.md#K13."""
+    monkeypatch.setattr(site, "OWN_STREAMS", 2)
+    await station.log_in("chief")
+    waiting, streams = station.relay.admission.waiting, [events(station) for _ in range(2)]
+    for one in streams:
+        await anext(one)
+    # A stream is no stranger's connection: it leaves its place for others.
+    assert station.relay.admission.waiting == waiting
+    status, text = await station.text("/page/events", **PAGE)
+    assert (status, "too many pages" in text) == (503, True)
+    await streams[0].aclose()
+    await until(lambda: station.site.streams.total() == 1)
+    # One that has lived for long enough ends, and its browser begins another one.
+    monkeypatch.setattr("arcbridge.relay.page.facts.EVERY", 0.0)
+    station.relay.clock.now += 301
+    assert [name async for name, _ in streams[1]][-1] == "now"
+    statuses = [(await station.text())[0] for _ in range(site.VIEWS + 1)]
+    assert (statuses[0], statuses[-1]) == (200, 429)
+
+
+async def test_k13_logins_of_an_address_are_bounded(station: PageRelay) -> None:
+    """docs/threats.md#K13: each costs a request to the issuer, and nothing is kept of one that never ends."""
+    statuses = [(await station.text(f"{CALLBACK}?code=x&state=y"))[0] for _ in range(LOGINS)]
+    assert set(statuses) == {401}
+    assert (await station.text(CALLBACK))[0] == 429
+    assert (await station.text("/page/login"))[0] == 429
+    assert station.issuer.requests == []
+    assert station.relay.limited["page"] == 2
+
+
+async def test_a_relay_that_cannot_read_its_state_says_so(station: PageRelay) -> None:
+    await station.log_in("chief")
+    assert "shop-1" in (await station.text())[1]
+    await station.relay.registry.close()
+    station.relay.clock.now += 60
+    text = (await station.text())[1]
+    assert "cannot read its own state" in text
+    assert "shop-1" in text

@@ -1,0 +1,144 @@
+"""The page's HTML: bounded whatever the clusters are called, and nothing of theirs is markup."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from importlib.resources import files
+
+from arcbridge.relay import page as package
+from arcbridge.relay.page.changes import AuditedChange
+from arcbridge.relay.page.facts import ClusterFact, Facts, RelayFact
+from arcbridge.relay.page.lookups import RuleReach, UserReach
+from arcbridge.relay.page.view import Found, Looked, live_parts, notice, page
+from arcbridge.relay.page.words import DEGRADED, DOWN, NEVER, SERVING, Fault, Judgement
+
+MOST = 60_000
+"""Bytes of the whole page."""
+NOW = 1_900_000_000.0
+HOSTILE = "</td><script>alert(1)</script>\u202egnp\x00\x1b[31m'\"&" * 10
+
+
+def cluster(name: str, state: str = SERVING, *faults: Fault, revoked: bool = False) -> ClusterFact:
+    judged = Judgement(state, NOW - 60 if state == DOWN else 0.0, faults)
+    return ClusterFact(name, judged, revoked, 1, 2, "1.0", NOW + 9e5,
+                       0.012, 3)  # fmt: skip
+
+
+def rendered(facts: Facts, text: str = "", found: Found | None = None, **looked: str) -> str:
+    live = live_parts(facts, ["*"], whole=True, reads=True, text=text)
+    return page(facts, live, "relay.test:443", HOSTILE, Looked(text, **looked), found or Found())
+
+
+def worst() -> Facts:
+    """Ten thousand clusters, all of whose texts are as long and as hostile as they can be."""
+    faults = tuple(Fault(HOSTILE * 10, HOSTILE * 10) for _ in range(3))
+    names = (f"{number:05}-{'x' * 57}" for number in range(10_000))
+    return Facts(
+        NOW,
+        tuple(cluster(name, DOWN, *faults) for name in names),
+        tuple(RelayFact(HOSTILE, 3, 10_000, (HOSTILE,) * 9, HOSTILE) for _ in range(500)),
+        tuple({"state": "failed", "hop": HOSTILE, "detail": HOSTILE * 9, "remedy": HOSTILE, "workers": [*range(64)]}
+              for _ in range(50)),
+        (AuditedChange("2030-01-01T00:00:00Z", HOSTILE, HOSTILE, ((HOSTILE, HOSTILE),) * 12, (), HOSTILE),) * 200,
+        HOSTILE,
+        HOSTILE,
+    )  # fmt: skip
+
+
+def reach() -> UserReach:
+    refusal = {"at": NOW, "user": HOSTILE, "cluster": HOSTILE, "code": HOSTILE, "rule": HOSTILE, "reason": HOSTILE,
+               "times": 10**9, "session": HOSTILE}  # fmt: skip
+    return UserReach(
+        HOSTILE, {"at": NOW, "groups": [HOSTILE] * 500, "more": 10**9},
+        tuple(RuleReach(HOSTILE, HOSTILE, (HOSTILE,) * 50, 10**6) for _ in range(20)), False,
+        tuple({"cluster": HOSTILE, "source": HOSTILE, "session": HOSTILE, "since": NOW} for _ in range(50)),
+        (refusal,) * 20, {"before": NOW, "reason": HOSTILE},
+    )  # fmt: skip
+
+
+class Tags(HTMLParser):
+    """The tags of a page, and whether each is closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.seen: set[str] = set()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.add(tag)
+        assert not [name for name, _ in attrs if name.startswith("on") or name == "style"]
+        self.ids += [value or "" for name, value in attrs if name == "id"]
+        if tag not in ("meta", "link", "input"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_k12_the_worst_page_is_small_and_has_no_tag_of_a_peers() -> None:
+    """docs/threats.md#K12."""
+    own = sum(len(files(package).joinpath(name).read_bytes()) for name in ("style.css", "script.js"))
+    for text in (rendered(worst(), found=Found(reach=reach()), user=HOSTILE), rendered(worst(), "x", cluster=HOSTILE)):
+        assert len(text.encode()) + own < MOST
+        tags = Tags(text)
+        assert tags.open == []
+        assert len(tags.ids) == len(set(tags.ids))
+        assert text.count("<script") == 1
+        assert not re.search("[\x00-\x1f\u202e]", text)
+        assert "9 9" not in text
+        assert re.search(r"and 99\d\d more", text)
+
+
+def test_the_worst_come_first_and_each_state_has_its_words() -> None:
+    fault = Fault("it is broken", "mend it with `arcbridge doctor`")
+    clusters = (cluster("d", DOWN, fault), cluster("g", DEGRADED, fault), cluster("n", NEVER), cluster("s"),
+                cluster("r", DOWN, revoked=True))  # fmt: skip
+    assert [one.name for one in sorted(reversed(clusters), key=lambda one: one.rank)] == ["d", "g", "n", "s", "r"]
+    text = rendered(Facts(NOW, clusters))
+    assert "3 of 5 clusters need you: 1 down, 1 degraded, 1 never seen, 1 serving, 1 revoked." in text
+    assert "It is broken. <span class='fix'>Mend it with <code>arcbridge doctor</code>.</span>" in text
+    assert 'down since <time datetime="2030-03-17T17:45:40Z">17:45 UTC</time>' in text
+    for word in ("1 of 2", "12 ms", "1.0", "2030-03-28"):
+        assert word in text
+    assert '<th scope="row"><a id="c-d" href="/page?cluster=d">' in text
+    assert "2 clusters: 2 serving." in rendered(Facts(NOW, (cluster("a"), cluster("b"))))
+    assert "0 clusters: none." in rendered(Facts(NOW))
+
+
+def test_a_filter_and_what_is_old_or_missing() -> None:
+    facts = Facts(
+        NOW, (cluster("shop-1"), cluster("bank")), changes=None, failure="it does not answer", missing="2 are"
+    )
+    text = rendered(facts, "SHOP")
+    assert ("shop-1" in text, ">bank<" in text, "1 of 2 have" in text) == (True, False, True)
+    assert "it does not answer; what is below is of 17:46:40 UTC" in text
+    assert ("2 are." in text, "audit log is no file" in text) == (True, True)
+    # Rendered once for all who see the same.
+    assert len(facts.views) == 1
+    rendered(facts, "SHOP")
+    assert len(facts.views) == 1
+    for number in range(300):
+        rendered(facts, str(number))
+    assert len(facts.views) <= 101
+    assert not replace(facts, views={}).views
+
+
+def test_one_sees_of_changes_what_concerns_own_clusters() -> None:
+    changes = tuple(
+        AuditedChange("2030-01-01T10:00:00Z", "cluster revoke", "root", (("cluster", one),), (one,), "")
+        for one in ("a", "b")
+    )
+    facts = Facts(NOW, (cluster("a"), cluster("b")), changes=changes)
+    text = live_parts(facts, ["a"], whole=False, reads=True, text="")
+    assert (text.count("cluster revoke"), "<bdi>b</bdi>" in text) == (1, False)
+    assert "cluster revoke" not in live_parts(facts, ["a"], whole=False, reads=False, text="")
+
+
+def test_a_notice() -> None:
+    text = notice("relay.test:443", HOSTILE, login="https://issuer.test")
+    assert (Tags(text).open, "<script" in text) == ([], False)
+    assert 'href="/page/login">Log in at https://issuer.test</a>' in text
