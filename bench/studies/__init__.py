@@ -8,6 +8,7 @@ from __future__ import annotations
 from bench.studies.base import Study
 from bench.studies.kubernetes import Kubernetes
 from bench.studies.nearest import Nearest
+from bench.studies.page import Page
 from bench.studies.profile import Profile
 from bench.studies.scale import Scale
 from bench.studies.start import Start
@@ -19,6 +20,7 @@ STUDIES: dict[str, type[Study]] = {
     Kubernetes.name: Kubernetes,
     Workers.name: Workers,
     Nearest.name: Nearest,
+    Page.name: Page,
     Profile.name: Profile,
 }
 """By name, in the order of the report."""

@@ -44,7 +44,7 @@ class Nearest(Study):
         runs: list[dict[str, Any]] = []
         with ExitStack() as stack:
             server = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-            threading.Thread(target=_echo, args=(server,), daemon=True).start()
+            threading.Thread(target=serve_echo, args=(server,), daemon=True).start()
             (directory / "token").write_text("an-unused-token")
             api = ApiServer(f"https://127.0.0.1:{fixed_port()}", token_file=directory / "token")
             world = stack.enter_context(World(api, directory=directory / "world", relays=2))
@@ -80,7 +80,8 @@ class Nearest(Study):
         return {"values": {name: rounded(value) for name, value in values.items()}, "runs": runs, "notes": []}
 
 
-def _echo(server: socket.socket) -> None:
+def serve_echo(server: socket.socket) -> None:
+    """Answer each connection with what it sends, until the socket is closed."""
     while True:
         try:
             sock, _ = server.accept()
