@@ -231,7 +231,9 @@ def test_every_value_in_use(helm: Helm, tmp_path: Path) -> None:
         "fullnameOverride": "gate", "login": {"issuer": "https://login.test", "client_id": "arcbridge", "dpop": False,
                                              "scopes": ["openid", "a<b"], "cluster_audience": "a-{cluster}"},
         "policy": {"admin": [{"users": ['oidc:o"dd'], "clusters": ["*"], "what": ["read"]}]}, "policyShare": 0,
-        "policyHold": "0s", "proof": "required", "maxTokenLifetime": "2h", "claimSources": ["https://claims.test:444"],
+        "policyHold": "0s", "proof": "required", "maxTokenLifetime": "2h",
+        "page": {"settings": {"client_id": "board", "session": "30m", "scopes": ["openid", "groups"]},
+                 "existingSecret": "board"}, "claimSources": ["https://claims.test:444"],
         "graph": {"existingSecret": "groups"}, "agentCertificateLife": "1d", "recoveryWait": "0s", "workers": 0,
         "limits": {"sessions": 7, "join_deadline": "5s", "groups": {'oidc:c"i': {"sessions": 70}},
                    "users": {"oidc:anna@example.org": {"joins_per_minute": 2}}},
@@ -257,6 +259,8 @@ def test_every_value_in_use(helm: Helm, tmp_path: Path) -> None:
     assert (settings.workers, settings.claim_sources) == (0, ("https://claims.test:444",))
     assert (settings.login.dpop, settings.login.scopes) == (False, ("openid", "a<b"))
     assert settings.login.cluster_audience == "a-{cluster}"
+    assert (settings.page.client_id, settings.page.session, settings.page.issuer) == ("board", 1800.0, "")
+    assert str(settings.page.client_secret_file) == "/run/secrets/arcbridge-page/client-secret"
     assert (settings.limits.sessions, settings.limits.join_deadline, settings.limits.agents) == (7, 5.0, 10000)
     assert settings.limits.groups['oidc:c"i'].sessions == 70
     assert settings.limits.users["oidc:anna@example.org"].joins_per_minute == 2
@@ -367,7 +371,8 @@ def test_values_that_cannot_work_are_named(helm: Helm, settings: str, words: str
         ("policy.allow[0].clusters=null", "clusters"), ("policy.allow[0].cluster={a}", "cluster"),
         ("policy.admin[0].users={a},policy.admin[0].clusters={a},policy.admin[0].what={all}", "what"),
         ("policy.deny[0].users={a}", "deny"), ("login.issuer=http://x", "issuer"), ("limits.sessions=-1", "sessions"),
-        ("fleet.servers={http://n:4222}", "servers"), ("fleet.settings.name=x", "name"),
+        ("page.settings.id=x", "settings"), ("fleet.servers={http://n:4222}", "servers"),
+        ("fleet.settings.name=x", "name"),
         ("service.type=ExternalName", "type"), ("service.loadBalancerSourceRanges={home}", "loadBalancerSourceRanges"),
         ("service.externalTrafficPolicy=local", "externalTrafficPolicy"), ("proxyProtocolFrom={lb.test}", "proxy"),
         ("tls.certificate=x", "certificate"), ("persistence.size=much", "size"), ("auditSinks.a.kind=ftp", "kind"),

@@ -111,6 +111,9 @@ are named. Sorted, each once. */ -}}
 {{- if .Values.graph.existingSecret }}
 - {name: graph, mountPath: /run/secrets/arcbridge-graph, readOnly: true}
 {{- end }}
+{{- if .Values.page.existingSecret }}
+- {name: page, mountPath: /run/secrets/arcbridge-page, readOnly: true}
+{{- end }}
 {{- if .Values.auditSpool.existingSecret }}
 - {name: audit-secret, mountPath: /run/secrets/arcbridge-audit, readOnly: true}
 {{- end }}
@@ -160,7 +163,7 @@ seccompProfile:
   configMap:
     name: {{ . }}
 {{- end }}
-{{- range $name, $secret := dict "tls" .Values.tls "nats" .Values.fleet "graph" .Values.graph "audit-secret" .Values.auditSpool }}
+{{- range $name, $secret := dict "tls" .Values.tls "nats" .Values.fleet "graph" .Values.graph "page" .Values.page "audit-secret" .Values.auditSpool }}
 {{- with $secret.existingSecret }}
 - name: {{ $name }}
   secret:

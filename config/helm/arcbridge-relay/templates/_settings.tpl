@@ -31,6 +31,14 @@ relay.toml: |
   [login]
   {{- include "relay.table" . | trim | nindent 2 }}
   {{- end }}
+  {{- if .Values.page.settings }}
+
+  [page]
+  {{- include "relay.table" .Values.page.settings | trim | nindent 2 }}
+  {{- if .Values.page.existingSecret }}
+  client_secret_file = "/run/secrets/arcbridge-page/client-secret"
+  {{- end }}
+  {{- end }}
   {{- if .Values.clientFiles.volume }}
 
   [client]
