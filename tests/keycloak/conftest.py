@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.e2e.conftest import api, cluster
-from tests.keycloak.people import EXAMPLES, KeycloakWorld, Organisation, settings_of
+from tests.keycloak.people import EXAMPLES, KeycloakWorld, Organisation, example, settings_of
 from tests.support.cluster import Cluster
 from tests.support.keycloak import Keycloak
 from tests.support.world import ApiServer
@@ -47,7 +47,11 @@ def world(
     world.realms = [organisation.realm, rotating.realm]
     issuer = organisation.realm.url
     world.relay_settings, world.agent_settings = settings_of("relay.toml", issuer), settings_of("agent.toml", issuer)
-    world.policy = (EXAMPLES / "policy.toml").read_text()
+    world.relay_settings += f'\npage.client_id = "arcbridge-page"\npage.issuer = "{issuer}"'
+    admins = '[[admin]]\ngroups = ["oidc:platform"]\nclusters = ["*"]\nwhat = ["read"]\n'
+    world.policy = f"{(EXAMPLES / 'policy.toml').read_text()}\n{admins}"
+    board = {**example("client-arcbridge-page.json"), "redirectUris": [f"{world.relay_url}/page/callback"]}
+    organisation.realm.create("clients", board)
     for role, group in (("cluster-admin", "oidc:platform"), ("view", "oidc:developers")):
         cluster.grant(role, group=group)
     with world:

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from arcbridge.identity.proof import ProofKey
-from tests.keycloak.people import BRIEF, KeycloakWorld, Organisation, Person
+from tests.keycloak.people import BRIEF, Browser, KeycloakWorld, Organisation, Person
 from tests.support.cluster import Cluster
 from tests.support.machine import Shell, claims
 from tests.support.processes import ManagedProcess, Mark
@@ -104,6 +104,25 @@ class TestAPersonLogsIn:
         egon = Person.at_work(world, organisation.realm, "egon")
         egon.log_in()
         assert "no clusters" in egon.run("clusters")[1]
+
+
+class TestTheAdministratorsPage:
+    """A login there by browser, with the client of the example."""
+
+    def test_who_administers_sees_the_clusters_and_no_other_person(
+        self, world: KeycloakWorld, organisation: Organisation
+    ) -> None:
+        keycloak = organisation.realm.keycloak
+        keycloak.context.load_verify_locations(world.relay_config.parent / "data" / "ca.crt")
+        for name, group, words in (("paula", "platform", world.cluster), ("pit", "interns", "no [[admin]]")):
+            organisation.hire(name, group)
+            browser = Browser(keycloak)
+            assert "log in to see your clusters" in browser.get(f"{world.relay_url}/page")[1]
+            text = browser.log_in(f"{world.relay_url}/page/login", name)
+            assert words in text
+            assert (f"oidc:{name}" in text, "cluster" in text) == (group == "platform",) * 2
+            again = browser.get(f"{world.relay_url}/page?user=oidc:{name}")[1]
+            assert ("No token of this user is known here" in again) == (group == "platform")
 
 
 class TestAPipeline:
