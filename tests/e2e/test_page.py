@@ -184,8 +184,8 @@ async def lookups(tab: Tab, world: World) -> None:
 async def another_person(tab: Tab, world: World) -> None:
     """Log out, and come back as one who has two clusters, and then as one who has none."""
     for user, words, others in ((SHOP, "1 of 2 clusters need you", 0), (BOB, "no [[admin]] of the relay's policy", 0)):
-        await tab.evaluate("document.querySelector('header form button')?.click()")
-        await tab.until("document.querySelector('a.go') !== null", "one is logged out")
+        await tab.evaluate("document.querySelector('header form button').click()")
+        await tab.until("document.body?.innerText.includes('log in to see your clusters')", "one is logged out")
         world.issuer.settings(auto_login=user.name)
         await tab.evaluate("document.querySelector('a.go').click()")
         await tab.until(f"document.body?.innerText.includes({json.dumps(words)})", user.name)

@@ -90,7 +90,10 @@ async def test_the_way_in_and_out(station: PageRelay) -> None:
     for path, kind in (("/page/style.css", "text/css"), ("/page/script.js", "text/javascript")):
         async with station.asked(path, **PAGE) as answer:
             assert (answer.status, answer.content_type) == (200, kind)
-    assert await station.text("/page/logout", method="POST", **PAGE) == (303, "")
+    # As a browser sends the form of a page with this policy.
+    assert headers["Referrer-Policy"] == "same-origin"
+    form = {"Sec-Fetch-Site": "same-origin", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
+    assert await station.text("/page/logout", method="POST", Origin="https://relay.test", **form) == (303, "")
     assert station.kept == {}
     assert "log in to see" in (await station.text())[1]
     metrics = Metrics("relay")
