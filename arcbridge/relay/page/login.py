@@ -72,7 +72,8 @@ class CookieSeal:
 
     def open(self, value: str, life: float, now: float) -> dict[str, Any] | None:
         """Return the document; None where it is too old, or not sealed here."""
-        if not 0 < len(value) <= MOST_COOKIE:
+        # A byte that is no UTF-8 arrives as a surrogate, which cannot be encoded.
+        if not 0 < len(value) <= MOST_COOKIE or not value.isascii():
             return None
         try:
             return read_json_object(self._fernet.decrypt_at_time(value.encode(), int(life), int(now)))

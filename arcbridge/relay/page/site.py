@@ -162,11 +162,9 @@ class PageSite:
 
     async def _show(self, request: web.Request) -> web.StreamResponse:
         try:
-            viewer = self._viewer(request)
+            viewer = self._opener(request)
         except Unauthenticated as error:
-            self._api.spend_of_stranger(request)
             return self._notice(error.message)
-        self._pay(request, viewer)
         payer = self._api.payer_of(viewer.identity)
         await take_turn(payer, "your sessions and requests take")
         return await payer.steps(self._page(request, viewer), inner=True)
@@ -189,8 +187,7 @@ class PageSite:
         return _html(view.page(facts, live, self._name, viewer.identity.username, looked, found))
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
-        viewer = self._viewer(request)
-        self._pay(request, viewer)
+        viewer = self._opener(request)
         text = _looked(request.query).text
         with self._stream(viewer):
             keep_stream(request, STREAM_LIFE + TURN)
@@ -239,9 +236,17 @@ class PageSite:
             raise PermissionRefused(REFUSED)
         return Viewer(identity, clusters, self._access.administered(identity, "read"))
 
-    def _pay(self, request: web.Request, viewer: Viewer) -> None:
+    def _opener(self, request: web.Request) -> Viewer:
+        """Return who opens a page or a stream, and count that: for the person, or for the address of one who may not
+        look. Raises as `_viewer`, and `ApiRefusal` for too many."""
+        try:
+            viewer = self._viewer(request)
+        except ArcbridgeError:
+            self._api.spend_of_stranger(request)
+            raise
         note_proved(request)
         self._api.spend("page", self._views, viewer.identity.subject, "you open this page too often")
+        return viewer
 
     @contextmanager
     def _stream(self, viewer: Viewer) -> Iterator[None]:

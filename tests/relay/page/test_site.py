@@ -9,8 +9,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 from arcbridge.observe.metrics import Metrics
+from arcbridge.relay.http import api
 from arcbridge.relay.page import site
 from arcbridge.relay.page.login import CALLBACK
 from arcbridge.relay.page.site import LOGIN_COOKIE, LOGINS, REFUSED, SESSION_COOKIE
@@ -255,6 +257,34 @@ async def test_k13_logins_of_an_address_are_bounded(station: PageRelay) -> None:
     assert (await station.text("/page/login"))[0] == 429
     assert station.issuer.requests == []
     assert station.relay.limited["page"] == 2
+
+
+async def test_k13_bytes_that_are_no_text_are_refused_without_an_error(station: PageRelay) -> None:
+    """docs/threats.md#K13: a stranger's bytes make no line of the log."""
+    await station.log_in("chief")
+    good = f"{SESSION_COOKIE}={station.kept[SESSION_COOKIE]}; x"
+    login = (await station.begin())["state"].encode()
+    for path, cookie, status in (
+        (b"/page", SESSION_COOKIE, 200),
+        (b"/page/events", SESSION_COOKIE, 401),
+        (f"{CALLBACK}?code=x&state=".encode() + login, LOGIN_COOKIE, 401),
+        (f"{CALLBACK}?code=x&state=%FF%ED%A0%80".encode(), f"{LOGIN_COOKIE}={station.kept[LOGIN_COOKIE]}; x", 401),
+        (b"/page?q=%FF&user=%ED%A0%80&cluster=%FF", good, 200),
+    ):
+        head = b"GET " + path + b" HTTP/1.1\r\nHost: relay.test\r\nConnection: close\r\nCookie: "
+        with structlog.testing.capture_logs() as logs:
+            answer = await station.relay.raw(head + cookie.encode() + b"=\xff\r\n\r\n")
+        assert answer.split()[1] == str(status).encode(), (path, answer)
+        assert [one for one in logs if one["log_level"] == "error"] == []
+
+
+async def test_k13_strangers_pay_for_streams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/threats.md#K13."""
+    monkeypatch.setattr(api, "STRANGERS", 2)
+    monkeypatch.setattr(api, "STRANGERS_RATE", 0.001)
+    async with paging(tmp_path) as station:
+        statuses = [(await station.text("/page/events", **PAGE))[0] for _ in range(3)]
+        assert (statuses, station.relay.limited["address"]) == ([401, 401, 429], 1)
 
 
 async def test_a_relay_that_cannot_read_its_state_says_so(station: PageRelay) -> None:
