@@ -11,16 +11,18 @@ Source: OpenID Connect Core 1.0 §3.1, RFC 7636 (PKCE), RFC 9207 (`iss`), RFC 62
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import hmac
 import json
+import math
 import re
 import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import quote, urlencode
 
 import jwt
@@ -36,6 +38,7 @@ from arcbridge.identity.policy import Policy
 from arcbridge.identity.verifier import TokenVerifier
 from arcbridge.net.address import origin_of
 from arcbridge.settings.config import RelayPageConfig
+from arcbridge.tasks import TaskSet, cancel_and_wait, within
 from arcbridge.untrusted_json import read_json_object
 
 CALLBACK: Final = "/page/callback"
@@ -45,6 +48,10 @@ MOST_COOKIE: Final = 3800
 """Characters of a cookie's value; browsers keep 4096 bytes of name and value."""
 DISCOVERED: Final = 300.0
 """Seconds for which the issuer's discovery document is kept."""
+FAILED: Final = 10.0
+"""Seconds for which it is kept that the issuer does not answer."""
+FINISHED: Final = 10.0
+"""Seconds within which the issuer has to answer all that the end of a login asks."""
 MOST_PARAMETER: Final = 4096
 """Characters of a parameter of the issuer's answer."""
 _AGAIN: Final = "log in again"
@@ -81,6 +88,15 @@ class CookieSeal:
             return None
 
 
+class BegunLogin(NamedTuple):
+    """A login that was begun in this browser, and to which the issuer's answer belongs."""
+
+    nonce: str
+    proof: str
+    """The verifier of RFC 7636."""
+    answer: Mapping[str, str]
+
+
 class PageLogin:
     """Begins and ends logins at one issuer. `clock` returns unix seconds."""
 
@@ -95,6 +111,7 @@ class PageLogin:
         seal: CookieSeal,
         *,
         clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """`verifier`: one of the page's own. `tokens`: the relay's, which follows each reload of the issuers."""
         self._config = config
@@ -105,9 +122,19 @@ class PageLogin:
         self._ask = ask
         self._seal = seal
         self._clock = clock
+        self._monotonic = monotonic
         self._issuer: IssuerConfig | None = None
-        self._document: dict[str, Any] = {}
-        self._document_until = 0.0
+        self._known: dict[str, Any] | ArcbridgeError = {}
+        """The discovery document, or why the issuer does not send it."""
+        self._known_until = -math.inf
+        """Monotonic seconds until which that counts."""
+        self._discoveries = TaskSet()
+        self._discovery: asyncio.Task[None] | None = None
+        """The one for the issuer as it is now."""
+
+    async def close(self) -> None:
+        """End what is asked of the issuer."""
+        await cancel_and_wait(*self._discoveries)
 
     async def begin(self) -> tuple[str, str]:
         """Return the issuer's address for a new login, and the cookie by which it is known when it ends."""
@@ -128,9 +155,9 @@ class PageLogin:
         cookie = self._seal.seal({"state": state, "nonce": nonce, "proof": proof}, self._clock())
         return f"{url}{'&' if '?' in url else '?'}{urlencode(query)}", cookie
 
-    async def finish(self, cookie: str, answer: Mapping[str, str]) -> Identity:
-        """Return who has logged in, by the issuer's answer through the browser. Raises `Unauthenticated`, and
-        `Unreachable` where the issuer does not answer."""
+    def recognise(self, cookie: str, answer: Mapping[str, str]) -> BegunLogin:
+        """Return the login to which the issuer's answer, through the browser, belongs. Raises `Unauthenticated`; the
+        issuer is not asked."""
         begun = self._seal.open(cookie, LOGIN_LIFE, self._clock())
         if begun is None:
             raise Unauthenticated(f"this login was not begun in this browser, or it took too long: {_AGAIN}")
@@ -138,7 +165,17 @@ class PageLogin:
             raise Unauthenticated(f"the issuer's answer is too long: {_AGAIN}")
         if not hmac.compare_digest(answer.get("state", "").encode(), str(begun["state"]).encode()):
             raise Unauthenticated(f"the answer belongs to another login: {_AGAIN}")
-        document = await self._discover()
+        return BegunLogin(str(begun["nonce"]), str(begun["proof"]), answer)
+
+    async def finish(self, begun: BegunLogin) -> Identity:
+        """Return who has logged in. Raises `Unauthenticated`, and `Unreachable` where the issuer does not answer."""
+        async with within(FINISHED, Unreachable("the issuer takes too long to answer; try again later")):
+            return await self._identity(begun)
+
+    # -- inside ----------------------------------------------------------------------------------------------------
+
+    async def _identity(self, begun: BegunLogin) -> Identity:
+        answer, document = begun.answer, await self._discover()
         # RFC 9207 §2.4: an issuer that announces it always sends it.
         if answer.get("iss", "" if self._sends_iss(document) else self._issuer_url) != self._issuer_url:
             raise Unauthenticated(f"the answer comes from another issuer: {_AGAIN}")
@@ -146,16 +183,14 @@ class PageLogin:
             code = _ERROR.fullmatch(answer.get("error", ""))
             why = f" ({code[0]})" if code else ""
             raise Unauthenticated(f"the issuer did not log you in{why}: {_AGAIN}, or ask who administers it")
-        token = await self._redeem(document["token_endpoint"], answer["code"], str(begun["proof"]))
+        token = await self._redeem(document["token_endpoint"], answer["code"], begun.proof)
         identity = await self._verifier.verify(token)
         claims = jwt.decode(token, options={"verify_signature": False})  # the very text that was verified
-        if not hmac.compare_digest(str(claims.get("nonce", "")).encode(), str(begun["nonce"]).encode()):
+        if not hmac.compare_digest(str(claims.get("nonce", "")).encode(), begun.nonce.encode()):
             raise Unauthenticated(f"the id token belongs to another login: {_AGAIN}")
         if claims.get("azp", self._config.client_id) != self._config.client_id:
             raise Unauthenticated(f"the id token was issued to another client (azp): {_AGAIN}")
         return identity
-
-    # -- inside ----------------------------------------------------------------------------------------------------
 
     @staticmethod
     def _sends_iss(document: Mapping[str, Any]) -> bool:
@@ -169,13 +204,36 @@ class PageLogin:
         issuer = replace(current, audiences=(self._config.client_id,))
         if issuer != self._issuer:
             self._verifier.replace(AuthenticationConfig((issuer,)), self._tokens.acceptance)
-            self._issuer, self._document_until = issuer, 0.0
-        return issuer
+            self._issuer, self._known_until, self._discovery = issuer, -math.inf, None
+        return self._issuer
 
     async def _discover(self) -> dict[str, Any]:
+        """Return the discovery document. However many logins wait for it, the issuer is asked once, and not again for
+        `FAILED` after a failure."""
         issuer = self._follow()
-        if self._clock() < self._document_until:
-            return self._document
+        while self._monotonic() >= self._known_until:
+            if self._discovery is None:
+                self._discovery = self._discoveries.start(self._ask_discovery(issuer))
+            await asyncio.shield(self._discovery)
+            issuer = self._follow()
+        if isinstance(self._known, ArcbridgeError):
+            raise self._known.with_traceback(None)
+        return self._known
+
+    async def _ask_discovery(self, issuer: IssuerConfig) -> None:
+        found: dict[str, Any] | ArcbridgeError
+        kept = DISCOVERED
+        try:
+            found = await self._read_discovery(issuer)
+        except ArcbridgeError as error:
+            found, kept = error, FAILED
+        finally:
+            if self._issuer is issuer:
+                self._discovery = None
+        if self._issuer is issuer:
+            self._known, self._known_until = found, self._monotonic() + kept
+
+    async def _read_discovery(self, issuer: IssuerConfig) -> dict[str, Any]:
         url = issuer.discovery_url or issuer.url.rstrip("/") + "/.well-known/openid-configuration"
         reply = await self._ask("GET", url, issuer.ca_pem, headers={"Accept": "application/json"})
         document = read_json_object(reply.body) if reply.status == 200 else {}
@@ -186,7 +244,6 @@ class PageLogin:
                 origin_of(str(document.get(name)))
         except ConfigError as error:
             raise Unreachable("the issuer's discovery document names an endpoint that is no https:// URL") from error
-        self._document, self._document_until = document, self._clock() + DISCOVERED
         return document
 
     async def _redeem(self, endpoint: str, code: str, proof: str) -> str:

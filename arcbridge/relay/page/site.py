@@ -294,13 +294,15 @@ class PageSite:
         return answer
 
     async def _in_turn(self, request: web.Request) -> Identity:
+        # What was not begun here waits for nobody, and nobody waits for it.
+        begun = self._login.recognise(request.cookies.get(LOGIN_COOKIE, ""), dict(request.query))
         try:
             async with asyncio.timeout(TURN):
                 await self._ending.acquire()
         except TimeoutError:
             raise ApiRefusal(HTTPStatus.SERVICE_UNAVAILABLE, "too many log in now: try again", retry_after=5) from None
         try:
-            return await self._login.finish(request.cookies.get(LOGIN_COOKIE, ""), dict(request.query))
+            return await self._login.finish(begun)
         finally:
             self._ending.release()
 
@@ -347,6 +349,7 @@ class PageSite:
 
     async def _end(self, app: web.Application) -> None:
         await self._facts.close()
+        await self._login.close()
 
 
 def _looked(query: Mapping[str, str]) -> view.Looked:

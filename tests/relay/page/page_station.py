@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import urllib.parse
 from collections.abc import AsyncIterator, Mapping
@@ -71,6 +72,11 @@ class MemoryIssuer:
         self.claims: dict[str, object] = {}
         """What the next id tokens have instead."""
         self.status = 200
+        self.discoveries = 0
+        """How often the discovery document was asked for."""
+        self.answers = asyncio.Event()
+        """While it is not set, nothing is answered."""
+        self.answers.set()
         self.user, self.nonce = "chief", ""
 
     async def __call__(self, url: str, ca_pem: str | None) -> Reply:
@@ -82,8 +88,11 @@ class MemoryIssuer:
         if url.endswith("/jwks"):
             return Reply(200, json.dumps(self._server.published()).encode())
         if method == "GET":
+            self.discoveries += 1
+            await self.answers.wait()
             return Reply(200, json.dumps(self.document).encode())
         self.requests.append((dict(urllib.parse.parse_qsl(body.decode())), headers))
+        await self.answers.wait()
         return Reply(self.status, json.dumps({"id_token": self.token(), "access_token": "x"}).encode())
 
     def token(self) -> str:
@@ -98,8 +107,9 @@ def login_of(issuer: MemoryIssuer, clock: Clock, tokens: TokenVerifier, **config
     verifier = TokenVerifier(AuthenticationConfig(()), issuer, clock, monotonic=clock)
     seal = CookieSeal(b"secret", "login")
     return PageLogin(
-        RelayPageConfig(CLIENT, **config), ISSUER, REDIRECT, verifier, tokens, issuer.ask, seal, clock=clock
-    )
+        RelayPageConfig(CLIENT, **config), ISSUER, REDIRECT, verifier, tokens, issuer.ask, seal, clock=clock,
+        monotonic=clock,
+    )  # fmt: skip
 
 
 @dataclass

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import urllib.parse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ from arcbridge.identity.authentication import AuthenticationConfig
 from arcbridge.identity.claims import Identity
 from arcbridge.identity.policy import Policy
 from arcbridge.identity.verifier import Acceptance, TokenVerifier
-from arcbridge.relay.page.login import LOGIN_LIFE, MOST_COOKIE, CookieSeal, PageLogin, PageSessions
+from arcbridge.relay.page import login
+from arcbridge.relay.page.login import FAILED, LOGIN_LIFE, MOST_COOKIE, CookieSeal, PageLogin, PageSessions
 from tests.relay.page.page_station import ADMINS, CLIENT, CONFIG, ISSUER, REDIRECT, MemoryIssuer, login_of
 from tests.support.clock import Clock
 
@@ -39,12 +42,17 @@ class Attempt:
         return self
 
     async def finish(self, **changes: str) -> Identity:
-        return await self.login.finish(self.cookie, {**self.answer, **changes})
+        return await self.login.finish(self.login.recognise(self.cookie, {**self.answer, **changes}))
 
     async def refused(self, words: str, **changes: str) -> None:
         with pytest.raises(Unauthenticated, match=words) as error:
             await self.finish(**changes)
         assert CODE not in str(error.value)
+
+
+def changed(**settings: Any) -> AuthenticationConfig:
+    """The authentication file with other settings of the issuer."""
+    return AuthenticationConfig(tuple(replace(one, **settings) for one in CONFIG.issuers))
 
 
 async def test_a_login_by_code_pkce_state_and_nonce() -> None:
@@ -131,6 +139,47 @@ async def test_what_the_issuer_refuses_and_what_is_no_answer() -> None:
         attempt.clock.now += 301
         with pytest.raises(Unreachable, match="discovery document"):
             await attempt.login.begin()
+
+
+async def test_k13_a_silent_issuer_is_asked_once() -> None:
+    """docs/threats.md#K13: however many strangers begin a login, and again only after a while."""
+    attempt = Attempt()
+    issuer, begin = attempt.issuer, attempt.login.begin
+    issuer.answers.clear()
+    first, *others = [asyncio.create_task(begin()) for _ in range(50)]
+    await asyncio.sleep(0.01)
+    first.cancel()  # one that leaves takes nothing from the others
+    issuer.document["issuer"] = "https://evil.test"
+    issuer.answers.set()
+    found = await asyncio.gather(*others, return_exceptions=True)
+    assert {type(one) for one in found} == {Unreachable}
+    for _ in range(50):
+        with pytest.raises(Unreachable, match="discovery document"):
+            await begin()
+    assert issuer.discoveries == 1
+    issuer.document["issuer"] = ISSUER
+    attempt.clock.now += FAILED
+    await asyncio.gather(*(begin() for _ in range(50)))
+    assert issuer.discoveries == 2
+    # Another issuer's answer counts for nothing.
+    attempt.tokens.replace(changed(discovery_url="https://issuer.test/other"), Acceptance())
+    issuer.answers.clear()
+    waiting = asyncio.create_task(begin())
+    await asyncio.sleep(0.01)
+    attempt.tokens.replace(CONFIG, Acceptance())
+    issuer.answers.set()
+    await waiting
+    assert issuer.discoveries == 4
+    await attempt.login.close()
+
+
+async def test_k13_the_end_of_a_login_has_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/threats.md#K13."""
+    monkeypatch.setattr(login, "FINISHED", 0.05)
+    attempt = await Attempt().begin()
+    attempt.issuer.answers.clear()
+    with pytest.raises(Unreachable, match="takes too long"):
+        await attempt.finish()
 
 
 async def test_a_reload_of_the_issuers_counts() -> None:

@@ -17,7 +17,7 @@ from arcbridge.relay.page import site
 from arcbridge.relay.page.login import CALLBACK
 from arcbridge.relay.page.site import LOGIN_COOKIE, LOGINS, REFUSED, SESSION_COOKIE
 from arcbridge.relay.registry.base import UserRevocation
-from tests.relay.page.page_station import ADMINS, CAME_BACK, PageRelay, at_once, paging
+from tests.relay.page.page_station import ADMINS, CAME_BACK, ISSUER, PageRelay, at_once, paging
 from tests.support.eventually import until
 
 AGENT = {"agent": "a", "version": "1", "since": 1.0, "ready": True, "failing": "", "sessions": 2, "round_trip": 0.01,
@@ -257,6 +257,27 @@ async def test_k13_logins_of_an_address_are_bounded(station: PageRelay) -> None:
     assert (await station.text("/page/login"))[0] == 429
     assert station.issuer.requests == []
     assert station.relay.limited["page"] == 2
+
+
+async def test_k13_made_up_logins_keep_nobody_out(station: PageRelay, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/threats.md#K13: they take no turn, and a turn is over when the issuer takes too long."""
+    monkeypatch.setattr(station.site, "_ending", asyncio.Semaphore(2))
+    monkeypatch.setattr("arcbridge.relay.page.login.FINISHED", 1.0)
+    end, more = (
+        f"{CALLBACK}?code=x&iss={ISSUER}&state={(await station.begin())['state']}",
+        {"cookies": {**station.kept}},
+    )
+    station.issuer.answers.clear()
+    ends = [asyncio.create_task(station.text(end, **more)) for _ in range(2)]
+    await until(lambda: len(station.issuer.requests) == 2)
+    status, text = await station.text(f"{end}x", **more)
+    assert (status, "another login" in text) == (401, True)
+    assert not any(one.done() for one in ends), "it has waited for no turn"
+    station.issuer.user = "chief"
+    waiting = asyncio.create_task(station.text(end, **more))
+    assert {(await one)[0] for one in ends} == {503}
+    station.issuer.answers.set()
+    assert (await waiting)[0] == 303
 
 
 async def test_k13_bytes_that_are_no_text_are_refused_without_an_error(station: PageRelay) -> None:
