@@ -16,6 +16,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import structlog
+
 from arcbridge.errors import ArcbridgeError
 from arcbridge.identity.policy import EVERY_CLUSTER
 from arcbridge.identity.policy_rules import covers
@@ -32,6 +34,9 @@ EVERY: Final = 5.0
 CLUSTERS_A_SECOND: Final = 500
 """By so many clusters another second is added, which keeps the cost at a hundredth or so of the loop's time."""
 DAY: Final = 86400.0
+_LOGGED: Final = "the relay's log has the cause"
+
+log = structlog.get_logger("arcbridge.relay")
 
 
 class ClusterFact(NamedTuple):
@@ -155,8 +160,12 @@ class FactBook:
             facts = await self._found()
         except ArcbridgeError as error:
             # One with a cause is about this machine: its paths are for the log and for `doctor`.
-            said = error.message if error.__cause__ is None else "the relay's log has the cause"
-            facts = replace(former, failure=f"the relay cannot read its own state: {said}", views={})
+            said = error.message if error.__cause__ is None else _LOGGED
+            facts = _old(former, said)
+        except Exception as error:
+            # A mistake of ours is no reason to compute more often.
+            log.error("page facts not computed", reason=type(error).__name__, exc_info=True)
+            facts = _old(former, _LOGGED)
         self._facts = facts
         self._fresh_until = self._monotonic() + EVERY + len(facts.clusters) / CLUSTERS_A_SECOND
         return facts
@@ -191,6 +200,10 @@ class FactBook:
             return await asyncio.to_thread(self._changes.since, rfc3339(now - DAY))
         except OSError:
             return None
+
+
+def _old(former: Facts, reason: str) -> Facts:
+    return replace(former, failure=f"the relay cannot read its own state: {reason}", views={})
 
 
 def _findings(checks: Sequence[Row]) -> tuple[Row, ...]:

@@ -18,7 +18,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from http import HTTPStatus
 from importlib.resources import files
@@ -193,9 +193,14 @@ class PageSite:
             keep_stream(request, STREAM_LIFE + TURN)
             answer = web.StreamResponse(headers={**_HEADERS, "Content-Type": "text/event-stream"})
             await answer.prepare(request)
-            # A browser that is gone resets the connection, which ends this.
-            with suppress(ConnectionError):
+            try:
                 await self._api.payer_of(viewer.identity).steps(self._send(request, answer, text), inner=True)
+            except ConnectionError:
+                pass  # a browser that is gone resets the connection, which ends this
+            except Exception as error:
+                # What was sent cannot be taken back, and no second head may follow it, so the answer is cut off.
+                log.error("page stream failed", reason=type(error).__name__, exc_info=True)
+                raise ConnectionAbortedError("the page cannot be made") from error
             return answer
 
     async def _send(self, request: web.Request, answer: web.StreamResponse, text: str) -> None:

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 
 import pytest
+import structlog
 
 from arcbridge.errors import StateError
 from arcbridge.pki.authority import Authority
@@ -123,6 +124,22 @@ async def test_what_cannot_be_read_leaves_the_former_facts(tmp_path: Path) -> No
         facts = await world.book.get()
         assert (facts.clusters, facts.at) == (before.clusters, before.at)
         assert facts.failure == "the relay cannot read its own state: the other processes do not answer"
+
+
+async def test_k13_a_mistake_is_computed_no_more_often(tmp_path: Path) -> None:
+    """docs/threats.md#K13: it is in the log, and the former facts stay."""
+    async with serving(tmp_path) as world:
+        before = await world.book.get()
+        world.rows["checks"] = [{"state": "failed", "hop": ["not", "hashable"]}]
+        world.clock.now += 60
+        with structlog.testing.capture_logs() as logs:
+            found = [await world.book.get() for _ in range(3)]
+        assert [(one["event"], one["reason"]) for one in logs] == [("page facts not computed", "TypeError")]
+        assert ({one.clusters for one in found}, world.book.computed) == ({before.clusters}, 2)
+        assert found[0].failure == "the relay cannot read its own state: the relay's log has the cause"
+        world.rows["checks"] = []
+        world.clock.now += 60
+        assert (await world.book.get()).failure == ""
 
 
 @pytest.mark.parametrize("count", [10_000])

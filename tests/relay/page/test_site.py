@@ -308,6 +308,22 @@ async def test_k13_strangers_pay_for_streams(tmp_path: Path, monkeypatch: pytest
         assert (statuses, station.relay.limited["address"]) == ([401, 401, 429], 1)
 
 
+async def test_a_mistake_cuts_off_a_stream(station: PageRelay, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No second head is sent into an answer that has begun."""
+    await station.log_in("chief")
+
+    def mistaken(*args: object, **more: object) -> str:
+        raise KeyError("a mistake")
+
+    monkeypatch.setattr("arcbridge.relay.page.view.live_parts", mistaken)
+    head = f"GET /page/events HTTP/1.1\r\nHost: relay.test\r\nCookie: {SESSION_COOKIE}={station.kept[SESSION_COOKIE]}"
+    with structlog.testing.capture_logs() as logs:
+        answer = await station.relay.raw(f"{head}\r\n\r\n".encode())
+    assert (answer.count(b"HTTP/1.1"), b"retry: 3000" in answer, answer.endswith(b"0\r\n\r\n")) == (1, True, False)
+    assert (logs[0]["event"], logs[0]["reason"]) == ("page stream failed", "KeyError")
+    assert not station.site.streams
+
+
 async def test_a_relay_that_cannot_read_its_state_says_so(station: PageRelay) -> None:
     await station.log_in("chief")
     assert "shop-1" in (await station.text())[1]
