@@ -42,6 +42,7 @@ WITHOUT_TEST: dict[str, str] = {
 WITHOUT_MODULE: dict[str, str] = {
     "identity/test_kubernetes_cases": "loader and verifier beside the tests of Kubernetes",
     "cli/test_snapshots": "what people read of all commands",
+    "relay/page/test_script": "relay/page/script.js in a browser",
     "test_dead_code": "about all modules",
     "test_docstrings": "about all modules",
     "test_layers": "about all modules",
