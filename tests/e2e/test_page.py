@@ -12,8 +12,11 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
+import aiohttp
 import pytest
 
+from arcbridge.pki.authority import Authority
+from arcbridge.pki.enrolment import make_csr, make_key
 from arcbridge.relay import admin
 from arcbridge.settings.config import RelayConfig
 from arcbridge.settings.config_loader import load
@@ -45,17 +48,22 @@ REVIEW = "/apis/authentication.k8s.io/v1/selfsubjectreviews"
 RULES = "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews"
 SERVING, NEVER = "amsterdam", "never-came"
 FAULTS = {
-    "berlin": "the agent does not reach its API server",
-    "cork": "the agent does not trust its API server's certificate",
-    "dublin": "the API server does not accept the agent's own credential",
-    "essen": "the agent may not act as users, so that every request is refused",
-    "florence": "the agent does not reach the issuer, and has no keys to verify logins with",
-    "graz": "the issuer calls itself by another URL than the agent's authentication file does",
-    "oslo": "no agent of it is connected",
-    "oslo-2": "an operator has revoked it",
-    NEVER: "it has enrolled and no agent of it has ever connected",
+    "berlin": (
+        "the agent does not reach its API server",
+        "the agent does not reach the issuer, and has no keys to verify logins with",
+    ),
+    "cork": (
+        "the agent does not trust its API server's certificate",
+        "the issuer calls itself by another URL than the agent's authentication file does",
+    ),
+    "dublin": ("the API server does not accept the agent's own credential",),
+    "essen": ("the agent may not act as users, so that every request is refused",),
+    "oslo": ("no agent of it is connected",),
+    "oslo-2": ("an operator has revoked it",),
+    NEVER: ("it has enrolled and no agent of it has ever connected",),
 }
 """What the page says of each cluster; the tenth fault is the relay's own."""
+WITH_AGENT = (SERVING, "berlin", "cork", "dublin", "essen", "oslo")
 
 
 class Faulty(World):
@@ -80,7 +88,7 @@ class Faulty(World):
 async def faulty(tmp_path: Path) -> AsyncIterator[Faulty]:
     async with AsyncExitStack() as stack:
         apis = {}
-        for name in (SERVING, "cork", "dublin", "essen", "florence", "graz"):
+        for name in (SERVING, "cork", "dublin", "essen"):
             (tmp_path / name).mkdir()
             fake = await stack.enter_async_context(FakeApiServer.serving(tmp_path / name))
             apis[name] = ApiServer(fake.url, ca_file=fake.ca_file, token_file=fake.token_file)
@@ -92,18 +100,17 @@ async def faulty(tmp_path: Path) -> AsyncIterator[Faulty]:
         (tmp_path / "token").write_text("an-unused-token")
         nowhere = ApiServer(f"https://127.0.0.1:{fixed_port()}", token_file=tmp_path / "token")
         apis["cork"] = ApiServer(apis["cork"].url, ca_file=apis[SERVING].ca_file, token_file=apis["cork"].token_file)
-        clusters = [SERVING, "berlin", "cork", "dublin", "essen", "florence", "graz", "oslo", "oslo-2"]
         world = stack.enter_context(
-            Faulty(nowhere, cluster=SERVING, directory=tmp_path / "world", agents=len(clusters))
+            Faulty(nowhere, cluster=SERVING, directory=tmp_path / "world", agents=len(WITH_AGENT))
         )
-        world.agent_clusters = clusters
+        world.agent_clusters = list(WITH_AGENT)
         world.policy = POLICY
         world.relay_settings = 'workers = 2\npage.client_id = "page"\npage.session = "1h"'
         await asyncio.to_thread(world.start_issuer)
         world.issuer.settings(auto_login="carol")
         await asyncio.to_thread(world.start_relay)
-        wrong = {"florence": f"https://127.0.0.1:{fixed_port()}", "graz": f"{world.issuer.url}/"}
-        for index, name in enumerate(clusters):
+        wrong = {"berlin": f"https://127.0.0.1:{fixed_port()}", "cork": f"{world.issuer.url}/"}
+        for index, name in enumerate(WITH_AGENT):
             world.api, world.misspelt = apis.get(name, nowhere), wrong.get(name, "")
             await asyncio.to_thread(world.start_agent, index, wait=False)
         yield world
@@ -123,18 +130,17 @@ async def test_ten_faults_are_seen(tmp_path: Path, browser: Browser) -> None:
         require_or_skip("npm", str(error))
     async with faulty(tmp_path) as world, browser.tab() as tab:
         await log_in(tab, world)
-        await tab.until(
-            f"document.body.innerText.includes({json.dumps(FAULTS['graz'][1:])})", "the agents have reported"
-        )
-        await tab.until("document.querySelector('#c-oslo-2') && !document.querySelector('.new')", "all have connected")
+        await tab.until("document.querySelector('#c-oslo') && !document.querySelector('.new')", "all have connected")
         # Faults while one looks: nothing is reloaded from here on.
-        world.agents[-2].kill()
-        command(world, "cluster", "revoke", "oslo-2")
-        await asyncio.to_thread(enrol, world, NEVER)
+        world.agents[-1].kill()
         world.relay_config.with_name("policy.toml").write_text(f"{POLICY}\n[[alow]]\n")
-        for name, words in FAULTS.items():
-            row = f"document.getElementById('c-{name}')?.closest('tr').innerText"
-            await tab.until(f"{row}?.includes({json.dumps(words[1:])})", name)
+        for name in (NEVER, "oslo-2"):
+            await enrol(world, name)
+        await asyncio.to_thread(command, world, "cluster", "revoke", "oslo-2")
+        for name, faults in FAULTS.items():
+            for words in faults:
+                row = f"document.getElementById('c-{name}')?.closest('tr').innerText"
+                await tab.until(f"{row}?.includes({json.dumps(words[1:])})", name)
         await tab.until("document.querySelector('#relays').innerText.includes('alow')", "the relay's own")
         await tab.until("document.querySelector('#changes').innerText.includes('cluster revoke by root')", "the audit")
         await keyboard(tab)
@@ -200,16 +206,14 @@ async def log_in(tab: Tab, world: World) -> None:
     await tab.until("document.querySelector('#summary') !== null", "the page")
 
 
-def enrol(world: World, name: str) -> None:
+async def enrol(world: World, name: str) -> None:
     """Enrol a cluster of which no agent ever connects."""
-    token, pin = world.join_token(name)
-    directory = world.directory / name
-    directory.mkdir()
-    (directory / "token").write_text(token)
-    (directory / "agent.toml").write_text("")
-    flags = ["--relay", world.relay_url, "--relay-ca-pin", pin, "--state-dir", str(directory / "state")]
-    words = ["--role", "agent", "enroll", "--config", str(directory / "agent.toml"), *flags]
-    run(arcbridge(*words, "--join-token-file", str(directory / "token")))
+    token, _ = await asyncio.to_thread(world.join_token, name)
+    csr, ca = make_csr(make_key()), Authority.create(name).certificate_pem
+    async with aiohttp.ClientSession() as session:
+        body = {"join_token": token, "csr": csr, "cluster_ca": ca}
+        async with session.post(f"{world.relay_url}/v1/enrol", json=body, ssl=False) as answer:
+            assert answer.status == 200, await answer.text()
 
 
 def command(world: World, *words: str) -> str:
