@@ -284,12 +284,21 @@ def page_issuer(page: RelayPageConfig, issuers: AuthenticationConfig) -> str:
 def _check_page(config: RelayConfig, issuers: AuthenticationConfig, policy: Policy, problems: Problems) -> None:
     page = config.page
     if not page.client_id:
-        if page.issuer:
-            problems.error("page.client_id", "page.client_id: required with page.issuer; the page's client there")
+        given = [field.name for field in fields(page) if getattr(page, field.name) != field.default]
+        if given:
+            problems.error(
+                "page.client_id", f"page.client_id: required with page.{given[0]}; the page's client at the issuer"
+            )
         return
     if issuers.issuers:
         with problems.collect("page.issuer"):
-            page_issuer(page, issuers)
+            issuer = issuers.issuer(page_issuer(page, issuers))
+            if issuer is not None and page.client_id in issuer.audiences:
+                problems.error(
+                    "page.client_id",
+                    f"page.client_id: {page.client_id!r} is an audience of {issuer.path} in the authentication file, "
+                    "so that its id tokens would be access tokens; make a client for the page alone",
+                )
     if "openid" not in page.scopes:
         problems.error("page.scopes", 'page.scopes: must have "openid", without which an issuer gives no id token')
     if not SHORTEST_SESSION <= page.session <= LONGEST_SESSION:

@@ -312,7 +312,16 @@ def test_the_administrators_page(good: RelayConfig, tmp_path: Path) -> None:
     secret.chmod(0o600)
     assert found(client_id="page", client_secret_file=secret) == before
     for setting, page in (
-        ("page.client_id", {"issuer": "https://login.test", "client_id": ""}),
+        *(
+            ("page.client_id", {"client_id": "", **more})
+            for more in (
+                {"issuer": "https://login.test"},
+                {"client_secret_file": secret},
+                {"scopes": ("openid",)},
+                {"session": 900.0},
+            )
+        ),
+        ("page.client_id", {"client_id": "relay"}),
         ("page.issuer", {"issuer": "https://login.test/"}),
         ("page.scopes", {"scopes": ("profile",)}),
         ("page.session", {"session": 60.0}),
