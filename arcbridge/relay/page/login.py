@@ -201,9 +201,10 @@ class PageLogin:
         current = self._tokens.config.issuer(self._issuer_url)
         if current is None:
             raise Unauthenticated("the page's issuer is not in the relay's authentication file any more")
-        issuer = replace(current, audiences=(self._config.client_id,))
+        issuer, acceptance = replace(current, audiences=(self._config.client_id,)), self._tokens.acceptance
+        if (issuer, acceptance) != (self._issuer, self._verifier.acceptance):
+            self._verifier.replace(AuthenticationConfig((issuer,)), acceptance)
         if issuer != self._issuer:
-            self._verifier.replace(AuthenticationConfig((issuer,)), self._tokens.acceptance)
             self._issuer, self._known_until, self._discovery = issuer, -math.inf, None
         return self._issuer
 

@@ -184,7 +184,11 @@ async def test_k13_the_end_of_a_login_has_its_time(monkeypatch: pytest.MonkeyPat
 
 async def test_a_reload_of_the_issuers_counts() -> None:
     attempt = await Attempt().begin()
-    attempt.tokens.replace(CONFIG, Acceptance(max_lifetime=300.0))
+    assert (await attempt.finish()).username == "chief"
+    attempt.tokens.replace(CONFIG, Acceptance(max_lifetime=300.0))  # id tokens here are valid for 600 s
+    await attempt.refused("valid for more than 5 min")
+    attempt.tokens.replace(CONFIG, Acceptance())
+    assert (await attempt.finish()).username == "chief"
     attempt.tokens.replace(AuthenticationConfig(()), Acceptance())
     await attempt.refused("not in the relay's authentication file")
 
