@@ -39,7 +39,7 @@ from arcbridge.relay.http.api import SOURCES, SUBJECTS, Api
 from arcbridge.relay.http.server import address_of, keep_stream, note_proved, take_turn
 from arcbridge.relay.page import view
 from arcbridge.relay.page.facts import FactBook, Facts
-from arcbridge.relay.page.login import CALLBACK, LOGIN_LIFE, PageLogin, PageSessions
+from arcbridge.relay.page.login import CALLBACK, LOGIN_LIFE, BegunLogin, PageLogin, PageSessions
 from arcbridge.relay.page.lookups import reach_of, refusals_of
 
 SESSION_COOKIE: Final = "__Host-arcbridge-page"
@@ -276,8 +276,11 @@ class PageSite:
     async def _finish(self, request: web.Request) -> web.Response:
         self._spend_login(request)
         source, identity, outcome = address_of(request), None, "failed"
+        begun: BegunLogin | None = None
         try:
-            identity = await self._in_turn(request)
+            # What was not begun here waits for nobody, and nobody waits for it.
+            begun = self._login.recognise(request.cookies.get(LOGIN_COOKIE, ""), dict(request.query))
+            identity = await self._in_turn(begun)
             self._judged(identity)
             answer = _led("/page")
             cookie = self._sessions.cookie(identity, self._policy.current())
@@ -295,12 +298,11 @@ class PageSite:
             answer = self._notice(error.message, error)
         finally:
             self.logins[outcome] += 1
-        answer.del_cookie(LOGIN_COOKIE, path="/", secure=True, httponly=True, samesite="Lax")
+        if begun is not None:  # else another site may have led here while a login is under way
+            answer.del_cookie(LOGIN_COOKIE, path="/", secure=True, httponly=True, samesite="Lax")
         return answer
 
-    async def _in_turn(self, request: web.Request) -> Identity:
-        # What was not begun here waits for nobody, and nobody waits for it.
-        begun = self._login.recognise(request.cookies.get(LOGIN_COOKIE, ""), dict(request.query))
+    async def _in_turn(self, begun: BegunLogin) -> Identity:
         try:
             async with asyncio.timeout(TURN):
                 await self._ending.acquire()

@@ -106,6 +106,16 @@ async def test_the_way_in_and_out(station: PageRelay) -> None:
         assert f"arcbridge_relay_{line}" in shown
 
 
+async def test_k10_a_link_of_another_site_breaks_no_login(station: PageRelay) -> None:
+    """docs/threats.md#K10."""
+    state = (await station.begin())["state"]
+    for query in ("", "?code=x&state=y", f"?code=x&state={state}x"):
+        assert (await station.text(f"{CALLBACK}{query}", **CAME_BACK))[0] == 401
+        assert LOGIN_COOKIE in station.kept, query
+    assert (await station.text(f"{CALLBACK}?code=x&state={state}&iss={ISSUER}", **CAME_BACK))[0] == 303
+    assert station.kept.keys() == {SESSION_COOKIE}
+
+
 async def test_k11_each_sees_what_is_theirs(station: PageRelay) -> None:
     """docs/threats.md#K11."""
     await station.log_in("sam")  # who makes join tokens for shop-*, and reads nothing else
