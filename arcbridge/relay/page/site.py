@@ -364,7 +364,7 @@ def _looked(query: Mapping[str, str]) -> view.Looked:
 
 
 def _live(facts: Facts, viewer: Viewer, text: str) -> str:
-    return view.live_parts(facts, viewer.clusters, whole=viewer.whole, reads=bool(viewer.readable), text=text)
+    return view.live_parts(facts, viewer.clusters, viewer.readable, text=text)
 
 
 def _html(text: str, status: int = 200) -> web.Response:

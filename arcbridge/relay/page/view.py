@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import quote
 
+from arcbridge.identity.policy import EVERY_CLUSTER
+from arcbridge.identity.policy_rules import covers
 from arcbridge.observe.untrusted_text import escape
 from arcbridge.relay.operations import Row
 from arcbridge.relay.page.changes import AuditedChange
@@ -100,11 +102,11 @@ _CUT: Final = "<!---->"
 """Stands between the parts that are live."""
 
 
-def live_parts(facts: Facts, patterns: Sequence[str], *, whole: bool, reads: bool, text: str) -> str:
+def live_parts(facts: Facts, patterns: Sequence[str], readable: Sequence[str], *, text: str) -> str:
     """Return the parts that change while one looks: of relays, of clusters, of changes. `patterns`: the caller's
-    clusters; `whole`: of every cluster, and of the relay itself; `reads`: what was changed, too. The same question to
-    the same facts is answered once."""
-    key = tuple(patterns), whole, reads, text
+    clusters; `readable`: those of which the caller may read what was changed, too; with every cluster also what is the
+    relay's own. The same question to the same facts is answered once."""
+    key = tuple(patterns), tuple(readable), text
     if key not in facts.views:
         if len(facts.views) > 100:
             facts.views.clear()
@@ -112,10 +114,10 @@ def live_parts(facts: Facts, patterns: Sequence[str], *, whole: bool, reads: boo
         shown = [one for one in own if text.casefold() in one.name]
         facts.views[key] = _CUT.join(
             (
-                _live("relays", _relays(facts) if whole else _failure(facts)),
+                _live("relays", _relays(facts) if EVERY_CLUSTER in readable else _failure(facts)),
                 _live("summary", _summary(own), 'role="status"'),
                 _live("table", _table(own, shown, facts.at, text)),
-                _live("changes", _changes(facts, own, whole=whole) if reads else ""),
+                _live("changes", _changes(facts, readable) if readable else ""),
             )
         )
     return facts.views[key]
@@ -225,12 +227,13 @@ def _cluster(one: ClusterFact, now: float) -> str:
     )
 
 
-def _changes(facts: Facts, own: Sequence[ClusterFact], *, whole: bool) -> str:
+def _changes(facts: Facts, readable: Sequence[str]) -> str:
+    """Return what was changed in these clusters, also those that are there no more, or not yet."""
     head = '<section aria-labelledby="h-changes"><h2 id="h-changes">Changed in the last 24 hours</h2>'
     if facts.changes is None:
         return f"{head}<p>The relay's audit log is no file, or cannot be read: [audit] in its settings.</p></section>"
-    names = {one.name for one in own}
-    mine = [one for one in facts.changes if whole or not names.isdisjoint(one.clusters)]
+    whole = EVERY_CLUSTER in readable
+    mine = [one for one in facts.changes if whole or any(covers(readable, name) for name in one.clusters)]
     if not mine:
         return f"{head}<p>Nothing, by the audit log of this relay.</p></section>"
     return f"{head}<ol>{_bounded(map(_change, mine), MOST_PART, 'records: `arcbridge audit show`')}</ol></section>"

@@ -52,6 +52,16 @@ clusters = ["shop-*"]
 what = ["read"]
 
 [[admin]]
+users = ["twice"]
+clusters = ["shop-*"]
+what = ["read"]
+
+[[admin]]
+users = ["twice"]
+clusters = ["b*"]
+what = ["tokens", "sessions", "revocations"]
+
+[[admin]]
 users = ["chief"]
 clusters = ["*"]
 what = ["read"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import html
 import json
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -144,6 +145,23 @@ async def test_k11_each_sees_what_is_theirs(station: PageRelay) -> None:
     text = (await station.text("/page?cluster=shop-1"))[1]
     assert ("FORBIDDEN" in text, "2 times" in text) == (True, True)
     assert "is not yours" in (await station.text("/page?cluster=bank"))[1]
+
+
+async def test_k11_read_for_some_and_another_right_for_others(station: PageRelay) -> None:
+    """docs/threats.md#K11: of a cluster that one may not read the page has what `cluster list` has, and no more."""
+    await station.log_in("twice")  # who reads shop-*, and has every other right to bank
+    text = (await station.text())[1]
+    rows = [re.sub("<[^>]*>", "", one) for one in re.findall("<li>.*?</li>", text)]
+    assert ("bank</a>" in text.replace("</bdi>", ""), len(rows)) == (True, 1), rows
+    assert "cluster shop-1" in rows[0]
+    text = (await station.text("/page?user=ann"))[1]
+    assert ("<bdi>shop-2</bdi>" in text, "<bdi>bank</bdi> since" in text, text.count("1.2.3.4")) == (True, False, 1)
+    assert "by the <bdi>user &quot;ann&quot;</bdi>: <bdi>shop-1</bdi>, <bdi>shop-2</bdi></li>" in text
+    text = (await station.text("/page?cluster=bank"))[1]
+    assert ("is not yours" in text, "FORBIDDEN" in text) == (True, False)
+    async for _, data in events(station):
+        assert ("cluster <bdi>shop-1" in data, "cluster <bdi>bank" in data, "Relays" in data) == (True, False, False)
+        break
 
 
 async def test_k11_who_administers_nothing_gets_one_answer(station: PageRelay) -> None:

@@ -27,7 +27,7 @@ def cluster(name: str, state: str = SERVING, *faults: Fault, revoked: bool = Fal
 
 
 def rendered(facts: Facts, text: str = "", found: Found | None = None, **looked: str) -> str:
-    live = live_parts(facts, ["*"], whole=True, reads=True, text=text)
+    live = live_parts(facts, ["*"], ["*"], text=text)
     return page(facts, live, "relay.test:443", HOSTILE, Looked(text, **looked), found or Found())
 
 
@@ -127,15 +127,21 @@ def test_a_filter_and_what_is_old_or_missing() -> None:
     assert not replace(facts, views={}).views
 
 
-def test_one_sees_of_changes_what_concerns_own_clusters() -> None:
-    changes = tuple(
-        AuditedChange("2030-01-01T10:00:00Z", "cluster revoke", "root", (("cluster", one),), (one,), "")
-        for one in ("a", "b")
-    )
-    facts = Facts(NOW, (cluster("a"), cluster("b")), changes=changes)
-    text = live_parts(facts, ["a"], whole=False, reads=True, text="")
-    assert (text.count("cluster revoke"), "<bdi>b</bdi>" in text) == (1, False)
-    assert "cluster revoke" not in live_parts(facts, ["a"], whole=False, reads=False, text="")
+def changed(*clusters: str, act: str = "cluster revoke") -> AuditedChange:
+    return AuditedChange("2030-01-01T10:00:00Z", act, "root", (("cluster", ", ".join(clusters)),), clusters, "")
+
+
+def test_k11_one_sees_of_changes_what_concerns_readable_clusters() -> None:
+    """docs/threats.md#K11: another right to a cluster shows none of its acts."""
+    facts = Facts(NOW, (cluster("a"), cluster("b")), changes=(changed("a"), changed("b")))
+    for patterns, readable, seen in ((["a"], ["a"], (1, 0)), (["a", "b"], ["a"], (1, 0)), (["a", "b"], ["b"], (0, 1)),
+                                     (["a", "b"], [], (0, 0)), (["*"], ["*"], (1, 1))):  # fmt: skip
+        text = live_parts(facts, patterns, readable, text="")
+        assert tuple(text.count(f"cluster <bdi>{name}</bdi>") for name in "ab") == seen
+    # A cluster that was deleted, and one that has not come yet.
+    facts = Facts(NOW, (), changes=(changed("shop-1", act="cluster delete"), changed("shop-2", act="token create")))
+    text = live_parts(facts, ["shop-*"], ["shop-*"], text="")
+    assert ("cluster delete" in text, "token create" in text) == (True, True)
 
 
 def test_a_notice() -> None:
