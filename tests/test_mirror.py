@@ -26,7 +26,6 @@ WITHOUT_TEST: dict[str, str] = {
     "relay/counters": "declarations",
     "relay/client_join": "with `rendezvous`, in whose tests both ends meet",
     "relay/membership": "with `service`; that of a worker in tests of its own",
-    "relay/page/lookups": "with `page/site`, on whose pages they are read",
     "relay/page/opening": "with `service`, whose relay with a page a browser opens in tests/e2e",
     "relay/parts": "declarations",
     "relay/recovery_words": "with `recovery`",

@@ -19,6 +19,8 @@ MOST_NAMES: Final = 5
 """Names that a sentence has of each kind."""
 MOST_COMPARED: Final = 1000
 """Names of a rule among which a cluster's is looked for that was mistyped."""
+EVERY_USER: Final = 'user "*"'
+"""How a rule names a user whom it names by nothing else (`Verdict.by`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +154,7 @@ def _by(rule: Rule, identity: Identity) -> str:
     if identity.username in rule.users:
         return f'user "{identity.username}"'
     group = next((group for group in identity.groups if group in rule.groups), "")
-    return f'group "{group}"' if group else 'user "*"'
+    return f'group "{group}"' if group else EVERY_USER
 
 
 def _resembling(rule: Rule, own: set[str]) -> str:

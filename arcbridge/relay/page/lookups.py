@@ -2,8 +2,8 @@
 clusters, which sessions run, and who was refused lately.
 
 Everything is of the caller's own clusters alone: a rule's other clusters, its other names and the rules that do not
-name the user are not shown. The policy is that of this process, and the groups are those of the user's last token, as
-for `policy explain`.
+name the user are not shown, nor what is known of a user's token where none of it concerns these clusters. The policy is
+that of this process, and the groups are those of the user's last token, as for `policy explain`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from arcbridge.identity.policy import Policy
-from arcbridge.identity.policy_rules import Verdict, covers, explain, named
+from arcbridge.identity.policy_rules import EVERY_USER, Verdict, covers, explain, named
 from arcbridge.relay.admin import Administered, list_users
 from arcbridge.relay.operations import Row
 
@@ -43,12 +43,16 @@ class UserReach:
 
     user: str
     token: Row | None
-    """What came with the user's last token; None: no token of the user's is known here."""
+    """What came with the user's last token: `at`, and of its `groups` those of `rules`; for a caller who administers
+    every cluster all that the policy names, and the number of those that are `more`. None: no token of the user's is
+    known here, or it is not for this caller."""
     rules: tuple[RuleReach, ...]
     complete: bool
     """False where there was too much to compare."""
     sessions: tuple[Row, ...]
     refusals: tuple[Row, ...]
+    whole: bool
+    """Whether the caller administers every cluster."""
     revoked: Row | None
     """Since when the user's former logins are refused; None also for a caller who does not administer every cluster."""
 
@@ -61,7 +65,7 @@ async def reach_of(
     rows = await relay.ask({"ask": "user", "user": user}) or []
     token = max(rows, key=lambda row: (row.get("from") == "session", row.get("at", 0.0)), default=None)
     identity = named(user, tuple((token or {}).get("groups", ())))
-    rules, compared = list[RuleReach](), 0
+    rules, compared, leading = list[RuleReach](), 0, set[str]()
     for rule in (one for one in policy.rules if one.names(identity)):
         compared += len(clusters)
         if len(rules) == MOST_RULES or compared > MOST_COMPARED:
@@ -70,6 +74,7 @@ async def reach_of(
         if reached:
             verdict: Verdict = explain((rule,), identity, reached[0])
             at = f"{rule.path} (line {rule.line})"
+            leading |= rule.groups
             rules.append(
                 RuleReach(at, verdict.by, tuple(reached[:MOST_CLUSTERS]), max(len(reached) - MOST_CLUSTERS, 0))
             )
@@ -81,9 +86,14 @@ async def reach_of(
     ]
     refusals = [row for row in await refusals_of(relay, patterns) if row.get("user") == user]
     revoked = next((row for row in await list_users(relay) if row["user"] == user), None) if whole else None
+    if token is not None and not whole:
+        # A rule for every user says of none that the relay knows this one.
+        known = sessions or refusals or any(rule.by != EVERY_USER for rule in rules)
+        groups = [group for group in token.get("groups", ()) if group in leading]
+        token = {"at": token.get("at", 0.0), "groups": groups} if known else None
     return UserReach(
         user, token, tuple(rules), compared <= MOST_COMPARED, tuple(sessions[:MOST_SESSIONS]),
-        tuple(refusals[:MOST_REFUSALS]), revoked,
+        tuple(refusals[:MOST_REFUSALS]), whole, revoked,
     )  # fmt: skip
 
 

@@ -271,10 +271,11 @@ def _reach(reach: UserReach, now: float) -> str:
     came = "No token of this user is known here, so the name alone was looked for."
     if token is not None:
         groups = _text(", ".join(map(str, token.get("groups", ())))) or "none"
-        came = (
-            f"By the token of {_when(float(token.get('at', 0.0)), now)}: groups that the policy names: {groups}; "
-            f"{int(token.get('more', 0))} more."
-        )
+        named = f"groups that the policy names: {groups}; {int(token.get('more', 0))} more"
+        leading = f"groups that lead to clusters of yours: {groups}"
+        came = f"By the token of {_when(float(token.get('at', 0.0)), now)}: {named if reach.whole else leading}."
+    elif not reach.whole:
+        came = "No token of this user is known here, or it has nothing to do with clusters of yours."
     parts = [f"<p>{came}</p>"]
     if reach.revoked is not None:
         before = rfc3339(float(reach.revoked["before"]))

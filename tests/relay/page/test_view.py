@@ -54,7 +54,7 @@ def reach() -> UserReach:
         HOSTILE, {"at": NOW, "groups": [HOSTILE] * 500, "more": 10**9},
         tuple(RuleReach(HOSTILE, HOSTILE, (HOSTILE,) * 50, 10**6) for _ in range(20)), False,
         tuple({"cluster": HOSTILE, "source": HOSTILE, "session": HOSTILE, "since": NOW} for _ in range(50)),
-        (refusal,) * 20, {"before": NOW, "reason": HOSTILE},
+        (refusal,) * 20, True, {"before": NOW, "reason": HOSTILE},
     )  # fmt: skip
 
 

@@ -1,0 +1,81 @@
+"""What the page says of one user: which rules lead to the caller's clusters, and nothing of what concerns others."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from arcbridge.identity.policy import Policy
+from arcbridge.identity.policy_rules import covers
+from arcbridge.pki.authority import Authority
+from arcbridge.relay.admin import Administered
+from arcbridge.relay.operations import Question, Row
+from arcbridge.relay.page.lookups import UserReach, reach_of
+from arcbridge.relay.registry.base import Registry
+from arcbridge.settings.config import RelayConfig
+from tests.support.clock import Clock
+
+POLICY = """
+[[allow]]
+groups = ["oidc:shop-users", "oidc:shop-more"]
+clusters = ["shop-*"]
+
+[[allow]]
+groups = ["oidc:bank-root"]
+clusters = ["bank"]
+
+[[admin]]
+groups = ["oidc:owners"]
+clusters = ["*"]
+what = ["read"]
+"""
+NAMES = ("bank", "shop-1", "shop-2")
+
+
+@dataclass
+class Questioned:
+    """A relay that knows of one user, whom rules for shop and bank and an `[[admin]]` name by groups."""
+
+    groups: list[str] = field(default_factory=lambda: ["oidc:bank-root", "oidc:owners"])
+    rows: dict[str, list[Row]] = field(default_factory=dict)
+
+    async def ask(self, question: Question) -> list[Row]:
+        if question["ask"] == "user":
+            return [{"from": "join", "at": 7.0, "groups": self.groups, "more": 12}]
+        return self.rows.get(question["ask"], [])
+
+    async def reach(self, policy: Policy, *patterns: str) -> UserReach:
+        async def authority() -> Authority:
+            raise AssertionError("not asked for")
+
+        def registry(_: bool) -> nullcontext[Registry]:
+            raise AssertionError("not asked for")
+
+        config = RelayConfig(data_dir=Path("/nowhere"))
+        relay = Administered(config, registry, authority, self.ask, nullcontext, Clock())
+        own = [name for name in NAMES if covers(patterns, name)]
+        return await reach_of("ceo", relay, policy, own, patterns, whole=False)
+
+
+async def test_k11_of_a_token_one_sees_what_leads_to_own_clusters() -> None:
+    """docs/threats.md#K11: not when a user came whom nothing leads here, nor groups that lead elsewhere."""
+    policy, relay = Policy.load(POLICY), Questioned()
+    found = await relay.reach(policy, "shop-*")
+    assert (found.token, found.rules, found.complete) == (None, (), True)
+    # A rule for everybody says nothing of this user.
+    everybody = Policy.load(POLICY.replace('groups = ["oidc:shop-users", "oidc:shop-more"]', 'users = ["*"]'))
+    found = await relay.reach(everybody, "shop-*")
+    assert (found.token, len(found.rules)) == (None, 1)
+    relay.groups.append("oidc:shop-users")
+    assert (await relay.reach(policy, "shop-*")).token == {"at": 7.0, "groups": ["oidc:shop-users"]}
+    assert (await relay.reach(policy, "bank")).token == {"at": 7.0, "groups": ["oidc:bank-root"]}
+
+
+async def test_k11_a_session_or_a_refusal_at_own_clusters_makes_a_user_known() -> None:
+    """docs/threats.md#K11."""
+    policy = Policy.load(POLICY)
+    for kind in ("sessions", "refusals"):
+        for cluster, token in (("bank", None), ("shop-1", {"at": 7.0, "groups": []})):
+            relay = Questioned(rows={kind: [{"user": "ceo", "cluster": cluster, "at": 1.0}]})
+            assert (await relay.reach(policy, "shop-*")).token == token, (kind, cluster)
