@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from arcbridge.audit.chain import find_sealed, read_line
+from arcbridge.pki.names import is_cluster_name
 
 TAIL: Final = 256 * 1024
 MOST: Final = 200
@@ -32,6 +33,7 @@ class AuditedChange(NamedTuple):
     about: tuple[tuple[str, str], ...]
     """Names and values, as they were recorded."""
     clusters: tuple[str, ...]
+    """All that it is about; none where the record has no cluster, or not all of them."""
     failure: str
     """Why it was not done; empty where it was."""
 
@@ -82,6 +84,8 @@ def _change(fields: Mapping[str, object]) -> AuditedChange | None:
     about = {name: _text(part[name]) for part in parts for name in _SHOWN if name in part}
     clusters = [part["cluster"] for part in parts if "cluster" in part]
     names = [str(name) for one in clusters for name in (one if isinstance(one, list) else [one])]
+    if not all(map(is_cluster_name, names)):
+        names = []  # a list that was cut ends in words
     outcome = str(fields.get("outcome", "done"))
     failure = "" if outcome == "done" else f"{outcome}: {fields.get('reason', '')}".removesuffix(": ")
     actor = fields.get("actor") or {"relay": "this relay", "fleet": "another relay"}.get(str(fields.get("by")), "")

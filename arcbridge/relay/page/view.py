@@ -228,12 +228,15 @@ def _cluster(one: ClusterFact, now: float) -> str:
 
 
 def _changes(facts: Facts, readable: Sequence[str]) -> str:
-    """Return what was changed in these clusters, also those that are there no more, or not yet."""
+    """Return what was changed in these clusters, also those that are there no more, or not yet. A record about another
+    cluster besides has its name, and users of it: it is for whoever may read both."""
     head = '<section aria-labelledby="h-changes"><h2 id="h-changes">Changed in the last 24 hours</h2>'
     if facts.changes is None:
         return f"{head}<p>The relay's audit log is no file, or cannot be read: [audit] in its settings.</p></section>"
     whole = EVERY_CLUSTER in readable
-    mine = [one for one in facts.changes if whole or any(covers(readable, name) for name in one.clusters)]
+    mine = [
+        one for one in facts.changes if whole or (one.clusters and all(covers(readable, name) for name in one.clusters))
+    ]
     if not mine:
         return f"{head}<p>Nothing, by the audit log of this relay.</p></section>"
     return f"{head}<ol>{_bounded(map(_change, mine), MOST_PART, 'records: `arcbridge audit show`')}</ol></section>"

@@ -46,6 +46,17 @@ def test_acts_with_who_and_what(tmp_path: Path) -> None:
         Changes(tmp_path / "none").since("")
 
 
+def test_k11_a_record_that_names_not_all_its_clusters_names_none(tmp_path: Path) -> None:
+    """docs/threats.md#K11: with the names that are left one could not say whose it is."""
+    many = [f"shop-{number}" for number in range(30)]
+    write(tmp_path / "log", *(
+        act_line("ended", "session end", RELAY, {}, outcome="done", result={"cluster": names})
+        for names in (many, many[:3])
+    ))  # fmt: skip
+    found = Changes(tmp_path / "log").since("2000-01-01T00:00:00Z")
+    assert [one.clusters for one in found] == [tuple(many[:3]), ()]
+
+
 def test_k13_a_log_of_any_length_costs_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """docs/threats.md#K13; a log that has not changed is not read again."""
     path, changes = tmp_path / "audit.jsonl", Changes(tmp_path / "audit.jsonl")

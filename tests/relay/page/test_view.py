@@ -138,6 +138,10 @@ def test_k11_one_sees_of_changes_what_concerns_readable_clusters() -> None:
                                      (["a", "b"], [], (0, 0)), (["*"], ["*"], (1, 1))):  # fmt: skip
         text = live_parts(facts, patterns, readable, text="")
         assert tuple(text.count(f"cluster <bdi>{name}</bdi>") for name in "ab") == seen
+    # A record about both has the names of both.
+    facts = Facts(NOW, (cluster("a"), cluster("b")), changes=(changed("a", "b", act="session end"), changed()))
+    seen = [live_parts(facts, ["*"], readable, text="").count("<li>") for readable in (["a"], ["a", "b"], ["*"])]
+    assert seen == [0, 1, 2]
     # A cluster that was deleted, and one that has not come yet.
     facts = Facts(NOW, (), changes=(changed("shop-1", act="cluster delete"), changed("shop-2", act="token create")))
     text = live_parts(facts, ["shop-*"], ["shop-*"], text="")
