@@ -24,7 +24,7 @@ from arcbridge.identity.policy_rules import covers
 from arcbridge.relay import admin
 from arcbridge.relay.admin import Administered
 from arcbridge.relay.operations import Question, Row
-from arcbridge.relay.page.changes import AuditedChange, Changes
+from arcbridge.relay.page.changes import ChangeList, Changes
 from arcbridge.relay.page.words import REVOKED, STATES, Judgement, judge
 from arcbridge.tasks import cancel_and_wait
 from arcbridge.units import rfc3339
@@ -83,7 +83,7 @@ class Facts:
     relays: tuple[RelayFact, ...] = ()
     findings: tuple[Row, ...] = ()
     """What this relay's self-checks find wrong, each once, with its `workers`; those that have failed first."""
-    changes: tuple[AuditedChange, ...] | None = ()
+    changes: ChangeList | None = field(default_factory=ChangeList)
     """Of the last day; None: the audit log is no file, or cannot be read."""
     missing: str = ""
     """What is the matter where revocations may be missing; else empty."""
@@ -193,7 +193,7 @@ class FactBook:
             _findings(checks or []), await self._changed(now), listed.missing,
         )  # fmt: skip
 
-    async def _changed(self, now: float) -> tuple[AuditedChange, ...] | None:
+    async def _changed(self, now: float) -> ChangeList | None:
         if self._changes is None:
             return None
         try:

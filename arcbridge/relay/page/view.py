@@ -29,8 +29,11 @@ MOST_BYTES: Final = 24_000
 """Bytes of the table of clusters."""
 MOST_PART: Final = 4_000
 """Bytes of each other list."""
+MOST_REFUSED: Final = 1_000
+"""Bytes of the list of refusals among the changes."""
 MOST_TEXT: Final = 300
 """Characters of one text."""
+_AUDIT_SHOW: Final = "<code>arcbridge audit show</code>"
 _MARKS: Final = {SERVING: ("ok", "✓"), DEGRADED: ("bad", "!"), DOWN: ("down", "✕"), NEVER: ("new", "?")}
 """Class and sign of each state; the sign is beside the word, and no colour stands alone."""
 
@@ -233,13 +236,24 @@ def _changes(facts: Facts, readable: Sequence[str]) -> str:
     head = '<section aria-labelledby="h-changes"><h2 id="h-changes">Changed in the last 24 hours</h2>'
     if facts.changes is None:
         return f"{head}<p>The relay's audit log is no file, or cannot be read: [audit] in its settings.</p></section>"
-    whole = EVERY_CLUSTER in readable
-    mine = [
-        one for one in facts.changes if whole or (one.clusters and all(covers(readable, name) for name in one.clusters))
-    ]
-    if not mine:
-        return f"{head}<p>Nothing, by the audit log of this relay.</p></section>"
-    return f"{head}<ol>{_bounded(map(_change, mine), MOST_PART, 'records: `arcbridge audit show`')}</ol></section>"
+    whole, changes = EVERY_CLUSTER in readable, facts.changes
+
+    def own(records: Sequence[AuditedChange]) -> list[AuditedChange]:
+        return [one for one in records if whole or (one.clusters and all(covers(readable, it) for it in one.clusters))]
+
+    rest, since = "records: `arcbridge audit show`", _when_at(changes.cut)
+    done = _bounded(map(_change, own(changes.records)), MOST_PART, rest)
+    refused = _bounded(map(_change, own(changes.refusals)), MOST_REFUSED, rest)
+    if changes.more_refusals:
+        refused += f"<li>and {changes.more_refusals if whole else 'maybe'} more {_code(rest)}</li>"
+    if done:
+        body = f"<ol>{done}</ol>" + f"<p>That is all since {since}; older records: {_AUDIT_SHOW}.</p>" * bool(since)
+    elif changes.cut:
+        at = f" since {since}" if since else ""
+        body = f"<p>Nothing{at}, by the end of the audit log of this relay; older records: {_AUDIT_SHOW}.</p>"
+    else:
+        body = "<p>Nothing, by the audit log of this relay.</p>"
+    return f"{head}{body}{f'<h3>Refused</h3><ol>{refused}</ol>' if refused else ''}</section>"
 
 
 def _change(one: AuditedChange) -> str:
@@ -248,8 +262,8 @@ def _change(one: AuditedChange) -> str:
     bad = f' <span class="s bad"><span aria-hidden="true">!</span> {_text(outcome)}</span>{_text(reason)}' * bool(
         outcome
     )
-    at = f'<time datetime="{_text(one.at)}">{_text(one.at[11:16])}</time>'
-    return f"<li>{at} <b>{_text(one.act)}</b> by {_name(one.actor)}{f': {about}' if about else ''}{bad}</li>"
+    at, names = _when_at(one.at), f": {about}" if about else ""
+    return f"<li>{at} <b>{_text(one.act)}</b> by {_name(one.actor)}{names}{bad}</li>"
 
 
 def _lookup(looked: Looked, found: Found, now: float) -> str:
@@ -362,6 +376,11 @@ def _when(at: float, now: float) -> str:
     return (
         f'<time datetime="{rfc3339(at)}">{time.strftime("%H:%M UTC" if near else "%Y-%m-%d %H:%M UTC", there)}</time>'
     )
+
+
+def _when_at(at: str) -> str:
+    """Return an RFC 3339 time of a record of the last day; nothing where there is none."""
+    return f'<time datetime="{_text(at)}">{_text(at[11:16])}</time>' if at[11:16] else ""
 
 
 def _day(at: float) -> str:

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 from importlib.resources import files
 
 from arcbridge.relay import page as package
-from arcbridge.relay.page.changes import AuditedChange
+from arcbridge.relay.page.changes import AuditedChange, ChangeList
 from arcbridge.relay.page.facts import ClusterFact, Facts, RelayFact
 from arcbridge.relay.page.lookups import RuleReach, UserReach
 from arcbridge.relay.page.view import Found, Looked, live_parts, notice, page
@@ -34,6 +34,7 @@ def rendered(facts: Facts, text: str = "", found: Found | None = None, **looked:
 def worst() -> Facts:
     """Ten thousand clusters, all of whose texts are as long and as hostile as they can be."""
     faults = tuple(Fault(HOSTILE * 10, HOSTILE * 10) for _ in range(3))
+    record = AuditedChange("2030-01-01T00:00:00Z", HOSTILE, HOSTILE, ((HOSTILE, HOSTILE),) * 12, (), HOSTILE)
     names = (f"{number:05}-{'x' * 57}" for number in range(10_000))
     return Facts(
         NOW,
@@ -41,7 +42,7 @@ def worst() -> Facts:
         tuple(RelayFact(HOSTILE, 3, 10_000, (HOSTILE,) * 9, HOSTILE) for _ in range(500)),
         tuple({"state": "failed", "hop": HOSTILE, "detail": HOSTILE * 9, "remedy": HOSTILE, "workers": [*range(64)]}
               for _ in range(50)),
-        (AuditedChange("2030-01-01T00:00:00Z", HOSTILE, HOSTILE, ((HOSTILE, HOSTILE),) * 12, (), HOSTILE),) * 200,
+        ChangeList((record,) * 200, (record,) * 20, 10**9, HOSTILE),
         HOSTILE,
         HOSTILE,
     )  # fmt: skip
@@ -133,19 +134,36 @@ def changed(*clusters: str, act: str = "cluster revoke") -> AuditedChange:
 
 def test_k11_one_sees_of_changes_what_concerns_readable_clusters() -> None:
     """docs/threats.md#K11: another right to a cluster shows none of its acts."""
-    facts = Facts(NOW, (cluster("a"), cluster("b")), changes=(changed("a"), changed("b")))
+    facts = Facts(NOW, (cluster("a"), cluster("b")), changes=ChangeList((changed("a"), changed("b"))))
     for patterns, readable, seen in ((["a"], ["a"], (1, 0)), (["a", "b"], ["a"], (1, 0)), (["a", "b"], ["b"], (0, 1)),
                                      (["a", "b"], [], (0, 0)), (["*"], ["*"], (1, 1))):  # fmt: skip
         text = live_parts(facts, patterns, readable, text="")
         assert tuple(text.count(f"cluster <bdi>{name}</bdi>") for name in "ab") == seen
     # A record about both has the names of both.
-    facts = Facts(NOW, (cluster("a"), cluster("b")), changes=(changed("a", "b", act="session end"), changed()))
+    both = changed("a", "b", act="session end")
+    facts = Facts(NOW, (cluster("a"), cluster("b")), changes=ChangeList((both, changed())))
     seen = [live_parts(facts, ["*"], readable, text="").count("<li>") for readable in (["a"], ["a", "b"], ["*"])]
     assert seen == [0, 1, 2]
     # A cluster that was deleted, and one that has not come yet.
-    facts = Facts(NOW, (), changes=(changed("shop-1", act="cluster delete"), changed("shop-2", act="token create")))
+    gone, coming = changed("shop-1", act="cluster delete"), changed("shop-2", act="token create")
+    facts = Facts(NOW, (), changes=ChangeList((gone, coming)))
     text = live_parts(facts, ["shop-*"], ["shop-*"], text="")
     assert ("cluster delete" in text, "token create" in text) == (True, True)
+
+
+def test_refusals_take_no_place_from_changes_and_what_is_cut_is_said() -> None:
+    facts = Facts(NOW, (cluster("a"),), changes=ChangeList((changed("a"),), (changed("a", act="refused act"),) * 20, 3))
+    text = live_parts(facts, ["*"], ["*"], text="")
+    assert text.index("cluster revoke") < text.index("<h3>Refused</h3>") < text.index("refused act")
+    assert "and 3 more records" in text
+    # Of other clusters' refusals one is not told the number.
+    text = live_parts(facts, ["b"], ["b"], text="")
+    assert ("Nothing, by the audit log" in text, "and maybe more" in text, "refused act" in text) == (True, True, False)
+    cut = replace(facts, changes=ChangeList((changed("a"),), cut="2030-01-01T09:07:00Z"), views={})
+    since = '<time datetime="2030-01-01T09:07:00Z">09:07</time>'
+    assert f"That is all since {since}; older" in live_parts(cut, ["*"], ["*"], text="")
+    assert f"Nothing since {since}, by" in live_parts(cut, ["b"], ["b"], text="")
+    assert "Nothing, by the end" in live_parts(Facts(NOW, changes=ChangeList(cut="9999")), ["b"], ["b"], text="")
 
 
 def test_a_notice() -> None:
