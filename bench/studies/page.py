@@ -1,6 +1,7 @@
 """What the administrators' page costs sessions: the echo of a keystroke through a relay beside 0 and 50 open pages.
 
-The pages are live streams of one administrator at the same relay, read as a browser reads them. The kinds alternate.
+The pages are live streams of five administrators at the same relay, each with a question of its own, so that none is
+rendered for another one; they are read as a browser reads them. The kinds alternate.
 
     python -m bench.studies.page --rounds 5 --seconds 30
 """
@@ -25,6 +26,7 @@ from typing import Any, Final
 
 import aiohttp
 
+from arcbridge.relay.page.site import OWN_STREAMS
 from arcbridge.tasks import cancel_and_wait
 from bench.result import rounded
 from bench.studies.base import Study
@@ -34,7 +36,8 @@ from tests.support.world import ALICE, ApiServer, World, fixed_port
 PAGES: Final = 50
 PAUSE: Final = 0.005
 """Seconds between two keystrokes."""
-ADMIN: Final = '\n[[admin]]\nusers = ["carol@example.com"]\nclusters = ["*"]\nwhat = ["read"]\n'
+ADMINS: Final = tuple(f"admin-{number}" for number in range(PAGES // OWN_STREAMS))
+ADMIN: Final = f'\n[[admin]]\nusers = {[f"{name}@example.com" for name in ADMINS]}\nclusters = ["*"]\nwhat = ["read"]\n'
 
 
 class Page(Study):
@@ -55,12 +58,14 @@ class Page(Study):
             world.targets["echo"] = (f"127.0.0.1:{server.getsockname()[1]}", ALICE.groups)
             world.relay_settings, world.policy = 'page.client_id = "page"', world.policy + ADMIN
             world.start()
-            world.issuer.settings(auto_login="carol")
-            cookie = _log_in(world)
+            cookies = []
+            for name in ADMINS:
+                world.issuer.settings(auto_login=name)
+                cookies.append(_log_in(world))
             _, port = world.start_forward("echo")
             for turn in range(rounds):
                 for pages in (0, PAGES) if turn % 2 else (PAGES, 0):
-                    with _Pages(world, cookie, pages) as opened:
+                    with _Pages(world, cookies, pages) as opened:
                         trips = _keystrokes(port, seconds)
                         events = opened.events
                     ordered = sorted(trips)
@@ -103,9 +108,9 @@ def _log_in(world: World) -> str:
 class _Pages:
     """Pages that are open, in a thread of their own."""
 
-    def __init__(self, world: World, cookie: str, count: int) -> None:
+    def __init__(self, world: World, cookies: list[str], count: int) -> None:
         self._url, self._count = f"{world.relay_url}/page/events", count
-        self._headers, self._context = {"Cookie": cookie, "Sec-Fetch-Site": "same-origin"}, _context(world)
+        self._cookies, self._context = cookies, _context(world)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._over = asyncio.Event()
@@ -133,16 +138,17 @@ class _Pages:
     async def _read_all(self) -> None:
         connector = aiohttp.TCPConnector(limit=0, ssl=self._context)
         async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(None)) as session:
-            tasks = [asyncio.create_task(self._read(session)) for _ in range(self._count)]
+            tasks = [asyncio.create_task(self._read(session, number)) for number in range(self._count)]
             over = asyncio.create_task(self._over.wait())
             done, _ = await asyncio.wait({over, *tasks}, return_when=asyncio.FIRST_COMPLETED)
             await cancel_and_wait(*tasks, over)
             for task in done - {over}:
                 task.result()
 
-    async def _read(self, session: aiohttp.ClientSession) -> None:
+    async def _read(self, session: aiohttp.ClientSession, number: int) -> None:
+        headers = {"Cookie": self._cookies[number % len(self._cookies)], "Sec-Fetch-Site": "same-origin"}
         while True:  # as a browser does, which begins a stream again that has ended
-            async with session.get(self._url, headers=self._headers) as answer:
+            async with session.get(f"{self._url}?q={number}", headers=headers) as answer:
                 answer.raise_for_status()
                 async for line in answer.content:
                     self.events += line.startswith(b"event: now")

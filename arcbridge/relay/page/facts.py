@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import structlog
 
@@ -34,6 +34,10 @@ EVERY: Final = 5.0
 CLUSTERS_A_SECOND: Final = 500
 """By so many clusters another second is added, which keeps the cost at a hundredth or so of the loop's time."""
 DAY: Final = 86400.0
+TOGETHER: Final = 500
+"""Clusters that are compared with patterns in one turn of the loop: 2 ms with ten patterns."""
+MOST_KEPT: Final = 100
+"""Entries of each of the caches of `Facts`: as many as there are live pages."""
 _LOGGED: Final = "the relay's log has the cause"
 
 log = structlog.get_logger("arcbridge.relay")
@@ -73,6 +77,18 @@ class RelayFact(NamedTuple):
     """Hash of the version of the policy that is held back; empty: none is."""
 
 
+@dataclass(slots=True)
+class Caches:
+    """What was made of the facts of one time."""
+
+    views: dict[object, str] = field(default_factory=dict)
+    """What was rendered, by rights and question."""
+    parts: dict[object, str] = field(default_factory=dict)
+    """What was rendered by rights, whatever the question."""
+    chosen: dict[tuple[str, ...], tuple[ClusterFact, ...]] = field(default_factory=dict)
+    """Clusters by the names and patterns that cover them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Facts:
     """What is true at one time."""
@@ -89,14 +105,38 @@ class Facts:
     """What is the matter where revocations may be missing; else empty."""
     failure: str = ""
     """Why these facts are old; empty where they are not."""
-    views: dict[object, str] = field(default_factory=dict, compare=False, repr=False)
-    """What was rendered of these facts, for the next page with the same rights."""
+    made: Caches = field(default_factory=Caches, init=False, compare=False, repr=False)
+    """For the next page with the same rights; a copy of the facts has none of it."""
 
-    def of(self, patterns: Sequence[str]) -> tuple[ClusterFact, ...]:
-        """Return the clusters that these names and patterns cover."""
+    async def choose(self, patterns: Sequence[str]) -> tuple[ClusterFact, ...]:
+        """Return the clusters that these names and patterns cover, found once and in short turns of the loop."""
         if EVERY_CLUSTER in patterns:
             return self.clusters
-        return tuple(one for one in self.clusters if covers(patterns, one.name))
+        if (key := tuple(patterns)) not in self.made.chosen:
+            own = list[ClusterFact]()
+            for begin in range(0, len(self.clusters), TOGETHER):
+                own += _covered(patterns, self.clusters[begin : begin + TOGETHER])
+                await asyncio.sleep(0)
+            make_room(self.made.chosen)
+            self.made.chosen[key] = tuple(own)
+        return self.made.chosen[key]
+
+    def of(self, patterns: Sequence[str]) -> tuple[ClusterFact, ...]:
+        """Return the same at once."""
+        if EVERY_CLUSTER in patterns:
+            return self.clusters
+        found = self.made.chosen.get(tuple(patterns))
+        return tuple(_covered(patterns, self.clusters)) if found is None else found
+
+
+def make_room(kept: dict[Any, Any]) -> None:
+    """Drop everything that is kept where it is as much as it may be."""
+    if len(kept) >= MOST_KEPT:
+        kept.clear()
+
+
+def _covered(patterns: Sequence[str], clusters: Sequence[ClusterFact]) -> list[ClusterFact]:
+    return [one for one in clusters if covers(patterns, one.name)]
 
 
 class FactBook:
@@ -203,7 +243,7 @@ class FactBook:
 
 
 def _old(former: Facts, reason: str) -> Facts:
-    return replace(former, failure=f"the relay cannot read its own state: {reason}", views={})
+    return replace(former, failure=f"the relay cannot read its own state: {reason}")
 
 
 def _findings(checks: Sequence[Row]) -> tuple[Row, ...]:

@@ -46,7 +46,7 @@ SESSION_COOKIE: Final = "__Host-arcbridge-page"
 LOGIN_COOKIE: Final = "__Host-arcbridge-login"
 MOST_STREAMS: Final = 100
 """Pages that are live at once at one process."""
-OWN_STREAMS: Final = 60
+OWN_STREAMS: Final = 10
 """Of them those of one person: windows, and what a browser has left behind."""
 STREAM_LIFE: Final = 300.0
 """Seconds after which a stream ends; the browser begins another one."""
@@ -130,6 +130,7 @@ class PageSite:
         self._views = KeyedTokenBucket[str](VIEWS, VIEWS_RATE, size=SUBJECTS)
         self._logins = KeyedTokenBucket[str](LOGINS, LOGINS_RATE, size=SOURCES)
         self._ending = asyncio.Semaphore(ENDING_AT_ONCE)
+        self._rendering = asyncio.Lock()
         self._assets = {path: files(__package__).joinpath(path.rpartition("/")[2]).read_bytes() for path in _ASSETS}
         self.streams: Counter[str] = Counter()
         """Pages that are live, by subject."""
@@ -172,7 +173,7 @@ class PageSite:
     async def _page(self, request: web.Request, viewer: Viewer) -> web.Response:
         looked = _looked(request.query)
         facts = await self._facts.get()
-        own = [one.name for one in facts.of(viewer.readable)] if viewer.readable else []
+        own = [one.name for one in await facts.choose(viewer.readable)] if viewer.readable else []
         relay, found = self._facts.relay, view.Found()
         try:
             if looked.user and viewer.readable:
@@ -183,7 +184,7 @@ class PageSite:
                 found = view.Found(refusals=await refusals_of(relay, [looked.cluster]))
         except ArcbridgeError as error:
             found = view.Found(failure=error.message)
-        live = _live(facts, viewer, looked.text)
+        live = await self._live(request, facts, looked.text)
         return _html(view.page(facts, live, self._name, viewer.identity.username, looked, found))
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
@@ -208,16 +209,27 @@ class PageSite:
         ends, sent, facts = self._monotonic() + STREAM_LIFE, "", await self._facts.get()
         while self._monotonic() < ends:
             try:
-                viewer = self._viewer(request)
+                shown = await self._live(request, facts, text)
+            except ApiRefusal:
+                return  # the person takes too much of the loop's time; the browser begins another one later
             except ArcbridgeError as error:
                 await answer.write(_event("over", error.message))
                 return
-            shown = _live(facts, viewer, text)
             if shown != sent:
                 await answer.write(_event("facts", shown))
                 sent = shown
             await answer.write(_event("now", time.strftime("%H:%M:%S UTC", time.gmtime(facts.at))))
             facts = await self._facts.after(facts)
+
+    async def _live(self, request: web.Request, facts: Facts, text: str) -> str:
+        """Return the live parts for whoever looks now. Pages that wake together are rendered one in each turn of the
+        loop, so that sessions have the turns between. Raises `ArcbridgeError`."""
+        await take_turn(self._api.payer_of(self._viewer(request).identity), "your sessions and requests take")
+        async with self._rendering:
+            await asyncio.sleep(0)
+            viewer = self._viewer(request)  # as it is by now
+            await facts.choose(viewer.clusters)
+            return view.live_parts(facts, viewer.clusters, viewer.readable, text=text)
 
     async def _asset(self, request: web.Request) -> web.Response:
         self._api.spend_of_stranger(request)
@@ -361,10 +373,6 @@ class PageSite:
 
 def _looked(query: Mapping[str, str]) -> view.Looked:
     return view.Looked(query.get("q", "").strip()[:63], query.get("cluster", "")[:253], query.get("user", "")[:1024])
-
-
-def _live(facts: Facts, viewer: Viewer, text: str) -> str:
-    return view.live_parts(facts, viewer.clusters, viewer.readable, text=text)
 
 
 def _html(text: str, status: int = 200) -> web.Response:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import html
 import time
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import quote
@@ -20,7 +21,7 @@ from arcbridge.identity.policy_rules import covers
 from arcbridge.observe.untrusted_text import escape
 from arcbridge.relay.operations import Row
 from arcbridge.relay.page.changes import AuditedChange
-from arcbridge.relay.page.facts import ClusterFact, Facts, RelayFact
+from arcbridge.relay.page.facts import ClusterFact, Facts, RelayFact, make_room
 from arcbridge.relay.page.lookups import RuleReach, UserReach
 from arcbridge.relay.page.words import DEGRADED, DOWN, NEVER, SERVING, STATES
 from arcbridge.units import rfc3339
@@ -110,20 +111,30 @@ def live_parts(facts: Facts, patterns: Sequence[str], readable: Sequence[str], *
     clusters; `readable`: those of which the caller may read what was changed, too; with every cluster also what is the
     relay's own. The same question to the same facts is answered once."""
     key = tuple(patterns), tuple(readable), text
-    if key not in facts.views:
-        if len(facts.views) > 100:
-            facts.views.clear()
-        own = facts.of(patterns)
-        shown = [one for one in own if text.casefold() in one.name]
-        facts.views[key] = _CUT.join(
+    if key not in facts.made.views:
+        make_room(facts.made.views)
+        own, folded = facts.of(patterns), text.casefold()
+        shown = [one for one in own if folded in one.name] if folded else own
+        whole = EVERY_CLUSTER in readable
+        relays = _once(facts, ("relays", whole), lambda: _relays(facts) if whole else _failure(facts))
+        summary = _once(facts, ("summary", key[0]), lambda: _summary(own))
+        changes = _once(facts, ("changes", key[1]), lambda: _changes(facts, readable) if readable else "")
+        facts.made.views[key] = _CUT.join(
             (
-                _live("relays", _relays(facts) if EVERY_CLUSTER in readable else _failure(facts)),
-                _live("summary", _summary(own), 'role="status"'),
+                _live("relays", relays),
+                _live("summary", summary, 'role="status"'),
                 _live("table", _table(own, shown, facts.at, text)),
-                _live("changes", _changes(facts, readable) if readable else ""),
+                _live("changes", changes),
             )
         )
-    return facts.views[key]
+    return facts.made.views[key]
+
+
+def _once(facts: Facts, key: object, make: Callable[[], str]) -> str:
+    if key not in facts.made.parts:
+        make_room(facts.made.parts)
+        facts.made.parts[key] = make()
+    return facts.made.parts[key]
 
 
 def _live(name: str, body: str, more: str = "") -> str:
@@ -172,10 +183,10 @@ def _relay(one: RelayFact) -> str:
 
 
 def _summary(own: Sequence[ClusterFact]) -> str:
-    counts = [(state, sum(one.judged.state == state and not one.revoked for one in own)) for state in STATES]
-    bad = sum(number for state, number in counts if state != SERVING)
-    each = ", ".join(f"{number} {'down' if state == DOWN else state}" for state, number in counts if number)
-    revoked = sum(one.revoked for one in own)
+    found = Counter("" if one.revoked else one.judged.state for one in own)
+    revoked = found.pop("", 0)
+    bad = found.total() - found[SERVING]
+    each = ", ".join(f"{found[state]} {'down' if state == DOWN else state}" for state in STATES if found[state])
     words = (
         f"{bad} of {len(own)} clusters need you: {each}" if bad else f"{_count(len(own), 'cluster')}: {each or 'none'}"
     )

@@ -6,8 +6,10 @@ import asyncio
 import html
 import json
 import re
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
@@ -240,8 +242,9 @@ async def test_k12_texts_of_peers_are_no_markup(station: PageRelay) -> None:
         break
 
 
-async def test_k13_nothing_is_computed_while_nobody_looks(station: PageRelay) -> None:
+async def test_k13_nothing_is_computed_while_nobody_looks(station: PageRelay, monkeypatch: pytest.MonkeyPatch) -> None:
     """docs/threats.md#K13: fifty pages cost what one does, and none costs nothing."""
+    monkeypatch.setattr(site, "OWN_STREAMS", 50)
     await station.log_in("chief")
     assert station.facts.computed == 0
     streams = [events(station) for _ in range(50)]
@@ -275,6 +278,44 @@ async def test_k13_streams_and_requests_are_bounded(station: PageRelay, monkeypa
     assert [name async for name, _ in streams[1]][-1] == "now"
     statuses = [(await station.text())[0] for _ in range(site.VIEWS + 1)]
     assert (statuses[0], statuses[-1]) == (200, 429)
+
+
+async def test_k13_pages_that_wake_together_leave_turns_to_others(
+    station: PageRelay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """docs/threats.md#K13: each with a question of its own is rendered in a turn of the loop of its own, and who takes
+    too much of the loop waits."""
+    await station.log_in("chief")
+    monkeypatch.setattr("arcbridge.relay.page.facts.EVERY", 0.2)
+    turn, rendered, render = 0, list[int](), site.view.live_parts
+
+    async def count() -> None:
+        nonlocal turn
+        while True:
+            turn += 1
+            await asyncio.sleep(0)
+
+    def live_parts(*args: Any, **more: Any) -> str:
+        rendered.append(turn)
+        return render(*args, **more)
+
+    monkeypatch.setattr(site.view, "live_parts", live_parts)
+    counting = asyncio.create_task(count())
+    streams = [events(station, f"/page/events?q={number}") for number in range(site.OWN_STREAMS)]
+    for one in streams:
+        assert [(await anext(one))[0], (await anext(one))[0]] == ["facts", "now"]
+    rendered.clear()
+    station.relay.clock.now += 60
+    # Now all of them wait for one computation, and wake in the same turn.
+    await asyncio.gather(*(anext(one) for one in streams))
+    assert len(set(rendered)) == len(rendered) >= len(streams)
+    station.relay.payers.of("chief", 0.0).held_until = time.monotonic() + 60
+    await asyncio.sleep(0.3)
+    rendered.clear()
+    await asyncio.sleep(0.5)
+    assert rendered == []
+    await asyncio.gather(*(one.aclose() for one in streams))
+    counting.cancel()
 
 
 async def test_k13_logins_of_an_address_are_bounded(station: PageRelay) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from importlib.resources import files
 
+import pytest
+
 from arcbridge.relay import page as package
+from arcbridge.relay.page import facts as facts_module
+from arcbridge.relay.page import view
 from arcbridge.relay.page.changes import AuditedChange, ChangeList
 from arcbridge.relay.page.facts import ClusterFact, Facts, RelayFact
 from arcbridge.relay.page.lookups import RuleReach, UserReach
@@ -119,13 +124,32 @@ def test_a_filter_and_what_is_old_or_missing() -> None:
     assert "it does not answer; what is below is of 17:46:40 UTC" in text
     assert ("2 are." in text, "audit log is no file" in text) == (True, True)
     # Rendered once for all who see the same.
-    assert len(facts.views) == 1
+    assert len(facts.made.views) == 1
     rendered(facts, "SHOP")
-    assert len(facts.views) == 1
+    assert len(facts.made.views) == 1
     for number in range(300):
         rendered(facts, str(number))
-    assert len(facts.views) <= 101
-    assert not replace(facts, views={}).views
+    assert len(facts.made.views) <= 101
+    assert not replace(facts).made.views
+
+
+async def test_k13_what_a_question_does_not_change_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/threats.md#K13: of one person's pages, each with a question of its own, each costs its table."""
+    compared, made = list[str](), list[str]()
+    covers, summary, changes = facts_module.covers, view._summary, view._changes
+    monkeypatch.setattr(facts_module, "covers", lambda names, name: compared.append(name) or covers(names, name))
+    monkeypatch.setattr(view, "_summary", lambda own: made.append("summary") or summary(own))
+    monkeypatch.setattr(view, "_changes", lambda facts, own: made.append("changes") or changes(facts, own))
+    facts = Facts(NOW, tuple(cluster(f"shop-{number}") for number in range(facts_module.TOGETHER + 1)))
+    names = [f"shop-{number}*" for number in range(9)]
+    turns, choosing = 0, asyncio.create_task(facts.choose(names))
+    while not choosing.done():
+        turns += 1
+        await asyncio.sleep(0)
+    assert turns > 2
+    texts = {live_parts(facts, names, names, text=str(number)) for number in range(50)}
+    assert (len(texts), len(compared), made) == (50, len(facts.clusters), ["summary", "changes"])
+    assert await facts.choose(names) is facts.of(names)
 
 
 def changed(*clusters: str, act: str = "cluster revoke") -> AuditedChange:
@@ -159,7 +183,7 @@ def test_refusals_take_no_place_from_changes_and_what_is_cut_is_said() -> None:
     # Of other clusters' refusals one is not told the number.
     text = live_parts(facts, ["b"], ["b"], text="")
     assert ("Nothing, by the audit log" in text, "and maybe more" in text, "refused act" in text) == (True, True, False)
-    cut = replace(facts, changes=ChangeList((changed("a"),), cut="2030-01-01T09:07:00Z"), views={})
+    cut = replace(facts, changes=ChangeList((changed("a"),), cut="2030-01-01T09:07:00Z"))
     since = '<time datetime="2030-01-01T09:07:00Z">09:07</time>'
     assert f"That is all since {since}; older" in live_parts(cut, ["*"], ["*"], text="")
     assert f"Nothing since {since}, by" in live_parts(cut, ["b"], ["b"], text="")
