@@ -8,12 +8,13 @@ that of this process, and the groups are those of the user's last token, as for 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from arcbridge.identity.policy import Policy
-from arcbridge.identity.policy_rules import EVERY_USER, Verdict, covers, explain, named
+from arcbridge.identity.policy_rules import EVERY_USER, Rule, Verdict, covers, explain, named
 from arcbridge.relay.admin import Administered, list_users
 from arcbridge.relay.operations import Row
 
@@ -22,8 +23,11 @@ MOST_REFUSALS: Final = 20
 MOST_RULES: Final = 20
 MOST_CLUSTERS: Final = 50
 """Clusters of one rule that are named."""
-MOST_COMPARED: Final = 20_000
-"""Comparisons of a cluster with a rule for one answer: tens of milliseconds."""
+MOST_COMPARED: Final = 500_000
+"""Comparisons of a cluster with a pattern of a rule for one answer, half a second in short turns of the loop: fifty
+patterns for 10 000 clusters."""
+TOGETHER: Final = 1000
+"""Comparisons in one turn of the loop: a millisecond."""
 
 
 class RuleReach(NamedTuple):
@@ -65,12 +69,12 @@ async def reach_of(
     rows = await relay.ask({"ask": "user", "user": user}) or []
     token = max(rows, key=lambda row: (row.get("from") == "session", row.get("at", 0.0)), default=None)
     identity = named(user, tuple((token or {}).get("groups", ())))
-    rules, compared, leading = list[RuleReach](), 0, set[str]()
+    rules, complete, leading, left = list[RuleReach](), True, set[str](), MOST_COMPARED
     for rule in (one for one in policy.rules if one.names(identity)):
-        compared += len(clusters)
-        if len(rules) == MOST_RULES or compared > MOST_COMPARED:
+        reached, left = await _reached(rule, clusters, left)
+        if left < 0 or (reached and len(rules) == MOST_RULES):
+            complete = False
             break
-        reached = sorted(name for name in clusters if rule.covers(name))
         if reached:
             verdict: Verdict = explain((rule,), identity, reached[0])
             at = f"{rule.path} (line {rule.line})"
@@ -92,9 +96,22 @@ async def reach_of(
         groups = [group for group in token.get("groups", ()) if group in leading]
         token = {"at": token.get("at", 0.0), "groups": groups} if known else None
     return UserReach(
-        user, token, tuple(rules), compared <= MOST_COMPARED, tuple(sessions[:MOST_SESSIONS]),
+        user, token, tuple(rules), complete, tuple(sessions[:MOST_SESSIONS]),
         tuple(refusals[:MOST_REFUSALS]), whole, revoked,
     )  # fmt: skip
+
+
+async def _reached(rule: Rule, clusters: Sequence[str], left: int) -> tuple[list[str], int]:
+    """Return which clusters a rule covers, and how many comparisons are left of `left`: below 0 where it has more."""
+    cost = max(len(rule.clusters), 1)
+    left -= cost * len(clusters)
+    if left < 0:
+        return [], left
+    found, step = list[str](), max(TOGETHER // cost, 1)
+    for begin in range(0, len(clusters), step):
+        found += (name for name in clusters[begin : begin + step] if rule.covers(name))
+        await asyncio.sleep(0)
+    return sorted(found), left
 
 
 async def refusals_of(relay: Administered, patterns: Sequence[str]) -> list[Row]:

@@ -309,10 +309,11 @@ def _reach(reach: UserReach, now: float) -> str:
         before = rfc3339(float(reach.revoked["before"]))
         parts.append(f'<p class="alarm">Logins from before {before} are revoked. {_text(reach.revoked["reason"])}</p>')
     rules = _bounded(map(_rule, reach.rules), MOST_PART, "rules")
-    none = "<p>No rule lets this user reach a cluster of yours.</p>"
+    none = "<p>No rule lets this user reach a cluster of yours.</p>" if reach.complete else "<p>None found so far.</p>"
     parts.append(f"<h4>Reaches</h4>{f'<ul>{rules}</ul>' if rules else none}")
     if not reach.complete:
-        parts.append("<p>There was too much to compare; `arcbridge --role relay policy explain` has the rest.</p>")
+        rest = "<code>arcbridge --role relay policy explain</code> has the rest"
+        parts.append(f"<p>There may be more: not every rule was compared; {rest}.</p>")
     sessions = _bounded((_session(row, now) for row in reach.sessions), MOST_PART, "sessions")
     parts.append(f"<h4>Sessions</h4>{f'<ul>{sessions}</ul>' if sessions else '<p>None runs.</p>'}")
     parts.append(f"<h4>Last refusals</h4>{_refusals(reach.refusals, now)}")

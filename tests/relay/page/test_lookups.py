@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +14,7 @@ from arcbridge.identity.policy_rules import covers
 from arcbridge.pki.authority import Authority
 from arcbridge.relay.admin import Administered
 from arcbridge.relay.operations import Question, Row
-from arcbridge.relay.page.lookups import UserReach, reach_of
+from arcbridge.relay.page.lookups import MOST_RULES, UserReach, reach_of
 from arcbridge.relay.registry.base import Registry
 from arcbridge.settings.config import RelayConfig
 from tests.support.clock import Clock
@@ -45,7 +48,7 @@ class Questioned:
             return [{"from": "join", "at": 7.0, "groups": self.groups, "more": 12}]
         return self.rows.get(question["ask"], [])
 
-    async def reach(self, policy: Policy, *patterns: str) -> UserReach:
+    async def reach(self, policy: Policy, *patterns: str, names: Sequence[str] = NAMES) -> UserReach:
         async def authority() -> Authority:
             raise AssertionError("not asked for")
 
@@ -54,7 +57,7 @@ class Questioned:
 
         config = RelayConfig(data_dir=Path("/nowhere"))
         relay = Administered(config, registry, authority, self.ask, nullcontext, Clock())
-        own = [name for name in NAMES if covers(patterns, name)]
+        own = [name for name in names if covers(patterns, name)]
         return await reach_of("ceo", relay, policy, own, patterns, whole=False)
 
 
@@ -70,6 +73,31 @@ async def test_k11_of_a_token_one_sees_what_leads_to_own_clusters() -> None:
     relay.groups.append("oidc:shop-users")
     assert (await relay.reach(policy, "shop-*")).token == {"at": 7.0, "groups": ["oidc:shop-users"]}
     assert (await relay.reach(policy, "bank")).token == {"at": 7.0, "groups": ["oidc:bank-root"]}
+
+
+def rules(count: int, clusters: str, more: str = "") -> Policy:
+    return Policy.load(f'[[allow]]\nusers = ["ceo"]\nclusters = [{clusters}]\n' * count + more)
+
+
+async def test_a_reach_is_complete_at_ten_thousand_clusters_or_says_so() -> None:
+    many, patterns = [f"shop-{number}" for number in range(10_000)], '"bank", "far-*", "near-*"'
+    last = '[[allow]]\nusers = ["ceo"]\nclusters = ["shop-9999"]\n'
+    reading = asyncio.create_task(Questioned().reach(rules(10, patterns, last), "shop-*", names=many))
+    late, began = 0.0, time.perf_counter()
+    while not reading.done():
+        await asyncio.sleep(0)
+        now = time.perf_counter()
+        late, began = max(late, now - began), now
+    found = reading.result()
+    assert ([one.clusters for one in found.rules], found.complete) == ([("shop-9999",)], True)
+    assert late < 0.1  # the whole of it takes longer
+    # More than is compared, and more rules than are shown.
+    found = await Questioned().reach(rules(20, patterns, last), "shop-*", names=many)
+    assert (found.rules, found.complete) == ((), False)
+    found = await Questioned().reach(rules(MOST_RULES, '"shop-1"'), "shop-*")
+    assert (len(found.rules), found.complete) == (MOST_RULES, True)
+    found = await Questioned().reach(rules(MOST_RULES + 1, '"shop-1"'), "shop-*")
+    assert (len(found.rules), found.complete) == (MOST_RULES, False)
 
 
 async def test_k11_a_session_or_a_refusal_at_own_clusters_makes_a_user_known() -> None:

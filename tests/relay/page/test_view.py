@@ -190,6 +190,15 @@ def test_refusals_take_no_place_from_changes_and_what_is_cut_is_said() -> None:
     assert "Nothing, by the end" in live_parts(Facts(NOW, changes=ChangeList(cut="9999")), ["b"], ["b"], text="")
 
 
+def test_of_a_reach_that_is_not_complete_nothing_is_denied() -> None:
+    found = UserReach("ann", None, (), True, (), (), True, None)
+    denied, more = "No rule lets this user reach", "There may be more"
+    text = rendered(Facts(NOW), found=Found(reach=found), user="ann")
+    assert (denied in text, more in text) == (True, False)
+    text = rendered(Facts(NOW), found=Found(reach=replace(found, complete=False)), user="ann")
+    assert (denied in text, "None found so far" in text, more in text) == (False, True, True)
+
+
 def test_a_notice() -> None:
     text = notice("relay.test:443", HOSTILE, login="https://issuer.test")
     assert (Tags(text).open, "<script" in text) == ([], False)
