@@ -159,7 +159,8 @@ class RelayPageConfig:
     scopes: tuple[str, ...] = ("openid", "profile", "email")
     """What a login asks for: enough for the claims of which `authentication` makes the user and the groups."""
     session: float = 3600.0
-    """Seconds for which a login counts; a right that the policy takes, and a revoked login, end it at once."""
+    """Seconds for which a login counts; a right that the policy takes, and a revoked login, end it within ten
+    seconds."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,9 @@
 
 It is for people whom an `[[admin]]` names, and each sees what is theirs: clusters by name and pattern; what of the
 relay itself, what was changed and who was refused, by `read`. The right, and whether the login is revoked, is asked for
-at each request and before each event. A page of another origin may lead here and do nothing else. Invariants: nothing
-here changes anything at the relay; whoever may not look gets one answer; a stream that no browser reads ends.
+at each request, before each event, and every `LOOK` seconds of a page that is open. A page of another origin may lead
+here and do nothing else. Invariants: nothing here changes anything at the relay; whoever may not look gets one answer;
+a stream that no browser reads ends.
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ OWN_STREAMS: Final = 10
 """Of them those of one person: windows, and what a browser has left behind."""
 STREAM_LIFE: Final = 300.0
 """Seconds after which a stream ends; the browser begins another one."""
+LOOK: Final = 5.0
+"""Seconds after which the right to a page that is open is asked for again, also while there are no new facts."""
 VIEWS: Final = 60
 """Pages that one person may open at once."""
 VIEWS_RATE: Final = 1.0
@@ -209,20 +212,30 @@ class PageSite:
 
     async def _send(self, request: web.Request, answer: web.StreamResponse, text: str) -> None:
         await answer.write(b"retry: 3000\n\n")
-        ends, sent, facts = self._monotonic() + STREAM_LIFE, "", await self._facts.get()
-        while self._monotonic() < ends:
-            try:
+        ends, sent = self._monotonic() + STREAM_LIFE, ""
+        try:
+            facts = await self._next(request, None)
+            while self._monotonic() < ends:
                 shown = await self._live(request, facts, text)
-            except ApiRefusal:
-                return  # the person takes too much of the loop's time; the browser begins another one later
-            except ArcbridgeError as error:
-                await answer.write(_event("over", error.message))
-                return
-            if shown != sent:
-                await answer.write(_event("facts", shown))
-                sent = shown
-            await answer.write(_event("now", time.strftime("%H:%M:%S UTC", time.gmtime(facts.at))))
-            facts = await self._facts.after(facts)
+                if shown != sent:
+                    await answer.write(_event("facts", shown))
+                    sent = shown
+                await answer.write(_event("now", time.strftime("%H:%M:%S UTC", time.gmtime(facts.at))))
+                facts = await self._next(request, facts)
+        except ApiRefusal:
+            return  # the person takes too much of the loop's time; the browser begins another one later
+        except ArcbridgeError as error:
+            await answer.write(_event("over", error.message))
+
+    async def _next(self, request: web.Request, seen: Facts | None) -> Facts:
+        """Return the facts that follow; ask meanwhile whether the person may still look. Raises `ArcbridgeError`."""
+        waiting = asyncio.ensure_future(self._facts.get() if seen is None else self._facts.after(seen))
+        try:
+            while not (await asyncio.wait({waiting}, timeout=LOOK))[0]:
+                self._viewer(request)
+            return waiting.result()
+        finally:
+            waiting.cancel()
 
     async def _live(self, request: web.Request, facts: Facts, text: str) -> str:
         """Return the live parts for whoever looks now. Pages that wake together are rendered one in each turn of the

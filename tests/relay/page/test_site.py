@@ -17,6 +17,7 @@ import structlog
 from arcbridge.observe.metrics import Metrics
 from arcbridge.relay.http import api
 from arcbridge.relay.page import site
+from arcbridge.relay.page.facts import EVERY
 from arcbridge.relay.page.login import CALLBACK
 from arcbridge.relay.page.site import LOGIN_COOKIE, LOGINS, REFUSED, SESSION_COOKIE
 from arcbridge.relay.registry.base import UserRevocation
@@ -197,6 +198,33 @@ async def test_k11_a_right_that_is_lost_ends_what_is_seen(station: PageRelay, mo
     station.relay.access.learn_users({})
     station.relay.clock.now += 3601
     assert "your login is over" in (await station.text())[1]
+
+
+async def test_k11_a_lost_right_is_noticed_while_no_facts_come(
+    station: PageRelay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """docs/threats.md#K11: of thousands of clusters there are new facts three times a minute, and none while another
+    process does not answer."""
+    monkeypatch.setattr(site, "LOOK", 0.1)
+    await station.log_in("chief")
+    stream = events(station)
+    assert [(await anext(stream))[0], (await anext(stream))[0]] == ["facts", "now"]
+    station.change_policy("")
+    began = time.monotonic()
+    assert (await anext(stream))[0] == "over"
+    assert time.monotonic() - began < EVERY / 2
+    station.change_policy(ADMINS)
+    hangs = asyncio.Event()
+
+    async def hang() -> None:
+        await hangs.wait()
+
+    monkeypatch.setattr(station.facts, "get", hang)
+    stream = events(station)
+    waiting = asyncio.create_task(anext(stream))
+    await until(lambda: station.site.streams.total() == 1)
+    station.change_policy("")
+    assert (await asyncio.wait_for(waiting, 5))[0] == "over"
 
 
 async def test_k12_another_origin_gets_nothing(station: PageRelay) -> None:
