@@ -206,7 +206,9 @@ class ClientJoins:
         reason = getattr(cause, "message", "") or type(cause).__name__
         if attempt.identity is not None and failure.code != JoinCode.GONE:
             user, rule = attempt.identity.username, failure.refusal.rule
-            self._checks.refusals.note(user, attempt.request.cluster[:MAX_SHOWN], code, str(rule), reason, attempt.id)
+            # What is about this machine is for the log: administrators of one cluster read this.
+            known = failure.message if failure.code == JoinCode.INTERNAL else reason
+            self._checks.refusals.note(user, attempt.request.cluster[:MAX_SHOWN], code, str(rule), known, attempt.id)
         if isinstance(failure, JoinLimited):
             if (count := self.slots.refused_since_logged(failure)) is not None:
                 log.warning("joins refused", **attempt.fields, code=code, reason=failure.limit, joins=count)

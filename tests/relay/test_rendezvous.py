@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from arcbridge.errors import ArcbridgeError, ConnectionLost, JoinRefused, Unreachable
+from arcbridge.errors import ArcbridgeError, ConnectionLost, JoinRefused, StateError, Unreachable
 from arcbridge.identity.claims import Identity
 from arcbridge.identity.proof import ProofChecker, ProofKey, ProofPolicy, binding, spki_of
 from arcbridge.identity.refusal import GroupsUnavailable, TokenRefused
@@ -222,6 +222,29 @@ async def test_the_caps_on_joins_and_sessions(tmp_path: Path) -> None:
         client, _ = await first
         with client:
             assert (await refused(relay.join(), "all the sessions")).code == JoinCode.OVERLOADED
+
+
+async def test_k11_what_is_about_the_relays_machine_is_for_its_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """docs/threats.md#K11: who reads the refusals of one cluster reads no path of the relay's machine. Why the policy
+    refuses is theirs."""
+    async with station(tmp_path, "prod") as relay:
+        await refused(relay.join("mallory"))
+        cause = StateError("cannot open /var/lib/arcbridge/registry.sqlite: disk I/O error")
+
+        async def broken(name: str) -> None:
+            raise cause
+
+        monkeypatch.setattr(relay.registry, "cluster", broken)
+        with capture_logs() as logs:
+            error = await refused(relay.join("alice"))
+            await relay.settled()
+        assert error.code == JoinCode.INTERNAL
+        policy, internal = relay.checks.refusals.rows(["*"])
+        assert (internal["code"], internal["reason"]) == ("INTERNAL", error.message)
+        assert policy["reason"] == "the policy does not allow it"
+        assert [line["reason"] for line in logs if line["event"] == "join failed"] == [cause.message]
 
 
 async def test_a_dial_token_counts_once_and_for_its_cluster_only(tmp_path: Path) -> None:
