@@ -62,26 +62,37 @@ class UserReach:
 
 
 async def reach_of(
-    user: str, relay: Administered, policy: Policy, clusters: Sequence[str], patterns: Sequence[str], *, whole: bool
+    user: str,
+    relay: Administered,
+    policy: Policy,
+    clusters: Sequence[str],
+    patterns: Sequence[str],
+    comparing: asyncio.Lock,
+    *,
+    whole: bool,
 ) -> UserReach:
     """Return what is known of `user`. `clusters`: the caller's, by name, covered by `patterns`; `whole`: the caller
-    administers every cluster. Raises `ArcbridgeError`."""
+    administers every cluster; `comparing`: held while turns of the loop are used. Raises `ArcbridgeError`."""
     rows = await relay.ask({"ask": "user", "user": user}) or []
     token = max(rows, key=lambda row: (row.get("from") == "session", row.get("at", 0.0)), default=None)
     identity = named(user, tuple((token or {}).get("groups", ())))
     rules, complete, leading, left = list[RuleReach](), True, set[str](), MOST_COMPARED
-    for rule in (one for one in policy.rules if one.names(identity)):
-        reached, left = await _reached(rule, clusters, left)
-        if left < 0 or (reached and len(rules) == MOST_RULES):
-            complete = False
-            break
-        if reached:
-            verdict: Verdict = explain((rule,), identity, reached[0])
-            at = f"{rule.path} (line {rule.line})"
-            leading |= rule.groups
-            rules.append(
-                RuleReach(at, verdict.by, tuple(reached[:MOST_CLUSTERS]), max(len(reached) - MOST_CLUSTERS, 0))
-            )
+    async with comparing:
+        for rule in (one for one in policy.rules if one.names(identity)):
+            reached, left = await _reached(rule, clusters, left)
+            if reached is None:
+                complete = False
+                continue
+            if reached and len(rules) == MOST_RULES:
+                complete = False
+                break
+            if reached:
+                verdict: Verdict = explain((rule,), identity, reached[0])
+                at = f"{rule.path} (line {rule.line})"
+                leading |= rule.groups
+                rules.append(
+                    RuleReach(at, verdict.by, tuple(reached[:MOST_CLUSTERS]), max(len(reached) - MOST_CLUSTERS, 0))
+                )
     question = {"ask": "sessions", "clusters": list(patterns), "user": user, "most": MOST_SESSIONS}
     sessions = [
         row
@@ -101,17 +112,18 @@ async def reach_of(
     )  # fmt: skip
 
 
-async def _reached(rule: Rule, clusters: Sequence[str], left: int) -> tuple[list[str], int]:
-    """Return which clusters a rule covers, and how many comparisons are left of `left`: below 0 where it has more."""
-    cost = max(len(rule.clusters), 1)
-    left -= cost * len(clusters)
-    if left < 0:
-        return [], left
+async def _reached(rule: Rule, clusters: Sequence[str], left: int) -> tuple[list[str] | None, int]:
+    """Return which clusters a rule covers, and how many comparisons are left of `left` then; None: it has more."""
+    names = frozenset(rule.clusters)
+    patterns = [name for name in rule.clusters if "*" in name]
+    cost = max(len(patterns), 1)
+    if cost * len(clusters) > left:
+        return None, left
     found, step = list[str](), max(TOGETHER // cost, 1)
     for begin in range(0, len(clusters), step):
-        found += (name for name in clusters[begin : begin + step] if rule.covers(name))
+        found += (name for name in clusters[begin : begin + step] if name in names or covers(patterns, name))
         await asyncio.sleep(0)
-    return sorted(found), left
+    return sorted(found), left - cost * len(clusters)
 
 
 async def refusals_of(relay: Administered, patterns: Sequence[str]) -> list[Row]:

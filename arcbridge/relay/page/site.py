@@ -134,8 +134,7 @@ class PageSite:
         self._logins = KeyedTokenBucket[str](LOGINS, LOGINS_RATE, size=SOURCES)
         self._ending = asyncio.Semaphore(ENDING_AT_ONCE)
         self._rendering = asyncio.Lock()
-        self._looking = asyncio.Lock()
-        """One user is looked up at a time: each takes a part of every turn of the loop meanwhile."""
+        self._comparing = asyncio.Lock()
         self._assets = {path: files(__package__).joinpath(path.rpartition("/")[2]).read_bytes() for path in _ASSETS}
         self.streams: Counter[str] = Counter()
         """Pages that are live, by subject."""
@@ -182,10 +181,10 @@ class PageSite:
         relay, found = self._facts.relay, view.Found()
         try:
             if looked.user and viewer.readable:
-                async with self._looking:
-                    found = view.Found(reach=await reach_of(
-                        looked.user, relay, self._policy.current(), own, viewer.readable, whole=viewer.whole
-                    ))  # fmt: skip
+                policy = self._policy.current()
+                found = view.Found(reach=await reach_of(
+                    looked.user, relay, policy, own, viewer.readable, self._comparing, whole=viewer.whole
+                ))  # fmt: skip
             elif looked.cluster in own:
                 found = view.Found(refusals=await refusals_of(relay, [looked.cluster]))
         except ArcbridgeError as error:

@@ -9,12 +9,15 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
+
 from arcbridge.identity.policy import Policy
-from arcbridge.identity.policy_rules import covers
+from arcbridge.identity.policy_rules import Rule, covers
 from arcbridge.pki.authority import Authority
 from arcbridge.relay.admin import Administered
 from arcbridge.relay.operations import Question, Row
-from arcbridge.relay.page.lookups import MOST_RULES, UserReach, reach_of
+from arcbridge.relay.page import lookups
+from arcbridge.relay.page.lookups import MOST_CLUSTERS, MOST_COMPARED, MOST_RULES, UserReach, reach_of
 from arcbridge.relay.registry.base import Registry
 from arcbridge.settings.config import RelayConfig
 from tests.support.clock import Clock
@@ -42,6 +45,7 @@ class Questioned:
 
     groups: list[str] = field(default_factory=lambda: ["oidc:bank-root", "oidc:owners"])
     rows: dict[str, list[Row]] = field(default_factory=dict)
+    comparing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def ask(self, question: Question) -> list[Row]:
         if question["ask"] == "user":
@@ -58,7 +62,7 @@ class Questioned:
         config = RelayConfig(data_dir=Path("/nowhere"))
         relay = Administered(config, registry, authority, self.ask, nullcontext, Clock())
         own = [name for name in names if covers(patterns, name)]
-        return await reach_of("ceo", relay, policy, own, patterns, whole=False)
+        return await reach_of("ceo", relay, policy, own, patterns, self.comparing, whole=False)
 
 
 async def test_k11_of_a_token_one_sees_what_leads_to_own_clusters() -> None:
@@ -82,7 +86,7 @@ def rules(count: int, clusters: str, more: str = "") -> Policy:
 async def test_a_reach_is_complete_at_ten_thousand_clusters_or_says_so() -> None:
     many, patterns = [f"shop-{number}" for number in range(10_000)], '"bank", "far-*", "near-*"'
     last = '[[allow]]\nusers = ["ceo"]\nclusters = ["shop-9999"]\n'
-    reading = asyncio.create_task(Questioned().reach(rules(10, patterns, last), "shop-*", names=many))
+    reading = asyncio.create_task(Questioned().reach(rules(16, patterns, last), "shop-*", names=many))
     late, began = 0.0, time.perf_counter()
     while not reading.done():
         await asyncio.sleep(0)
@@ -91,13 +95,35 @@ async def test_a_reach_is_complete_at_ten_thousand_clusters_or_says_so() -> None
     found = reading.result()
     assert ([one.clusters for one in found.rules], found.complete) == ([("shop-9999",)], True)
     assert late < 0.1  # the whole of it takes longer
-    # More than is compared, and more rules than are shown.
-    found = await Questioned().reach(rules(20, patterns, last), "shop-*", names=many)
-    assert (found.rules, found.complete) == ((), False)
+    # More than is compared, which hides no rule that is; names cost nothing; more rules than are shown.
+    far = ", ".join(f'"far-{number}*"' for number in range(MOST_COMPARED // len(many) + 1))
+    found = await Questioned().reach(rules(1, far, last), "shop-*", names=many)
+    assert (len(found.rules), found.complete) == (1, False)
+    listed = ", ".join(f'"shop-{number}"' for number in range(1000))
+    found = await Questioned().reach(rules(2, listed), "shop-*", names=many)
+    assert ([one.more for one in found.rules], found.complete) == ([1000 - MOST_CLUSTERS] * 2, True)
     found = await Questioned().reach(rules(MOST_RULES, '"shop-1"'), "shop-*")
     assert (len(found.rules), found.complete) == (MOST_RULES, True)
     found = await Questioned().reach(rules(MOST_RULES + 1, '"shop-1"'), "shop-*")
     assert (len(found.rules), found.complete) == (MOST_RULES, False)
+
+
+async def test_k13_users_are_compared_one_after_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/threats.md#K13: each takes a part of every turn of the loop."""
+    under_way, most, reached = 0, 0, lookups._reached
+
+    async def counted(rule: Rule, clusters: Sequence[str], left: int) -> tuple[list[str] | None, int]:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        found = await reached(rule, clusters, left)
+        under_way -= 1
+        return found
+
+    monkeypatch.setattr(lookups, "_reached", counted)
+    relay, policy = Questioned(), rules(3, '"shop-*"')
+    found = await asyncio.gather(*(relay.reach(policy, "shop-*") for _ in range(5)))
+    assert ({len(one.rules) for one in found}, most) == ({3}, 1)
 
 
 async def test_k11_a_session_or_a_refusal_at_own_clusters_makes_a_user_known() -> None:

@@ -346,24 +346,6 @@ async def test_k13_pages_that_wake_together_leave_turns_to_others(
     counting.cancel()
 
 
-async def test_k13_users_are_looked_up_one_after_another(station: PageRelay, monkeypatch: pytest.MonkeyPatch) -> None:
-    """docs/threats.md#K13."""
-    await station.log_in("chief")
-    under_way, most, reach_of = 0, 0, site.reach_of
-
-    async def counted(*args: Any, **more: Any) -> Any:
-        nonlocal under_way, most
-        under_way += 1
-        most = max(most, under_way)
-        await asyncio.sleep(0.05)
-        under_way -= 1
-        return await reach_of(*args, **more)
-
-    monkeypatch.setattr(site, "reach_of", counted)
-    answers = await asyncio.gather(*(station.text(f"/page?user=user-{number}") for number in range(5)))
-    assert ({status for status, _ in answers}, most) == ({200}, 1)
-
-
 async def test_k13_logins_of_an_address_are_bounded(station: PageRelay) -> None:
     """docs/threats.md#K13: each costs a request to the issuer, and nothing is kept of one that never ends."""
     statuses = [(await station.text(f"{CALLBACK}?code=x&state=y"))[0] for _ in range(LOGINS)]
