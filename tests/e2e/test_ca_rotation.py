@@ -119,9 +119,9 @@ def test_both_cas_rotate_under_load(
         until(lambda: metrics(world.relay_observe)[BEHIND] == 0, "agents have renewed", timeout=200)
         assert metrics(world.relay_observe)[STEP_AT] > 0
         until(lambda: metrics(world.relay_observe)[NEWEST.format(cluster=world.cluster)] == 2, "both agents know it")
-        said = ca(world, "relay", "status")[1]
-        assert "followed by 1 of 1 clusters, 2 of 2 agents" in said
-        assert "of 1 users" in said, "of alice, by her last join"
+        followed = "followed by 1 of 1 clusters, 2 of 2 agents"
+        until(lambda: followed in ca(world, "relay", "status")[1], "status says that both have renewed", timeout=200)
+        assert "of 1 users" in ca(world, "relay", "status")[1], "of alice, by her last join"
         step(world, "relay", "retire")
         until(lambda: metrics(world.relay_observe)[STEP_AT] == 0, "the rotation is over", timeout=30)
         everything.wait_moves()
