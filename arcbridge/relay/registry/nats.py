@@ -578,7 +578,7 @@ class NatsRegistry(Registry):
             for copy in (self._revoked, self._users):
                 copy.update({token: Value(value.data, 0) for token, value in copy.items()})
         self._made = made
-        watch = self._bucket.watched(await self._bucket.answered(store.watch("cluster.>"), CALL))
+        watch = await self._bucket.answered(self._bucket.watch(store, "cluster.>"), CALL)
         until = self._monotonic() + FOLLOW
         fresh: dict[str, Value] | None = {}
         try:

@@ -30,6 +30,9 @@ CALL: Final = 2.0
 """Seconds for one request to JetStream. A leader that is being elected takes longer; then the caller tries again."""
 CHANGE: Final = 15.0
 """Seconds for a change with all its repeats, when many relays want the same key."""
+UNREAD: Final = 10.0
+"""Seconds after which the server drops a watch that no connection reads. By nats-py's five minutes, each reconnect of a
+relay would leave a consumer for as long; one that is dropped too early is made anew, for its heartbeats are missed."""
 
 log = structlog.get_logger("arcbridge.relay")
 
@@ -180,7 +183,7 @@ class Bucket:
         found: dict[str, Value] = {}
 
         async def collect() -> None:
-            watch = self.watched(await store.watch(keys, inactive_threshold=10.0))
+            watch = await self.watch(store, keys)
             try:
                 while (entry := await watch.next(timeout)) is not None:
                     found[entry[0]] = entry[1]
@@ -190,8 +193,9 @@ class Bucket:
         await self._asked(collect(), timeout)
         return found
 
-    def watched(self, watcher: KeyValue.KeyWatcher) -> Watch:
-        return Watch(watcher, self._decoded)
+    async def watch(self, store: KeyValue, keys: str) -> Watch:
+        """Return the entries of these keys and what becomes of them; raises as nats-py does."""
+        return Watch(await store.watch(keys, inactive_threshold=UNREAD), self._decoded)
 
     def _decoded(self, key: str, value: bytes | None) -> dict[str, Any]:
         try:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Any
@@ -7,13 +8,17 @@ from typing import Any
 import pytest
 
 from arcbridge.errors import EnrolmentRefused
+from arcbridge.relay import nats
+from arcbridge.relay.registry import nats as registry_nats
+from arcbridge.relay.registry import nats_bucket
 from arcbridge.relay.registry.base import AccessChange, Recovery, Registry, RegistryUnavailable
 from arcbridge.relay.registry.nats import NatsRegistry
-from arcbridge.relay.registry.nats_bucket import Faster
+from arcbridge.relay.registry.nats_bucket import Bucket, Faster, Watch
 from tests.relay.conftest import Connect, Connections
 from tests.relay.registry.conformance import HOUR, KEY_A, KEY_B, Opener, RegistryConformance, cluster_ca, known
 from tests.support.clock import Clock
 from tests.support.eventually import until
+from tests.support.long import long_form
 from tests.support.nats_server import NatsServer
 
 
@@ -189,6 +194,38 @@ class TestNatsFaults:
         await registry.merge([AccessChange("user", f"user {number}", clock.now) for number in range(20)])
         assert reads.count("back.>") == 2
         assert len(await registry.access_changes()) == 20
+
+    @pytest.mark.timeout(900)
+    async def test_reconnects_leave_no_consumers(
+        self, connections: Connections, clock: Clock, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Of each relay one is left within a minute, however often it has reconnected: 200 times in the long form."""
+        rounds, within = (67, 60.0) if long_form() else (3, 20.0)
+        assert nats_bucket.UNREAD <= 50
+        monkeypatch.setattr(nats, "PAUSES", (0.0, 0.01))
+        monkeypatch.setattr(registry_nats, "FOLLOW_AGAIN", (0.0, 0.01))
+        if not long_form():
+            monkeypatch.setattr(nats_bucket, "UNREAD", 3.0)
+        watch, watches = Bucket.watch, Counter[Bucket]()
+
+        async def counted(bucket: Bucket, store: Any, keys: str) -> Watch:
+            found = await watch(bucket, store, keys)
+            watches[bucket] += 1
+            return found
+
+        monkeypatch.setattr(Bucket, "watch", counted)
+        buckets = [(await opened(connections, clock, stack))._bucket for _ in range(3)]
+        for done in range(rounds):
+            await until(lambda done=done: all(watches[one] > done for one in buckets))
+            for bucket in buckets:
+                bucket.connection.client._transport.close()
+        await until(lambda: all(watches[one] > rounds for one in buckets))
+        jetstream = (await connections.make()).client.jetstream()
+
+        async def one_each() -> bool:
+            return len(await jetstream.consumers_info(f"KV_{connections.config.bucket}")) <= len(buckets)
+
+        await until(one_each, within)
 
     async def test_the_copy_is_not_believed_for_ever(
         self, own_server: NatsServer, connect: Connect, clock: Clock, stack: AsyncExitStack
