@@ -7,12 +7,13 @@ from collections import Counter
 
 import pytest
 
-from arcbridge.agent.relay_choice import HINT_MAX, RelayChoice
+from arcbridge.agent.relay_choice import AT_ONCE, HINT_MAX, PAUSE_LIMIT, SERVED, RelayChoice
 from arcbridge.net.address import Address
 from arcbridge.net.backoff import Backoff
 from arcbridge.net.round_trips import RoundTrips
 
 A, B, C, D = (Address(name, 443) for name in "abcd")
+RELAYS = [Address(name, 443) for name in "abcdefghijkl"]
 
 
 def choice(wanted: int = 2, *, draw: float = 0.5) -> RelayChoice:
@@ -23,6 +24,44 @@ def choice(wanted: int = 2, *, draw: float = 0.5) -> RelayChoice:
 def test_the_order_is_the_draws() -> None:
     assert choice().order == [A, B, C, D]
     assert RelayChoice([A, B, C, D], 2, draw=lambda: 0.999).order == [D, C, B, A]
+
+
+def failing(made: RelayChoice, until: float) -> list[tuple[float, Address]]:
+    """When each relay is tried, one after the other, each of which turns the agent away within 10 ms."""
+    now, tries = 0.0, []
+    while now < until:
+        if (relay := made.next((), now)) is None:
+            now = max(made.next_time(()) or 0.0, now + 0.001)
+            continue
+        tries.append((now, relay))
+        now += 0.01
+        made.failed(relay, now)
+    return tries
+
+
+def test_after_some_failures_in_a_row_it_waits_whichever_relay_is_next() -> None:
+    draw = random.Random(3).random
+    tries = failing(RelayChoice(RELAYS, 2, draw=draw, make_backoff=lambda: Backoff(random=draw)), 60.0)
+    assert len({relay for _, relay in tries[:AT_ONCE]}) == AT_ONCE
+    assert tries[AT_ONCE - 1][0] < 0.1, "the first ones follow each other at once"
+    assert len(tries) < 25, "twelve relays of which each has its own backoff would be tried a hundred times"
+    assert len({relay for _, relay in tries}) == len(RELAYS), "and not the near ones alone"
+
+
+def test_a_connection_that_served_begins_another_row() -> None:
+    made = RelayChoice(RELAYS, 2, draw=lambda: 0.999, make_backoff=lambda: Backoff(random=lambda: 0.0))
+    for _ in range(9):
+        made.failed(A, 100.0, lasted=0.1)
+    assert made.next((), 101.0) is None
+    assert made.next_time(()) == pytest.approx(100.0 + PAUSE_LIMIT, abs=0.1)
+    made.cap_delays(100.0, 0.5)
+    assert made.next((), 100.5) is not None
+    made.failed(A, 200.0)
+    assert made.next((), 200.0) is None
+    made.failed(A, 200.0, within=2.0)
+    assert made.next((), 202.0) is not None, "sessions wait for it"
+    made.failed(A, 300.0, lasted=SERVED)
+    assert made.next((), 300.0) is not None
 
 
 def test_many_agents_spread() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from arcbridge.agent import relay_choice
 from arcbridge.agent.control import ControlConnections
 from arcbridge.agent.relay_choice import RelayChoice
 from arcbridge.client.relay.relays import Relays
@@ -116,6 +117,7 @@ BROKEN: dict[str, tuple[Break, str]] = {
     "no time that a relay names is obeyed": (_delay(lambda self, bound, hint: self._random() * bound), "early"),
     "a backoff without jitter": (_delay(lambda self, bound, hint: (hint or 0) + bound), "back"),
     "a backoff that grows on": (_delay(lambda self, bound, hint: (hint or 0) + 100 * self.attempt), "back"),
+    "no wait between two relays": (_set(relay_choice, "PAUSE_LIMIT", 0.0), "storm"),
     "relays in the order of the list": (_set(RelayChoice, "__init__", _listed), "spread"),
     "no way back to a preferred relay": (_set(ControlConnections, "_preferred_back", lambda *_: None), "home"),
     "no stand-in is left": (_set(ControlConnections, "_leave_surplus", lambda *_: None), "connections, not to the"),
