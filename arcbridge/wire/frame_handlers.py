@@ -7,7 +7,7 @@ breaks a stream's rules resets that stream; a race is settled, counted and dropp
 
 from __future__ import annotations
 
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 
 from arcbridge.wire.context import SessionContext
 from arcbridge.wire.frames import (
@@ -51,6 +51,15 @@ def misplaced(kind: FrameType, connection: Kind) -> FrameHandler:
     return refuse
 
 
+@cache
+def all_misplaced(connection: Kind, side: Side) -> dict[int, FrameHandler]:
+    """Return the handlers of all types that the peer of this side may not send. All connections share them: a relay
+    has tens of thousands, and each would have a dozen of its own."""
+    peer = connection, Side.ACCEPTOR if side is Side.INITIATOR else Side.INITIATOR
+    may_not = [kind for kind, layout in FRAMES.items() if peer not in MAY_SEND[layout.sender]]
+    return {kind: misplaced(FrameType(kind), connection) for kind in may_not if kind != FrameType.DATA}
+
+
 class FrameHandlers:
     """The handlers of one session."""
 
@@ -69,7 +78,7 @@ class FrameHandlers:
         self._receiver = receiver
         self._streams = streams
         self._resumption = resumption
-        handlers: dict[FrameType, FrameHandler] = {
+        handlers: dict[int, FrameHandler] = {
             FrameType.HELLO: self._on_hello,
             FrameType.AUTH: self._on_auth,
             FrameType.AUTH_OK: self._on_auth_ok,
@@ -89,11 +98,7 @@ class FrameHandlers:
             FrameType.LEDGER: partial(self._report, Ledger),
             FrameType.SUCCESSION: partial(self._report, CaSuccession),
         }
-        peer = context.kind, Side.ACCEPTOR if context.side is Side.INITIATOR else Side.INITIATOR
-        self.table: dict[int, FrameHandler] = {
-            kind: handler if peer in MAY_SEND[FRAMES[kind].sender] else misplaced(kind, context.kind)
-            for kind, handler in handlers.items()
-        }
+        self.table = handlers | all_misplaced(context.kind, context.side)
         """Handler of each known type but DATA."""
 
     # -- handshake --------------------------------------------------------------------------------------------------
