@@ -332,6 +332,7 @@ def agent_generation(certificate_der: bytes) -> int:
     return int(_stated(certificate_der, _GENERATION, _number, "generation") or 0)
 
 
+@functools.lru_cache(maxsize=64)
 def agent_key_hash(certificate_der: bytes) -> str:
     """Return the SHA-256 (hex) of the public key of a certificate (DER): the `enrolment.key_hash` of its request."""
     try:
