@@ -36,6 +36,7 @@ from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.net.address import Address
 from arcbridge.net.dialer import connect
 from arcbridge.net.tls import ALPN_CONTROL, ALPN_HTTP, measure_round_trip
+from arcbridge.net.tlstransport import connect_tls
 from arcbridge.observe.untrusted_text import clean
 from arcbridge.tasks import TaskSet, cancel_and_wait, in_time
 from arcbridge.wire.frames import GoawayCode
@@ -536,14 +537,11 @@ class ControlTransport:
 
     async def secure(self, session: MuxSession, sock: socket.socket, relay: Address) -> None:
         """Make TLS over the socket and give it to the session. Raises `OSError`, `TimeoutError`, `ConfigError`."""
-        await asyncio.get_running_loop().create_connection(
-            session.protocol,
-            sock=sock,
-            ssl=outer_context(self._keeper.current, ALPN_CONTROL),
-            server_hostname=relay.host,
-            ssl_handshake_timeout=HANDSHAKE_DEADLINE,
-            ssl_shutdown_timeout=3.0,
-        )
+        # Not the loop's: uvloop closes the descriptor itself where the relay resets the connection at once, and closing
+        # the socket behind that closes whichever connection has the number by then.
+        context = outer_context(self._keeper.current, ALPN_CONTROL)
+        async with asyncio.timeout(HANDSHAKE_DEADLINE):
+            await connect_tls(sock, context, session.protocol(), relay.host)
 
 
 class ControlLink(BaseHandler):

@@ -13,7 +13,7 @@ import contextlib
 import re
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,6 +135,17 @@ def inner_client_context(cluster_ca_pem: str) -> ssl.SSLContext:
     return context
 
 
+@contextlib.contextmanager
+def charged_to(payer: LoopTime | None) -> Iterator[None]:
+    """Have `payer` pay for the handshakes of the transports that are made inside: a transport keeps a copy of the
+    context in which it was made, and runs its callbacks in that."""
+    token = _payer.set(payer)
+    try:
+        yield
+    finally:
+        _payer.reset(token)
+
+
 async def accept_charged_tls(
     protocol: Callable[[], asyncio.BaseProtocol],
     sock: socket.socket,
@@ -149,9 +160,7 @@ async def accept_charged_tls(
     `payer`: pays for the handshake. Deadlines are seconds. Raises `OSError` or `TimeoutError`; the socket is the
     caller's then.
     """
-    # The transport keeps a copy of the context in which it was made, and runs its callbacks in that.
-    token = _payer.set(payer)
-    try:
+    with charged_to(payer):
         transport, _ = await asyncio.get_running_loop().connect_accepted_socket(
             protocol,
             sock,
@@ -159,8 +168,6 @@ async def accept_charged_tls(
             ssl_handshake_timeout=handshake_deadline,
             ssl_shutdown_timeout=shutdown_deadline,
         )
-    finally:
-        _payer.reset(token)
     return transport
 
 

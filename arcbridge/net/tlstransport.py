@@ -618,6 +618,17 @@ def accept_tls(
     return TlsTransport(sock, context, protocol, on_handshake=on_handshake)
 
 
+async def accepted_tls(
+    sock: socket.socket, context: ssl.SSLContext, protocol: asyncio.BaseProtocol, *, deadline: float
+) -> TlsTransport:
+    """Serve TLS on an accepted socket; return when the handshake is done.
+
+    The socket belongs to the transport from now on, also on failure. Raises ssl.SSLError, OSError, TimeoutError.
+    """
+    async with asyncio.timeout(deadline):
+        return await _made(sock, context, protocol)
+
+
 async def connect_tls(
     sock: socket.socket, context: ssl.SSLContext, protocol: asyncio.BaseProtocol, server_hostname: str
 ) -> TlsTransport:
@@ -625,6 +636,12 @@ async def connect_tls(
 
     Raises ssl.SSLError, OSError, TimeoutError. Cancelling closes the socket.
     """
+    return await _made(sock, context, protocol, server_hostname)
+
+
+async def _made(
+    sock: socket.socket, context: ssl.SSLContext, protocol: asyncio.BaseProtocol, server_hostname: str | None = None
+) -> TlsTransport:
     done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def finished(error: BaseException | None) -> None:
@@ -638,7 +655,9 @@ async def connect_tls(
     transport = TlsTransport(sock, context, protocol, server_hostname=server_hostname, on_handshake=finished)
     try:
         await done
-    except BaseException:
+    except BaseException as error:
+        if server_hostname is None and isinstance(error, asyncio.CancelledError):
+            reset_on_close(sock)  # a peer that stalls sees a cut, and no descriptor waits for it
         transport.abort()
         raise
     return transport

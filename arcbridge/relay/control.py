@@ -27,7 +27,6 @@ the other for ever; so an instance that has just replaced a connection cannot be
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 import random
 import socket
@@ -35,6 +34,7 @@ import ssl
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Final
 
 import structlog
@@ -45,8 +45,9 @@ from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.net.address import source_of
 from arcbridge.net.join import JoinCode
 from arcbridge.net.sockets import reset
-from arcbridge.net.tls import ALPN_CONTROL, accept_charged_tls
-from arcbridge.net.tlspipe import CLOSE_DEADLINE, HANDSHAKE_DEADLINE
+from arcbridge.net.tls import ALPN_CONTROL, charged_to
+from arcbridge.net.tlspipe import HANDSHAKE_DEADLINE
+from arcbridge.net.tlstransport import accepted_tls
 from arcbridge.observe.untrusted_text import printable
 from arcbridge.pki.authority import agent_ca_pin, agent_cluster, agent_expiry, check_ca_certificate
 from arcbridge.pki.pins import pin_of, same_pin
@@ -149,10 +150,16 @@ class ControlConnection(BaseHandler):
         """What the agent has reported last."""
         self.lapses = math.inf
         """When this connection is to be made again with a newer certificate, unix seconds."""
-        self.announced: asyncio.Queue[CaSuccession] = asyncio.Queue(ANNOUNCEMENTS)
-        """What the agent has announced of its cluster's CAs and is not judged yet."""
-        self.introduced = asyncio.Event()
-        """Set once the agent has announced these, or has begun to report: an agent announces first."""
+        self.announced: list[CaSuccession] = []
+        """What the agent has announced of its cluster's CAs and is not judged yet, the oldest first."""
+        self.on_announced: Callable[[], None] | None = None
+        """Called when there is more of that, once the agent is admitted."""
+        self.following: asyncio.Task[None] | None = None
+        """Judges that; None: there was none yet. Agents announce once a year, and a task takes a kilobyte."""
+        self.follow_pause = FOLLOW_PAUSE
+        """Seconds between two that are judged."""
+        self.introduced: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done once the agent has announced these, or has begun to report: an agent announces first."""
         self.session: MuxSession | None = None
         self._dials: dict[str, asyncio.Future[Status]] = {}
 
@@ -214,7 +221,7 @@ class ControlConnection(BaseHandler):
         if not status.token:
             self.report = read_report(status)
             self.reported(self)
-            self.introduced.set()
+            self._introduce()
             return
         answer = self._dials.get(status.token)
         # A status that comes late, twice, or for a token that was never sent changes nothing.
@@ -226,21 +233,27 @@ class ControlConnection(BaseHandler):
             session.send(question)
 
     def succession_received(self, session: MuxSession, succession: CaSuccession) -> None:
-        with contextlib.suppress(asyncio.QueueFull):  # an agent announces one step of a rotation, days apart
-            self.announced.put_nowait(succession)
-        self.introduced.set()
+        if len(self.announced) < ANNOUNCEMENTS:  # an agent announces one step of a rotation, days apart
+            self.announced.append(succession)
+        self._introduce()
+        if self.on_announced is not None:
+            self.on_announced()
 
     def goaway_received(self, session: MuxSession, goaway: Goaway) -> None:
         self.draining = True
 
     def session_ended(self, session: MuxSession, error: ArcbridgeError) -> None:
         self.draining = True
-        self.introduced.set()
+        self._introduce()
         if self.intake is not None:
             self.intake.done.cancel()
         for answer in self._dials.values():
             if not answer.done():
                 answer.set_exception(lost_agent(self.cluster))
+
+    def _introduce(self) -> None:
+        if not self.introduced.done():
+            self.introduced.set_result(None)
 
 
 class ControlAcceptor:
@@ -257,14 +270,10 @@ class ControlAcceptor:
     async def secure(self, session: MuxSession, sock: socket.socket, ticket: Ticket) -> asyncio.Transport:
         """Make TLS over the socket, which the address of `ticket` pays for, and give it to the session. Raises
         `OSError`, `TimeoutError`."""
-        return await accept_charged_tls(
-            session.protocol,
-            sock,
-            self._context(),
-            ticket.loop_time,
-            handshake_deadline=HANDSHAKE_DEADLINE,
-            shutdown_deadline=CLOSE_DEADLINE,
-        )
+        # Our own transport reads through the process's one buffer. The loop's TLS has a buffer of 256 KiB for each
+        # connection, of which an agent that is idle for days keeps two pages.
+        with charged_to(ticket.loop_time):
+            return await accepted_tls(sock, self._context(), session.protocol(), deadline=HANDSHAKE_DEADLINE)
 
 
 class ControlServer:
@@ -305,6 +314,8 @@ class ControlServer:
         """Handshakes that came to nothing, by address."""
         self.waiting = 0
         """Connections that wait for their turn."""
+        self._noted: KeyedTokenBucket[tuple[str, str]] = KeyedTokenBucket(1, 1, size=INSTANCES)
+        """Clusters, each with a version of its agents, that were noted as seen."""
         self._replacements: KeyedTokenBucket[tuple[str, str]] = KeyedTokenBucket(1, 1 / SETTLE, size=INSTANCES)
         """Replacements of a connection, by (cluster, instance)."""
         self._leaving = ""
@@ -608,11 +619,9 @@ class ControlServer:
     async def _admit_follower(self, link: ControlConnection, certificate: bytes) -> None:
         """Admit an agent whose cluster's CA was rotated while this relay was away, by what it announces before its
         first report; raises `EnrolmentRefused` where the known CA has not led to the one of its certificate."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(HELLO_DEADLINE):
-                await link.introduced.wait()
-        if not link.announced.empty():
-            await self._take_succession(link, link.announced.get_nowait())
+        await asyncio.wait([link.introduced], timeout=HELLO_DEADLINE)
+        if link.announced:
+            await self._take_succession(link, link.announced.pop(0))
         admit(await self._registry.cluster(link.cluster), certificate)
 
     async def _adopt(self, cluster: str, certificate: bytes, hello: Hello | None, ticket: Ticket) -> None:
@@ -658,7 +667,8 @@ class ControlServer:
             link.keep(self.book)
         if (cas := self._cas()) is not None:
             link.tell([cas])
-        following = asyncio.get_running_loop().create_task(self._follow(link))
+        link.on_announced = partial(self._begin_to_follow, link)
+        link.on_announced()
         try:
             await self._fleet.register(link)
             self._counters.agents_total += 1
@@ -671,7 +681,9 @@ class ControlServer:
             error = await session.wait_ended()
             bound.info("agent disconnected", reason=error.message, seconds=round(time.time() - link.since))
         finally:
-            following.cancel()
+            link.on_announced = None
+            if link.following is not None:
+                link.following.cancel()
             self._open.discard(link)
             self._uninformed.pop(link, None)
             self._instances[key] -= 1
@@ -682,15 +694,17 @@ class ControlServer:
             # At the end of a drain all of them would be noted at once, for a date that is a minute old at most.
             await self._seen(link)
 
+    def _begin_to_follow(self, link: ControlConnection) -> None:
+        if link.announced and (link.following is None or link.following.done()):
+            link.following = asyncio.get_running_loop().create_task(self._follow(link))
+
     async def _follow(self, link: ControlConnection) -> None:
-        """Take over what an agent announces of its cluster's CAs, at most one announcement in `FOLLOW_PAUSE`, and one
-        that changes something ever more seldom."""
-        pause = FOLLOW_PAUSE
-        while True:
-            announced = await link.announced.get()
-            if await self._take_succession(link, announced):
-                pause = min(2 * pause, LONGEST_PAUSE)
-            await asyncio.sleep(pause)
+        """Take over what an agent has announced of its cluster's CAs, at most one announcement in `FOLLOW_PAUSE`, and
+        one that changes something ever more seldom."""
+        while link.announced:
+            if await self._take_succession(link, link.announced.pop(0)):
+                link.follow_pause = min(2 * link.follow_pause, LONGEST_PAUSE)
+            await asyncio.sleep(link.follow_pause)
 
     async def _take_succession(self, link: ControlConnection, announced: CaSuccession) -> bool:
         """Take over one announcement; return whether it has changed what the registry holds."""
@@ -702,14 +716,17 @@ class ControlServer:
                 return True
         except RegistryUnavailable as error:
             bound.warning("cluster CA not followed yet", reason=error.message)
-            with contextlib.suppress(asyncio.QueueFull):
-                link.announced.put_nowait(announced)
+            if len(link.announced) < ANNOUNCEMENTS:
+                link.announced.append(announced)
         except ArcbridgeError as error:
             bound.error("cluster CA not followed", reason=error.message)
             self._audit.note_stranger("cluster ca follow", {"cluster": link.cluster}, agent, error.message)
         return False
 
     async def _seen(self, link: ControlConnection) -> None:
+        """Note that the cluster was seen, once in a second: the agents of one come and go together."""
+        if self._noted.reserve((link.cluster, link.version), self._clock()) is None:
+            return
         try:
             await self._registry.seen(link.cluster, time.time(), version=link.version)
         except RegistryUnavailable as error:

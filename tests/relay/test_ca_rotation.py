@@ -390,7 +390,7 @@ async def test_e14_a_flood_of_announcements_costs_the_relay_four_and_one_judgeme
             await reported(agent, link, sent)
             await until(lambda: judged)
             assert len(judged) == 1
-            assert link.announced.qsize() == (0 if sent == 1 else ANNOUNCEMENTS)
+            assert len(link.announced) == (0 if sent == 1 else ANNOUNCEMENTS)
         assert link in relay.fleet.links()
 
 
