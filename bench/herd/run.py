@@ -1,124 +1,27 @@
-"""The herd's run: a relay with all its agents, SIGKILL, a new relay on the same port, and how long until all are back.
-
-It runs in a network namespace of its own where that can be had, so that the kernel's counters are this run's alone.
-"""
+"""The herd's run: relays with all their agents, SIGKILL of one or of all, and how long until all agents are back."""
 
 from __future__ import annotations
 
-import ctypes
 import json
-import os
-import re
-import subprocess
-import sys
 import tempfile
 import time
-import urllib.request
-from dataclasses import asdict
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from arcbridge.pki.authority import Authority
-from arcbridge.pki.enrolment import make_csr, make_key
-from arcbridge.relay.data_dir import open_authority
-from bench.address import Address, free_ports, listens
-from bench.herd.agents import MAX_AGENTS, Orders
+from bench.herd.agents import MAX_AGENTS
+from bench.herd.hall import Ends, Hall
 from bench.machine import commit, describe
-from bench.process import Role
-from bench.usage import cpu_seconds, resident_bytes
+from bench.usage import cpu_seconds
 
 MAX_SECONDS = 120.0
-GOAL_99, GOAL_100 = 30.0, 60.0
-_CLONE_NEWNET = 0x40000000
+CALM = 5.0
+"""Seconds for which the relays are watched before anything goes wrong."""
+GOALS = {"one": 20.0, "all": 60.0}
+"""Seconds within which all agents are back, by what dies."""
+KIB_OF_AN_AGENT, MS_OF_AN_AGENT, IDLE_PERCENT, JOIN_P99 = 48.0, 2.0, 10.0, 1.0
 _COUNTERS = ("ListenOverflows", "ListenDrops", "TCPReqQFullDrop", "TCPReqQFullDoCookies")
-_AUTHENTICATION = """apiVersion: apiserver.config.k8s.io/v1
-kind: AuthenticationConfiguration
-jwt:
-- issuer:
-    url: https://issuer.invalid
-    audiences: [arcbridge]
-  claimMappings:
-    username: {claim: sub, prefix: ""}
-"""
-
-
-def own_namespace() -> bool:
-    """Move this process, and what it will start, into a network namespace with loopback only; whether that worked."""
-    if ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWNET):
-        return False
-    return subprocess.run(["ip", "link", "set", "lo", "up"], check=False).returncode == 0
-
-
-class Relay:
-    """Starts, kills and restarts the relay's process."""
-
-    def __init__(self, directory: Path, agents_per_second: int | None) -> None:
-        self.directory = directory
-        self.address, self.observe = free_ports(2)
-        (directory / "authentication.yaml").write_text(_AUTHENTICATION)
-        (directory / "policy.toml").write_text('[[allow]]\nusers = ["unused"]\nclusters = ["herd"]\n')
-        limits = f"[limits]\nagents_per_second = {agents_per_second}\n" if agents_per_second else ""
-        (directory / "relay.toml").write_text(
-            f'listen = "{self.address}"\npublic_address = "{self.address}"\ndata_dir = "data"\n'
-            f'authentication = "authentication.yaml"\npolicy = "policy.toml"\n'
-            f'{limits}[observe]\nlisten = "{self.observe}"\nlog_level = "info"\nlog_format = "json"\n'
-        )
-        self.authority = open_authority(directory / "data")
-        self._starts = 0
-        self.role: Role
-
-    def start(self) -> None:
-        """Wait until the relay listens."""
-        self._starts += 1
-        argv = [sys.executable, "-m", "arcbridge", "--role", "relay", "--config", "relay.toml"]
-        self.role = Role(f"relay-{self._starts}", argv, self.directory)
-        self.role.wait_until(lambda: listens(self.address), "listening")
-
-    def kill(self) -> None:
-        os.kill(self.role.pid, 9)
-        self.role.stop()
-
-    def metrics(self) -> dict[str, float]:
-        """Return all samples by name (without the prefix) and reason; empty when the relay does not answer."""
-        try:
-            with urllib.request.urlopen(f"http://{self.observe}/metrics", timeout=5) as answer:
-                text = answer.read().decode()
-        except OSError:
-            return {}
-        found = re.findall(r'^arcbridge_relay_(\w+)(?:{reason="(\w+)"})? (\S+)$', text, flags=re.MULTILINE)
-        return {f"{name} {reason}".strip(): float(value) for name, reason, value in found}
-
-
-class Agents:
-    """The process that holds the light agents."""
-
-    def __init__(self, orders: Orders) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "bench.herd.agents"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(asdict(orders)) + "\n")
-        self._process.stdin.flush()
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    def told(self) -> dict[str, Any]:
-        """Return the next count. Raises RuntimeError when the process has ended."""
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"the herd ended with {self._process.wait()}")
-        count: dict[str, Any] = json.loads(line)
-        return count
-
-    def stop(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                stream.close()
 
 
 def kernel_counters() -> dict[str, int]:
@@ -130,146 +33,126 @@ def kernel_counters() -> dict[str, int]:
     return {name: int(known.get(name, 0)) for name in _COUNTERS}
 
 
-def measure(agents: int, seconds: float, agents_per_second: int | None, restart_after: float) -> dict[str, Any]:
-    """Run once. Raises RuntimeError when the herd does not even come together before the relay dies."""
-    agents, seconds = min(agents, MAX_AGENTS), min(seconds, MAX_SECONDS)
-    alone = own_namespace()
-    with tempfile.TemporaryDirectory(prefix="arcbridge-herd-") as name:
-        relay = Relay(Path(name), agents_per_second)
-        relay.start()
-        herd = Agents(_orders(relay, agents))
-        try:
-            _gather(herd, relay, agents)
-            idle = _idle(relay, herd)
-            result = _fall_and_rise(relay, herd, agents, seconds, restart_after)
-        finally:
-            herd.stop()
-            relay.role.stop()
+def measure(
+    dies: str, agents: int, relays: int, *, wanted: int = 1, seconds: float = MAX_SECONDS, pace: int | None = None
+) -> dict[str, Any]:
+    """Run once: `dies` is `one` of the relays, which stays away, or `all`, which are started again at once. Raises
+    NotReady when the herd does not even come together before that."""
+    with tempfile.TemporaryDirectory(prefix="arcbridge-herd-") as name, Hall(Path(name), relays) as hall:
+        paced = f"\nagents_per_second = {pace}" if pace else ""
+        hall.start(f"sessions = 500\nagents = {agents * wanted + 100}{paced}")
+        empty, out = hall.resident(), Path(name) / "joins"
+        if dies == "one":
+            hall.joins(list(hall.relays)[1:], out)
+            hall.idle(1.0)
+        else:
+            out.touch()
+        parts = -(-agents // MAX_AGENTS)
+        shares = [agents // parts + (number < agents % parts) for number in range(parts)]
+        herds = [hall.agents(share, sum(shares[:number]), wanted) for number, share in enumerate(shares)]
+        total = agents * wanted
+        hall.wait("the agents", lambda: _up(herds) == total)
+        hall.idle(1.0)
+        kib = (hall.resident() - empty) / 1024 / total
+        idle = 0.0 if dies == "one" else hall.idle(CALM) / relays  # joins are no idling
+        calm = time.monotonic()
+        hall.idle(CALM if dies == "one" else 0.0)
+        result = _fall_and_rise(hall, herds, dies, total, min(seconds, MAX_SECONDS))
+        joins = [json.loads(line) for line in out.read_text().splitlines() if line.endswith("}")]
+    killed, over = result.pop("killed_at"), result.pop("over_at")
+    before = [one for one in joins if calm <= one["at"] < killed]
+    meanwhile = [one for one in joins if killed <= one["at"] < over]
+    goals = {
+        f"all_back_within_{GOALS[dies]:.0f}_s": result["back_after_kill_s"].get("100", MAX_SECONDS) <= GOALS[dies],
+        "no_listen_overflow": result["kernel"]["ListenOverflows"] == 0,
+    }
+    if dies == "one":
+        refused = [one["refused"] for one in meanwhile if one["refused"]]
+        result["joins"] = {"before": _times(before), "meanwhile": _times(meanwhile), "refused": refused[:20]}
+        goals |= {"no_join_refused": not refused, "join_p99_within_1_s": _times(meanwhile)["p99_s"] <= JOIN_P99}
+    else:
+        goals |= {
+            "kib_of_an_agent": kib <= KIB_OF_AN_AGENT,
+            "idle_share": idle <= IDLE_PERCENT,
+            "cpu_ms_of_an_agent": result["relay_cpu_ms_per_agent"] <= MS_OF_AN_AGENT,
+        }
     return {
         "commit": commit(),
         "machine": describe(),
+        "dies": dies,
         "agents": agents,
-        "own_network_namespace": alone,
-        "agents_per_second": agents_per_second or "default",
-        "idle": idle,
+        "relays": relays,
+        "connections_of_an_agent": wanted,
+        "agents_per_second": pace or "default",
+        "kib_of_a_connection": round(kib, 1),
+        "idle_percent_of_a_core_each_relay": round(idle, 2),
         **result,
+        "goals": goals,
     }
 
 
-def _orders(relay: Relay, agents: int) -> Orders:
-    cluster_ca, key = Authority.create("herd"), make_key()
-    certificate = relay.authority.sign_agent(make_csr(key), "herd", life=86400.0, cluster_ca_pin=cluster_ca.pin)
-    address: Address = relay.address
-    return Orders(
-        host=address.host,
-        port=address.port,
-        relay_ca=relay.authority.certificate_pem,
-        certificate=certificate,
-        key=key,
-        cluster_ca=cluster_ca.certificate_pem,
-        agents=agents,
-        sources=min(agents // 80 + 1, 200),
-        ramp=agents / 200,
-    )
+def _up(herds: list[Ends]) -> int:
+    return sum(herd.last.get("up", 0) for herd in herds)
 
 
-def _gather(herd: Agents, relay: Relay, agents: int) -> None:
-    deadline = time.monotonic() + MAX_SECONDS
-    while relay.metrics().get("agents") != agents:
-        count = herd.told()
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"the herd did not come together: {count}")
+def _rise(herds: list[Ends], before: list[dict[str, Any]], name: str) -> float:
+    return sum(float(herd.last[name] - first[name]) for herd, first in zip(herds, before, strict=True))
 
 
-def _idle(relay: Relay, herd: Agents, seconds: float = 5.0) -> dict[str, float]:
-    """Measure what idle agents cost the relay: its share of a core, and memory."""
-    before, begun = cpu_seconds([relay.role.pid]), time.monotonic()
-    while time.monotonic() - begun < seconds:
-        herd.told()
-    share = (cpu_seconds([relay.role.pid]) - before) / (time.monotonic() - begun)
-    memory = resident_bytes([relay.role.pid])
-    return {"relay_cpu_share": round(share, 3), "relay_resident_mb": round(memory / 1e6, 1)}
-
-
-def _fall_and_rise(relay: Relay, herd: Agents, agents: int, seconds: float, restart_after: float) -> dict[str, Any]:
-    before, attempts_before = kernel_counters(), herd.told()
+def _fall_and_rise(hall: Hall, herds: list[Ends], dies: str, total: int, seconds: float) -> dict[str, Any]:
+    kernel, before = kernel_counters(), [dict(herd.last) for herd in herds]
     killed_at = time.monotonic()
-    relay.kill()
-    time.sleep(restart_after)
-    relay.start()
-    listening_at = time.monotonic()
-    timeline: list[dict[str, float]] = []
-    started_cpu, herd_cpu = cpu_seconds([relay.role.pid]), herd.told()["cpu"]
-    back: dict[str, float] = {}
-    count: dict[str, Any] = {}
-    seen: dict[str, float] = {}
+    dead = list(hall.relays) if dies == "all" else [0]
+    for index in dead:
+        hall.world.kill_relay(index)
+    if dies == "all":
+        with ThreadPoolExecutor(len(dead)) as threads:
+            list(threads.map(hall.start_relay, dead))
+    ready_at = time.monotonic()
+    living = [index for index in hall.relays if dies == "all" or index not in dead]
+    pids = hall.pids(*living)
+    started = cpu_seconds(pids)
+    timeline: list[tuple[float, int, float]] = []
     while time.monotonic() - killed_at < seconds:
-        count = herd.told()
-        seen = relay.metrics()
-        now, cpu = time.monotonic(), cpu_seconds([relay.role.pid])
-        up = seen.get("agents", 0.0)
-        timeline.append(
-            {
-                "s": round(now - killed_at, 2),
-                "agents": up,
-                "waiting": seen.get("agents_waiting", 0.0),
-                "let_in": seen.get("agent_connections_total", 0.0),
-                "paced": seen.get("agents_paced_total", 0.0),
-                "relay_cpu_s": cpu,
-            }
-        )
-        for part in (50, 90, 99, 100):
-            if up >= agents * part / 100 and f"{part}" not in back:
-                back[f"{part}"] = round(now - killed_at, 2)
-        if "100" in back:
+        hall.told()
+        at = max(herd.last["at"] for herd in herds) - killed_at
+        timeline.append((round(at, 2), _up(herds), round(cpu_seconds(pids) - started, 2)))
+        if _up(herds) == total and min(up for _, up, _ in timeline) < total:
             break
+    over_at = time.monotonic()
+    lowest = min(timeline, key=lambda row: row[1])
+    lost = total if dies == "all" else total - lowest[1]
+    back: dict[str, float] = {}
+    for part in (50, 90, 99, 100):
+        least = total - lost * (100 - part) / 100
+        when = next((at for at, up, _ in timeline if at >= lowest[0] and up >= least), None)
+        back |= {} if when is None else {f"{part}": when}
+    cpu, took = timeline[-1][2], over_at - ready_at
+    ended: Counter[str] = Counter()
+    for herd, first in zip(herds, before, strict=True):
+        ended += Counter(herd.last["ended"]) - Counter(first["ended"])
     after = kernel_counters()
-    while timeline and timeline[-1]["relay_cpu_s"] == 0:
-        timeline.pop()
-    took = time.monotonic() - listening_at
-    ended = {
-        word: number - attempts_before["ended"].get(word, 0)
-        for word, number in count["ended"].items()
-        if number > attempts_before["ended"].get(word, 0)
-    }
-    rates = [
-        (later["let_in"] - first["let_in"]) / (later["s"] - first["s"])
-        for first, later in zip(timeline, timeline[4:], strict=False)
-        if later["s"] > first["s"]
-    ]
-    busiest = max(
-        (
-            (later["relay_cpu_s"] - first["relay_cpu_s"]) / (later["s"] - first["s"])
-            for first, later in zip(timeline, timeline[8:], strict=False)
-        ),
-        default=0.0,
-    )
-    relay_cpu = (timeline[-1]["relay_cpu_s"] if timeline else started_cpu) - started_cpu
     return {
-        "killed_to_listening_s": round(listening_at - killed_at, 2),
+        "killed_at": killed_at,
+        "over_at": over_at,
+        "lost": lost,
+        "killed_to_ready_s": round(ready_at - killed_at, 2),
         "back_after_kill_s": back,
-        "back_after_listening_s": {part: round(s - (listening_at - killed_at), 2) for part, s in back.items()},
-        "peak_let_in_per_s": round(max(rates, default=0.0)),
-        "paced": timeline[-1]["paced"] if timeline else 0,
-        "rejected": {
-            name.removeprefix("connections_rejected_total "): number
-            for name, number in seen.items()
-            if name.startswith("connections_rejected_total ") and number
-        },
-        "attempts": count["attempts"] - attempts_before["attempts"],
-        "attempts_ended": ended,
-        "hints": count["hints"] - attempts_before["hints"],
-        "came_before_the_hint": count["too_early"] - attempts_before["too_early"],
-        "kernel": {name: after[name] - before[name] for name in _COUNTERS},
-        "relay_cpu_s": round(relay_cpu, 2),
-        "relay_cpu_busiest_share": round(busiest, 2),
-        "relay_cpu_share": round(relay_cpu / took, 2),
-        "relay_cpu_ms_per_agent": round(relay_cpu / agents * 1000, 2),
-        "herd_cpu_share": round((count["cpu"] - herd_cpu) / took, 2),
-        "goals": {
-            "99_percent_within_30_s": back.get("99", seconds * 2) <= GOAL_99,
-            "all_within_60_s": back.get("100", seconds * 2) <= GOAL_100,
-            "no_listen_overflow": after["ListenOverflows"] == before["ListenOverflows"],
-        },
+        "paced": sum(hall.sample(index, "agents_paced_total") for index in living),
+        "attempts": _rise(herds, before, "attempts"),
+        "attempts_ended": dict(ended),
+        "kernel": {name: after[name] - kernel[name] for name in _COUNTERS},
+        "relay_cpu_s": cpu,
+        "relay_cpu_share_each": round(cpu / took / len(living), 2),
+        "relay_cpu_ms_per_agent": round(1000 * cpu / max(lost, 1), 2),
+        "herd_cpu_share": round(_rise(herds, before, "cpu") / took / len(herds), 2),
         "timeline": timeline,
     }
+
+
+def _times(joins: list[dict[str, Any]]) -> dict[str, float]:
+    times = sorted(one["s"] for one in joins if not one["refused"])
+    if not times:
+        return {"joins": len(joins), "p50_s": 0.0, "p99_s": float(bool(joins)) * MAX_SECONDS, "longest_s": 0.0}
+    p50, p99 = (times[min(int(len(times) * part), len(times) - 1)] for part in (0.5, 0.99))
+    return {"joins": len(joins), "p50_s": p50, "p99_s": p99, "longest_s": times[-1]}

@@ -15,26 +15,16 @@ from __future__ import annotations
 import argparse
 import json
 import resource
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from arcbridge.pki.authority import Authority
-from arcbridge.pki.enrolment import make_csr, make_key
-from arcbridge.relay.data_dir import open_authority
 from bench.herd.agents import MAX_AGENTS
-from bench.herd.agents import Orders as HerdOrders
-from bench.herd.sessions import MAX_SESSIONS, Orders
-from bench.process import NotReady
+from bench.herd.hall import Hall
+from bench.herd.sessions import MAX_SESSIONS
 from bench.studies.base import Study
-from bench.usage import cpu_seconds, resident_bytes
-from tests.support.processes import ProcessFailed
-from tests.support.world import ALICE, RELAY_AUDIENCE, ApiServer, World
 
 SESSIONS, AGENTS = 10_000, MAX_AGENTS
 ENDS = 2
@@ -43,13 +33,9 @@ WARM_SESSIONS, WARM_AGENTS = 100, 50
 """Come first and are not counted: what they make the relay load is no session's share."""
 UNAUTHENTICATED, OTHERS = 300, 64 + 128
 """Descriptors of no session: strangers, as configured below; files and pipes."""
-AGENTS_PER_SECOND = 160
-"""At which they come for the first time: half of what the relay lets in, so that none is sent away to come later."""
 SETTLE, IDLE = 11.0, 24.0
 """Seconds: each end has sent a PING since the last join; then the relay's CPU time is taken."""
 _SLABS = ("TCP", "TCPv6", "sock_inode_cache", "filp", "eventpoll_epi", "eventpoll_pwq", "tcp_bind_bucket")
-LONGEST = 300.0
-"""Seconds for all to come: half a minute on a quiet machine, several on one that others use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +46,11 @@ class Size:
     agents: int
 
 
-def fitting(sessions: int, agents: int, descriptors: int) -> Size:
-    """As many as a process with so many descriptors can hold: all agents, and sessions for the rest."""
+def fitting(sessions: int, agents: int, descriptors: int, workers: int = 1) -> Size:
+    """As many as processes with so many descriptors each can hold: all agents, and sessions for the rest. The kernel
+    does not give each of several workers the same number."""
+    if workers > 1:
+        descriptors = int(descriptors * workers * 0.9)
     agents = min(agents, max(0, descriptors // 2))
     warm = WARM_AGENTS + 10 + 2 * (WARM_SESSIONS + 50)  # with a margin for those that come again
     free = descriptors - UNAUTHENTICATED - OTHERS - agents - warm
@@ -75,151 +64,26 @@ class Scale(Study):
     title = "one relay with 10,000 idle sessions and 5,000 agents, PING every ten seconds"
     expected_s = 180.0
 
-    def __init__(self, sessions: int = SESSIONS, agents: int = AGENTS, idle: float = IDLE) -> None:
+    def __init__(self, sessions: int = SESSIONS, agents: int = AGENTS, idle: float = IDLE, *, workers: int = 1) -> None:
         self._wanted = Size(sessions, agents)
         self._idle = idle
+        self._workers = workers
 
     def run(self, directory: Path, *, rounds: int, seconds: float) -> dict[str, Any]:
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         descriptors = sys.maxsize if hard == resource.RLIM_INFINITY else hard
-        size = fitting(self._wanted.sessions, self._wanted.agents, descriptors)
-        unused = directory / "agent-token"
-        unused.write_text("never-asked-for")
-        world = World(ApiServer("https://127.0.0.1:1", token_file=unused), directory=directory / "world")
-        with _Hall(world) as hall:
+        size = fitting(self._wanted.sessions, self._wanted.agents, descriptors, self._workers)
+        with Hall(directory, workers=self._workers) as hall:
             return _measure(hall, size, self._wanted, descriptors, self._idle)
 
 
-class _Hall:
-    """The relay, and the processes whose connections it holds."""
-
-    def __init__(self, world: World) -> None:
-        self.world = world
-        self.processes: list[_Ends] = []
-
-    def __enter__(self) -> _Hall:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for process in self.processes:
-            process.stop()
-        self.world.stop()
-
-    def start(self, size: Size) -> None:
-        """The relay, with limits that let these in."""
-        self.world.start_issuer()
-        limits = (
-            f"\n[limits]\nsessions = {size.sessions + WARM_SESSIONS + 50}\nunauthenticated = {UNAUTHENTICATED}\n"
-            f"agents = {size.agents + WARM_AGENTS + 10}\n"
-            # One user and few addresses stand for many.
-            f"sessions_per_user = {size.sessions + WARM_SESSIONS + 50}\njoins_per_minute_per_user = 1000000\n"
-            "connections_per_second_per_address = 100000\n"
-        )
-        try:
-            self.world.start_relay(extra=limits)
-        except ProcessFailed as error:
-            raise NotReady(str(error)) from error
-        authority = open_authority(self.world.relay_config.parent / "data")
-        self._ca = authority.certificate_pem
-        self._credentials: dict[str, dict[str, Any]] = {}
-        for cluster in ("herd", "ends"):
-            ca, key = Authority.create(cluster), make_key()
-            certificate = authority.sign_agent(make_csr(key), cluster, life=86400.0, cluster_ca_pin=ca.pin)
-            self._credentials[cluster] = {"certificate": certificate, "key": key, "cluster_ca": ca.certificate_pem}
-
-    def agents(self, number: int, first: int) -> _Ends:
-        """A process with so many agents."""
-        orders = HerdOrders(
-            host="127.0.0.1",
-            port=self.world.relay_port,
-            relay_ca=self._ca,
-            agents=number,
-            sources=min(number // 80 + 1, 200),
-            ramp=number / AGENTS_PER_SECOND,
-            first=first,
-            **self._credentials["herd"],
-        )
-        return self._begin("bench.herd.agents", asdict(orders))
-
-    def sessions(self, number: int, net: int) -> _Ends:
-        """A process with both ends of so many sessions."""
-        orders = Orders(
-            host="127.0.0.1",
-            port=self.world.relay_port,
-            relay_ca=self._ca,
-            cluster="ends",
-            token=self.world.token(ALICE, RELAY_AUDIENCE),
-            sessions=number,
-            sources=40,
-            net=net,
-            **self._credentials["ends"],
-        )
-        return self._begin("bench.herd.sessions", asdict(orders))
-
-    def _begin(self, module: str, orders: dict[str, Any]) -> _Ends:
-        process = _Ends(module, orders)
-        self.processes.append(process)
-        return process
-
-    @property
-    def relay(self) -> int:
-        """The relay's process."""
-        return self.world.relay.pid
-
-    def resident(self) -> int:
-        return resident_bytes([self.relay])
-
-    def idle(self, seconds: float) -> float:
-        """Percent of a core that the relay takes while nothing but pings happens."""
-        before, begun = cpu_seconds([self.relay]), time.monotonic()
-        while time.monotonic() - begun < seconds:
-            for process in self.processes:
-                process.told()
-        return 100 * (cpu_seconds([self.relay]) - before) / (time.monotonic() - begun)
-
-    def wait(self, what: str, done: Callable[[], bool]) -> float:
-        """Until `done()` by what the processes last told; seconds it took. Raises NotReady."""
-        begun = time.monotonic()
-        while not done():
-            for process in self.processes:
-                process.told()
-            if time.monotonic() - begun > LONGEST:
-                raise NotReady(f"{what} did not come within {LONGEST:.0f} s: {[p.last for p in self.processes]}")
-        return time.monotonic() - begun
-
-
-class _Ends:
-    """A process that takes orders as a line and tells where it is, four times a second."""
-
-    def __init__(self, module: str, orders: dict[str, Any]) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", module], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(orders) + "\n")
-        self._process.stdin.flush()
-        self._module = module
-        self.last: dict[str, Any] = {}
-
-    def told(self) -> dict[str, Any]:
-        """The next count. Raises NotReady when the process has ended."""
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise NotReady(f"{self._module} ended with {self._process.wait()} after {self.last}")
-        self.last = json.loads(line)
-        return self.last
-
-    def stop(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                stream.close()
-
-
-def _measure(hall: _Hall, size: Size, wanted: Size, descriptors: int, idle: float) -> dict[str, Any]:
-    hall.start(size)
+def _measure(hall: Hall, size: Size, wanted: Size, descriptors: int, idle: float) -> dict[str, Any]:
+    room = 1.2 if hall.world.relay_settings else 1.0  # each of several workers has a part of the limits
+    sessions, agents_most = size.sessions + WARM_SESSIONS + 50, size.agents + WARM_AGENTS + 10
+    hall.start(
+        f"sessions = {int(sessions * room)}\nsessions_per_user = {int(sessions * room)}\n"
+        f"unauthenticated = {UNAUTHENTICATED}\nagents = {int(agents_most * room)}"
+    )
     few_agents, few_sessions = min(WARM_AGENTS, size.agents), min(WARM_SESSIONS, size.sessions)
     warm_agents, warm_sessions = hall.agents(few_agents, first=0), hall.sessions(few_sessions, net=1)
     hall.wait("the first agents", lambda: warm_agents.last.get("up") == few_agents)
@@ -233,13 +97,13 @@ def _measure(hall: _Hall, size: Size, wanted: Size, descriptors: int, idle: floa
     agents_idle = hall.idle(min(idle, 12.0))
     with_agents, kernel_agents = hall.resident(), _kernel_bytes()
 
-    cpu = cpu_seconds([hall.relay])
+    cpu = hall.cpu()
     shares = [size.sessions // ENDS + (number < size.sessions % ENDS) for number in range(ENDS)]
     ends = [hall.sessions(share, net=2 + number) for number, share in enumerate(shares)]
     pairing_took = hall.wait(
         "the sessions", lambda: sum(p.last.get("paired", 0) + p.last.get("failed", 0) for p in ends) == size.sessions
     )
-    pairing_cpu = cpu_seconds([hall.relay]) - cpu
+    pairing_cpu = hall.cpu() - cpu
     _say(f"{size.sessions} sessions after {pairing_took:.0f} s, {pairing_cpu:.0f} s of the relay's CPU time")
     hall.idle(min(SETTLE, idle))
     before = [dict(p.last) for p in ends]
@@ -319,9 +183,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--sessions", type=int, default=SESSIONS)
     parser.add_argument("--agents", type=int, default=AGENTS)
     parser.add_argument("--idle", type=float, default=IDLE, help="seconds for which the relay's CPU time is taken")
+    parser.add_argument("--workers", type=int, default=1, help="processes of the relay")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="arcbridge-scale-") as name:
-        result = Scale(args.sessions, min(args.agents, MAX_AGENTS), args.idle).run(Path(name), rounds=1, seconds=0.0)
+        scale = Scale(args.sessions, min(args.agents, MAX_AGENTS), args.idle, workers=args.workers)
+        result = scale.run(Path(name), rounds=1, seconds=0.0)
     print(json.dumps(result, indent=1))
     return 0
 
