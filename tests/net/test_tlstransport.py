@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from arcbridge.net import tlstransport
-from arcbridge.net.tlstransport import TlsTransport, accept_tls, connect_tls
+from arcbridge.net.tlstransport import TlsTransport, accept_tls, accepted_tls, connect_tls
 from tests.net.tlsends import (
     CLIENT,
     NAME,
@@ -126,6 +126,27 @@ async def test_a_handshake_has_a_deadline(ours: str, monkeypatch: pytest.MonkeyP
             assert await asyncio.to_thread(far.recv, 1) == b""
     assert near.fileno() == -1
     assert mine.calls == []
+
+
+async def test_an_accepted_handshake_that_stalls_ends_with_a_reset() -> None:
+    near, far = tcp()
+    with far:
+        with pytest.raises(TimeoutError):
+            await accepted_tls(near, SERVER, Recorder(), deadline=0.01)
+        assert near.fileno() == -1
+        far.settimeout(PATIENCE)
+        with pytest.raises(ConnectionResetError):
+            far.recv(1)
+
+
+async def test_an_accepted_handshake_returns_the_transport_once_it_is_done() -> None:
+    near, far = tcp()
+    mine, other = Recorder(), Recorder()
+    server, client = await asyncio.gather(
+        accepted_tls(near, SERVER, mine, deadline=PATIENCE), connect_tls(far, CLIENT, other, NAME)
+    )
+    assert mine.calls == ["made"]
+    await finish(server, client)
 
 
 @pytest.mark.parametrize("how", ["fin", "rst"])
