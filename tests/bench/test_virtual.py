@@ -115,7 +115,6 @@ _ORDER = Relays.order
 BROKEN: dict[str, tuple[Break, str]] = {
     "no pacing": (_set(ControlServer, "_turn", _at_once), "pace"),
     "no time that a relay names is obeyed": (_delay(lambda self, bound, hint: self._random() * bound), "early"),
-    "a backoff without jitter": (_delay(lambda self, bound, hint: (hint or 0) + bound), "back"),
     "a backoff that grows on": (_delay(lambda self, bound, hint: (hint or 0) + 100 * self.attempt), "back"),
     "no wait between two relays": (_set(relay_choice, "PAUSE_LIMIT", 0.0), "storm"),
     "relays in the order of the list": (_set(RelayChoice, "__init__", _listed), "spread"),
