@@ -6,8 +6,9 @@ itself, so that many agents spread over the relays. The first ones of its order,
 has come back and stayed.
 
 Each relay has its own backoff: one that is down, or that has said when to come back, holds nothing else up. But where
-several tries in a row have failed, at whichever relays, the agent waits before it tries the next one: when all relays
-come back at once, thousands of agents would otherwise go through their whole lists in the same second.
+several relays in a row have taken a connection and not let the agent in, it waits before it tries the next one: when
+all relays come back at once, thousands of agents would otherwise go through their whole lists in the same second. A
+relay that takes no connection has no part in that: the try costs it nothing, and one that is back is found sooner.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from arcbridge.net.round_trips import RoundTrips
 HINT_MIN, HINT_MAX = 1, 600
 """Bounds of a relay's hint when to come back, seconds (docs/threats.md#B8)."""
 AT_ONCE = 4
-"""Tries in a row that may fail before the agent waits between two: some for each of the two connections."""
+"""Connections in a row that may fail before the agent waits between two: some for each of the two that it keeps."""
 PAUSE_LIMIT = 15.0
 """Largest bound of that wait, seconds. It doubles from half a second on, and the wait is anything below it. A longer
 one leaves relays idle while the last agents wait, a shorter one brings more connections that are turned away
@@ -57,7 +58,7 @@ class RelayChoice:
         self._named_a_time: set[Address] = set()
         """Relays that named the time at which they may be tried again."""
         self._in_a_row = 0
-        """Tries that have failed since a connection last served."""
+        """Connections that were made and have failed since one last served."""
         self._resumes = 0.0
         """When the next relay may be tried, whichever it is, seconds of the clock."""
 
@@ -106,6 +107,7 @@ class RelayChoice:
         relay: Address,
         now: float,
         *,
+        accepted: bool = True,
         lasted: float = 0.0,
         hint: float | None = None,
         not_before: float = 0.0,
@@ -114,8 +116,9 @@ class RelayChoice:
         """Return the seconds until this relay may be tried again, after its connection had been good for `lasted`
         seconds.
 
-        `hint` is the delay that the relay named; it is obeyed within bounds, and spread. `not_before` is an earlier
-        answer that still holds. `within` bounds the delay where the relay named none, and the wait between two relays.
+        `accepted`: whether the relay had taken the TCP connection. `hint` is the delay that the relay named; it is
+        obeyed within bounds, and spread. `not_before` is an earlier answer that still holds. `within` bounds the delay
+        where the relay named none, and the wait between two relays.
         """
         if hint is not None:
             hint = min(max(hint, HINT_MIN), HINT_MAX)
@@ -127,6 +130,8 @@ class RelayChoice:
         if hint is None:
             delay = min(delay, within)
         self._not_before[relay] = max(now + delay, not_before)
+        if not accepted:
+            return self._not_before[relay] - now
         self._in_a_row = 0 if lasted >= SERVED else self._in_a_row + 1
         longest = min(PAUSE_LIMIT, FIRST * 2.0 ** min(self._in_a_row - AT_ONCE, 32))
         self._resumes = now + min(self._draw() * longest, within) if self._in_a_row > AT_ONCE else 0.0

@@ -9,7 +9,7 @@ import pytest
 
 from arcbridge.agent.relay_choice import AT_ONCE, HINT_MAX, PAUSE_LIMIT, SERVED, RelayChoice
 from arcbridge.net.address import Address
-from arcbridge.net.backoff import Backoff
+from arcbridge.net.backoff import CAP, Backoff
 from arcbridge.net.round_trips import RoundTrips
 
 A, B, C, D = (Address(name, 443) for name in "abcd")
@@ -46,6 +46,34 @@ def test_after_some_failures_in_a_row_it_waits_whichever_relay_is_next() -> None
     assert tries[AT_ONCE - 1][0] < 0.1, "the first ones follow each other at once"
     assert len(tries) < 25, "twelve relays of which each has its own backoff would be tried a hundred times"
     assert len({relay for _, relay in tries}) == len(RELAYS), "and not the near ones alone"
+
+
+@pytest.mark.parametrize("count", [2, 12, 24])
+def test_one_relay_that_is_back_among_refused_ones_is_found_as_soon_as_its_backoff_allows(count: int) -> None:
+    """All were away for a while, and one comes back: no relay that takes no connection makes the agent wait."""
+    waits, draw, back_at = [], random.Random(count).random, 60.0
+    relays = [Address(f"r{number}", 443) for number in range(count)]
+    for number in range(100):
+        made = RelayChoice(relays, 2, draw=draw, make_backoff=lambda: Backoff(random=draw))
+        back, now = relays[number % count], 0.0
+        while True:
+            while (relay := made.next((), now)) is None:
+                now = max(made.next_time(()) or 0.0, now)
+            if relay == back and now >= back_at:
+                break
+            now += 0.01
+            made.failed(relay, now, accepted=False)
+        waits.append(now - back_at)
+    assert max(waits) <= CAP + 1.0
+
+
+def test_a_refused_try_within_a_row_neither_ends_nor_lengthens_the_wait() -> None:
+    made = RelayChoice(RELAYS, 2, draw=lambda: 0.999, make_backoff=lambda: Backoff(random=lambda: 0.0))
+    for _ in range(9):
+        made.failed(A, 100.0)
+    for _ in range(9):
+        made.failed(B, 101.0, accepted=False)
+    assert made.next_time(()) == pytest.approx(100.0 + PAUSE_LIMIT, abs=0.1)
 
 
 def test_a_connection_that_served_begins_another_row() -> None:
