@@ -10,7 +10,6 @@ asked for; an IP address needs neither thread nor race.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import os
 import socket
@@ -25,6 +24,7 @@ from arcbridge.net.address import Address
 from arcbridge.net.descriptors import explain
 from arcbridge.net.proxy import Proxy, proxy_for
 from arcbridge.net.sockets import receive, send_all, tune, writable
+from arcbridge.net.tlstransport import connect_tls
 
 if TYPE_CHECKING:
     from python_socks.async_.asyncio import Proxy as SocksProxy
@@ -84,13 +84,8 @@ async def try_tls(
     Raises what `connect` raises, and OSError, of which ssl.SSLError is one.
     """
     sock = await connect(address, deadline=deadline, proxy=proxy)
-    try:
-        _, writer = await asyncio.open_connection(sock=sock, ssl=context, server_hostname=address.host)
-    except BaseException:
-        sock.close()
-        raise
-    with contextlib.suppress(OSError):
-        writer.transport.abort()
+    transport = await connect_tls(sock, context, asyncio.Protocol(), address.host)
+    transport.abort()
 
 
 def begin(address: Address) -> tuple[socket.socket, bool] | None:

@@ -16,6 +16,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 
 from arcbridge.net.address import Address
 from arcbridge.net.dialer import DIRECT, connect
+from arcbridge.net.tlstransport import connect_tls
 
 DEADLINE: Final = 15.0
 """Seconds to connect at most; a session's own deadline is mostly shorter."""
@@ -44,7 +45,12 @@ class DialingConnector(aiohttp.TCPConnector):
         proxy = DIRECT if req.url.scheme == "http" else None
         sock = await connect(Address(host, port), deadline=timeout.sock_connect or DEADLINE, proxy=proxy)
         try:
-            return await asyncio.get_running_loop().create_connection(*arguments, **options, sock=sock)
+            if (context := options.get("ssl")) is None:
+                return await asyncio.get_running_loop().create_connection(*arguments, **options, sock=sock)
+            # Not the loop's TLS: uvloop closes the descriptor itself where the server has reset the connection, and the
+            # close below would then hit whichever connection has the number by then.
+            protocol = arguments[0]()
+            return await connect_tls(sock, context, protocol, options["server_hostname"]), protocol
         except BaseException as error:
             sock.close()
             key = req.connection_key

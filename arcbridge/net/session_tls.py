@@ -1,4 +1,5 @@
-"""The end-to-end TLS under a session: aiofastnet's transport where it works, the event loop's own elsewhere.
+"""The end-to-end TLS under a session: aiofastnet's transport where it works; elsewhere a client has our own, and an
+agent the event loop's.
 
 Both run the same `ssl.SSLContext` over a joined socket and tell the same protocol; this module chooses, and hides what
 differs. It verifies nothing itself: what is trusted is in the context. A failed or cancelled handshake leaves the
@@ -16,9 +17,10 @@ from arcbridge.loop_shares import LoopTime
 from arcbridge.mux.connection import MuxConnection
 from arcbridge.net.fast_tls import FastTlsLoop, fast_tls, fast_tls_as_client
 from arcbridge.net.tls import accept_charged_tls
+from arcbridge.net.tlstransport import connect_tls
 
 SHUTDOWN_DEADLINE: Final = 3.0
-"""Seconds that an agent leaves for its last bytes and both sides' close_notify; a client waits 30, as asyncio does."""
+"""Seconds that an agent leaves for its last bytes and both sides' close_notify."""
 INCOMING_BUFFER: Final = 16 * (16 * 1024 + 64)
 """Bytes of ciphertext that one read of the socket may bring: sixteen TLS records, as much as the receive buffer."""
 OUTGOING_BUFFER: Final = 16 * (16 * 1024 + 64)
@@ -38,19 +40,14 @@ async def connect_session(
 
     Raises ssl.SSLCertVerificationError, other OSError, TimeoutError.
     """
-    loop = asyncio.get_running_loop()
     aiofastnet = fast_tls_as_client()
     if aiofastnet is None:
-        transport, _ = await loop.create_connection(
-            lambda: connection,
-            sock=sock,
-            ssl=context,
-            server_hostname=server_hostname,
-            ssl_handshake_timeout=handshake_deadline,
-        )
-        return transport
+        # Not the loop's: uvloop closes the descriptor itself where the peer has reset the connection, and the caller's
+        # close would then hit whichever connection has the number by then.
+        async with asyncio.timeout(handshake_deadline):
+            return await connect_tls(sock, context, connection, server_hostname)
     made: tuple[asyncio.Transport, MuxConnection] = await aiofastnet.create_connection(
-        FastTlsLoop(loop),
+        FastTlsLoop(asyncio.get_running_loop()),
         lambda: connection,
         sock=sock,
         ssl=context,

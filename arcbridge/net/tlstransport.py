@@ -120,9 +120,11 @@ class TlsTransport(asyncio.Transport):
     # -- asyncio.BaseTransport ------------------------------------------------------------------------------------
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """`socket`, `ssl_object`, `peercert`, `peername`, as asyncio's TLS transports give them."""
+        """`socket`, `ssl_object`, `sslcontext`, `peercert`, `peername`, as asyncio's TLS transports give them."""
         if name == "ssl_object":
             return self._tls
+        if name == "sslcontext":
+            return self._tls.context
         if name == "socket":
             return self._sock
         if name == "peername":

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 import ssl
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -14,9 +15,11 @@ import pytest
 from aiohttp import web
 
 from arcbridge.errors import Unreachable
-from arcbridge.net import dialer
+from arcbridge.net import dialer, http_connector
 from arcbridge.net.http_connector import DialingConnector
+from tests.mux.ends import LOOPS, run
 from tests.net.ends import authority, server_certificate
+from tests.net.tlsends import Watched, watched_and_reset
 from tests.support.eventually import until
 from tests.support.proxies import PROXIES
 
@@ -89,6 +92,29 @@ async def test_a_certificate_of_another_ca_is_an_error_of_aiohttp(tmp_path: Path
     async with serving(tmp_path) as port:
         with pytest.raises(aiohttp.ClientConnectorCertificateError):
             await ask(f"https://127.0.0.1:{port}/", ssl.create_default_context())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a descriptor of Windows has no status, and uvloop is not there")
+@pytest.mark.parametrize("loop", sorted(LOOPS))
+def test_a_server_that_resets_at_once_has_its_descriptor_closed_once(
+    loop: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    socks: list[Watched] = []
+
+    async def connected(*_: object, **__: object) -> Watched:
+        socks.append(watched_and_reset())
+        return socks[-1]
+
+    monkeypatch.setattr(http_connector, "connect", connected)
+
+    async def main() -> None:
+        for _ in range(5):
+            with pytest.raises(aiohttp.ClientConnectorError):
+                await ask("https://issuer.test/")
+
+    run(loop, main)
+    assert socks
+    assert not any(sock.closed_twice for sock in socks)
 
 
 async def test_no_listener_is_named() -> None:

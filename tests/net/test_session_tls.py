@@ -7,6 +7,7 @@ import random
 import socket
 import ssl
 import struct
+import sys
 import threading
 from collections.abc import AsyncIterator
 
@@ -25,6 +26,7 @@ from arcbridge.net.session_tls import accept_session, connect_session
 from arcbridge.wire.limits import Limits
 from tests.mux.ends import LOOPS, Ends, Faults, make_sessions, run, tcp_pair, tls_contexts
 from tests.net.ends import completed_work
+from tests.net.tlsends import watched_and_reset
 from tests.support.stream_io import StreamIO
 
 pytestmark = pytest.mark.usefixtures("faults", "poisoned")
@@ -180,6 +182,23 @@ async def test_a_peer_that_leaves_within_the_handshake_is_no_fault_of_ours(
     far.close()
     with pytest.raises(OSError):  # noqa: PT011
         await task
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a descriptor of Windows has no status, and uvloop is not there")
+@pytest.mark.parametrize("loop", sorted(LOOPS))
+@both_sides
+def test_a_peer_that_resets_at_once_has_its_descriptor_closed_once(engine: str, side: str, loop: str) -> None:
+    async def main() -> None:
+        ends = make_sessions()
+        for _ in range(5):
+            sock = watched_and_reset()
+            with pytest.raises(OSError):  # noqa: PT011
+                await half(ends, sock, side)
+            sock.close()
+            assert not sock.closed_twice
+        await ends.stop()
+
+    run(loop, main)
 
 
 @both_sides

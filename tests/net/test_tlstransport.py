@@ -57,6 +57,9 @@ async def test_what_a_transport_tells_of_itself() -> None:
     await mine.made
     assert server.get_extra_info("peername") == address
     assert server.get_extra_info("socket") is near
+    assert server.get_extra_info("sslcontext") is SERVER, (
+        "aiohttp aborts such a connection at its end, others it closes"
+    )
     assert server.get_extra_info("nothing of ours", "default") == "default"
     assert server.get_protocol() is mine
     assert not server.can_write_eof()

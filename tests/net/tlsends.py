@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import ssl
+import struct
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -34,6 +36,31 @@ class Fickle(socket.socket):
         if self.fails is not None:
             raise self.fails
         return super().send(data, flags)
+
+
+class Watched(socket.socket):
+    """A socket that remembers whether it was ever to close a descriptor that something else had closed before."""
+
+    closed_twice = False
+
+    def close(self) -> None:
+        if self.fileno() != -1:
+            try:
+                os.fstat(self.fileno())
+            except OSError:
+                self.closed_twice = True
+                self.detach()  # the number may be another one's any moment
+        super().close()
+
+
+def watched_and_reset() -> Watched:
+    """Return a connected socket whose peer has reset the connection."""
+    near, far = tcp()
+    far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    far.close()
+    watched = Watched(fileno=near.detach())
+    watched.setblocking(False)
+    return watched
 
 
 def tcp(*, send_buffer: int = 0, receive_buffer: int = 0) -> tuple[socket.socket, socket.socket]:
