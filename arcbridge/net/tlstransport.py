@@ -539,7 +539,9 @@ class TlsTransport(asyncio.Transport):
         except OSError:
             self._lose(None)  # the peer is gone altogether
             return
-        if not self._reading:  # it had ended before
+        if (
+            not self._reading or self._peer_over
+        ):  # it had ended before: nothing can come that a close would answer by RST
             self._lose(None)
             return
         self._disarm()

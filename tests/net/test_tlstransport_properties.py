@@ -95,6 +95,28 @@ async def test_the_end_comes_with_the_peers(ours: str, monkeypatch: pytest.Monke
     assert mine.calls == ["made", "lost"]
 
 
+@both_sides
+async def test_a_peer_that_ends_tls_and_keeps_tcp_open_is_lost_at_once(
+    ours: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing can come behind its close_notify for which a closed socket would answer with RST."""
+    monkeypatch.setattr(tlstransport, "LINGER", 3600.0)
+
+    lost = threading.Event()
+
+    def peer(tls: ssl.SSLSocket) -> None:
+        with tls.unwrap():
+            assert lost.wait(PATIENCE)
+
+    mine = Recorder()
+    _, thread = await against(ours, mine, peer)
+    async with asyncio.timeout(PATIENCE / 3):
+        assert await mine.end() is None
+    lost.set()
+    await thread
+    assert mine.calls == ["made", "eof", "lost"]
+
+
 async def test_lingering_is_over_when_the_peer_has_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tlstransport, "LINGER", 0.05)
     go_on = threading.Event()
