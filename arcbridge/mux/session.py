@@ -299,11 +299,12 @@ class MuxSession:
             self._close_timer = None
         if self.closed:
             return
-        if exc is None:
+        # One that has no number is the transport's: FIN came without TLS's close_notify, as when a process has died.
+        if exc is None or (isinstance(exc, ConnectionAbortedError) and exc.errno is None):
             error: ArcbridgeError = ConnectionLost("the other end closed the connection")
         else:
             error = alteration(exc) or ConnectionLost(f"the connection was lost ({type(exc).__name__})")
-            error.__cause__ = exc
+        error.__cause__ = exc
         self._machine.connection_lost(monotonic(), error)
         self.act()
 

@@ -134,6 +134,31 @@ async def _write_for_ever(io: StreamIO) -> None:
         await asyncio.sleep(0)
 
 
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (None, "the other end closed the connection"),
+        (ConnectionAbortedError("ended without TLS's close_notify"), "the other end closed the connection"),
+        (ConnectionAbortedError(10053, "by this machine"), r"the connection was lost \(ConnectionAbortedError\)"),
+        (ConnectionResetError(104, "reset"), r"the connection was lost \(ConnectionResetError\)"),
+    ],
+)
+async def test_a_lost_connection_says_how(error: OSError | None, words: str) -> None:
+    """A process that has died leaves FIN without close_notify: its peer's log says the same as of one that closed."""
+    ends = make_sessions(limits=Limits(replay=0))
+    connect_in_memory(ends)
+    await ends.client.wait_established()
+    connection = ends.client.connection
+    assert connection is not None
+    ends.client.connection_lost(connection, error)
+    lost = await ends.client.wait_ended()
+    assert lost.__cause__ is error
+    with pytest.raises(ConnectionLost, match=f"^{words}$"):
+        raise lost
+    ends.agent.abort()
+    await ends.stop()
+
+
 async def test_auth_that_is_answered_after_the_session_is_over() -> None:
     ends = make_sessions(agent_handler=Recorder(accept=False))
     connect_in_memory(ends)
