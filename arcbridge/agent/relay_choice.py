@@ -25,7 +25,7 @@ from arcbridge.net.round_trips import RoundTrips
 HINT_MIN, HINT_MAX = 1, 600
 """Bounds of a relay's hint when to come back, seconds (docs/threats.md#B8)."""
 AT_ONCE = 4
-"""Connections in a row that may fail before the agent waits between two: some for each of the two that it keeps."""
+"""Tries in a row that may fail before the agent waits between two: some for each of the two connections."""
 PAUSE_LIMIT = 15.0
 """Largest bound of that wait, seconds. It doubles from half a second on, and the wait is anything below it. A longer
 one leaves relays idle while the last agents wait, a shorter one brings more connections that are turned away
@@ -58,7 +58,7 @@ class RelayChoice:
         self._named_a_time: set[Address] = set()
         """Relays that named the time at which they may be tried again."""
         self._in_a_row = 0
-        """Connections that were made and have failed since one last served."""
+        """Tries that have failed since a connection last served; refused ones count up to `AT_ONCE`."""
         self._resumes = 0.0
         """When the next relay may be tried, whichever it is, seconds of the clock."""
 
@@ -131,6 +131,8 @@ class RelayChoice:
             delay = min(delay, within)
         self._not_before[relay] = max(now + delay, not_before)
         if not accepted:
+            # It uses up what may follow at once: when all relays are back, thousands have found them away before.
+            self._in_a_row = max(self._in_a_row, min(self._in_a_row + 1, AT_ONCE))
             return self._not_before[relay] - now
         self._in_a_row = 0 if lasted >= SERVED else self._in_a_row + 1
         longest = min(PAUSE_LIMIT, FIRST * 2.0 ** min(self._in_a_row - AT_ONCE, 32))

@@ -15,6 +15,7 @@ from structlog.testing import capture_logs
 from arcbridge.agent import control as module
 from arcbridge.agent import revocations
 from arcbridge.agent.dials import DialStatus
+from arcbridge.agent.relay_choice import AT_ONCE
 from arcbridge.agent.sessions import Sessions
 from arcbridge.errors import ArcbridgeError, ConfigError, StateError
 from arcbridge.identity.claims import Identity
@@ -318,10 +319,10 @@ async def test_a_relay_that_paces_is_obeyed_and_another_one_tried(tmp_path: Path
 async def test_a_relay_that_takes_no_connection_makes_the_agent_wait_for_no_other(tmp_path: Path) -> None:
     async with agent_of(tmp_path, relays=3, wanted=1, down=(0, 1, 2)) as world:
         await world.until(lambda: world.control.connects_failed >= 12, "twelve tries in vain")
-        assert world.choice._in_a_row == 0
+        assert world.choice._in_a_row == AT_ONCE
         world.relays[0].turn_away = (GoawayCode.UNAVAILABLE, "too many at once", 0)
         world.relays[0].start()
-        await world.until(lambda: world.choice._in_a_row >= 2, "those that are turned away count")
+        await world.until(lambda: world.choice._in_a_row > AT_ONCE, "those that are turned away count")
 
 
 async def test_the_hint_of_a_live_connections_end(world: World) -> None:

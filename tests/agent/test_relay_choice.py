@@ -76,6 +76,15 @@ def test_a_refused_try_within_a_row_neither_ends_nor_lengthens_the_wait() -> Non
     assert made.next_time(()) == pytest.approx(100.0 + PAUSE_LIMIT, abs=0.1)
 
 
+def test_who_has_found_relays_away_has_no_tries_left_that_follow_each_other_at_once() -> None:
+    made = RelayChoice(RELAYS, 2, draw=lambda: 0.999, make_backoff=lambda: Backoff(random=lambda: 0.0))
+    for relay in RELAYS:
+        made.failed(relay, 100.0, accepted=False)
+    assert made.next((), 100.0) is not None
+    made.failed(A, 100.0)
+    assert made.next_time(()) == pytest.approx(101.0, abs=0.1), "the first wait is the shortest"
+
+
 def test_a_connection_that_served_begins_another_row() -> None:
     made = RelayChoice(RELAYS, 2, draw=lambda: 0.999, make_backoff=lambda: Backoff(random=lambda: 0.0))
     for _ in range(9):
