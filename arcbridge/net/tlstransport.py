@@ -111,7 +111,14 @@ class TlsTransport(asyncio.Transport):
         self._peername: Any = None
         with suppress(OSError):
             self._peername = sock.getpeername()
-        self._start_reading()
+        try:
+            self._start_reading()
+        except BaseException:  # the loop has no room for it, or the socket is closed
+            self._reading = False
+            self._state = _TlsState.CLOSED
+            self._disarm()
+            sock.close()
+            raise
         self._loop.call_soon(self._advance_handshake)
 
     def __repr__(self) -> str:

@@ -35,6 +35,17 @@ both_protocols = pytest.mark.parametrize("kind", [Recorder, BufferedRecorder])
 Faults = list[dict[str, Any]]
 
 
+class Unwatchable(socket.socket):
+    """A socket that an event loop cannot watch, on demand."""
+
+    refuses = False
+
+    def fileno(self) -> int:
+        if self.refuses:
+            raise ValueError("not watched")
+        return super().fileno()
+
+
 async def finish(*ends: TlsTransport) -> None:
     """Close the ends and wait until both protocols heard."""
     for end in ends:
@@ -204,6 +215,24 @@ async def test_a_start_that_is_impossible_leaves_no_socket(start: Callable[[sock
         with pytest.raises((ssl.SSLError, ValueError)):
             start(near)
         assert near.fileno() == -1
+
+
+async def test_a_socket_that_the_loop_does_not_take_leaves_neither_itself_nor_a_deadline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tlstransport, "HANDSHAKE_DEADLINE", 0.01)
+    plain, far = tcp()
+    near = Unwatchable(fileno=plain.detach())
+    near.setblocking(False)
+    heard: list[BaseException | None] = []
+    with far:
+        near.refuses = True
+        with pytest.raises(ValueError, match="not watched"):
+            accept_tls(near, SERVER, Recorder(), on_handshake=heard.append)
+        near.refuses = False
+        assert near.fileno() == -1
+        await asyncio.sleep(0.05)
+    assert heard == []
 
 
 async def test_a_last_flight_that_cannot_be_sent_fails_the_handshake() -> None:
