@@ -397,7 +397,7 @@ class ControlConnections:
     def relay_sent_goaway(self, link: ControlLink, goaway: Goaway) -> None:
         """The relay has sent GOAWAY: with DRAINING the connection goes on for a while, with other codes it is over."""
         link.code, link.retry_after = goaway.code, goaway.retry_after
-        if goaway.code != GoawayCode.DRAINING or goaway.final or not link.up or link.leaving:
+        if goaway.code != GoawayCode.DRAINING or goaway.final or not link.up or link.relay_drains:
             return
         now = self._clock()
         link.leaving = link.relay_drains = True

@@ -267,6 +267,22 @@ async def test_a_relay_that_goes_away_is_replaced_first_and_its_sessions_move(th
     assert len(three.relays[0].links) == 1, "its hint is obeyed"
 
 
+async def test_a_relay_that_goes_away_while_the_agent_leaves_it_has_its_sessions_moved(
+    three: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LEAVE_GRACE", 60.0)
+    await three.relays[0].stop()
+    await three.until(lambda: three.connected == [1, 2], "the third stands in")
+    three.relays[0].start()
+    await three.until(lambda: three.relays[2].links[0].goaways == [GoawayCode.DONE], "the third is being left")
+    moves = Moves(three)
+    session = three.relays[2].links[0].session
+    assert session is not None
+    session.goaway(GoawayCode.DRAINING, "an upgrade", 600)
+    await three.until(lambda: moves.asked, "asked to move")
+    assert moves.asked[0][0] == three.relays[2].address
+
+
 async def test_what_is_left_of_the_list_has_to_do(tmp_path: Path) -> None:
     async with agent_of(tmp_path, relays=2) as world:
         await world.until(lambda: world.connected == [0, 1], "connected")
