@@ -5,8 +5,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
-# Processes that the tests are spread over, file by file: two for each core, because half of a test's time is waiting.
-JOBS ?= $(shell $(PYTHON) -c 'import os; print(2 * os.cpu_count())')
+# Processes that the tests are spread over, file by file: three for two cores, because most of a test's time is waiting.
+JOBS ?= $(shell $(PYTHON) -c 'import os; print((3 * os.cpu_count() + 1) // 2)')
 # Two stages: what `make run` needs, and everything.
 DEMO_STAMP := $(VENV)/.demo-installed
 STAMP := $(VENV)/.installed
