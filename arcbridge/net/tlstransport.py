@@ -111,13 +111,17 @@ class TlsTransport(asyncio.Transport):
         self._peername: Any = None
         with suppress(OSError):
             self._peername = sock.getpeername()
+        self._begin()
+
+    def _begin(self) -> None:
+        """Start the handshake."""
         try:
             self._start_reading()
         except BaseException:  # the loop has no room for it, or the socket is closed
             self._reading = False
             self._state = _TlsState.CLOSED
             self._disarm()
-            sock.close()
+            self._sock.close()
             raise
         self._loop.call_soon(self._advance_handshake)
 
