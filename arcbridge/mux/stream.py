@@ -281,8 +281,7 @@ class StreamTransport(asyncio.Transport):
             self._lose_if_over()
             return
         self._eof_due = True
-        if self._protocol is not None and not self._reader_scheduled and not self._draining:
-            self._drain_inbox()
+        self._schedule_reader()  # not at once: what breaks the stream behind its end mostly comes in the same turn
 
     def reset_received(self, code: int) -> None:
         """RESET came, or the stream was broken by the peer."""
