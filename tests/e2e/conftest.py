@@ -1,5 +1,4 @@
-"""One real cluster and one organisation for all end-to-end tests, which end with the last of them; each gets clients of
-its own where it matters."""
+"""One real cluster and one organisation for all end-to-end tests; each gets clients of its own where it matters."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ from tests.support.targets import EchoServer
 from tests.support.world import ALICE, ApiServer, Client, World
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A real kube-apiserver with etcd and a node; the agent has the shipped manifests, and may act as any user."""
     try:
@@ -28,7 +27,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield cluster
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def api(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> ApiServer:
     """How the agent reaches the cluster: the ServiceAccount token of the shipped manifests."""
     token = tmp_path_factory.mktemp("agent") / "token"
@@ -36,14 +35,14 @@ def api(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> ApiServer
     return ApiServer(cluster.api_url, Path(cluster.ca_file), token)
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def echo() -> Iterator[EchoServer]:
     """A TCP server on loopback that echoes, for the agent's TCP targets."""
     with EchoServer() as server:
         yield server
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def world(api: ApiServer, echo: EchoServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """Issuer, relay and agent as processes."""
     world = World(api, directory=tmp_path_factory.mktemp("world"))
@@ -53,13 +52,13 @@ def world(api: ApiServer, echo: EchoServer, tmp_path_factory: pytest.TempPathFac
         yield world.start()
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def alice(world: World) -> Client:
     """A client of a person who may do everything in the cluster."""
     return world.start_client(ALICE)
 
 
-@pytest.fixture(scope="package", params=sorted(kubectl_versions()) or ["none"])
+@pytest.fixture(scope="session", params=sorted(kubectl_versions()) or ["none"])
 def kubectl_version(request: pytest.FixtureRequest) -> str:
     """Each kubectl that this machine has."""
     if request.param == "none":
@@ -67,13 +66,13 @@ def kubectl_version(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def kubectl(cluster: Cluster, alice: Client, kubectl_version: str) -> Kubectl:
     """kubectl through client, relay and agent."""
     return cluster.kubectl_for(kubectl_version, alice.kubeconfig)
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def direct(cluster: Cluster, kubectl_version: str) -> Kubectl:
     """The same kubectl straight to the API server, as administrator."""
     return cluster.kubectl_for(kubectl_version)
