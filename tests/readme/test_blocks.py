@@ -56,4 +56,4 @@ def test_v22_a_page_writes_a_join_token_for_its_reader_alone() -> None:
         line for page in pages for line in page.read_text().splitlines() if " token create " in line and " > " in line
     ]
     assert len(writing) >= 4, "README, tutorial and transcript write one"
-    assert [line for line in writing if "(umask 077 && arcbridge " not in line] == []
+    assert [line for line in writing if "(umask 077 && " not in line] == []
