@@ -136,7 +136,6 @@ class ControlConnections:
         self.connected = asyncio.Event()
         """Set while at least one control connection is up, to a relay that does not drain."""
         self.draining = False
-        self._refuses_new = False
         self.report: Callable[[float], Status] = lambda round_trip: Status(instance=instance, ready=True)
         """Makes the report on this agent for a connection with this round trip, seconds (`agent.reports`)."""
         self.connects_failed = 0
@@ -160,7 +159,7 @@ class ControlConnections:
 
     def unready(self) -> str | None:
         """Return why the agent is not ready, or None."""
-        if self.draining or self._refuses_new:
+        if self.draining:
             return "the agent is stopping"
         if not self._staying():
             return f"no control connection to a relay is up (0 of {self.wanted})"
@@ -170,10 +169,6 @@ class ControlConnections:
         """Begin to connect."""
         self._plan_balancing()
         self._balancing = asyncio.get_running_loop().create_task(self._balance(), name="control")
-
-    def refuse_new(self) -> None:
-        """Take no more dials but those for a session that is here; connections to relays are kept up, and made."""
-        self._refuses_new = True
 
     def drain(self) -> None:
         """Ask the relays for no more dials; joins under way go on."""
@@ -500,10 +495,9 @@ class ControlConnections:
 
     def dial(self, link: ControlLink, dial: Dial) -> None:
         """Decide about a DIAL at once, answer with a STATUS, and join."""
-        stopping = self.draining or self._refuses_new
-        code, message = self.dials.decide(dial, link.relay, draining=stopping)
+        code, message = self.dials.decide(dial, link.relay, draining=self.draining)
         if link.session is not None:
-            ready = not stopping and not link.leaving
+            ready = not self.draining and not link.leaving
             link.session.send(Status(token=dial.token, code=code, message=message, instance=self.instance, ready=ready))
         if code is not DialStatus.WILL_JOIN:
             self.dials.refused += 1

@@ -1,7 +1,6 @@
 """Runs the agent as a process: makes all parts in order, and ends them in the opposite order.
 
-The end is a drain in named steps: *resuming* (sessions whose streams wait for a connection get it, as long as they come
-back soon; nothing new begins), *leaving* (GOAWAY to relays and clients: no more dials, no more streams), *waiting*
+The end is a drain in named steps: *leaving* (GOAWAY to relays and clients: no more dials, no more streams), *waiting*
 (open streams have `session.drain`), *gone*. A second signal leaves one second. It does nothing of what the parts do.
 """
 
@@ -54,12 +53,9 @@ from arcbridge.observe.server import ObserveServer
 from arcbridge.pki.credentials import CredentialStore, DirectoryStore
 from arcbridge.pki.pins import check_pin
 from arcbridge.settings.config import AgentConfig
-from arcbridge.tasks import cancel_and_wait, in_time
+from arcbridge.tasks import cancel_and_wait
 from arcbridge.wire.limits import Limits
 
-RESUMING = 60.0
-"""Seconds for a session that has lost its connection to get another one, before the relays are left: behind that its
-client finds no agent with the session, cannot know whether it is about to come back, and waits for as long itself."""
 HURRY = 0.5
 """Seconds for the last bytes after the second signal, or after the drain."""
 
@@ -312,26 +308,19 @@ async def _run_unless(stopping: asyncio.Event, work: Coroutine[Any, Any, object]
 async def _drain(
     control: ControlConnections, sessions: Sessions, hurry: asyncio.Event, seconds: float, pod: PodOfWorkload | None
 ) -> None:
-    loop = asyncio.get_running_loop()
-    until = loop.time() + seconds
-    leaving = [] if pod is None or not len(sessions) else [asyncio.create_task(pod.leave(), name="leave")]
-    try:
-        if sessions.streams_wait:
-            log.info("agent stopping", step="resuming", sessions=len(sessions), detached=sessions.detached)
-            control.refuse_new()
-            sessions.drain()
-            await in_time(_run_unless(hurry, sessions.wait_attached()), min(seconds, RESUMING))
-        log.info("agent stopping", step="leaving", sessions=len(sessions), detached=sessions.detached, seconds=seconds)
-        control.drain()
-        sessions.drain()
-        if len(sessions):
-            log.info("agent stopping", step="waiting", sessions=len(sessions))
-            async with asyncio.timeout_at(until):
+    log.info("agent stopping", step="leaving", sessions=len(sessions), detached=sessions.detached, seconds=seconds)
+    control.drain()
+    sessions.drain()
+    if len(sessions):
+        log.info("agent stopping", step="waiting", sessions=len(sessions))
+        leaving = [] if pod is None else [asyncio.create_task(pod.leave(), name="leave")]
+        try:
+            async with asyncio.timeout(seconds):
                 await _run_unless(hurry, sessions.wait_empty())
-    except TimeoutError:
-        log.warning("sessions cut off", sessions=len(sessions), reason="the drain took too long")
-    finally:
-        await cancel_and_wait(*leaving)
+        except TimeoutError:
+            log.warning("sessions cut off", sessions=len(sessions), reason="the drain took too long")
+        finally:
+            await cancel_and_wait(*leaving)
 
 
 def _watch_requests(api: ApiServer, self_checks: SelfChecks) -> None:

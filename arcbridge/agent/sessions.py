@@ -55,8 +55,6 @@ MAX_UNAUTHENTICATED = 256
 STALLED = 2.0
 """Seconds after which such a connection gives its place to a newcomer when all are taken, unless its token is being
 verified. A login takes some round trips, and users without a token for the cluster must not keep out users with one."""
-ATTACHED_LOOK = 0.1
-"""Seconds between two looks whether sessions have a connection."""
 _log = structlog.get_logger("arcbridge.agent")
 
 
@@ -231,11 +229,6 @@ class Sessions:
             if join_id in handler.join_ids:
                 handler.end(f"the relay's operator has ended this session: {clean(reason, MAX_REASON)}")
                 self.counters.revoked += 1
-
-    async def wait_attached(self) -> None:
-        """Wait until no stream waits for a connection of its session."""
-        while self.streams_wait:
-            await asyncio.sleep(ATTACHED_LOOK)
 
     async def wait_empty(self) -> None:
         """Wait until no session is left."""

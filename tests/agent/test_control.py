@@ -14,7 +14,6 @@ from structlog.testing import capture_logs
 
 from arcbridge.agent import control as module
 from arcbridge.agent import revocations
-from arcbridge.agent.dials import DialStatus
 from arcbridge.agent.relay_choice import AT_ONCE
 from arcbridge.agent.sessions import Sessions
 from arcbridge.errors import ArcbridgeError, ConfigError, StateError
@@ -106,20 +105,6 @@ async def test_while_sessions_wait_it_comes_back_sooner(world: World, monkeypatc
     await world.until(lambda: world.control.connects_failed >= 2, "tried in vain")
     world.relay.start()
     await world.until(lambda: world.control.up == 1, "connected again")
-
-
-async def test_an_agent_that_stops_takes_its_sessions_back_and_no_other(world: World) -> None:
-    link = world.relay.links[0]
-    world.control.refuse_new()
-    assert world.control.unready() == "the agent is stopping"
-    for token, instance, code in (("n", "", DialStatus.DRAINING), ("b", "agent-1", DialStatus.WILL_JOIN)):
-        status = await world.relay.status(world.relay.dial(token=token * 32, instance=instance).token)
-        assert (status.code, status.ready) == (code, False)
-    assert link.goaways == []
-    await world.relay.stop()
-    await world.until(lambda: world.control.up == 0, "nothing is up")
-    world.relay.start()
-    await world.until(lambda: world.control.up == 1, "connected again, for those that come back")
 
 
 async def test_drain_asks_for_no_more(world: World) -> None:

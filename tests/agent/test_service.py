@@ -5,22 +5,17 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import structlog
 
-from arcbridge.agent import service
 from arcbridge.agent.service import credential_store, enroll, own_namespace, serve, session_limits
-from arcbridge.agent.sessions import Sessions
 from arcbridge.errors import ConfigError
 from arcbridge.settings.config import AgentConfig, AgentStateConfig, SessionConfig
-from tests.support.clock import Clock
 from tests.support.eventually import until
 
 from .fake_relay import FakeRelay
-from .pair import FakeAuthenticator, make_sessions
 
 GOOD = AgentConfig(relays=("https://relay:443",), state=AgentStateConfig(directory=Path("state")))
 
@@ -96,52 +91,3 @@ def test_the_drain_of_the_settings_is_that_of_the_sessions() -> None:
     limits = session_limits(replace(GOOD, session=SessionConfig(drain=585.0), resumption=False))
     assert (limits.drain_timeout, limits.replay) == (585.0, 0)
     assert session_limits(GOOD).drain_timeout == 30.0
-
-
-class Stopping:
-    """Control connections and sessions of an agent that is being stopped, one of which has lost its connection."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, resuming: float) -> None:
-        monkeypatch.setattr(service, "RESUMING", resuming)
-        monkeypatch.setattr(Sessions, "__len__", lambda _: 0 if self.steps[-1:] == ["ended"] else 1)
-        monkeypatch.setattr(Sessions, "streams_wait", property(lambda _: self.waits))
-        self.waits, self.steps = True, list[str]()
-        self.sessions, _ = make_sessions(FakeAuthenticator(t="alice"), Clock())
-        monkeypatch.setattr(self.sessions, "drain", lambda: self.steps.append("sessions leave"))
-        monkeypatch.setattr(self.sessions, "wait_empty", self._wait_empty)
-        self.control: Any = SimpleNamespace(
-            refuse_new=lambda: self.steps.append("none begins"), drain=lambda: self.steps.append("relays are left")
-        )
-        self.hurry = asyncio.Event()
-
-    async def _wait_empty(self) -> None:
-        self.steps.append("ended")
-
-    async def drain(self, seconds: float = 30.0) -> None:
-        async with asyncio.timeout(20):
-            await service._drain(self.control, self.sessions, self.hurry, seconds, None)
-
-
-async def test_sessions_that_wait_for_a_connection_get_it_before_the_relays_are_left(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Else their clients find no agent with the session, and wait for a minute whether it comes back."""
-    agent = Stopping(monkeypatch, 600.0)
-    draining = asyncio.ensure_future(agent.drain())
-    await until(lambda: agent.steps)
-    assert agent.steps == ["none begins", "sessions leave"]
-    agent.waits = False
-    await draining
-    assert agent.steps == ["none begins", "sessions leave", "relays are left", "sessions leave", "ended"]
-    agent.steps.clear()
-    await agent.drain()
-    assert agent.steps == ["relays are left", "sessions leave", "ended"], "no session waits"
-
-
-@pytest.mark.parametrize("end", ["no client comes", "a second signal", "a short drain"])
-async def test_an_agent_waits_for_its_sessions_within_bounds(monkeypatch: pytest.MonkeyPatch, end: str) -> None:
-    agent = Stopping(monkeypatch, 0.05 if end == "no client comes" else 600.0)
-    if end == "a second signal":
-        asyncio.get_running_loop().call_later(0.05, agent.hurry.set)
-    await agent.drain(0.05 if end == "a short drain" else 600.0)
-    assert agent.steps[:3] == ["none begins", "sessions leave", "relays are left"]
