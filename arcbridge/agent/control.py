@@ -450,8 +450,7 @@ class ControlConnections:
                 advice="ids are made at random, so one of the two is a copy of a running machine: restart this agent",
             )
         within = self._draw() * RETRY_DELAY_LIMIT if self._sessions.streams_wait and not self._staying() else math.inf
-        accepted = link.session is not None
-        delay = self.choice.failed(link.relay, now, accepted=accepted, lasted=lasted, hint=hint, within=within)
+        delay = self.choice.failed(link.relay, now, lasted=lasted, hint=hint, within=within)
         if link.up and len(self.relays) > 1:
             spread = FAIL_OVER_SPREAD if self._staying() else FAIL_OVER_SPREAD / 4
             self._start_after = now + self._draw() * spread

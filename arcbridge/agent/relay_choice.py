@@ -5,10 +5,7 @@ itself, so that many agents spread over the relays. The first ones of its order,
 *preferred* ones. While one of them cannot be reached the next in the order stands in for it, until the preferred one
 has come back and stayed.
 
-Each relay has its own backoff: one that is down, or that has said when to come back, holds nothing else up. But where
-several relays in a row have taken a connection and not let the agent in, it waits before it tries the next one: when
-all relays come back at once, thousands of agents would otherwise go through their whole lists in the same second. A
-relay that takes no connection has no part in that: the try costs it nothing, and one that is back is found sooner.
+Each relay has its own backoff: one that is down, or that has said when to come back, holds nothing else up.
 """
 
 from __future__ import annotations
@@ -18,20 +15,12 @@ import random
 from collections.abc import Callable, Collection, Sequence
 
 from arcbridge.net.address import Address
-from arcbridge.net.backoff import FIRST, Backoff
+from arcbridge.net.backoff import Backoff
 from arcbridge.net.nearest import Nearest
 from arcbridge.net.round_trips import RoundTrips
 
 HINT_MIN, HINT_MAX = 1, 600
 """Bounds of a relay's hint when to come back, seconds (docs/threats.md#B8)."""
-AT_ONCE = 4
-"""Tries in a row that may fail before the agent waits between two: some for each of the two connections."""
-PAUSE_LIMIT = 15.0
-"""Largest bound of that wait, seconds. It doubles from half a second on, and the wait is anything below it. A longer
-one leaves relays idle while the last agents wait, a shorter one brings more connections that are turned away
-(docs/decisions/0051-one-virtual-clock.md)."""
-SERVED = 5.0
-"""Seconds after which a connection counts as one that served: its loss begins another row."""
 
 
 class RelayChoice:
@@ -57,10 +46,6 @@ class RelayChoice:
         self._not_before = dict.fromkeys(self.order, 0.0)
         self._named_a_time: set[Address] = set()
         """Relays that named the time at which they may be tried again."""
-        self._in_a_row = 0
-        """Tries that have failed since a connection last served; refused ones count up to `AT_ONCE`."""
-        self._resumes = 0.0
-        """When the next relay may be tried, whichever it is, seconds of the clock."""
 
     @property
     def preferred(self) -> list[Address]:
@@ -80,19 +65,12 @@ class RelayChoice:
         return [one for one in self.order if one not in taken and self.round_trips.age(str(one)) >= within]
 
     def next(self, taken: Collection[Address], now: float) -> Address | None:
-        """Return the first relay of the order that is not in `taken` and may be tried. Once the agent waits between two
-        tries, it is the first of those that have failed least often: the near ones alone cannot take all in."""
-        if now < self._resumes:
-            return None
-        free = [one for one in self.order if one not in taken and self._not_before[one] <= now]
-        if self._in_a_row > AT_ONCE:
-            return min(free, key=lambda one: self._backoffs[one].attempt, default=None)
-        return free[0] if free else None
+        """Return the first relay of the order that is not in `taken` and may be tried."""
+        return next((one for one in self.order if one not in taken and self._not_before[one] <= now), None)
 
     def next_time(self, taken: Collection[Address]) -> float | None:
         """Return when a relay that is not in `taken` may be tried; None: there is none."""
-        due = [when for one, when in self._not_before.items() if one not in taken]
-        return max(min(due), self._resumes) if due else None
+        return min((when for one, when in self._not_before.items() if one not in taken), default=None)
 
     def may_try(self, relay: Address, now: float) -> bool:
         """Return whether this relay may be tried now."""
@@ -107,7 +85,6 @@ class RelayChoice:
         relay: Address,
         now: float,
         *,
-        accepted: bool = True,
         lasted: float = 0.0,
         hint: float | None = None,
         not_before: float = 0.0,
@@ -116,9 +93,8 @@ class RelayChoice:
         """Return the seconds until this relay may be tried again, after its connection had been good for `lasted`
         seconds.
 
-        `accepted`: whether the relay had taken the TCP connection. `hint` is the delay that the relay named; it is
-        obeyed within bounds, and spread. `not_before` is an earlier answer that still holds. `within` bounds the delay
-        where the relay named none, and the wait between two relays.
+        `hint` is the delay that the relay named; it is obeyed within bounds, and spread. `not_before` is an earlier
+        answer that still holds. `within` bounds the delay where the relay named none.
         """
         if hint is not None:
             hint = min(max(hint, HINT_MIN), HINT_MAX)
@@ -130,13 +106,6 @@ class RelayChoice:
         if hint is None:
             delay = min(delay, within)
         self._not_before[relay] = max(now + delay, not_before)
-        if not accepted:
-            # It uses up what may follow at once: when all relays are back, thousands have found them away before.
-            self._in_a_row = max(self._in_a_row, min(self._in_a_row + 1, AT_ONCE))
-            return self._not_before[relay] - now
-        self._in_a_row = 0 if lasted >= SERVED else self._in_a_row + 1
-        longest = min(PAUSE_LIMIT, FIRST * 2.0 ** min(self._in_a_row - AT_ONCE, 32))
-        self._resumes = now + min(self._draw() * longest, within) if self._in_a_row > AT_ONCE else 0.0
         return self._not_before[relay] - now
 
     def cap_delays(self, now: float, within: float) -> None:
@@ -145,7 +114,6 @@ class RelayChoice:
         A delay that was chosen while another relay served would otherwise leave the cluster without any: with two
         relays that restart in turn it grows to half a minute, though each is back in seconds.
         """
-        self._resumes = min(self._resumes, now + within)
         for relay in self.order:
             if relay not in self._named_a_time:
                 self._not_before[relay] = min(self._not_before[relay], now + within)

@@ -14,16 +14,12 @@ from bench.virtual.plan import Outage, Size
 
 BACK = 60.0
 """Seconds after a loss within which 99 % of the agents are complete again (docs/change.md, Upgrade)."""
-BACK_FROM_ALL = 90.0
-"""The same where all relays were away at once (there): letting all of them in takes 56 s of that."""
 HOME = 120.0
 """Seconds after its return within which a relay for which others stood in has its agents back (there)."""
 HOME_FROM_ALL = 300.0
 """The same where all relays were away at once (there)."""
 SPREAD = 0.15
 """How far from the mean the number of a relay's agents may be after an hour."""
-STORM = 1.5
-"""Most connections that come to a relay in a second, as a part of the agents that it has when all relays are up."""
 WANTED = 2
 
 
@@ -171,12 +167,9 @@ class Model:
         found = [f"{what} ({count} times)" for what, count in self.found.items()]
         if self.unknown > self.served / 100:  # a dial may come between two connections of an agent
             found.append(f"fleet: an agent is known to no relay though too few relays had gone ({self.unknown} times)")
-        most = STORM * WANTED * self.size.agents / self.size.relays * (1 + self.chance)
-        if self.peak_attempts > most:
-            found.append(f"storm: {self.peak_attempts} connections come to a relay in a second, {most:.0f} at most")
         for story in self.stories:
             outage, late = story.outage, percentile(story.back, 0.99)
-            if late > (BACK_FROM_ALL if outage.kind == "all" else BACK):
+            if late > BACK:
                 found.append(f"back: 99 % are back after {late:.0f} s, {outage}")
             bound = HOME_FROM_ALL if outage.kind == "all" else HOME
             if (home := percentile(story.home, 0.99)) > bound * (1 + self.chance):

@@ -14,7 +14,6 @@ from structlog.testing import capture_logs
 
 from arcbridge.agent import control as module
 from arcbridge.agent import revocations
-from arcbridge.agent.relay_choice import AT_ONCE
 from arcbridge.agent.sessions import Sessions
 from arcbridge.errors import ArcbridgeError, ConfigError, StateError
 from arcbridge.identity.claims import Identity
@@ -315,15 +314,6 @@ async def test_a_relay_that_paces_is_obeyed_and_another_one_tried(tmp_path: Path
         await world.until(lambda: world.connected == [1], "connected to the other")
         assert 7 in hints.told
     assert world.relays[0].links == []
-
-
-async def test_a_relay_that_takes_no_connection_makes_the_agent_wait_for_no_other(tmp_path: Path) -> None:
-    async with agent_of(tmp_path, relays=3, wanted=1, down=(0, 1, 2)) as world:
-        await world.until(lambda: world.control.connects_failed >= 12, "twelve tries in vain")
-        assert world.choice._in_a_row == AT_ONCE
-        world.relays[0].turn_away = (GoawayCode.UNAVAILABLE, "too many at once", 0)
-        world.relays[0].start()
-        await world.until(lambda: world.choice._in_a_row > AT_ONCE, "those that are turned away count")
 
 
 async def test_the_hint_of_a_live_connections_end(world: World) -> None:

@@ -7,13 +7,12 @@ from collections import Counter
 
 import pytest
 
-from arcbridge.agent.relay_choice import AT_ONCE, HINT_MAX, PAUSE_LIMIT, SERVED, RelayChoice
+from arcbridge.agent.relay_choice import HINT_MAX, RelayChoice
 from arcbridge.net.address import Address
-from arcbridge.net.backoff import CAP, Backoff
+from arcbridge.net.backoff import Backoff
 from arcbridge.net.round_trips import RoundTrips
 
 A, B, C, D = (Address(name, 443) for name in "abcd")
-RELAYS = [Address(name, 443) for name in "abcdefghijkl"]
 
 
 def choice(wanted: int = 2, *, draw: float = 0.5) -> RelayChoice:
@@ -24,81 +23,6 @@ def choice(wanted: int = 2, *, draw: float = 0.5) -> RelayChoice:
 def test_the_order_is_the_draws() -> None:
     assert choice().order == [A, B, C, D]
     assert RelayChoice([A, B, C, D], 2, draw=lambda: 0.999).order == [D, C, B, A]
-
-
-def failing(made: RelayChoice, until: float) -> list[tuple[float, Address]]:
-    """When each relay is tried, one after the other, each of which turns the agent away within 10 ms."""
-    now, tries = 0.0, []
-    while now < until:
-        if (relay := made.next((), now)) is None:
-            now = max(made.next_time(()) or 0.0, now + 0.001)
-            continue
-        tries.append((now, relay))
-        now += 0.01
-        made.failed(relay, now)
-    return tries
-
-
-def test_after_some_failures_in_a_row_it_waits_whichever_relay_is_next() -> None:
-    draw = random.Random(3).random
-    tries = failing(RelayChoice(RELAYS, 2, draw=draw, make_backoff=lambda: Backoff(random=draw)), 60.0)
-    assert len({relay for _, relay in tries[:AT_ONCE]}) == AT_ONCE
-    assert tries[AT_ONCE - 1][0] < 0.1, "the first ones follow each other at once"
-    assert len(tries) < 25, "twelve relays of which each has its own backoff would be tried a hundred times"
-    assert len({relay for _, relay in tries}) == len(RELAYS), "and not the near ones alone"
-
-
-@pytest.mark.parametrize("count", [2, 12, 24])
-def test_one_relay_that_is_back_among_refused_ones_is_found_as_soon_as_its_backoff_allows(count: int) -> None:
-    """All were away for a while, and one comes back: no relay that takes no connection makes the agent wait."""
-    waits, draw, back_at = [], random.Random(count).random, 60.0
-    relays = [Address(f"r{number}", 443) for number in range(count)]
-    for number in range(100):
-        made = RelayChoice(relays, 2, draw=draw, make_backoff=lambda: Backoff(random=draw))
-        back, now = relays[number % count], 0.0
-        while True:
-            while (relay := made.next((), now)) is None:
-                now = max(made.next_time(()) or 0.0, now)
-            if relay == back and now >= back_at:
-                break
-            now += 0.01
-            made.failed(relay, now, accepted=False)
-        waits.append(now - back_at)
-    assert max(waits) <= CAP + 1.0
-
-
-def test_a_refused_try_within_a_row_neither_ends_nor_lengthens_the_wait() -> None:
-    made = RelayChoice(RELAYS, 2, draw=lambda: 0.999, make_backoff=lambda: Backoff(random=lambda: 0.0))
-    for _ in range(9):
-        made.failed(A, 100.0)
-    for _ in range(9):
-        made.failed(B, 101.0, accepted=False)
-    assert made.next_time(()) == pytest.approx(100.0 + PAUSE_LIMIT, abs=0.1)
-
-
-def test_who_has_found_relays_away_has_no_tries_left_that_follow_each_other_at_once() -> None:
-    made = RelayChoice(RELAYS, 2, draw=lambda: 0.999, make_backoff=lambda: Backoff(random=lambda: 0.0))
-    for relay in RELAYS:
-        made.failed(relay, 100.0, accepted=False)
-    assert made.next((), 100.0) is not None
-    made.failed(A, 100.0)
-    assert made.next_time(()) == pytest.approx(101.0, abs=0.1), "the first wait is the shortest"
-
-
-def test_a_connection_that_served_begins_another_row() -> None:
-    made = RelayChoice(RELAYS, 2, draw=lambda: 0.999, make_backoff=lambda: Backoff(random=lambda: 0.0))
-    for _ in range(9):
-        made.failed(A, 100.0, lasted=0.1)
-    assert made.next((), 101.0) is None
-    assert made.next_time(()) == pytest.approx(100.0 + PAUSE_LIMIT, abs=0.1)
-    made.cap_delays(100.0, 0.5)
-    assert made.next((), 100.5) is not None
-    made.failed(A, 200.0)
-    assert made.next((), 200.0) is None
-    made.failed(A, 200.0, within=2.0)
-    assert made.next((), 202.0) is not None, "sessions wait for it"
-    made.failed(A, 300.0, lasted=SERVED)
-    assert made.next((), 300.0) is not None
 
 
 def test_many_agents_spread() -> None:

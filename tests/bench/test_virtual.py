@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 
-from arcbridge.agent import relay_choice
 from arcbridge.agent.control import ControlConnections
 from arcbridge.agent.relay_choice import RelayChoice
 from arcbridge.client.relay.relays import Relays
@@ -109,24 +108,14 @@ def _listed(self: RelayChoice, relays: Any, wanted: int, **named: Any) -> None:
     _CHOICE(self, relays, wanted, **named | {"draw": lambda: 0.0})
 
 
-def _unspread(self: RelayChoice, *given: Any, **named: Any) -> float:
-    draw, self._draw = self._draw, lambda: 1.0
-    try:
-        return _FAILED(self, *given, **named)
-    finally:
-        self._draw = draw
-
-
 _CHOICE = RelayChoice.__init__
-_FAILED = RelayChoice.failed
 _ORDER = Relays.order
 
 BROKEN: dict[str, tuple[Break, str]] = {
     "no pacing": (_set(ControlServer, "_turn", _at_once), "pace"),
     "no time that a relay names is obeyed": (_delay(lambda self, bound, hint: self._random() * bound), "early"),
+    "a backoff without jitter": (_delay(lambda self, bound, hint: (hint or 0) + bound), "back"),
     "a backoff that grows on": (_delay(lambda self, bound, hint: (hint or 0) + 100 * self.attempt), "back"),
-    "no wait between two relays": (_set(relay_choice, "PAUSE_LIMIT", 0.0), "storm"),
-    "a wait that all agents have alike": (_set(RelayChoice, "failed", _unspread), "back"),
     "relays in the order of the list": (_set(RelayChoice, "__init__", _listed), "spread"),
     "no way back to a preferred relay": (_set(ControlConnections, "_preferred_back", lambda *_: None), "home"),
     "no stand-in is left": (_set(ControlConnections, "_leave_surplus", lambda *_: None), "connections, not to the"),
