@@ -177,7 +177,7 @@ def test_a_lost_registry_is_restored_at_work(drill: Drill, tmp_path: Path) -> No
             for name in ("ca.crt", "ca.key"):
                 shutil.copy2(world.relay_config.parent / "data" / name, data)
         drill.start_relay(index)
-    prometheus = Prometheus(tmp_path / "prometheus", world.relay_observe)
+    prometheus = Prometheus(tmp_path / "prometheus", {"arcbridge-relay": [world.relay_observe]})
     try:
         came = {"event": "revocation came back", "name": CAROL.email}  # through either relay
         until(lambda: any(records(relay, **came) for relay in world.relays), "carol's came back", timeout=30)
