@@ -1,7 +1,7 @@
 """Remembers which users were refused which cluster lately, and why, for an operator's questions.
 
 It decides nothing. Of each user, who has shown a good token, it keeps the newest `OWN` refusals that differ, each with
-how often it came, and of users the newest `MOST_USERS`: one user who tries every name pushes out nobody else's.
+how often it came, and of users the newest `MOST_USERS`: one user who tries every name pushes out no other user's.
 """
 
 from __future__ import annotations

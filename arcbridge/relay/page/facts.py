@@ -1,4 +1,4 @@
-"""Computes what the administrators' page shows, once for all who look at it, and only while somebody does.
+"""Computes what the administrators' page shows, once for all pages, and only while a page is open.
 
 `FactBook.get` gives the facts of the last seconds; however many pages ask, one computation is under way, and the next
 one begins no sooner than `EVERY` after it, later where there are thousands of clusters. The numbers are those of

@@ -29,7 +29,7 @@
   };
 
   const stop = () => { clearTimeout(timer); if (source) source.close(); source = null; };
-  // Whoever may look no more sees nothing of it any more.
+  // A person without the right sees nothing of it any more.
   const end = (words) => {
     ended = true;
     stop();

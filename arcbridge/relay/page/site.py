@@ -9,8 +9,8 @@
 It is for people whom an `[[admin]]` names, and each sees what is theirs: clusters by name and pattern; what of the
 relay itself, what was changed and who was refused, by `read`. The right, and whether the login is revoked, is asked for
 at each request, before each event, and every `LOOK` seconds of a page that is open. A page of another origin may lead
-here and do nothing else. Invariants: nothing here changes anything at the relay; whoever may not look gets one answer;
-a stream that no browser reads ends.
+here and do nothing else. Invariants: nothing here changes anything at the relay; a person without the right gets one
+answer; a stream that no browser reads ends.
 """
 
 from __future__ import annotations
@@ -237,7 +237,7 @@ class PageSite:
             waiting.cancel()
 
     async def _live(self, request: web.Request, facts: Facts, text: str) -> str:
-        """Return the live parts for whoever looks now. Pages that wake together are rendered one in each turn of the
+        """Return a viewer's live parts. Pages that wake together are rendered one in each turn of the
         loop, so that sessions have the turns between. Raises `ArcbridgeError`."""
         await take_turn(self._api.payer_of(self._viewer(request).identity), "your sessions and requests take")
         async with self._rendering:
@@ -305,7 +305,7 @@ class PageSite:
         source, identity, outcome = address_of(request), None, "failed"
         begun: BegunLogin | None = None
         try:
-            # What was not begun here waits for nobody, and nobody waits for it.
+            # What was not begun here holds no other login up.
             begun = self._login.recognise(request.cookies.get(LOGIN_COOKIE, ""), dict(request.query))
             identity = await self._in_turn(begun)
             self._judged(identity)

@@ -243,7 +243,7 @@ def _cluster(one: ClusterFact, now: float) -> str:
 
 def _changes(facts: Facts, readable: Sequence[str]) -> str:
     """Return what was changed in these clusters, also those that are there no more, or not yet. A record about another
-    cluster besides has its name, and users of it: it is for whoever may read both."""
+    cluster besides has its name, and users of it: it is for viewers who may read both."""
     head = '<section aria-labelledby="h-changes"><h2 id="h-changes">Changed in the last 24 hours</h2>'
     if facts.changes is None:
         return f"{head}<p>The relay's audit log is no file, or cannot be read: [audit] in its settings.</p></section>"
