@@ -52,7 +52,7 @@ def test_two_builds_have_the_same_bytes(dist: Path, tmp_path: Path, monkeypatch:
     try:
         client = artifacts.client_file(tmp_path / "client")
         tools = artifacts.Tools("HEAD", tmp_path / "work")
-        rest = [*tools.packages(), *map(tools.chart, artifacts.CHARTS)]
+        rest = [*tools.packages(), *map(tools.chart, artifacts.CHARTS), tools.site()]
     finally:
         os.umask(before)
     assert len(client) == 2
