@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
+import json
+import tempfile
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
@@ -28,3 +31,14 @@ class Study(ABC):
         Raises bench.peers.base.Unavailable (what to install), bench.process.NotReady,
         bench.load.generator.LoadFailed.
         """
+
+
+def run_alone(study: Study, *, rounds: int, seconds: float) -> None:
+    """Run one study from the command line, with `--rounds` and `--seconds`, and print what it found as JSON."""
+    parser = argparse.ArgumentParser(description=study.title)
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--seconds", type=float, default=seconds)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix=f"arcbridge-{study.name}-") as scratch:
+        found = study.run(Path(scratch), rounds=args.rounds, seconds=args.seconds)
+    print(json.dumps(found, indent=1))

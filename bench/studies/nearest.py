@@ -8,12 +8,9 @@ Each round starts a client of each kind, in turns, with a state directory of its
 
 from __future__ import annotations
 
-import argparse
-import json
 import socket
 import statistics
 import sys
-import tempfile
 import threading
 import time
 from contextlib import ExitStack, suppress
@@ -24,7 +21,7 @@ from bench.address import Address
 from bench.path.link import Link
 from bench.path.link import Path as Way
 from bench.result import rounded
-from bench.studies.base import Study
+from bench.studies.base import Study, run_alone
 from tests.support.reports import records
 from tests.support.world import ALICE, ApiServer, World, fixed_port
 
@@ -60,7 +57,7 @@ class Nearest(Study):
                 for kind, routes in sorted({"both": both, "best": both[:1]}.items(), reverse=bool(turn % 2)):
                     world.client_routes = routes
                     process, port = world.start_forward("echo")
-                    trips = _keystrokes(port, seconds)
+                    trips = keystrokes(port, seconds, pause=PAUSE, warm=5)
                     taken = records(process, "session established")[-1]["relay"]
                     process.stop()
                     runs.append(
@@ -96,30 +93,23 @@ def _answer(sock: socket.socket) -> None:
             sock.sendall(data)
 
 
-def _keystrokes(port: int, seconds: float) -> list[float]:
-    """Return the seconds of each echo of a byte; the first ones open session and stream, and do not count."""
+def keystrokes(port: int, seconds: float, *, pause: float, warm: int) -> list[float]:
+    """Return the seconds of each echo of a byte, with a pause between two.
+
+    The first `warm` ones open session and stream and do not count; as many more are made at least.
+    """
     trips: list[float] = []
     with socket.create_connection(("127.0.0.1", port), timeout=30) as sock:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         end = time.monotonic() + seconds
-        while time.monotonic() < end or len(trips) < 10:
-            began = time.monotonic()
+        while time.monotonic() < end or len(trips) < 2 * warm:
+            began = time.perf_counter()
             sock.sendall(b"k")
             sock.recv(1)
-            trips.append(time.monotonic() - began)
-            time.sleep(PAUSE)
-    return trips[5:]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="which relay is taken, and a keystroke beside the best path")
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--seconds", type=float, default=5.0)
-    args = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="arcbridge-nearest-") as scratch:
-        found = Nearest().run(Path(scratch), rounds=args.rounds, seconds=args.seconds)
-    print(json.dumps(found, indent=1))
+            trips.append(time.perf_counter() - began)
+            time.sleep(pause)
+    return trips[warm:]
 
 
 if __name__ == "__main__":
-    main()
+    run_alone(Nearest(), rounds=10, seconds=5.0)

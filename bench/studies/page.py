@@ -8,14 +8,11 @@ rendered for another one; they are read as a browser reads them. The kinds alter
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
 import socket
 import ssl
 import statistics
 import sys
-import tempfile
 import threading
 import time
 import urllib.request
@@ -29,8 +26,8 @@ import aiohttp
 from arcbridge.relay.page.site import OWN_STREAMS
 from arcbridge.tasks import cancel_and_wait
 from bench.result import rounded
-from bench.studies.base import Study
-from bench.studies.nearest import serve_echo
+from bench.studies.base import Study, run_alone
+from bench.studies.nearest import keystrokes, serve_echo
 from tests.support.world import ALICE, ApiServer, World, fixed_port
 
 PAGES: Final = 50
@@ -66,7 +63,7 @@ class Page(Study):
             for turn in range(rounds):
                 for pages in (0, PAGES) if turn % 2 else (PAGES, 0):
                     with _Pages(world, cookies, pages) as opened:
-                        trips = _keystrokes(port, seconds)
+                        trips = keystrokes(port, seconds, pause=PAUSE, warm=100)
                         events = opened.events
                     ordered = sorted(trips)
                     p99 = ordered[len(ordered) * 99 // 100] * 1000
@@ -154,30 +151,5 @@ class _Pages:
                     self.events += line.startswith(b"event: now")
 
 
-def _keystrokes(port: int, seconds: float) -> list[float]:
-    """Return the seconds of each echo of a byte; the first ones open session and stream, and do not count."""
-    trips: list[float] = []
-    with socket.create_connection(("127.0.0.1", port), timeout=30) as sock:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        end = time.monotonic() + seconds
-        while time.monotonic() < end or len(trips) < 200:
-            began = time.perf_counter()
-            sock.sendall(b"k")
-            sock.recv(1)
-            trips.append(time.perf_counter() - began)
-            time.sleep(PAUSE)
-    return trips[20:]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="a keystroke beside open pages, and beside none")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=30.0)
-    args = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="arcbridge-page-") as scratch:
-        found = Page().run(Path(scratch), rounds=args.rounds, seconds=args.seconds)
-    print(json.dumps(found, indent=1))
-
-
 if __name__ == "__main__":
-    main()
+    run_alone(Page(), rounds=5, seconds=30.0)
