@@ -550,9 +550,8 @@ class TlsTransport(asyncio.Transport):
         except OSError:
             self._lose(None)  # the peer is gone altogether
             return
-        if (
-            not self._reading or self._peer_over
-        ):  # it had ended before: nothing can come that a close would answer by RST
+        # Where it had ended before, nothing can come that a close would answer by RST.
+        if not self._reading or self._peer_over:
             self._lose(None)
             return
         self._disarm()

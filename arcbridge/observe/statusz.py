@@ -40,9 +40,9 @@ def is_object(accept: str) -> bool | None:
 
 def page(component: str, began: float, up: float, versions: Mapping[str, str], paths: Sequence[str]) -> str:
     """Return the page; `began` is unix time, `up` seconds, `versions` are by what they are of."""
-    up = int(up)
+    up, start = int(up), datetime.fromtimestamp(began, UTC)
     lines = {
-        "Started": datetime.fromtimestamp(began, UTC).strftime("%a %b %e %H:%M:%S UTC %Y"),
+        "Started": f"{start:%a %b} {start.day:2} {start:%H:%M:%S} UTC {start.year}",
         "Up": f"{up // 3600} hr {up // 60 % 60:02} min {up % 60:02} sec",
         **versions,
         "Paths": " ".join(paths),

@@ -64,6 +64,7 @@ def test_the_page_has_the_form_of_kubernetes() -> None:
         "\n\nStarted: Wed Oct 16 21:03:43 UTC 2024\nUp: 3 hr 01 min 01 sec\nBinary version: 1\n"
         "Paths: /healthz /livez /metrics /readyz /statusz\n"
     )
+    assert "Started: Thu Oct  3 " in statusz.page("arcbridge-relay", 1727989423.0, 1, {}, PATHS)
 
 
 async def test_a_role_answers_both(url: str) -> None:
