@@ -1,7 +1,8 @@
 """`python -m bench.budget`: what an open, an echo, a GET, an exec and a join cost each role, beside the file.
 
 Says what changed and which functions explain it; the exit code is 1 when a total is beyond the margin. `--write` keeps
-what was counted. What is counted does not depend on the machine, nor on what else runs there.
+what was counted, there and in the table of docs/performance.md. What is counted does not depend on the machine, nor on
+what else runs there.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from tests.support.processes import ProcessFailed
 from tests.support.world import ALICE, ApiServer
 
 FILE = Path(__file__).parents[1] / "budget.json"
+PAGE = Path(__file__).parents[2] / "docs" / "performance.md"
+"""Has the table of what the file says."""
 LIBRARIES = ("aiofastnet", "aiohttp", "cryptography", "pyjwt", "structlog", "uvloop")
 """What runs in an operation besides Python's own library."""
 
@@ -31,6 +34,12 @@ def versions() -> dict[str, str]:
     """Return what the counts depend on, as it is here."""
     python = ".".join(platform.python_version_tuple()[:2])
     return {"python": python, **{library: version(library) for library in LIBRARIES}}
+
+
+def with_table(page: str, table: str) -> str:
+    """Return a page with this table in the place of the one that begins as it does."""
+    begin = page.index(table.partition("\n")[0])
+    return page[:begin] + table + page[page.index("\n\n", begin) :]
 
 
 def counted() -> Budget:
@@ -85,6 +94,8 @@ def main(argv: list[str]) -> int:
     print(text)
     if options.write:
         options.file.write_text(now.text())
+        if options.file == FILE:
+            PAGE.write_text(with_table(PAGE.read_text(), now.table()))
         return 0
     return int(beyond)
 

@@ -39,7 +39,8 @@ AT_A_TIME = 30
 WORD = "said in the pod"
 COMMAND = "exec?command=echo&command=said+in+the+pod&stdout=true"
 STATED = {"exec_per_s": 62.0, "agent_cpu_ms_per_exec": 6.0, "agent_cpu_ms_per_request": 1.7, "agent_cpu_s_per_gb": 13.5}
-"""Teleport's agent, as its maintainers measured it with `tsh bench kube`: gravitational/teleport#68112."""
+"""Teleport's agent, as its maintainers measured it with `tsh bench kube`: gravitational/teleport#68112; but for
+`exec_per_s`, which our goal names and whose source is not known."""
 
 
 class Capacity:
@@ -136,7 +137,12 @@ def table(result: dict[str, Any]) -> str:
     """Return the rows of docs/performance.md: Teleport's agent as stated, and ours as measured."""
     values, stated = result["values"], result["stated"]
     rows = (
-        (f"exec/s, {result['at_a_time']} in parallel", f"{stated['exec_per_s']:.0f}", values["exec_per_s"], "{:.0f}"),
+        (
+            f"exec/s, {result['at_a_time']} in parallel",
+            f"{stated['exec_per_s']:.0f} (our goal's)",
+            values["exec_per_s"],
+            "{:.0f}",
+        ),
         ("the agent's CPU, ms an exec", f"{stated['agent_cpu_ms_per_exec']:g}", values["exec_agent_cpu_ms"], "{:.2f}"),
         ("the agent's CPU, s/GB", f"{stated['agent_cpu_s_per_gb']:g}", values["list_agent_cpu_s_per_gb"], "{:.2f}"),
         ("LIST of 10 MB, MB/s", "–", values["list_mb_per_s"], "{:.0f}"),

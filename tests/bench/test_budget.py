@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.budget.__main__ import FILE, verdict
+from bench.budget.__main__ import FILE, PAGE, verdict, with_table
 from bench.budget.comparison import Budget, Cost, compare
 from bench.budget.counting import usual, usual_number
 from bench.budget.probe import Phase, Probe, environment, readable
@@ -191,3 +191,8 @@ def test_a_process_is_counted_from_outside(tmp_path: Path) -> None:
         assert 100 <= probe.allocations - before < 200
         probe.close()
         process.stdin.close()
+
+
+def test_the_page_has_the_table_of_the_file() -> None:
+    page = PAGE.read_text()
+    assert with_table(page, Budget.read(FILE.read_text()).table()) == page, "make budget WRITE=1 writes both"
