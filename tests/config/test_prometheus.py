@@ -199,7 +199,7 @@ def test_runbooks_can_be_followed_in_kubernetes() -> None:
     assert "POD_IP" not in page
     head = page.partition("\n## ")[0]
     assert "port-forward POD 9464" in head
-    assert re.search(r"token create .* > token\n.*create secret generic arcbridge-join-token --from-file=token", head)
+    assert re.search(r"token create .* > token\)\n.*create secret generic arcbridge-join-token --from-file=token", head)
     assert not [line for _, text in runbooks().items() for line in text.splitlines() if "token create" in line]
     for words in ("logs POD -c relay --previous", "describe pod", "rollout restart"):
         assert words in runbooks()["relay-down"]

@@ -21,7 +21,12 @@ from tests.support.processes import require_or_skip
 from tests.support.world import ApiServer
 
 
-@pytest.mark.timeout(300)
+TIMES = 3
+"""A busy machine delivers in two pieces what is one on a quiet one, in most operations of a count: what the code spends
+is spent in each count."""
+
+
+@pytest.mark.timeout(600)
 def test_no_path_costs_more_than_its_budget(cluster: Cluster, api: ApiServer, tmp_path: Path) -> None:
     kept, here = Budget.read(FILE.read_text()), versions()
     if kept.versions["python"] != here["python"]:
@@ -29,14 +34,20 @@ def test_no_path_costs_more_than_its_budget(cluster: Cluster, api: ApiServer, tm
             f"LEFT OUT: budget: {FILE.name} was counted on Python {kept.versions['python']}, and this is "
             f"{here['python']}, whose calls and allocations are others"
         )
-    try:
-        with operations(cluster, api, tmp_path / "paths") as paths:
-            counted = Budget(here, count(paths, tmp_path / "paths"))
-    except NoStrace as error:
-        require_or_skip("strace", str(error))
-    except NoCompiler as error:
-        require_or_skip("compiler", str(error))
-    text, _ = verdict(kept, counted)
-    print(text)
-    # What costs less is said alone: on a busy machine two reads become one.
-    assert not [change for change in compare(kept.costs, counted.costs) if change.spends], text
+    spent: set[tuple[str, str, str]] | None = None
+    for time in range(TIMES):
+        try:
+            with operations(cluster, api, tmp_path / f"paths{time}") as paths:
+                counted = Budget(here, count(paths, tmp_path / f"paths{time}"))
+        except NoStrace as error:
+            require_or_skip("strace", str(error))
+        except NoCompiler as error:
+            require_or_skip("compiler", str(error))
+        text, _ = verdict(kept, counted)
+        print(text)
+        # What costs less is said alone: on a busy machine two reads become one.
+        now = {(change.path, change.role, change.what) for change in compare(kept.costs, counted.costs) if change.spends}
+        spent = now if spent is None else spent & now
+        if not spent:
+            return
+    assert not spent, text
