@@ -44,7 +44,7 @@ load, found = Generator(), {}
 @contextmanager
 def started(path=None):
     peer = peers.PEERS["arcbridge"]()
-    with ExitStack() as stack, tempfile.TemporaryDirectory() as directory, load.target() as target:
+    with ExitStack() as stack, tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory, load.target() as target:
         stack.callback(peer.stop)
         if path is not None:
             peer.through = lambda address: stack.enter_context(Link(path, address)).address
@@ -68,7 +68,7 @@ if "get" in loads:
     from bench.peers.go.build import programs
     from bench.studies.kubernetes import MODULE, _setting
     tools = programs(MODULE, ("vegeta",), packages=("tool",))
-    with tempfile.TemporaryDirectory() as directory, _setting(Path(directory)) as setting:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory, _setting(Path(directory)) as setting:
         for name in fast_path.PATHS:
             fast_path.measure(setting, tools, Path(directory), name, fast_path.WARM_UP)
         for name in fast_path.PATHS:
@@ -76,7 +76,7 @@ if "get" in loads:
             found.update({f"get_{name}_{metric}": value for metric, value in metrics.items()})
 if "exec" in loads:
     from bench.studies import kubernetes
-    with tempfile.TemporaryDirectory() as directory, kubernetes._setting(Path(directory)) as setting:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory, kubernetes._setting(Path(directory)) as setting:
         study = kubernetes._Bench(setting, Path(directory), Path(directory))
         through = setting.ways[1]
         study.exec(through, count=3)
