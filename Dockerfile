@@ -26,7 +26,7 @@ COPY arcbridge ./arcbridge
 RUN /opt/tools/bin/python -m hatchling build --directory /opt/wheels --target wheel \
     && python -m venv --without-pip /opt/arcbridge \
     && python -m pip --python /opt/arcbridge/bin/python install --no-cache-dir --no-compile \
-        --no-index --find-links /opt/wheels "arcbridge[backup,cel,fleet,truststore]" \
+        --no-index --find-links /opt/wheels "arcbridge[cel,fleet,truststore]" \
     # Compiled here, because nothing can be written later; by hash, so that timestamps do not matter.
     && /opt/arcbridge/bin/python -m compileall -q --invalidation-mode unchecked-hash /opt/arcbridge/lib
 

@@ -101,6 +101,14 @@ class StateError(ArcbridgeError):
     """Something kept on disk (credential, CA, kubeconfig, database) is missing, unreadable or not ours."""
 
 
+class SealingError(ArcbridgeError):
+    """A sealed file, or a key for one, is not what it should be: another format, another key, damaged, changed."""
+
+
+class Truncated(SealingError):
+    """A sealed file breaks off; what was read of it until then is as it was sealed."""
+
+
 class LocalProtocolError(ArcbridgeError):
     """The caller used a protocol object against its contract; nothing was changed or sent."""
 

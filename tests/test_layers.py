@@ -43,8 +43,8 @@ LEAVES = frozenset(
 FOUNDATION = frozenset({"identity", "pki", "net", "mux", "wire", "socket_options"})
 ALLOWED: dict[str, frozenset[str]] = {
     "__main__": frozenset({"cli"}),
-    "cli": frozenset({*ROLES, *FOUNDATION, "audit", "bundle", "checks", "observe", "settings"}),
-    **{role: frozenset({*FOUNDATION, "audit", "checks", "observe", "settings"}) for role in ROLES},
+    "cli": frozenset({*ROLES, *FOUNDATION, "audit", "bundle", "checks", "observe", "sealing", "settings"}),
+    **{role: frozenset({*FOUNDATION, "audit", "checks", "observe", "sealing", "settings"}) for role in ROLES},
     "audit": frozenset({"checks", "net", "observe", "pki", "settings"}),
     "identity": frozenset({"net", "mux", "settings", "wire"}),
     "pki": frozenset({"net", "mux", "wire"}),
@@ -52,6 +52,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "mux": frozenset({"wire", "socket_options"}),
     "wire": frozenset(),
     "bundle": frozenset({"observe", "pki", "settings"}),
+    "sealing": frozenset(),
     "checks": frozenset({"observe", "settings"}),
     "observe": frozenset({"settings"}),
     "settings": frozenset({"pki"}),

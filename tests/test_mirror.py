@@ -66,6 +66,7 @@ CUT: dict[str, tuple[str, ...]] = {
 }
 OTHER_FOLDERS = {
     "actionlint": "the Go module of actionlint",
+    "age": "the Go module of age and the vectors of its format",
     "bench": "bench/",
     "blindness": "what a relay sees",
     "cluster": "the Go module of the test cluster",

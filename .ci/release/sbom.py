@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 SPEC: Final = "1.6"
-LICENCES: Final = {"aiofastnet": "MIT", "pyrage": "MIT"}
+LICENCES: Final = {"aiofastnet": "MIT"}
 """SPDX identifiers of distributions whose metadata names no licence, as their licence files say."""
 
 

@@ -3,7 +3,7 @@
 The file is a tar archive: `manifest.json` (what it is, when it was made, the SHA-256 of the rest), the relay's CA with
 what is kept of its rotation, the registry as it was at one moment, and the settings file with files that it names, for
 a machine that lost them too.
-With recipients it is encrypted in the format of age (https://age-encryption.org/v1), by pyrage; `age -d` and
+With recipients it is sealed in the format of age (`arcbridge.sealing`); `age -d` and
 `tar` read it where arcbridge is gone. The relay goes on while a backup is made. At a restore it must not run.
 
 Invariants: a restore is whole or absent as far as the registry goes; nothing is replaced without `overwrite`; a
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from arcbridge import __version__
-from arcbridge.errors import ConfigError, PinMismatch, StateError
+from arcbridge.errors import ConfigError, PinMismatch, SealingError, StateError
 from arcbridge.observe.untrusted_text import printable
 from arcbridge.pki.authority import CERTIFICATE_FILE, KEY_FILE, Authority
 from arcbridge.pki.private_files import ensure_private_directory, read_file, write_private
@@ -34,6 +34,8 @@ from arcbridge.relay.audit.commands import acting
 from arcbridge.relay.backend import registry_of
 from arcbridge.relay.data_dir import ROTATION_FILE, instance_lock, read_authority, read_ca, write_ca
 from arcbridge.relay.registry.base import Recovery
+from arcbridge.sealing.age import Sealer, open_sealed, parse_identities, parse_recipient
+from arcbridge.sealing.recipients import Recipient
 from arcbridge.settings.config import RelayConfig
 from arcbridge.settings.named_files import is_directory, is_there
 from arcbridge.units import rfc3339
@@ -122,7 +124,7 @@ async def make_backup(
     # The file has the CA's key: who made it, and for whom it can be read, is worth a record.
     async with acting(config, "backup", file=str(path), recipients=list(recipients)):
         if keys:
-            packed = await asyncio.to_thread(_age().encrypt, packed, keys)
+            packed = await asyncio.to_thread(_encrypt, packed, keys)
         await asyncio.to_thread(write_private, path, packed)
     return manifest
 
@@ -327,41 +329,30 @@ def _unpack(path: Path, data: bytes) -> dict[str, bytes]:
 # --- encryption -----------------------------------------------------------------------------------------------------
 
 
-def _age() -> Any:
+def _recipient(text: str) -> Recipient:
     try:
-        import pyrage
-    except ImportError as error:
-        raise ConfigError("encrypted backups need the package pyrage: pip install 'arcbridge[backup]'") from error
-    return pyrage
+        return parse_recipient(text)
+    except SealingError as error:
+        raise ConfigError(f"--recipient: {error.message}") from error
 
 
-def _recipient(text: str) -> object:
-    age = _age()
-    try:
-        return age.ssh.Recipient.from_str(text) if text.startswith("ssh-") else age.x25519.Recipient.from_str(text)
-    except age.RecipientError as error:
-        raise ConfigError(
-            "--recipient is a public key of age (age1…, as `age-keygen` prints it) or of OpenSSH "
-            "(ssh-ed25519 …, ssh-rsa …)"
-        ) from error
+def _encrypt(data: bytes, recipients: Sequence[Recipient]) -> bytes:
+    out: list[bytes] = []
+    sealer = Sealer(recipients, out.append)
+    sealer.write(data)
+    sealer.finish()
+    return b"".join(out)
 
 
 def _decrypt(path: Path, data: bytes, identity: Path) -> bytes:
-    age = _age()
     text = read_file(identity)
     if text is None:
         raise ConfigError(f"--identity: {identity} does not exist")
     try:
-        if text.startswith(b"-----BEGIN"):
-            keys = [age.ssh.Identity.from_buffer(text)]
-        else:
-            lines = text.decode().split()
-            keys = [age.x25519.Identity.from_str(one) for one in lines if one.startswith("AGE-SECRET-KEY-1")]
-    except (age.IdentityError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--identity: {identity} is no key of age or OpenSSH that can be read") from error
-    if not keys:
-        raise ConfigError(f"--identity: {identity} holds no key of age (AGE-SECRET-KEY-1…) or OpenSSH")
+        keys = parse_identities(text)
+    except SealingError as error:
+        raise ConfigError(f"--identity: {identity}: {error.message}") from error
     try:
-        return bytes(age.decrypt(data, keys))
-    except age.DecryptError as error:
-        raise StateError(f"{path} is not encrypted to the key in {identity}, or damaged") from error
+        return b"".join(open_sealed(io.BytesIO(data).read, keys))
+    except SealingError as error:
+        raise StateError(f"{path}, opened with {identity}: {error.message}") from error

@@ -146,6 +146,7 @@ READERS: dict[str, Read] = targets.FILES | {
     "request": targets.read_request,
     "response_head": _response_head,
     "review_answer": remote_targets.review_answer,
+    "sealed_file": remote_targets.read_sealed_file,
     "target": lambda data: request_info("GET", data.decode("latin-1")),
     "token": _token,
 }

@@ -6,6 +6,7 @@ They keep the rules of `tests.fuzz.targets`.
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -27,7 +28,15 @@ from arcbridge.client.relay import update_notice
 from arcbridge.client.relay.relay_profile import LoginOffer
 from arcbridge.client.serving.pod_ports import spdy, workload
 from arcbridge.client.serving.pod_ports.target import parse_targets
-from arcbridge.errors import ArcbridgeError, ConfigError, EnrolmentRefused, StateError, Unauthenticated, Unreachable
+from arcbridge.errors import (
+    ArcbridgeError,
+    ConfigError,
+    EnrolmentRefused,
+    SealingError,
+    StateError,
+    Unauthenticated,
+    Unreachable,
+)
 from arcbridge.identity import authentication, keys
 from arcbridge.identity.cel.mapping import BudgetExceeded, CostBudget
 from arcbridge.identity.claims import Identity, map_claims
@@ -43,6 +52,8 @@ from arcbridge.relay.http.answers import ApiRefusal
 from arcbridge.relay.registry import nats as nats_registry
 from arcbridge.relay.registry.base import RegistryUnavailable
 from arcbridge.relay.registry.nats_bucket import Bucket
+from arcbridge.sealing.age import open_sealed, parse_identities, parse_identity, parse_recipient
+from arcbridge.sealing.header import ByteSource, read_header, written
 from arcbridge.tasks import TaskSet
 from arcbridge.untrusted_json import read_json
 
@@ -380,3 +391,42 @@ def foreign_kubeconfig(data: bytes) -> None:
 def _entries(document: Any, part: str) -> list[Any]:
     value = document.get(part)
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
+# -- sealed files -----------------------------------------------------------------------------------------------------
+
+IDENTITIES = [
+    parse_identity("AGE-SECRET-KEY-1GFPYYSJZGFPYYSJZGFPYYSJZGFPYYSJZGFPYYSJZGFPYYSJZGFPQ4EGAEX"),
+    parse_identity("AGE-SECRET-KEY-PQ-1XX76JRALNLXDMEW0CRK45QMCCH4X06SE84UN3VPM33W6HWDX0H3SK3ZQFR"),
+]
+"""The keys of age's specification, to which the corpus is sealed."""
+
+
+def read_sealed_file(data: bytes) -> None:
+    try:
+        for _ in open_sealed(io.BytesIO(data).read, IDENTITIES):
+            pass
+    except SealingError:
+        pass
+
+
+def sealed_file(data: bytes) -> None:
+    """A header is written again as it was read, however its bytes come; a file, and a key, is one or a SealingError."""
+    found: list[object] = []
+    for size in (len(data) or 1, 1, 13):
+        file = io.BytesIO(data)
+        source = ByteSource(lambda _, file=file, size=size: file.read(size))
+        try:
+            header = read_header(source)
+            assert written(header.stanzas) == header.signed
+            found.append((header, source.take(len(data))))
+        except SealingError as error:
+            found.append(type(error))
+    assert found[0] == found[1] == found[2], "a header that depends on the segments"
+    read_sealed_file(data)
+    text = data.decode("latin-1")
+    for parsed in (lambda: parse_recipient(text), lambda: parse_identity(text), lambda: parse_identities(data)):
+        try:
+            parsed()
+        except SealingError:
+            pass

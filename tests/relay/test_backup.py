@@ -102,7 +102,7 @@ async def test_it_is_encrypted_to_each_recipient_and_read_by_no_other(config: Re
     assert b"ca.key" not in file.read_bytes()
     for number in (0, 1):
         assert (await read_backup(file, tmp_path / f"key{number}"))[0] == made
-    with pytest.raises(StateError, match="not encrypted to the key"):
+    with pytest.raises(StateError, match="not sealed to the key"):
         await read_backup(file, tmp_path / "key2")
     with pytest.raises(ConfigError, match="--identity FILE"):
         await read_backup(file, None)

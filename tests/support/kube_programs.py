@@ -123,6 +123,12 @@ def k9s() -> Path:
 
 
 @functools.cache
+def age() -> Path:
+    """Return the directory of age, age-keygen and `vectors`, or build them from `tests/age`. Raises `Unavailable`."""
+    return built(_TESTS / "age", ("tool", "./vectors"), ("age", "age-keygen", "vectors"))
+
+
+@functools.cache
 def net_http_server() -> Path:
     """Find the server of Go's net/http, or build it from `tests/nethttp`, in seconds. Raises `Unavailable`."""
     return built(_TESTS / "nethttp", ("./server",), ("server",)) / "server"
