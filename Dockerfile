@@ -31,7 +31,7 @@ RUN /opt/tools/bin/python -m hatchling build --directory /opt/wheels --target wh
     && /opt/arcbridge/bin/python -m compileall -q --invalidation-mode unchecked-hash /opt/arcbridge/lib
 
 FROM ${BASE}
-ARG VERSION=0.1.0
+ARG VERSION=0.2.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="arcbridge" \
       org.opencontainers.image.description="kubectl access to Kubernetes clusters behind firewalls, through a blind relay" \

@@ -30,7 +30,7 @@ help:
 	@echo "  make ci      what CI runs, on a fresh clone: .ci/run"
 	@echo "  make fuzz    parsers of outside input, guided by coverage, and what inputs cost (TARGET='NAME NAME' or all, SECONDS=60; without a name: which there are)"
 	@echo "  make claim   the tests that hold one claim of docs/security.md, or one row of docs/threats.md (CODE=C1)"
-	@echo "  make dist    wheel, source archive, chart, bill of materials, single-file client, documentation and checksums of the last commit, reproducibly (OUT=dist)"
+	@echo "  make dist    wheel, source archive, charts, bill of materials, single-file client, deb and rpm, documentation and checksums of the last commit, reproducibly (OUT=dist)"
 	@echo "  make sbom    the bill of materials alone (CycloneDX)"
 	@echo "  make manual  the man pages and docs/reference.md anew, from the tables of the program"
 	@echo "  make mixin   the dashboard anew; with OUT=DIRECTORY rules and dashboard for your Prometheus and Grafana (RUNBOOKS=URL OBJECTIVE=0.999)"

@@ -1,3 +1,3 @@
 """arcbridge: kubectl access to clusters behind firewalls, through a relay that cannot read what it carries."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

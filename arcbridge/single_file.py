@@ -27,7 +27,7 @@ def begin() -> None:
     """Put arguments and environment into the state that an installed package finds; called once, first of all."""
     global _file
     # What started this process again by itself has taken the name out; then it is the loader's own.
-    _file = _clean(os.environ) or os.path.abspath(sys.executable)
+    _file = clean_environment(os.environ) or os.path.abspath(sys.executable)
     sys.argv[0] = _file
 
 
@@ -45,7 +45,7 @@ def executable() -> str:
     return _file or sys.executable
 
 
-def _clean(environment: MutableMapping[str, str]) -> str:
+def clean_environment(environment: MutableMapping[str, str]) -> str:
     """Take the loader's variables out of `environment`; return the file's path, empty where none was given."""
     saved = environment.pop(_SAVED, None)
     if saved is not None:

@@ -1,4 +1,5 @@
-"""The artifacts of a release: wheel, source archive, charts, bill of materials, single-file client, site, checksums.
+"""The artifacts of a release: wheel, source archive, charts, bill of materials, single-file client, deb and rpm, site,
+checksums.
 
 Two builds of one commit give the same bytes: what is built is the commit and not the working tree, every tool is locked
 by hash, and every time is the commit's. This module signs nothing; `publish` does.
@@ -21,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from release import sbom, single_file, site
+from release import linux_packages, sbom, single_file, site
 from release.lock import FROM_SOURCE, ROOT
 
 CHARTS: Final = ("arcbridge-agent", "arcbridge-relay")
@@ -34,20 +35,20 @@ def build(out: Path, *, commit: str = "HEAD") -> list[Path]:
     Raises `ValueError` when `out` holds anything: checksums of a release are about all that lies beside them.
     """
     with _making(out, commit) as tools:
-        made = sorted([*tools.packages(), *map(tools.chart, CHARTS), tools.bill_of_materials(), tools.client()])
-        made.append(tools.site())
-        placed = [Path(shutil.copy(path, out)) for path in made]
+        made = [*tools.packages(), *map(tools.chart, CHARTS), *tools.of_platform(), *tools.services(), tools.site()]
+        placed = [Path(shutil.copy(path, out)) for path in sorted(made)]
     return [*placed, checksums(out)]
 
 
 def client_file(out: Path, *, commit: str = "HEAD") -> list[Path]:
-    """Build the single-file client of this platform, and the bill of what is in it, into `out`; return their paths.
+    """Build what each platform has of its own into `out` and return the paths: the single-file client, the bill of
+    materials of what is in it, and on Linux the program as deb and rpm.
 
     What a release has of the other platforms: their sums are written where all files are. Raises as `build` does.
     """
     with _making(out, commit) as tools:
         tools.packages()
-        return [Path(shutil.copy(path, out)) for path in (tools.bill_of_materials(), tools.client())]
+        return [Path(shutil.copy(path, out)) for path in tools.of_platform()]
 
 
 def bill_of_materials(out: Path, *, commit: str = "HEAD") -> Path:
@@ -145,17 +146,29 @@ class Tools:
         packed.write_bytes(single_file.tar_archive(source, self._epoch, root=chart))
         return packed
 
-    def client(self) -> Path:
-        """Build the single-file client from the environment of the bill of materials, to which the builder is added."""
+    def of_platform(self) -> list[Path]:
+        """Build the bill of materials, the single-file client, and on Linux the program's packages.
+
+        The last two are made in the environment of the bill, to which their builders are added.
+        """
+        bill = self.bill_of_materials()
         self._pip(
             *("install", "--no-compile", "--require-hashes", "--only-binary", ":all:"),
             *("--requirement", str(self._source / "config" / "locks" / "client.txt")),
             python=_python_of(self._product),
         )
-        version = next(self._made.glob("*.whl")).name.split("-")[1]
         work = self._work / "client"
         work.mkdir()
-        return single_file.build(self._source, _python_of(self._product), work, version, epoch=self._epoch)
+        python = _python_of(self._product)
+        client = single_file.build(self._source, python, work, self._version(), epoch=self._epoch)
+        if sys.platform != "linux":
+            return [bill, client]
+        gathered = single_file.gather(self._source, python, work, epoch=self._epoch, all_roles=True)
+        return [bill, client, *self._packager().program(gathered, bill)]
+
+    def services(self) -> list[Path]:
+        """Pack the services of relay and agent, with the builder that `of_platform` has installed."""
+        return [path for role in linux_packages.ROLES for path in self._packager().service(role)]
 
     def site(self) -> Path:
         """Make a site of the documentation, with tools of their own, and pack it."""
@@ -167,10 +180,16 @@ class Tools:
             python=_python_of(tools),
         )
         site.build(self._source, out, _python_of(tools), epoch=self._epoch)
-        version = next(self._made.glob("*.whl")).name.split("-")[1]
-        packed = self._made / f"arcbridge-docs-{version}.tgz"
+        packed = self._made / f"arcbridge-docs-{self._version()}.tgz"
         packed.write_bytes(single_file.tar_archive(out, self._epoch, root=packed.stem))
         return packed
+
+    def _version(self) -> str:
+        return next(self._made.glob("*.whl")).name.split("-")[1]
+
+    def _packager(self) -> linux_packages.Packager:
+        python = _python_of(self._product)
+        return linux_packages.Packager(self._source, python, self._made, self._version(), epoch=self._epoch)
 
     def _extras(self) -> list[str]:
         with (self._source / "pyproject.toml").open("rb") as file:

@@ -19,9 +19,8 @@ from typing import Final
 
 from release import number
 from release.artifacts import CHARTS, SUMS, checksums
+from release.linux_packages import PROCESSORS
 
-PROCESSORS: Final = {"x86_64": "amd64", "aarch64": "arm64"}
-"""Of the image: Python's name of each, and that of registries."""
 _REGISTRY: Final = re.compile(r"[a-z0-9][a-z0-9.-]*(:[0-9]+)?(/[a-z0-9][a-z0-9._-]*)*")
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
 

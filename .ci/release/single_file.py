@@ -35,13 +35,26 @@ def platform_name() -> str:
 def build(source: Path, python: Path, work: Path, version: str, *, epoch: int) -> Path:
     """Build the client of the tree `source` with the environment of `python`, and return the file, made in `work`.
 
-    The environment holds arcbridge, its locked dependencies and PyInstaller; `epoch` is the time of all that is
-    made, in unix seconds. Raises subprocess.CalledProcessError, whose `stderr` has what PyInstaller said.
+    Arguments and errors are those of `gather`.
     """
+    gathered, out = gather(source, python, work, epoch=epoch), work / f"arcbridge-{platform_name()}"
+    if sys.platform == "win32":
+        return zip_archive(gathered, out.with_name(f"{out.name}.zip"), epoch)
+    return pack(gathered, source / _HEAD, out, version, epoch)
+
+
+def gather(source: Path, python: Path, work: Path, *, epoch: int, all_roles: bool = False) -> Path:
+    """Gather the client of the tree `source`, or the program of all roles, with Python and their libraries in a
+    directory; return that, in `work`.
+
+    The environment of `python` holds arcbridge, its locked dependencies and PyInstaller; `epoch` is the time of all
+    that is made, in unix seconds. Raises subprocess.CalledProcessError, whose `stderr` has what PyInstaller said.
+    """
+    name = "all" if all_roles else "client"
     subprocess.run(
         [
             *(python, "-m", "PyInstaller", "--noconfirm", "--log-level", "WARN"),
-            *("--distpath", work / "gathered", "--workpath", work / "pyinstaller", source / _SPEC),
+            *("--distpath", work / "gathered", "--workpath", work / "pyinstaller" / name, source / _SPEC),
         ],
         check=True,
         cwd=work,
@@ -51,16 +64,30 @@ def build(source: Path, python: Path, work: Path, version: str, *, epoch: int) -
             # The order of sets is in the bytecode of constants.
             "PYTHONHASHSEED": "1",
             "PYINSTALLER_CONFIG_DIR": str(work / "pyinstaller-cache"),
+            **({"ARCBRIDGE_ALL_ROLES": "1"} if all_roles else {}),
         },
         capture_output=True,
         text=True,
     )
-    gathered, out = work / "gathered" / "client", work / f"arcbridge-{platform_name()}"
+    gathered = work / "gathered" / name
     for record in gathered.rglob("*.dist-info/RECORD"):
         record.unlink()  # what was installed where: it has digests of scripts that name the directory of this build
-    if sys.platform == "win32":
-        return zip_archive(gathered, out.with_name(f"{out.name}.zip"), epoch)
-    return pack(gathered, source / _HEAD, out, version, epoch)
+    if sys.platform == "linux":
+        _forget_search_paths(gathered, python.with_name("patchelf"))
+    return gathered
+
+
+def _forget_search_paths(gathered: Path, patchelf: Path) -> None:
+    """Take absolute search paths out of libraries: they name directories of the machine that built Python.
+
+    On another machine somebody else may own such a directory, and put a library there. Those that begin with `$ORIGIN`
+    are how a wheel finds its own.
+    """
+    for path in _files(gathered):
+        if path.is_file() and path.open("rb").read(4) == b"\x7fELF":
+            done = subprocess.run([patchelf, "--print-rpath", path], check=False, capture_output=True, text=True)
+            if done.stdout.startswith("/"):
+                subprocess.run([patchelf, "--remove-rpath", path], check=True, capture_output=True, text=True)
 
 
 def pack(gathered: Path, head: Path, out: Path, version: str, epoch: int) -> Path:

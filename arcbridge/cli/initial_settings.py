@@ -1,7 +1,8 @@
 """`config init`: writes the annotated settings files of a role, filled from the command line.
 
 The files are those of config/, which travel in the wheel. A value takes the place of its line there, so that the
-comments stay beside it. Invariant: nothing that exists is overwritten; where one file exists none is written.
+comments stay beside it. Invariant: nothing that somebody wrote is overwritten; where one such file exists none is
+written. A file as `config init` writes it without flags is nobody's: deb and rpm install it, for this to fill.
 """
 
 from __future__ import annotations
@@ -40,13 +41,15 @@ def init(invocation: Invocation) -> int:
     """Write the files, say what is still to be edited, and print the next command; returns the exit code."""
     directory = _directory(invocation, os.environ)
     files = initial_files(invocation, root=_is_root())
-    there = [str(directory / name) for name in files if (directory / name).exists()]
+    untouched = initial_files(Invocation(invocation.role, invocation.command, {}), root=_is_root())
+    there = [str(directory / name) for name in files if _is_somebodys(directory / name, untouched[name])]
     if there:
         raise ConfigError(f"{', '.join(there)}: exists, and nothing is overwritten; give --directory DIR, or move it")
     try:
         directory.mkdir(mode=0o755, parents=True, exist_ok=True)
         for name, text in files.items():
-            with open(directory / name, "x", encoding="utf-8") as file:
+            path = directory / name
+            with open(path, "w" if path.exists() else "x", encoding="utf-8") as file:
                 file.write(text)
     except OSError as error:
         raise ConfigError(f"{directory} cannot be written: {error.strerror}; give --directory DIR") from error
@@ -142,6 +145,14 @@ def _directory(invocation: Invocation, environment: Mapping[str, str]) -> Path:
 
 def _is_root() -> bool:
     return hasattr(os, "geteuid") and os.geteuid() == 0
+
+
+def _is_somebodys(path: Path, untouched: str) -> bool:
+    """Return whether a file is there that is not as `config init` writes it without flags."""
+    try:
+        return path.exists() and path.read_bytes() != untouched.encode()
+    except OSError:
+        return True
 
 
 def _fit_machine(values: dict[str, Any], root: bool) -> None:

@@ -103,6 +103,18 @@ def test_nothing_is_overwritten_and_then_nothing_is_written(tmp_path: Path, caps
     assert (tmp_path / "policy.toml").read_text() == "mine"
 
 
+def test_a_file_as_a_package_installs_it_is_filled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The second command has flags; the third one finds what the second one wrote."""
+    assert init("relay", tmp_path) == 0
+    assert init("relay", tmp_path, *RELAY) == 0
+    assert problems("relay", tmp_path, capsys) == []
+    filled = {path: path.read_text() for path in tmp_path.iterdir()}
+    assert len(filled) == 3
+    assert init("relay", tmp_path, *RELAY[:2]) == ExitCode.USAGE
+    assert "exists, and nothing is overwritten" in capsys.readouterr().err
+    assert {path: path.read_text() for path in tmp_path.iterdir()} == filled
+
+
 def test_a_place_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
     assert init("client", tmp_path / "file") == ExitCode.USAGE

@@ -60,6 +60,7 @@ def test_it_runs_without_anything(client: Path, tools: Path, tmp_path: Path) -> 
     place = tmp_path / ".cache" / "arcbridge" / "program"
     assert len(unpacked(place)) == 1
     assert place.stat().st_mode & 0o777 == 0o700
+    assert list(place.glob("*/_internal/aiofastnet/ssl_engine.*")), "compiled modules import each other unseen"
     done = run(client, "--version", env={"HOME": str(tmp_path), "PATH": "/nonexistent"})
     assert (done.returncode, done.stdout, done.stderr) == (0, f"arcbridge {__version__}\n", "")
 
