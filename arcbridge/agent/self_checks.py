@@ -1,8 +1,9 @@
 """The agent's self-checks: what of the things that it depends on works, and which of them make it unready.
 
 The API server answers; it takes the agent's own credential; the agent may impersonate; each issuer's keys are there;
-changed files of the API server's CA and token were read; audit, relays and certificate are well. The same looks serve
-the running process (`checks_of`) and `doctor`. They change nothing: the API server is asked for reviews of the agent.
+changed files of the API server's CA and credential were read; audit, relays and certificate are well. The same looks
+serve the running process (`checks_of`) and `doctor`. They change nothing: the API server is asked for reviews of the
+agent.
 
 Unready makes a rollout stop and nothing else: no liveness depends on it (docs/decisions/0022-self-checks.md).
 
@@ -12,6 +13,7 @@ Source: Kubernetes, SelfSubjectReview (authentication.k8s.io/v1), SelfSubjectRul
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Final
@@ -29,6 +31,7 @@ from arcbridge.checks.self_checks import SelfCheck
 from arcbridge.identity.authentication import AuthenticationConfig
 from arcbridge.identity.verifier import TokenVerifier
 from arcbridge.refusals import RefusalRule
+from arcbridge.units import duration, rfc3339
 
 RULES: Final = "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews"
 ACCESS: Final = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
@@ -47,8 +50,10 @@ _MAY_ACT: Final = (
 _REMEDIES: Final = {
     "api_ca": "put the CA of this API server into kubernetes.ca_file, or correct kubernetes.server",
     "api_unreachable": "check kubernetes.server (host and port), that the API server runs, and network policies",
-    "agent_credential": "check kubernetes.token_file or kubernetes.client_certificate_file, that the ServiceAccount "
-    "exists and that the token is of this cluster and not expired",
+    "agent_credential": "check kubernetes.token_file, credential_bundle_file or client_certificate_file, that the "
+    "ServiceAccount exists and that token or certificate are of this cluster and not expired",
+    "credential_renewal": "see the events of the agent's pod and its PodCertificateRequests (`kubectl describe`), or "
+    "renew the file that `kubernetes` names; the agent reads it again by itself",
     "review": "Kubernetes has this review from 1.28 on; elsewhere the agent cannot check its credential",
     "impersonation": _MAY_ACT,
     "impersonation_attributes": "give the agent's account this right (userExtras of the chart, for extra keys, or "
@@ -101,12 +106,24 @@ async def look_at_credential(api: ApiServer) -> Finding:
             code = 401
         elif isinstance(user, str) and user:
             api.upstream.own_refusals.user = user
-            return ok(CREDENTIAL, f"the agent is {user}")
+            return credential_finding(user, api.credential.kind, api.credential.validity, time.time())
     if code == 401:
         return _bad(CREDENTIAL, "agent_credential", "the API server does not accept the agent's own credential")
     if code == 0:
         return skipped(CREDENTIAL, "the API server does not answer")
     return _bad(CREDENTIAL, "review", f"the API server answered code {code} to a review of the agent itself", warning)
+
+
+def credential_finding(user: str, kind: str, validity: tuple[float, float] | None, now: float) -> Finding:
+    """Return the finding for a credential that the API server takes: which it is, and when it ends (unix seconds)."""
+    detail = f"the agent is {user}, by {kind}"
+    if validity is None:
+        return ok(CREDENTIAL, detail)
+    begin, end = validity
+    detail = f"{detail} that ends in {duration(end - now)} ({rfc3339(end)})"
+    if end - now < min(CERTIFICATE_SOON, (end - begin) / 10):
+        return _bad(CREDENTIAL, "credential_renewal", f"{detail} and was not renewed", warning)
+    return ok(CREDENTIAL, detail)
 
 
 async def look_at_impersonation(

@@ -208,6 +208,8 @@ def _kubernetes(
         ("kubernetes.client_certificate_file", end.certificate_file),
         ("kubernetes.client_key_file", end.key_file),
     )
+    bundle = ("kubernetes.credential_bundle_file", end.bundle_file)
+    named_files.check_pair(problems, bundle, bundle)
 
 
 def _state(config: AgentConfig, problems: Problems, service_account: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import structlog
 
+from arcbridge import __version__
 from arcbridge.checks.diagnosis import Finding
 from arcbridge.identity.policy import PolicyFile
 from arcbridge.identity.policy_rules import covers
@@ -68,6 +69,8 @@ class Operations:
         self._authority = authority
         self.findings: Callable[[], list[Finding]] = list
         """What the self-checks found last; set once they are made."""
+        self.certificate_expires: Callable[[], float] = lambda: 0.0
+        """When the certificate that peers are shown ends, unix seconds; set once there is one."""
         self.refusals = RecentRefusals()
         """Who was refused which cluster lately; those of the joins, once these are made."""
         self._origin: Row = {"relay": relay, "worker": worker}
@@ -183,6 +186,7 @@ class Operations:
         }
 
     def _policy_row(self) -> Row:
+        """Return what this process serves by: its policy, its version, its certificate."""
         policy, held = self._policy.current(), self._policy.held
         return {
             "hash": policy.hash,
@@ -190,6 +194,8 @@ class Operations:
             "admins": len(policy.admins),
             "held": "" if held is None else held[0].hash,
             "reason": "" if held is None else held[1],
+            "version": __version__,
+            "certificate_expires": self.certificate_expires(),
             **self._origin,
         }
 

@@ -152,6 +152,7 @@ async def _start(config: RelayConfig, stack: AsyncExitStack, membership: Members
         authority=basis.authority,
     )
     operations.refusals = basis.checks.refusals
+    operations.certificate_expires = lambda: basis.certificate.loaded.expires
     stack.push_async_callback(operations.close)
     fleet.on_question = lambda question: basis.audit.asked_by_fleet(question, operations.answer)
     observing, self_checks = await _observe(basis, entrances, drain, maintenance, operations, membership, stack)

@@ -310,6 +310,8 @@ class KubernetesConfig:
     """The agent's own ServiceAccount token, re-read as it rotates."""
     client_certificate_file: Path | None = None
     client_key_file: Path | None = None
+    credential_bundle_file: Path | None = None
+    """Key and certificate chain of the agent's pod in one file, re-read as the kubelet renews them; no token then."""
     impersonate_groups: tuple[str, ...] = ("*",)
     """Groups that the agent's identity may impersonate: a user's other groups are left out. `*` alone: all."""
     drain_label: str = ""

@@ -120,6 +120,10 @@ _AGENT = _about(
         "--kube-client-certificate-file FILE = kubernetes.client_certificate_file", "the agent's own client certificate"
     ),
     Flag("--kube-client-key-file FILE = kubernetes.client_key_file", "key of that certificate"),
+    Flag(
+        "--kube-credential-bundle-file FILE = kubernetes.credential_bundle_file",
+        "key and certificates of the agent's pod in one file",
+    ),
     Flag("--state-dir DIR = state.directory", "keep the credential in this directory"),
     Flag("--state-secret NAMESPACE/NAME = state.secret", "keep the credential in this Secret"),
     Flag("--audit-file FILE = audit.file", "audit log; - is standard output"),

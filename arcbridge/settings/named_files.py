@@ -191,7 +191,8 @@ def check_ca(problems: Problems, setting: str, path: Path) -> str | None:
 def check_pair(
     problems: Problems, certificate: tuple[str, Path | None], key: tuple[str, Path | None], *, host: str = ""
 ) -> None:
-    """Check a certificate and its key, both or neither; `host`: a name that the certificate should be for."""
+    """Check a certificate and its key, both or neither; the same setting twice: one file has both. `host`: a name that
+    the certificate should be for."""
     (setting, path), (key_setting, key_path) = certificate, key
     if path is None and key_path is None:
         return
@@ -200,7 +201,9 @@ def check_pair(
         given, lacking = (setting, key_setting) if key_path is None else (key_setting, setting)
         problems.error(given, f"{table}: certificate and key go together; set {lacking} too, or neither")
         return
-    data, key_data = read(problems, setting, path), read(problems, key_setting, key_path)
+    data = read(problems, setting, path)
+    key_data = data if key == certificate else read(problems, key_setting, key_path)
+    files = str(path) if key == certificate else f"{path} and {key_path}"
     if key_data is not None:
         warn_of_readers(problems, key_setting, key_path)
     if data is None or key_data is None:
@@ -209,12 +212,14 @@ def check_pair(
 
     try:
         text = data.decode("ascii")
-        load_chain(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), text, key_data.decode("ascii"))
+        load_chain(
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), text, key_data.decode("ascii") if key != certificate else ""
+        )
     except UnicodeDecodeError:
-        problems.error(setting, f"{setting}: {path} and {key_path} must be PEM text", Place(str(path), 1))
+        problems.error(setting, f"{setting}: {files} must be PEM text", Place(str(path), 1))
         return
     except ConfigError as error:
-        problems.error(setting, f"{setting}: {path} and {key_path}: {error.message}", Place(str(path), 1))
+        problems.error(setting, f"{setting}: {files}: {error.message}", Place(str(path), 1))
         return
     from cryptography import x509
 

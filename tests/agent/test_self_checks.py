@@ -72,6 +72,25 @@ async def test_the_agents_own_credential(
     assert api.upstream.own_refusals.user == (AGENT if expected[0] is FindingState.OK else "")
 
 
+@pytest.mark.parametrize(
+    ("validity", "detail", "expected"),
+    [
+        (None, "the agent is anna, by a token", (FindingState.OK, "")),
+        ((0, 86400), "the agent is anna, by a token that ends in 23 h (1970-01-02T00:00:00Z)", (FindingState.OK, "")),
+        ((-78000, 8400), "and was not renewed", (FindingState.WARNING, "credential_renewal")),
+        # Of a long life a tenth would be weeks.
+        ((-8640000, 7200 + 86400), "", (FindingState.OK, "")),
+        ((-8640000, 3600), "", (FindingState.WARNING, "credential_renewal")),
+    ],
+)
+def test_the_credential_and_its_end(
+    validity: tuple[float, float] | None, detail: str, expected: tuple[FindingState, str]
+) -> None:
+    found = looks.credential_finding("anna", "a token", validity, 3600.0)
+    assert one(found) == expected
+    assert detail in found.detail
+
+
 NO_ISSUER = AuthenticationConfig(())
 AUTHENTICATION = "authentication.k8s.io"
 

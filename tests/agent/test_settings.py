@@ -102,6 +102,10 @@ ERRORS: list[tuple[Callable[[Path], dict[str, Any]], str]] = [
         "kubernetes.client_certificate_file: ",
     ),
     (
+        lambda at: {"kubernetes": KubernetesConfig("https://x", credential_bundle_file=at / "ca.pem")},
+        "kubernetes.credential_bundle_file: ",
+    ),
+    (
         lambda at: {"kubernetes": KubernetesConfig("https://x", token_file=at / "token", drain_label="a")},
         "kubernetes.drain_label: write key=value",
     ),

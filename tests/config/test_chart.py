@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from arcbridge import __version__
+from arcbridge.agent.kube.apiserver import SERVICE_ACCOUNT, endpoint_of
 from arcbridge.errors import ConfigError
 from tests.support.cluster import Cluster, Unavailable
 from tests.support.cluster import helm as helm_binary
@@ -25,8 +26,10 @@ from tests.support.reports import until
 
 from .helm import AGENT, NAMESPACE, RELAY, ROOT, Helm
 from .rendered import (
+    Rendered,
     check_labels,
     check_network_policy,
+    check_pod,
     check_rules,
     check_secret_is_empty,
     check_settings,
@@ -62,8 +65,8 @@ def helm(binary: Path, tmp_path: Path) -> Helm:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     try:
-        # As every installer of Kubernetes has it; it decides which labels a node may give itself.
-        cluster = Cluster(extra_args=["--enable-admission-plugins=NodeRestriction"])
+        # With NodeRestriction, as every installer of Kubernetes has it: it decides which labels a node may give itself.
+        cluster = Cluster(pod_certificates=True)
     except Unavailable as error:
         require_or_skip("apiserver", str(error))
     with cluster:
@@ -351,6 +354,65 @@ def test_a_collector_of_spans_with_a_ca_of_its_own(helm: Helm, tmp_path: Path) -
     assert text.index("[tracing]") < text.index("[observe]")
 
 
+REQUESTS = "certificates.k8s.io/v1beta1/PodCertificateRequest"
+PODS_OWN = ("--set", "podCertificate.enabled=true", "--api-versions", REQUESTS)
+CONSTRAINED = ("--set", "impersonation.mode=constrained")
+BUNDLE = ("--set", "clusterTrustBundle.signerName=kubernetes.io/kube-apiserver-serving")
+
+
+def own_files(rendered: Rendered) -> list[dict[str, Any]]:
+    """The sources of the volume at the place of a ServiceAccount's files, which both containers have."""
+    pod = rendered.workload()["spec"]["template"]["spec"]
+    assert pod["automountServiceAccountToken"] is False
+    for container in (*pod["containers"], *pod["initContainers"]):
+        (mount,) = [mount for mount in container["volumeMounts"] if mount["name"] == "api-server"]
+        assert mount == {"name": "api-server", "mountPath": str(SERVICE_ACCOUNT), "readOnly": True}
+    (volume,) = [volume["projected"] for volume in pod["volumes"] if volume["name"] == "api-server"]
+    assert volume["defaultMode"] == 0o440
+    check_pod(rendered)
+    return list(volume["sources"])
+
+
+def test_h58_with_a_pod_certificate_no_pod_has_a_token(helm: Helm, tmp_path: Path) -> None:
+    annotations = 'podCertificate.userAnnotations={"example.org/a": "b"}'
+    rendered = helm.template(*PODS_OWN, *CONSTRAINED, "--set-json", annotations)
+    certificate, ca, namespace = own_files(rendered)
+    assert certificate["podCertificate"] == {
+        "signerName": "kubernetes.io/kube-apiserver-client-pod", "keyType": "ECDSAP256", "maxExpirationSeconds": 86400,
+        "credentialBundlePath": "credential-bundle.pem", "userAnnotations": {"example.org/a": "b"},
+    }  # fmt: skip
+    assert ca["configMap"]["name"] == "kube-root-ca.crt"
+    assert namespace["downwardAPI"]["items"][0]["path"] == "namespace"
+    settings = check_settings(rendered, tmp_path)
+    assert settings.kubernetes.credential_bundle_file == SERVICE_ACCOUNT / "credential-bundle.pem"
+    end = endpoint_of(settings.kubernetes, {"KUBERNETES_SERVICE_HOST": "a"})
+    assert (end.token_file, end.ca_file) == (None, SERVICE_ACCOUNT / "ca.crt")
+    # Such a certificate does not say which pod it is of, and the policy asks for that.
+    check_rules(rendered, "constrained", USERS, GROUPS)
+    assert rendered.of("ValidatingAdmissionPolicy") == []
+    assert own_files(helm.template(*PODS_OWN, *BUNDLE))[1] == {
+        "clusterTrustBundle": {"path": "ca.crt", "signerName": BUNDLE[1].partition("=")[2], "labelSelector": {}}
+    }
+
+
+def test_a_trust_bundle_beside_the_token(helm: Helm) -> None:
+    token, ca, _ = own_files(helm.template("--set", "clusterTrustBundle.name=theirs"))
+    assert token == {"serviceAccountToken": {"path": "token", "expirationSeconds": 3607}}
+    assert ca == {"clusterTrustBundle": {"path": "ca.crt", "name": "theirs"}}
+
+
+def test_a_pod_certificate_where_there_is_its_api(helm: Helm, cluster: Cluster) -> None:
+    """And the API server takes the volume as it is; one that does not know it would leave it out."""
+    assert "podCertificate.enabled: this cluster has no PodCertificateRequest" in helm.refusal(*PODS_OWN[:2])
+    assert "podCertificate.signerName: empty" in helm.refusal(*PODS_OWN, "--set", "podCertificate.signerName=")
+    rendered = helm.template(*PODS_OWN, *BUNDLE, "--set", "workload.kind=Deployment")
+    cluster.ensure_namespace(NAMESPACE)
+    create = ("create", "-n", NAMESPACE, "--dry-run=server", "--validate=strict", "-f", "-", "-o", "json")
+    made = json.loads(cluster.kubectl(*create, input=json.dumps(rendered.workload())).stdout)
+    (volume,) = [one for one in made["spec"]["template"]["spec"]["volumes"] if one["name"] == "api-server"]
+    assert volume["projected"]["sources"][:2] == own_files(rendered)[:2]
+
+
 def test_every_value_in_use(helm: Helm, tmp_path: Path) -> None:
     values = {
         "fullnameOverride": "gate", "relayCA": "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n",
@@ -445,6 +507,8 @@ def test_a_changed_setting_rolls_the_pods(helm: Helm) -> None:
         ("impersonation.serviceAccounts={system:serviceaccount:a:b}", "serviceAccounts"),
         ("session.maxAge=forever", "maxAge"), ("denylist.users={anna}", "users"),
         ("auditSinks.a.kind=ftp", "kind"), ("auditSpool.bytes=1", "bytes"),
+        ("podCertificate.keyType=RSA2048", "keyType"), ("clusterTrustBundle.labelSelector=", "clusterTrustBundle"),
+        ("podCertificate.maxExpirationSeconds=60", "maxExpirationSeconds"),
     ],
 )  # fmt: skip
 def test_the_schema_refuses_by_name(helm: Helm, setting: str, named: str) -> None:
@@ -584,7 +648,9 @@ PATCHES: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-def test_h42_a_pod_may_patch_one_label_of_itself_while_it_is_ended(installer: Helm, cluster: Cluster) -> None:
+def test_h42_a_pod_may_patch_one_label_of_itself_while_it_is_ended(
+    installer: Helm, cluster: Cluster, tmp_path: Path
+) -> None:
     """Asked with the tokens that the pods have (docs/threats.md#H42)."""
     with installer.installed():
         tokens = {name: pod_of_the_account(cluster, name) for name in ("own", "other")}
@@ -612,6 +678,12 @@ def test_h42_a_pod_may_patch_one_label_of_itself_while_it_is_ended(installer: He
         status, text = patch(tokens["other"], "own", LEAVES)
         assert (status, "an agent may patch its own pod alone" in text) == (422, True), text
         assert patch(unbound, "own", LEAVES)[0] == 422
+        # Nor may one with a certificate, which is of the same account and says nothing of a pod (docs/threats.md#H58).
+        bundle = tmp_path / "bundle.pem"
+        bundle.write_bytes(b"".join(cluster.client_certificate(ACCOUNT, ["system:serviceaccounts"])))
+        merge = {"Content-Type": "application/strategic-merge-patch+json"}
+        status, text = answer(cluster, "PATCH", f"{here}/own", LEAVES, merge, bundle)
+        assert (status, "no such key: authentication.kubernetes.io/pod-uid" in text) == (422, True), text
         assert answer(cluster, "DELETE", f"{here}/own", None, {"Authorization": f"Bearer {tokens['own']}"})[0] == 403
         assert patch(tokens["own"], "own", LEAVES)[0] == 200
         for pod in tokens:
@@ -635,11 +707,15 @@ def pod_of_the_account(cluster: Cluster, name: str) -> str:
     return str(cluster.request("POST", path, {"spec": {"boundObjectRef": bound}})["status"]["token"])
 
 
-def answer(cluster: Cluster, method: str, path: str, document: object, headers: dict[str, str]) -> tuple[int, str]:
-    """Ask the API server without the administrator's certificate."""
+def answer(
+    cluster: Cluster, method: str, path: str, document: object, headers: dict[str, str], bundle: Path | None = None
+) -> tuple[int, str]:
+    """Ask the API server without the administrator's certificate. `bundle`: another one, with its key."""
     body = None if document is None else json.dumps(document).encode()
     request = urllib.request.Request(cluster.api_url + path, method=method, data=body, headers=headers)
     context = ssl.create_default_context(cafile=cluster.ca_file)
+    if bundle is not None:
+        context.load_cert_chain(bundle)
     try:
         with urllib.request.urlopen(request, context=context, timeout=30) as done:
             return done.status, done.read().decode()

@@ -12,6 +12,8 @@ import pytest
 import yaml
 
 from arcbridge import __version__
+from arcbridge.agent.kube.apiserver import SERVICE_ACCOUNT
+from arcbridge.settings.flags import AGENT, flags_of
 
 from .rendered import (
     Rendered,
@@ -74,6 +76,26 @@ def test_v22_pods_run_on_nodes_that_are_named(tmp_path: Path) -> None:
     (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(accepted))
     pod = built(tmp_path).workload()["spec"]["template"]["spec"]
     assert pod["nodeSelector"] == {"kubernetes.io/os": "linux"}
+
+
+def test_a_pod_certificate_in_place_of_the_token(tmp_path: Path) -> None:
+    """The component and the chart's values give pods the same files at the same place."""
+    place = os.path.relpath(ROOT / "config/kubernetes", tmp_path.resolve())
+    variant = {
+        "resources": [f"{place}/overlays/impersonation-constrained"],
+        "components": [f"{place}/components/deployment", f"{place}/components/pod-certificate"],
+    }
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(variant))
+    pod = built(tmp_path).workload()["spec"]["template"]["spec"]
+    assert pod["automountServiceAccountToken"] is False
+    (volume,) = [one["projected"] for one in pod["volumes"] if one["name"] == "api-server"]
+    assert [next(iter(source)) for source in volume["sources"]] == ["podCertificate", "configMap", "downwardAPI"]
+    bundle = SERVICE_ACCOUNT / volume["sources"][0]["podCertificate"]["credentialBundlePath"]
+    (flag,) = [flag for flag in flags_of(AGENT) if flag.key == "kubernetes.credential_bundle_file"]
+    for container in (*pod["containers"], *pod["initContainers"]):
+        assert {"name": flag.variable, "value": str(bundle)} in container["env"]
+        mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+        assert mounts["api-server"] == str(SERVICE_ACCOUNT)
 
 
 def test_another_namespace_keeps_what_narrows_the_right_to_patch_pods(tmp_path: Path) -> None:

@@ -17,12 +17,15 @@ from tests.config.helm import AGENT as CHART
 from tests.config.helm import Helm
 from tests.support.cluster import Cluster, Kubectl, Unavailable, require_isolation
 from tests.support.cluster import helm as helm_binary
+from tests.support.pod_signer import PodSigner
 from tests.support.processes import ProcessFailed, require_or_skip
 from tests.support.reports import until
 from tests.support.world import ALICE, CLUSTER_AUDIENCE, ApiServer, Client, World
 
 NAMESPACE = "arcbridge"
 RELEASE = "arcbridge-agent"
+ACCOUNT = f"system:serviceaccount:{NAMESPACE}:{RELEASE}"
+SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 IMAGE = "registry.example.org/arcbridge"
 MINUTES = "--timeout=5m"  # Helm's own
 
@@ -85,7 +88,9 @@ class Place:
 
 
 @contextmanager
-def place(directory: Path, mode: str, nodes: int = 1, *, relay: bool = True) -> Iterator[Place]:
+def place(
+    directory: Path, mode: str, nodes: int = 1, *, relay: bool = True, pod_certificates: bool = False
+) -> Iterator[Place]:
     """Start everything but the agent; without `relay` not the relay either, and its port is that of no process."""
     try:
         require_isolation()
@@ -101,7 +106,13 @@ def place(directory: Path, mode: str, nodes: int = 1, *, relay: bool = True) -> 
         images = {IMAGE: (sys.executable, "-m", "arcbridge")}
         # Those from which `fixed_port` takes the relay's.
         ports = ["--service-node-port-range=15000-32767"]
-        cluster = Cluster(directory=directory / "cluster", images=images, nodes=nodes, extra_args=ports)
+        cluster = Cluster(
+            directory=directory / "cluster",
+            images=images,
+            nodes=nodes,
+            extra_args=ports,
+            pod_certificates=pod_certificates,
+        )
     except Unavailable as error:
         require_or_skip("apiserver", str(error))
     with cluster, World(ApiServer(cluster.api_url), directory=directory / "world") as world:
@@ -153,11 +164,36 @@ def kubectl_of(place: Place, client: Client) -> Kubectl:
     return place.cluster.kubectl_for(kubeconfig=client.kubeconfig)
 
 
+def renew_the_pod_certificate(here: Place, signer: PodSigner, pod: str) -> None:
+    """Look at an agent that has its pod's certificate alone; have the kubelet renew it, and the agent use the new."""
+    there = here.kubectl("exec", pod, "--", "ls", SERVICE_ACCOUNT).split()
+    assert there == ["ca.crt", "credential-bundle.pem", "namespace"], "and no token"
+    ca = here.kubectl("exec", pod, "--", "cat", f"{SERVICE_ACCOUNT}/ca.crt")
+    assert ca.strip() == here.cluster.ca_pem.decode().strip()
+
+    def credentials() -> list[str]:
+        """Return by which credentials the API server has known the agent, in their order."""
+        seen: dict[str, None] = {}
+        for event in here.cluster.audit_events():
+            if event["user"]["username"] == ACCOUNT:
+                seen[event["user"]["extra"]["authentication.kubernetes.io/credential-id"][0]] = None
+        return list(seen)
+
+    before = list(signer.issued)
+    assert before
+    assert credentials()[-1] == before[-1]
+    assert all(one["spec"]["serviceAccountName"] == RELEASE for one in signer.requests)
+    signer.rotate(NAMESPACE)
+    until(lambda: signer.issued != before, "the kubelet has asked for a new one", timeout=60)
+    until(lambda: credentials()[-1] == signer.issued[-1], "the agent uses the new one", timeout=60)
+    assert "credential read again" in here.kubectl("logs", pod)
+
+
 @pytest.mark.timeout(600)
 def test_the_chart_is_installed_rolled_upgraded_and_removed(tmp_path: Path) -> None:
-    """The upgrade changes how the agent impersonates, and the rollback changes it back; under what runs for long:
-    test_rollouts.py."""
-    with place(tmp_path, "legacy") as here:
+    """The upgrade changes how the agent impersonates and what it shows the API server, and the rollback changes both
+    back; under what runs for long: test_rollouts.py."""
+    with place(tmp_path, "legacy", pod_certificates=True) as here, PodSigner(here.cluster) as signer:
         here.helm_does("install")
         first = here.ready_pod()
         # Its credential is in the Secret, where the next pod finds it.
@@ -179,9 +215,16 @@ def test_the_chart_is_installed_rolled_upgraded_and_removed(tmp_path: Path) -> N
         with Loop(alice) as loop:
             # A changed setting rolls the pods, and so does the way back.
             here.mode = "constrained"
-            here.helm_does("upgrade", logLevel="debug")
+            certificate = {
+                "podCertificate": {"enabled": True},
+                "clusterTrustBundle": {"signerName": "kubernetes.io/kube-apiserver-serving"},
+            }
+            here.helm_does("upgrade", logLevel="debug", **certificate)
             second = here.ready_pod()
             assert second != first
+            works()
+            loop.go_on()
+            renew_the_pod_certificate(here, signer, second)
             works()
             loop.go_on()
             assert loop.failures == []

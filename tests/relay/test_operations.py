@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from arcbridge import __version__
 from arcbridge.checks.diagnosis import failed
 from arcbridge.identity.claims import Identity
 from arcbridge.identity.policy import KnownGroups, Policy
@@ -107,6 +108,14 @@ async def test_agents_that_stay() -> None:
     matching = operations(links=links).answer({"ask": "agents", "patterns": ["mun*", 1]})
     assert matching == [row for row in found if row["cluster"] == "munich"]
     assert operations(links=links).answer({"ask": "agents", "patterns": "munich"}) == found
+
+
+def test_what_a_process_serves_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = operations()
+    monkeypatch.setattr(made, "_policy", SimpleNamespace(current=lambda: POLICY, held=None))
+    made.certificate_expires = lambda: 5.0
+    (found,) = made.answer({"ask": "policy"})
+    assert (found["hash"], found["version"], found["certificate_expires"]) == (POLICY.hash, __version__, 5.0)
 
 
 def test_checks() -> None:

@@ -55,6 +55,12 @@ from tests.support.world import fixed_port
 _TESTS = Path(__file__).resolve().parents[1]
 AGENT_MANIFESTS = _TESTS.parent / "config" / "kubernetes" / "overlays" / "impersonation-legacy"
 NODE = "node-1"
+_GATES = "--feature-gates=PodCertificateRequest=true,ClusterTrustBundle=true,ClusterTrustBundleProjection=true"
+_POD_CERTIFICATES = (
+    _GATES,
+    "--runtime-config=certificates.k8s.io/v1beta1=true",
+    "--enable-admission-plugins=NodeRestriction",
+)
 ACTS_AS_ANY = "test-acts-as-any"
 """ClusterRole with which a ServiceAccount may impersonate every user and group."""
 
@@ -82,6 +88,9 @@ class Cluster:
     of this machine that `images` has for its repository. A node that is alone leads from 127.0.0.1 to node ports.
     Raises `Unavailable` where that cannot be. With several `nodes`, `node-1` and on, kube-scheduler chooses among them,
     and node-1 isolates nothing.
+
+    `pod_certificates` switches on PodCertificateRequests and ClusterTrustBundles, which are beta in Kubernetes 1.36,
+    and the authorizer and admission that narrow what a node may ask for. `tests.support.pod_signer` is the signer.
     """
 
     def __init__(
@@ -91,8 +100,10 @@ class Cluster:
         extra_args: Sequence[str] = (),
         images: Mapping[str, Sequence[str]] | None = None,
         nodes: int = 1,
+        pod_certificates: bool = False,
     ) -> None:
         self.binaries = binaries()
+        self._pod_certificates = pod_certificates
         self._images = images
         self._nodes = nodes
         if images is not None:
@@ -130,6 +141,11 @@ class Cluster:
     @property
     def ca_pem(self) -> bytes:
         return self.ca_file.read_bytes()
+
+    @property
+    def client_ca(self) -> trustme.CA:
+        """The CA whose client certificates the API server takes."""
+        return self._client_ca
 
     @property
     def kubeconfig(self) -> Path:
@@ -496,6 +512,7 @@ class Cluster:
             "root-ca-certificate-publisher-controller",
             "disruption-controller",
             "garbage-collector-controller",
+            *(["kube-apiserver-serving-clustertrustbundle-publisher-controller"] if self._pod_certificates else []),
         )
         manager = ManagedProcess(
             [
@@ -503,6 +520,7 @@ class Cluster:
                 f"--kubeconfig={self.kubeconfig}",
                 f"--root-ca-file={self.ca_file}",
                 f"--controllers={','.join(controllers)}",
+                *([_GATES] if self._pod_certificates else []),
                 "--bind-address=127.0.0.1",
                 "--secure-port=0",
                 "--leader-elect=false",
@@ -551,7 +569,8 @@ class Cluster:
             f"--tls-cert-file={where}/apiserver.crt",
             f"--tls-private-key-file={where}/apiserver.key",
             f"--client-ca-file={where}/client-ca.crt",
-            "--authorization-mode=RBAC",
+            f"--authorization-mode={'Node,' if self._pod_certificates else ''}RBAC",
+            *(_POD_CERTIFICATES if self._pod_certificates else []),
             # Without the controllers there is no default service account, and pods would be refused.
             *(["--disable-admission-plugins=ServiceAccount"] if self._images is None else []),
             "--service-account-issuer=https://kubernetes.default.svc.cluster.local",

@@ -2,9 +2,9 @@
 
 Two kinds of TLS connection, never mixed:
 
-* **own**: the agent authenticates itself (its ServiceAccount token in a header, or its client certificate) and
-  impersonates. Requests of different users may follow each other on one HTTP/1.1 connection, because each carries its
-  own impersonation and the connection keeps no state: no cookies, no authentication other than the agent's.
+* **own**: the agent authenticates itself (its ServiceAccount token in a header, its client certificate, or that of its
+  pod) and impersonates. Requests of different users may follow each other on one HTTP/1.1 connection, because each
+  carries its own impersonation and the connection keeps no state: no cookies, no authentication other than the agent's.
 * **bare**: token mode. The agent's client certificate must not be there: kube-apiserver asks x509 before tokens, so
   with it every token-mode request would run as the agent.
 
@@ -26,32 +26,34 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import structlog
 from aiohttp import http_parser
 
+from arcbridge.agent.kube.own_credential import CredentialFiles, OwnCredential, read_credential, stamps
 from arcbridge.agent.kube.response import ResponseHead
 from arcbridge.agent.kube.status import RequestRefusal
 from arcbridge.agent.kube.upstream_pool import UpstreamPool, UpstreamRequest
 from arcbridge.errors import ArcbridgeError, ConfigError
 from arcbridge.settings.config import KubernetesConfig
+from arcbridge.units import rfc3339
 from arcbridge.untrusted_json import read_json
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 REREAD = 10.0
-"""Seconds between two reads of token and CA file; kubelet replaces the projected token long before it expires."""
+"""Seconds between two looks at the files of CA and credential; the kubelet replaces a projected token or certificate
+long before it expires."""
 MAX_ANSWER = 1 << 20
 """Bytes of the answer to a call of the agent's own, unless the call allows more."""
 
+log = structlog.get_logger("arcbridge.agent")
+
 
 @dataclass(frozen=True, slots=True)
-class Endpoint:
+class Endpoint(CredentialFiles):
     """The API server's address (`host` without brackets) and the files that are configured for it."""
 
     host: str
     port: int
-    ca_file: Path | None
-    token_file: Path | None
-    certificate_file: Path | None
-    key_file: Path | None
     impersonable: frozenset[str] | None = None
     """Groups that the agent's own identity may impersonate; None: any."""
 
@@ -68,6 +70,12 @@ def endpoint_of(
     certificate, key = config.client_certificate_file, config.client_key_file
     if (certificate is None) != (key is None):
         raise ConfigError("kubernetes.client_certificate_file and kubernetes.client_key_file belong together")
+    bundle = config.credential_bundle_file
+    if bundle is not None and (config.token_file, certificate) != (None, None):
+        raise ConfigError(
+            "kubernetes.credential_bundle_file: is a whole credential; remove kubernetes.token_file, and "
+            "kubernetes.client_certificate_file with its key"
+        )
     groups = _impersonable(config.impersonate_groups)
     if not config.server:
         host, port = environ.get("KUBERNETES_SERVICE_HOST", ""), environ.get("KUBERNETES_SERVICE_PORT", "443")
@@ -75,8 +83,9 @@ def endpoint_of(
             raise ConfigError("kubernetes.server: missing, and this is not a pod (KUBERNETES_SERVICE_HOST is not set)")
         if not port.isdigit():
             raise ConfigError("KUBERNETES_SERVICE_PORT: not a port number")
-        token, ca_file = config.token_file or service_account / "token", config.ca_file or service_account / "ca.crt"
-        return Endpoint(host, int(port), ca_file, token, certificate, key, groups)
+        ca_file = config.ca_file or service_account / "ca.crt"
+        token = None if bundle is not None else config.token_file or service_account / "token"
+        return Endpoint(ca_file, token, certificate, key, bundle, host, int(port), groups)
     try:
         parts = urlsplit(config.server)
         server, number = parts.hostname, parts.port
@@ -86,9 +95,11 @@ def endpoint_of(
         raise ConfigError("kubernetes.server: must be https://host:port")
     if parts.path not in ("", "/") or parts.query or parts.fragment or "@" in parts.netloc:
         raise ConfigError("kubernetes.server: must be https://host:port and nothing more")
-    if config.token_file is None and certificate is None:
-        raise ConfigError("kubernetes: needs token_file, or client_certificate_file with client_key_file")
-    return Endpoint(server, number or 443, config.ca_file, config.token_file, certificate, key, groups)
+    if config.token_file is None and certificate is None and bundle is None:
+        raise ConfigError(
+            "kubernetes: needs token_file, credential_bundle_file, or client_certificate_file with client_key_file"
+        )
+    return Endpoint(config.ca_file, config.token_file, certificate, key, bundle, server, number or 443, groups)
 
 
 def _impersonable(groups: tuple[str, ...]) -> frozenset[str] | None:
@@ -141,7 +152,7 @@ class ApiServer:
     """Connections to one API server. Made in the event loop; `close()` must be awaited."""
 
     def __init__(self, endpoint: Endpoint, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """Read CA, token and certificate once. Raises ConfigError when one cannot be read."""
+        """Read CA and credential once. Raises ConfigError when a file cannot be read."""
         if http_parser.HttpRequestParser is http_parser.HttpRequestParserPy:
             raise ConfigError(
                 "aiohttp's C parser is missing; its Python one is too lenient to stand before an API server"
@@ -153,12 +164,12 @@ class ApiServer:
         """`host:port` as written in Host."""
         self._clock = clock
         self._looked_at = clock()
-        self._stamp = self._stamps()
-        self._own, self._bare = self._contexts()
-        self._authorization = self._read_authorization()
+        self._stamp = stamps(endpoint)
+        self.credential: OwnCredential = read_credential(endpoint)
+        """What was read last."""
         self.upstream = UpstreamPool(endpoint.host, endpoint.port)
         self.on_rotation: Callable[[], None] = lambda: None
-        """Called when CA, token or certificate were replaced."""
+        """Called when CA or credential were replaced."""
         self.reload_error = ""
         """Why changed files could not be read; empty while all is well."""
 
@@ -167,10 +178,11 @@ class ApiServer:
         a bare one, and where the agent has only a client certificate."""
         if self._clock() - self._looked_at >= REREAD:
             self._reload()
-        return (self._own, self._authorization) if own else (self._bare, "")
+        credential = self.credential
+        return (credential.own, credential.authorization) if own else (credential.bare, "")
 
     def reread(self) -> None:
-        """Read CA, token and certificate at the next use, whenever they were read last."""
+        """Read CA and credential at the next use, whenever they were read last."""
         self._looked_at = -math.inf
 
     async def ask(
@@ -234,52 +246,16 @@ class ApiServer:
     def _reload(self) -> None:
         self._looked_at = self._clock()
         try:
-            stamp = self._stamps()
+            stamp = stamps(self.endpoint)
             if stamp == self._stamp:
                 return
-            own, bare = self._contexts()
-            authorization = self._read_authorization()
+            self.credential = read_credential(self.endpoint)
         except ConfigError as error:
             self.reload_error = error.message  # half-replaced files: the old ones are good for a while yet
             return
-        self._stamp, self._own, self._bare, self._authorization = stamp, own, bare, authorization
+        self._stamp = stamp
         self.reload_error = ""
+        validity = self.credential.validity
+        until = rfc3339(validity[1]) if validity is not None else ""
+        log.info("credential read again", kind=self.credential.kind, until=until)
         self.on_rotation()
-
-    def _stamps(self) -> list[tuple[int, int, int]]:
-        stamps = []
-        end = self.endpoint
-        for path in (end.ca_file, end.token_file, end.certificate_file, end.key_file):
-            if path is not None:
-                try:
-                    stat = os.stat(path)
-                except OSError as error:
-                    raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-                stamps.append((stat.st_mtime_ns, stat.st_size, stat.st_ino))
-        return stamps
-
-    def _contexts(self) -> tuple[ssl.SSLContext, ssl.SSLContext]:
-        end = self.endpoint
-        try:
-            own = ssl.create_default_context(cafile=end.ca_file)
-            bare = ssl.create_default_context(cafile=end.ca_file)
-        except (OSError, ssl.SSLError) as error:
-            raise ConfigError(f"kubernetes.ca_file: {end.ca_file} is not a CA certificate") from error
-        if end.certificate_file is not None and end.key_file is not None:
-            try:
-                own.load_cert_chain(end.certificate_file, end.key_file)
-            except (OSError, ssl.SSLError) as error:
-                raise ConfigError("kubernetes.client_certificate_file and client_key_file do not fit") from error
-        return own, bare
-
-    def _read_authorization(self) -> str:
-        path = self.endpoint.token_file
-        if path is None:
-            return ""
-        try:
-            token = path.read_text(encoding="ascii").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"kubernetes.token_file: {path} cannot be read") from error
-        if not token or any(c.isspace() for c in token):
-            raise ConfigError(f"kubernetes.token_file: {path} holds no token")
-        return f"Bearer {token}"

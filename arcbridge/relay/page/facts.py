@@ -75,6 +75,10 @@ class RelayFact(NamedTuple):
     """Hashes in force; more than one while its processes differ."""
     held: str
     """Hash of the version of the policy that is held back; empty: none is."""
+    versions: tuple[str, ...] = ()
+    """Of its processes; empty where a relay of an earlier version does not say."""
+    certificate_expires: float = 0.0
+    """When the first of its processes' certificates ends, unix seconds; 0 where it does not say."""
 
 
 @dataclass(slots=True)
@@ -262,6 +266,11 @@ def _cluster_fact(row: Row) -> ClusterFact:
     )  # fmt: skip
 
 
+def _is_time(value: object) -> bool:
+    """Return whether another relay's answer is a time that can be written."""
+    return isinstance(value, float) and 0.0 < value < 1e11
+
+
 def _relay_facts(policies: Sequence[Row], agents: Sequence[Row]) -> tuple[RelayFact, ...]:
     """Return the relays whose processes have sent their policy, by address."""
     connections = Counter(str(row.get("relay")) for row in agents)
@@ -272,6 +281,8 @@ def _relay_facts(policies: Sequence[Row], agents: Sequence[Row]) -> tuple[RelayF
         RelayFact(
             address, len(rows), connections[address], tuple(sorted({str(row.get("hash")) for row in rows})),
             next((str(row["held"]) for row in rows if row.get("held")), ""),
+            tuple(sorted({str(row["version"]) for row in rows if row.get("version")})),
+            min((row["certificate_expires"] for row in rows if _is_time(row.get("certificate_expires"))), default=0.0),
         )
         for address, rows in sorted(found.items())
     )  # fmt: skip

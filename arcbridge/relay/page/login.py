@@ -44,6 +44,8 @@ from arcbridge.untrusted_json import read_json_object
 CALLBACK: Final = "/page/callback"
 LOGIN_LIFE: Final = 600
 """Seconds that a person may take at the issuer."""
+MOST_LOGINS: Final = 5
+"""Logins that one browser may have begun at a time, each in a tab of its own; the oldest is forgotten first."""
 MOST_COOKIE: Final = 3800
 """Characters of a cookie's value; browsers keep 4096 bytes of name and value."""
 DISCOVERED: Final = 300.0
@@ -91,6 +93,7 @@ class CookieSeal:
 class BegunLogin(NamedTuple):
     """A login that was begun in this browser, and to which the issuer's answer belongs."""
 
+    state: str
     nonce: str
     proof: str
     """The verifier of RFC 7636."""
@@ -136,8 +139,9 @@ class PageLogin:
         """End what is asked of the issuer."""
         await cancel_and_wait(*self._discoveries)
 
-    async def begin(self) -> tuple[str, str]:
-        """Return the issuer's address for a new login, and the cookie by which it is known when it ends."""
+    async def begin(self, cookie: str = "") -> tuple[str, str]:
+        """Return the issuer's address for a new login, and the cookie by which it is known when it ends. `cookie`: what
+        the browser has of logins that other tabs have begun."""
         document = await self._discover()
         state, nonce, proof = (secrets.token_urlsafe(32) for _ in range(3))
         challenge = base64.urlsafe_b64encode(hashlib.sha256(proof.encode()).digest()).rstrip(b"=").decode()
@@ -152,20 +156,27 @@ class PageLogin:
             "code_challenge_method": "S256",
         }
         url = document["authorization_endpoint"]
-        cookie = self._seal.seal({"state": state, "nonce": nonce, "proof": proof}, self._clock())
-        return f"{url}{'&' if '?' in url else '?'}{urlencode(query)}", cookie
+        new = {"state": state, "nonce": nonce, "proof": proof, "at": int(self._clock())}
+        return f"{url}{'&' if '?' in url else '?'}{urlencode(query)}", self._sealed([*self._begun(cookie), new])
 
     def recognise(self, cookie: str, answer: Mapping[str, str]) -> BegunLogin:
         """Return the login to which the issuer's answer, through the browser, belongs. Raises `Unauthenticated`; the
         issuer is not asked."""
-        begun = self._seal.open(cookie, LOGIN_LIFE, self._clock())
-        if begun is None:
+        logins = self._begun(cookie)
+        if not logins:
             raise Unauthenticated(f"this login was not begun in this browser, or it took too long: {_AGAIN}")
         if any(len(value) > MOST_PARAMETER for value in answer.values()):
             raise Unauthenticated(f"the issuer's answer is too long: {_AGAIN}")
-        if not hmac.compare_digest(answer.get("state", "").encode(), str(begun["state"]).encode()):
-            raise Unauthenticated(f"the answer belongs to another login: {_AGAIN}")
-        return BegunLogin(str(begun["nonce"]), str(begun["proof"]), answer)
+        state = answer.get("state", "").encode()
+        for one in logins:
+            if hmac.compare_digest(state, one["state"].encode()):
+                return BegunLogin(one["state"], one["nonce"], one["proof"], answer)
+        raise Unauthenticated(f"the answer belongs to another login: {_AGAIN}")
+
+    def without(self, cookie: str, ended: BegunLogin) -> str:
+        """Return the cookie with the logins that other tabs have begun; empty where there are none."""
+        others = [one for one in self._begun(cookie) if one["state"] != ended.state]
+        return self._sealed(others) if others else ""
 
     async def finish(self, begun: BegunLogin) -> Identity:
         """Return who has logged in. Raises `Unauthenticated`, and `Unreachable` where the issuer does not answer."""
@@ -173,6 +184,15 @@ class PageLogin:
             return await self._identity(begun)
 
     # -- inside ----------------------------------------------------------------------------------------------------
+
+    def _begun(self, cookie: str) -> list[dict[str, Any]]:
+        """Return the logins of a cookie that may still end; a cookie of an earlier version has none."""
+        now = self._clock()
+        logins = (self._seal.open(cookie, LOGIN_LIFE, now) or {}).get("logins", ())
+        return [one for one in logins if now - one["at"] < LOGIN_LIFE]
+
+    def _sealed(self, logins: list[dict[str, Any]]) -> str:
+        return self._seal.seal({"logins": logins[-MOST_LOGINS:]}, self._clock())
 
     async def _identity(self, begun: BegunLogin) -> Identity:
         answer, document = begun.answer, await self._discover()

@@ -295,7 +295,7 @@ class PageSite:
 
     async def _begin(self, request: web.Request) -> web.Response:
         self._spend_login(request)
-        url, cookie = await self._login.begin()
+        url, cookie = await self._login.begin(request.cookies.get(LOGIN_COOKIE, ""))
         answer = _led(url)
         _set(answer, LOGIN_COOKIE, cookie, LOGIN_LIFE)
         return answer
@@ -303,10 +303,11 @@ class PageSite:
     async def _finish(self, request: web.Request) -> web.Response:
         self._spend_login(request)
         source, identity, outcome = address_of(request), None, "failed"
+        logins = request.cookies.get(LOGIN_COOKIE, "")
         begun: BegunLogin | None = None
         try:
             # What was not begun here holds no other login up.
-            begun = self._login.recognise(request.cookies.get(LOGIN_COOKIE, ""), dict(request.query))
+            begun = self._login.recognise(logins, dict(request.query))
             identity = await self._in_turn(begun)
             self._judged(identity)
             answer = _led("/page")
@@ -326,7 +327,10 @@ class PageSite:
         finally:
             self.logins[outcome] += 1
         if begun is not None:  # else another site may have led here while a login is under way
-            answer.del_cookie(LOGIN_COOKIE, path="/", secure=True, httponly=True, samesite="Lax")
+            if others := self._login.without(logins, begun):
+                _set(answer, LOGIN_COOKIE, others, LOGIN_LIFE)
+            else:
+                answer.del_cookie(LOGIN_COOKIE, path="/", secure=True, httponly=True, samesite="Lax")
         return answer
 
     async def _in_turn(self, begun: BegunLogin) -> Identity:

@@ -24,6 +24,7 @@ from arcbridge.relay.page.changes import AuditedChange
 from arcbridge.relay.page.facts import ClusterFact, Facts, RelayFact, make_room
 from arcbridge.relay.page.lookups import RuleReach, UserReach
 from arcbridge.relay.page.words import DEGRADED, DOWN, NEVER, SERVING, STATES
+from arcbridge.settings.named_files import SOON
 from arcbridge.units import rfc3339
 
 MOST_BYTES: Final = 24_000
@@ -152,7 +153,7 @@ def _failure(facts: Facts) -> str:
 
 def _relays(facts: Facts) -> str:
     findings = _bounded(map(_finding, facts.findings), MOST_PART, "findings: `arcbridge --role relay doctor`")
-    rows = _bounded((_relay(one) for one in facts.relays), MOST_PART, "relays")
+    rows = _bounded((_relay(one, facts.at) for one in facts.relays), MOST_PART, "relays")
     return (
         f'{_failure(facts)}<section aria-labelledby="h-relays"><h2 id="h-relays">Relays</h2>'
         f"{f'<ul>{findings}</ul>' if findings else '<p>The self-checks of this relay find nothing wrong.</p>'}"
@@ -171,7 +172,7 @@ def _finding(row: Row) -> str:
     )
 
 
-def _relay(one: RelayFact) -> str:
+def _relay(one: RelayFact, now: float) -> str:
     processes = f", {one.processes} processes" if one.processes > 1 else ""
     policy = f"policy {_text(', '.join(one.policies))}"
     held = (
@@ -179,7 +180,13 @@ def _relay(one: RelayFact) -> str:
         if one.held
         else ""
     )
-    return f"<li><b>{_name(one.address)}</b>{processes}: {_count(one.connections, 'agent')}, {policy}{held}</li>"
+    known = [f"version {_text(', '.join(one.versions))}"] if one.versions else []
+    if one.certificate_expires:
+        until = f"certificate until {_day(one.certificate_expires)}"
+        soon = one.certificate_expires - now < SOON
+        known.append(f'<span class="s bad"><span aria-hidden="true">!</span> {until}</span>' if soon else until)
+    known += [_count(one.connections, "agent"), policy]
+    return f"<li><b>{_name(one.address)}</b>{processes}: {', '.join(known)}{held}</li>"
 
 
 def _summary(own: Sequence[ClusterFact]) -> str:

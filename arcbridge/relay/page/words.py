@@ -48,7 +48,7 @@ api_ca: the agent does not trust its API server's certificate
 api_unreachable: the agent does not reach its API server
     check kubernetes.server, that the API server runs, and network policies
 agent_credential: the API server does not accept the agent's own credential
-    check kubernetes.token_file and that its ServiceAccount exists
+    check kubernetes.token_file or credential_bundle_file, and that its ServiceAccount exists
 impersonation: the agent may not act as users, so that every request is refused
     install the agent's chart, or config/kubernetes, of this version: it has the rules
 impersonation_attributes: the agent may not send an attribute that the authentication file maps

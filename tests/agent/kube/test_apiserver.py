@@ -27,6 +27,12 @@ def test_in_cluster(tmp_path: Path) -> None:
     assert end.token_file == tmp_path / "token"
 
 
+def test_in_cluster_by_a_pod_certificate(tmp_path: Path) -> None:
+    bundle = tmp_path / "credential-bundle.pem"
+    end = endpoint_of(KubernetesConfig(credential_bundle_file=bundle), {"KUBERNETES_SERVICE_HOST": "a"}, tmp_path)
+    assert (end.bundle_file, end.token_file, end.ca_file) == (bundle, None, tmp_path / "ca.crt")
+
+
 def test_by_settings() -> None:
     end = endpoint_of(KubernetesConfig(server="https://api.example", token_file=TOKEN), {})
     assert end.authority == "api.example:443"
@@ -54,6 +60,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"server": "https://a:x", "token_file": TOKEN}, "kubernetes.server"),
     ({"server": "https://a"}, "needs token_file"),
     ({"server": "https://a", "client_key_file": TOKEN}, "belong together"),
+    ({"server": "https://a", "credential_bundle_file": TOKEN, "token_file": TOKEN}, "is a whole credential"),
     ({"server": "https://a", "token_file": TOKEN, "impersonate_groups": ("*", "dev")}, "kubernetes.impersonate_groups"),
     ({"server": "https://a", "token_file": TOKEN, "impersonate_groups": ("",)}, "kubernetes.impersonate_groups"),
 ]

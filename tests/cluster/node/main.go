@@ -31,6 +31,7 @@ import (
 
 	"golang.org/x/sys/unix"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/cri-streaming/pkg/streaming/portforward"
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
@@ -97,6 +98,11 @@ func (n *node) run(ctx context.Context, kubeconfig, certFile, keyFile, clientCA 
 	}
 	config.QPS = -1 // no client-side queue: a test that adds fifty pods should not wait for it
 	if n.client, err = kubernetes.NewForConfig(config); err != nil {
+		return err
+	}
+	kubelet := rest.CopyConfig(config)
+	kubelet.Impersonate = rest.ImpersonationConfig{UserName: "system:node:" + n.name, Groups: []string{"system:nodes"}}
+	if n.kubelet, err = kubernetes.NewForConfig(kubelet); err != nil {
 		return err
 	}
 	certificate, err := tls.LoadX509KeyPair(certFile, keyFile)

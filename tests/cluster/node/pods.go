@@ -36,6 +36,7 @@ type node struct {
 	images  map[string][]string
 	apiPort int
 	client  kubernetes.Interface
+	kubelet kubernetes.Interface // with the rights of a node alone
 
 	mu   sync.Mutex
 	pods map[string]*pod // by namespace/name

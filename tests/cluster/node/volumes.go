@@ -91,13 +91,14 @@ func (r *refresher) run(ctx context.Context, report func(error)) {
 
 // files is one volume whose files come from the API server.
 type files struct {
-	node      *node
-	pod       *core.Pod
-	volume    core.Volume
-	directory string
-	written   map[string]file
-	token     map[string]token
-	number    int
+	node        *node
+	pod         *core.Pod
+	volume      core.Volume
+	directory   string
+	written     map[string]file
+	token       map[string]token
+	certificate map[string]issued
+	number      int
 }
 
 type token struct {
@@ -213,6 +214,10 @@ func (f *files) projected(ctx context.Context, found map[string]file, source cor
 		return f.downward(found, source.DownwardAPI.Items, mode)
 	case source.ServiceAccountToken != nil:
 		return f.serviceAccountToken(ctx, found, source.ServiceAccountToken, mode)
+	case source.PodCertificate != nil:
+		return f.podCertificate(ctx, found, source.PodCertificate, mode)
+	case source.ClusterTrustBundle != nil:
+		return f.clusterTrustBundle(ctx, found, source.ClusterTrustBundle, mode)
 	}
 	return fmt.Errorf("this node has no projected volumes of its kind")
 }

@@ -36,8 +36,9 @@ class World:
                 {**AGENT, "cluster": "b", "relay": "r2", "failing": "audit:audit"},
             ],
             "policy": [
-                *({"relay": "r1", "worker": n, "hash": "h1", "held": ""} for n in (0, 1)),
-                {"relay": "r2", "worker": None, "hash": "h2", "held": "h3"},
+                *({"relay": "r1", "worker": n, "hash": "h1", "held": "", "version": "2", "certificate_expires": 9.0 + n}
+                  for n in (0, 1)),
+                {"relay": "r2", "worker": None, "hash": "h2", "held": "h3", "certificate_expires": 1e300},
             ],
             "checks": [
                 {"state": "ok", "hop": "registry", "detail": "", "worker": 0},
@@ -87,7 +88,9 @@ async def test_the_sums_are_those_of_cluster_list(tmp_path: Path) -> None:
         assert [(one.name, one.judged.state, one.agents) for one in facts.clusters] == [
             ("b", "degraded", 1), ("c", "never seen", 0), ("a", "serving", 1)
         ]  # fmt: skip
-        assert [tuple(one) for one in facts.relays] == [("r1", 2, 1, ("h1",), ""), ("r2", 1, 2, ("h2",), "h3")]
+        assert [tuple(one) for one in facts.relays] == [
+            ("r1", 2, 1, ("h1",), "", ("2",), 9.0), ("r2", 1, 2, ("h2",), "h3", (), 0.0)
+        ]  # fmt: skip
         assert [(row["hop"], row["workers"]) for row in facts.findings] == [("policy", [1]), ("descriptors", [0, 1])]
         assert (facts.of(["a", "b"])[0].name, len(facts.of(["*"])), facts.changes) == ("b", 3, None)
 

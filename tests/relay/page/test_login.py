@@ -18,7 +18,7 @@ from arcbridge.identity.claims import Identity
 from arcbridge.identity.policy import Policy
 from arcbridge.identity.verifier import Acceptance, TokenVerifier
 from arcbridge.relay.page import login
-from arcbridge.relay.page.login import FAILED, LOGIN_LIFE, MOST_COOKIE, CookieSeal, PageLogin, PageSessions
+from arcbridge.relay.page.login import FAILED, LOGIN_LIFE, MOST_COOKIE, MOST_LOGINS, CookieSeal, PageLogin, PageSessions
 from tests.relay.page.page_station import ADMINS, CLIENT, CONFIG, ISSUER, REDIRECT, MemoryIssuer, login_of
 from tests.support.clock import Clock
 
@@ -103,6 +103,37 @@ async def test_k10_an_answer_of_another_login_is_refused() -> None:
     attempt.clock.now += LOGIN_LIFE + 1
     await attempt.refused("took too long")
     assert len(attempt.issuer.requests) == 1
+
+
+async def test_k10_each_tab_ends_the_login_that_it_has_begun() -> None:
+    """docs/threats.md#K10: a second tab breaks no first one, and what is kept of them is bounded."""
+    attempt = await Attempt().begin()
+    cookie, asked = attempt.cookie, [attempt.asked]
+    for _ in range(MOST_LOGINS + 20):
+        url, cookie = await attempt.login.begin(cookie)
+        asked.append(dict(urllib.parse.parse_qsl(urllib.parse.urlsplit(url).query)))
+        assert len(cookie) < MOST_COOKIE / 2
+        attempt.clock.now += 1
+    attempt.cookie = cookie
+    for one in asked[:-MOST_LOGINS]:
+        await attempt.refused("another login", state=one["state"])
+    for one in (asked[-1], *asked[-MOST_LOGINS:-1]):
+        attempt.issuer.nonce = one["nonce"]
+        begun = attempt.login.recognise(attempt.cookie, {**attempt.answer, "state": one["state"]})
+        assert (await attempt.login.finish(begun)).username == "chief"
+        attempt.cookie = attempt.login.without(attempt.cookie, begun)
+        if attempt.cookie:
+            await attempt.refused("another login", state=one["state"])
+    assert attempt.cookie == ""
+
+
+async def test_a_later_tab_makes_no_login_live_longer() -> None:
+    attempt = await Attempt().begin()
+    attempt.clock.now += LOGIN_LIFE - 1
+    _, attempt.cookie = await attempt.login.begin(attempt.cookie)
+    attempt.login.recognise(attempt.cookie, attempt.answer)
+    attempt.clock.now += 1
+    await attempt.refused("another login")
 
 
 async def test_k10_an_answer_of_another_issuer_or_for_another_client_is_refused() -> None:

@@ -81,6 +81,7 @@ async def test_the_way_in_and_out(station: PageRelay) -> None:
         cookie = answer.headers["Set-Cookie"]
     for word in (f"{LOGIN_COOKIE}=", "HttpOnly", "Secure", "SameSite=Lax", "Path=/", "Max-Age=600"):
         assert word in cookie
+    station.kept.clear()  # what another tab has begun waits for its end
     assert await station.log_in("chief") == (303, "")
     assert station.kept.keys() == {SESSION_COOKIE}
     async with station.asked("/page") as answer:
@@ -118,6 +119,15 @@ async def test_k10_a_link_of_another_site_breaks_no_login(station: PageRelay) ->
         assert LOGIN_COOKIE in station.kept, query
     assert (await station.text(f"{CALLBACK}?code=x&state={state}&iss={ISSUER}", **CAME_BACK))[0] == 303
     assert station.kept.keys() == {SESSION_COOKIE}
+
+
+async def test_two_tabs_log_in_one_after_the_other(station: PageRelay) -> None:
+    station.issuer.user = "chief"
+    first, second = await station.begin(), await station.begin()
+    for asked, kept in ((first, {LOGIN_COOKIE, SESSION_COOKIE}), (second, {SESSION_COOKIE})):
+        station.issuer.nonce = asked["nonce"]
+        assert (await station.text(f"{CALLBACK}?code=x&state={asked['state']}&iss={ISSUER}", **CAME_BACK))[0] == 303
+        assert station.kept.keys() == kept
 
 
 async def test_k11_each_sees_what_is_theirs(station: PageRelay) -> None:

@@ -44,7 +44,7 @@ def worst() -> Facts:
     return Facts(
         NOW,
         tuple(cluster(name, DOWN, *faults) for name in names),
-        tuple(RelayFact(HOSTILE, 3, 10_000, (HOSTILE,) * 9, HOSTILE) for _ in range(500)),
+        tuple(RelayFact(HOSTILE, 3, 10_000, (HOSTILE,) * 9, HOSTILE, (HOSTILE,) * 3, NOW) for _ in range(500)),
         tuple({"state": "failed", "hop": HOSTILE, "detail": HOSTILE * 9, "remedy": HOSTILE, "workers": [*range(64)]}
               for _ in range(50)),
         ChangeList((record,) * 200, (record,) * 20, 10**9, HOSTILE),
@@ -113,6 +113,18 @@ def test_the_worst_come_first_and_each_state_has_its_words() -> None:
     assert '<th scope="row"><a id="c-d" href="/page?cluster=d">' in text
     assert "2 clusters: 2 serving." in rendered(Facts(NOW, (cluster("a"), cluster("b"))))
     assert "0 clusters: none." in rendered(Facts(NOW))
+
+
+def test_a_relay_has_its_version_and_its_certificates_end() -> None:
+    relays = (
+        RelayFact("a:443", 2, 3, ("h",), "", ("1.0", "1.1"), NOW + 30 * 86400),
+        RelayFact("b:443", 1, 0, ("h",), "k", ("1.1",), NOW + 86400),
+        RelayFact("c:443", 1, 1, ("h",), ""),
+    )
+    text = re.sub(r"</?(?:b|time|span)[^>]*>", "", rendered(Facts(NOW, relays=relays)))
+    assert "<li>a:443, 2 processes: version 1.0, 1.1, certificate until 2030-04-16, 3 agents, policy h</li>" in text
+    assert "version 1.1, ! certificate until 2030-03-18, 0 agents, policy h ! version k is held back</li>" in text
+    assert "<li>c:443: 1 agent, policy h</li>" in text, "one of an earlier version says neither"
 
 
 def test_a_filter_and_what_is_old_or_missing() -> None:

@@ -36,10 +36,63 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 
 {{- /* The instance label of a pod of a DaemonSet that drains: its own selector does not match it. Empty: pods keep theirs. Only
 where the API server has the policy that narrows the right to do so, and not as the account `default`: that policy is about each pod
-update by the agent's account, which other pods have too then. */ -}}
+update by the agent's account, which other pods have too then. Nor with a pod certificate, which does not say to the API server which
+pod it is of, so that the policy would refuse each pod. */ -}}
 {{- define "agent.drainingInstance" -}}
-{{- if and .Values.workload.leaveWhileDraining (eq .Values.workload.kind "DaemonSet") .Values.rbac.create (ne (include "agent.serviceAccount" .) "default") (semverCompare ">=1.30.0-0" .Capabilities.KubeVersion.Version) }}
+{{- if and .Values.workload.leaveWhileDraining (eq .Values.workload.kind "DaemonSet") .Values.rbac.create (ne (include "agent.serviceAccount" .) "default") (not .Values.podCertificate.enabled) (semverCompare ">=1.30.0-0" .Capabilities.KubeVersion.Version) }}
 {{- printf "%s-draining" .Release.Name }}
+{{- end }}
+{{- end }}
+
+{{- /* The volume at the usual place of a ServiceAccount's files, where the chart makes it and not the admission plugin. */ -}}
+{{- define "agent.apiServerVolume" -}}
+{{- $certificate := .Values.podCertificate }}
+{{- if $certificate.enabled }}
+{{- if not (or (.Capabilities.APIVersions.Has "certificates.k8s.io/v1/PodCertificateRequest") (.Capabilities.APIVersions.Has "certificates.k8s.io/v1beta1/PodCertificateRequest")) }}
+{{- fail "podCertificate.enabled: this cluster has no PodCertificateRequest (Kubernetes 1.37, or 1.35 with the feature gate of that name and certificates.k8s.io/v1beta1). Set it to false: the agent uses its ServiceAccount's token then. For `helm template` name the API with --api-versions" }}
+{{- end }}
+{{- if not $certificate.signerName }}
+{{- fail "podCertificate.signerName: empty. Name the signer whose certificates this API server takes (--client-ca-file); Kubernetes runs none of its own" }}
+{{- end }}
+{{- end }}
+{{- if or $certificate.enabled .Values.clusterTrustBundle }}
+- name: api-server
+  projected:
+    defaultMode: 0440
+    sources:
+      {{- if $certificate.enabled }}
+      - podCertificate:
+          signerName: {{ $certificate.signerName }}
+          keyType: {{ $certificate.keyType }}
+          maxExpirationSeconds: {{ int64 $certificate.maxExpirationSeconds }}
+          credentialBundlePath: credential-bundle.pem
+          {{- with $certificate.userAnnotations }}
+          userAnnotations:
+            {{- toYaml . | nindent 12 }}
+          {{- end }}
+      {{- else }}
+      - serviceAccountToken:
+          path: token
+          expirationSeconds: 3607
+      {{- end }}
+      {{- if .Values.clusterTrustBundle }}
+      - clusterTrustBundle:
+          path: ca.crt
+          {{- with .Values.clusterTrustBundle.name }}
+          name: {{ . }}
+          {{- end }}
+          {{- with .Values.clusterTrustBundle.signerName }}
+          signerName: {{ . }}
+          # Without a selector none would match.
+          labelSelector: {{ toJson (default dict $.Values.clusterTrustBundle.labelSelector) }}
+          {{- end }}
+      {{- else }}
+      - configMap:
+          name: kube-root-ca.crt
+          items: [{key: ca.crt, path: ca.crt}]
+      {{- end }}
+      - downwardAPI:
+          items: [{path: namespace, fieldRef: {fieldPath: metadata.namespace}}]
 {{- end }}
 {{- end }}
 
