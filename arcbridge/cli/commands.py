@@ -440,6 +440,7 @@ COMMANDS = (
             Flag("--overwrite", "replace the registry or CA that is there; its revocations stay"),
             Flag("--settings DIR", "write the settings files in it to this directory, too"),
             Flag("--show", "say what it contains, and change nothing"),
+            Flag("--yes", "restore although relays of the fleet run"),
             Argument("file", "a file that `backup` has written", kind="files"),
             "arcbridge restore --show relay.backup  # what is in it?",
             "arcbridge restore relay.backup.age --identity key.txt",
