@@ -346,6 +346,7 @@ COMMANDS = (
             "policy explain = policy:explain",
             "say which rule lets a user reach a cluster, or which is nearest; exit code 1 where none does",
             Flag("--groups GROUP…", "groups of the user, separated by commas (default: those of the last token)"),
+            Flag("--actor NAME", "the program that acts for the user (default: none does)"),
             TEXT_OUTPUT,
             Argument(
                 "name",
