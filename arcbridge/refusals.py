@@ -39,6 +39,7 @@ class RefusalRule(StrEnum):
     TOKEN_AUD_FORBIDDEN = "token.aud.forbidden"
     CLAIMS_RULE = "claims.rule"
     CLAIMS_SUB = "claims.sub"
+    CLAIMS_ACT = "claims.act"
     CLAIMS_USERNAME = "claims.username"
     CLAIMS_USERNAME_CHARACTERS = "claims.username.characters"
     CLAIMS_USERNAME_SYSTEM = "claims.username.system"

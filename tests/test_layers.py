@@ -77,6 +77,9 @@ MUTUAL: dict[frozenset[str], str] = {
     frozenset({"arcbridge.agent.sessions", "arcbridge.agent.agent_session"}): (
         "all sessions make each session, which calls them back; it imports their name for annotations alone"
     ),
+    frozenset({"arcbridge.agent.accounts", "arcbridge.agent.actor_accounts"}): (
+        "the accounts import those of actors with the first actor; these have the names of limits from there"
+    ),
     frozenset({"arcbridge.mux.session", "arcbridge.mux.connection", "arcbridge.mux.stream"}): (
         "a session makes its connections and streams, which call it back; they import its name for annotations alone"
     ),

@@ -55,7 +55,7 @@ WITHOUT_MODULE: dict[str, str] = {
 # Tests of one module in several files, one for each matter: tests/agent/test_sessions_limits.py belongs to sessions.py.
 CUT: dict[str, tuple[str, ...]] = {
     "agent/accounts": ("loop",),
-    "agent/sessions": ("bound_tokens", "limits", "restrictions", "resumption", "revocation"),
+    "agent/sessions": ("actors", "bound_tokens", "limits", "restrictions", "resumption", "revocation"),
     "agent/kube/proxy": ("audit", "hostile", "walk"),
     "client/credentials/login": ("mixup", "tokens"),
     "client/session/resumable_session": ("moving",),

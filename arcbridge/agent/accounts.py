@@ -17,7 +17,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
 from enum import StrEnum
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from arcbridge.agent.audit.budget import AuditBudget
 from arcbridge.agent.seats import Seats
@@ -30,6 +30,9 @@ from arcbridge.settings.config import AgentLimitsConfig, LimitsOverrideConfig
 from arcbridge.units import size
 from arcbridge.wire.backlog import Backlog
 from arcbridge.wire.limits import DEFAULT
+
+if TYPE_CHECKING:
+    from arcbridge.agent.actor_accounts import ActorAccount, ActorAccounts
 
 MAX_REMEMBERED = 2000
 """Accounts without a session that are kept; beyond it the one that ended first is forgotten."""
@@ -95,6 +98,10 @@ class Limit(StrEnum):
     LOOP_SHARE = "loop_share"
     AGENT_REQUESTS = "agent_requests"
     """The requests of all users together (`agent.kube.attempt.MAX_IN_FLIGHT`)."""
+    ACTOR_SESSIONS = "actor_sessions"
+    """Of one actor, over all users (`limits.actors`); so are the next two."""
+    ACTOR_REQUESTS_PER_SECOND = "actor_requests_per_second"
+    ACTOR_CONCURRENT_REQUESTS = "actor_concurrent_requests"
 
 
 class LimitReached(OverLimit):
@@ -118,6 +125,9 @@ def check_limits(config: AgentLimitsConfig) -> None:
     for kind, tables in (("groups", config.groups), ("users", config.users)):
         for name, table in tables.items():
             _check_table(f'limits.{kind}."{name}"', table)
+    for name, limits in config.actors.items():
+        if min(limits.sessions, limits.requests_per_second, limits.concurrent_requests) < 0:
+            raise ConfigError(f'limits.actors."{name}": each must be 0, for no limit, or above')
     if config.agent_connects_per_second < 0:
         raise ConfigError("limits.agent_connects_per_second: must be 0, for no limit, or above")
     if config.agent_warm_connections < 0:
@@ -131,7 +141,7 @@ def limits_of(config: AgentLimitsConfig, identity: Identity) -> AgentLimitsConfi
     user = config.users.get(identity.username)
     groups = [config.groups[name] for name in identity.groups if name in config.groups]
     own = {name: _value(name, config, user, groups) for name in _NAMES}
-    return replace(config, **own, groups={}, users={})
+    return replace(config, **own, groups={}, users={}, actors={})
 
 
 class AccountSession(Protocol):
@@ -428,6 +438,8 @@ class Accounts:
         """Refusals by limit, of all users."""
         self.paced_seconds = {"to_cluster": 0.0, "to_user": 0.0}
         """Seconds that bytes over their users' bytes per second take at that rate, by direction."""
+        self.actors: ActorAccounts | None = None
+        """What actors hold; None: no session has had one."""
 
     def __len__(self) -> int:
         """Users with at least one session."""
@@ -444,9 +456,19 @@ class Accounts:
         account.members.add(member)
         return account
 
+    def enter_actor(self, name: str, member: AccountSession) -> ActorAccount:
+        """Return the account of an actor with `member` in it, which `ActorAccount.leave` ends."""
+        if self.actors is None:
+            from arcbridge.agent.actor_accounts import ActorAccounts
+
+            self.actors = ActorAccounts(self.config.actors, self.monotonic)
+        return self.actors.enter(name, member)
+
     def change(self, config: AgentLimitsConfig) -> None:
         """Count by these limits from now on; what was taken stays taken."""
         self.config = config
+        if self.actors is not None:
+            self.actors.change(config.actors)
         self.relays.change(config.loop_share / 100, time.monotonic())
         for account in (*self._present.values(), *self._retired.values()):
             account.change_limits(limits_of(config, account.identity))
@@ -496,6 +518,12 @@ _REACHED: dict[Limit, str] = {
     Limit.LOOP_SHARE: "what you send takes more than the {limits.loop_share} % of the agent's time that one user may "
     "take while others wait; run fewer or smaller commands at once, or {ask}",
     Limit.AGENT_REQUESTS: "the agent has too many requests under way; try again shortly",
+    Limit.ACTOR_SESSIONS: "the program that acts for you has as many sessions at this agent as it may have, over all "
+    "users; end some of them, or {ask}",
+    Limit.ACTOR_REQUESTS_PER_SECOND: "the program that acts for you sends more requests a second than it may, over all "
+    "users; run fewer commands at once, or {ask}",
+    Limit.ACTOR_CONCURRENT_REQUESTS: "the program that acts for you has as many requests under way as it may, over all "
+    "users; end watches and commands that it does not need, or {ask}",
 }
 
 

@@ -61,6 +61,7 @@ AUTH_OK_ROOM = 3500
 """Bytes of AUTH_OK, whose frame has at most 4 KiB, for the user's name and the list of targets."""
 
 _OTHER = "the session was asked for again with other restrictions than those that it began with"
+_OTHER_ACTOR = "the session was asked for again through another actor, or without the one that it began with"
 _CODES = (
     (Unauthenticated, GoawayCode.UNAUTHENTICATED),
     (AccessRevoked, GoawayCode.REVOKED),
@@ -119,6 +120,11 @@ class AgentSession(BaseHandler):
     def restrictions(self) -> SessionRestrictions | None:
         """What the session gave up of its user's rights; None: nothing."""
         return self._caller.restrictions if self._caller is not None else None
+
+    @property
+    def actor(self) -> str:
+        """The program that acts for the session's user; empty: the user alone."""
+        return self._caller.identity.actor if self._caller is not None else ""
 
     @property
     def judged(self) -> bool:
@@ -326,12 +332,15 @@ class AgentSession(BaseHandler):
         identity, sessions = found.identity, self._sessions
         account = sessions.accounts.enter(identity, self)
         caller = Caller(self._join_id, identity, account, found.restrictions, found.token_mode, found.proved_key)
-        if account.has_too_many_sessions() and not sessions.evict_detached(account):
-            sessions.counters.refused += 1
-            self._report(caller, Limit.SESSIONS)
-            session.close(GoawayCode.LIMIT, account.explain(Limit.SESSIONS).message)
-            self._leave(caller)
-            return False
+        if identity.actor:
+            caller.actor = sessions.accounts.enter_actor(identity.actor, self)
+        for one, limit in ((account, Limit.SESSIONS), (caller.actor, Limit.ACTOR_SESSIONS)):
+            if one is not None and one.has_too_many_sessions() and not sessions.evict_detached(one):
+                sessions.counters.refused += 1
+                self._report(caller, limit)
+                session.close(GoawayCode.LIMIT, account.explain(limit).message)
+                self._leave(caller)
+                return False
         if not sessions.admit(self):
             sessions.counters.refused += 1
             self._log.warning("session refused", reason="the agent is at a limit", user=identity.username)
@@ -354,6 +363,7 @@ class AgentSession(BaseHandler):
             groups=len(identity.groups),
             mode=mode,
             bound=identity.binding.kind.value,
+            **({"actor": identity.actor} if identity.actor else {}),
             **({} if found.restrictions is None else {"restricted": " ".join(found.restrictions.words)}),
         )
         session_id, secret = os.urandom(16), os.urandom(16)
@@ -370,6 +380,10 @@ class AgentSession(BaseHandler):
         if found.identity.subject != caller.identity.subject or found.token_mode != caller.token_mode:
             self._log.warning("session refused", reason="renewed with the token of another subject")
             session.close(GoawayCode.FORBIDDEN, "the session was renewed with a token of another user")
+            return False
+        if found.identity.actor != caller.identity.actor:
+            self._log.warning("session refused", reason="renewed with the token of another actor")
+            session.close(GoawayCode.FORBIDDEN, _OTHER_ACTOR)
             return False
         if found.restrictions != caller.restrictions:
             self._log.warning("session refused", reason="renewed with other restrictions")
@@ -425,7 +439,8 @@ class AgentSession(BaseHandler):
             return False
         except ArcbridgeError as error:
             raise RequestRefusal(503, error.message) from error
-        return identity.subject == caller.identity.subject
+        own = caller.identity
+        return (identity.subject, identity.actor) == (own.subject, own.actor)
 
     def _auth_ok(self, session_id: bytes, secret: bytes, caller: Caller) -> AuthOk:
         restrictions, ends = caller.restrictions, caller.identity.expires_at
@@ -445,6 +460,8 @@ class AgentSession(BaseHandler):
         held = resumes.judge(hello, found.identity.subject, found.token_mode)
         if not isinstance(held, ResumeRefusal) and held.restrictions != found.restrictions:
             held = resumes.refuse("restrictions", GoawayCode.FORBIDDEN, _OTHER)
+        if not isinstance(held, ResumeRefusal) and held.actor != found.identity.actor:
+            held = resumes.refuse("actor", GoawayCode.FORBIDDEN, _OTHER_ACTOR)
         if not isinstance(held, ResumeRefusal):
             try:
                 held.take_over(self, session, found)
@@ -456,7 +473,7 @@ class AgentSession(BaseHandler):
                 return False
         if not held.quiet:
             self._log.warning("resumption refused", reason=held.check, user=found.identity.username)
-        if held.check in ("secret", "subject", "restrictions"):
+        if held.check in ("secret", "subject", "restrictions", "actor"):
             # A caller with a valid token tried to resume a session of another user, or with more rights than it has.
             self._write_audit(found.identity, "resume", "refused", f"wrong {held.check}")
         if not session.closed:
@@ -511,6 +528,8 @@ class AgentSession(BaseHandler):
     def _leave(self, caller: Caller) -> None:
         """End the session's part in its user's account; the last one records the refusals that no record counts yet."""
         caller.account.leave(self)
+        if caller.actor is not None:
+            caller.actor.leave(self)
         if not caller.account.members:
             for limit, omitted in caller.account.take_omitted().items():
                 self._record_limit(caller, limit, omitted, "the user's last session has ended")
@@ -518,7 +537,7 @@ class AgentSession(BaseHandler):
     def _write_audit(self, identity: Identity, verb: str, outcome: str, reason: str) -> None:
         """Record what happened to the session as a whole."""
         bound = identity.binding.kind.value
-        subject = AuditSubject(self._join_id, identity.username, len(identity.groups), bound)
+        subject = AuditSubject(self._join_id, identity.username, len(identity.groups), bound, actor=identity.actor)
         if self._caller is not None:
             subject = self._caller.audit_subject(identity)
         record = AuditRecord(

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from arcbridge.agent.kube.apiserver import AnswerFailed, ApiServer
 from arcbridge.agent.kube.caller import token_digest
 from arcbridge.errors import PermissionRefused, Unauthenticated, Unreachable
+from arcbridge.identity.actor import actor_of
 from arcbridge.identity.claims import Identity
 from arcbridge.identity.proof import NO_PEER, Peer, ProofChecker, ProofRefused, binding, decode_object
 from arcbridge.identity.verifier import LEEWAY, TokenVerifier
@@ -144,6 +145,7 @@ class Authenticator:
         claims = _claims(token)  # the API server has accepted the token, and so its signature
         expires = min(_time(claims.get("exp")) or now + UNKNOWN_LIFE, now + MAX_LIFE)
         issued = _time(claims.get("iat"))
+        clients = () if self._verifier is None else self._verifier.acceptance.actor_clients
         return Identity(
             name,
             uid,
@@ -153,6 +155,7 @@ class Authenticator:
             expires,
             issued_at=issued if issued <= now + LEEWAY else 0.0,
             binding=binding(claims),
+            actor=actor_of(claims, str(claims.get("iss")), clients),
         )
 
 

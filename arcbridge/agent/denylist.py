@@ -19,7 +19,7 @@ import structlog
 
 from arcbridge.agent.revocations import CLUSTER, Revocation
 from arcbridge.errors import ConfigError
-from arcbridge.identity.claims import is_plain
+from arcbridge.identity.names import is_plain
 
 CHECK_INTERVAL = 2.0
 """Seconds between two readings."""

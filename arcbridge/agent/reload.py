@@ -28,6 +28,7 @@ RELOADABLE = frozenset(
     {
         "forbidden_audiences",
         "max_token_lifetime",
+        "actor_clients",
         "proof",
         "token_mode",
         "targets",
@@ -39,7 +40,7 @@ RELOADABLE = frozenset(
 )
 """Settings, and tables of them, that hold from a reload on. `authentication` and `denylist_file` do too, unless there
 was none before or is none now; every other setting holds from the next start on."""
-JUDGED = frozenset({"forbidden_audiences", "max_token_lifetime"})
+JUDGED = frozenset({"forbidden_audiences", "max_token_lifetime", "actor_clients"})
 """Settings by which tokens of the issuers are judged; where `authentication` waits for a restart, they do too."""
 
 

@@ -35,7 +35,7 @@ TRIES_RATE = 1 / 30
 """Failures per second that grow back."""
 MAX_SUBJECTS = 1000
 """Subjects whose failures are counted; the one that failed longest ago is forgotten first."""
-REFUSALS = ("unknown", "secret", "subject", "restrictions", "epoch", "ended", "limit", "counts")
+REFUSALS = ("unknown", "secret", "subject", "restrictions", "actor", "epoch", "ended", "limit", "counts")
 """Checks that fail, for log and metrics; `counts` is for what the two ends disagree about."""
 _FINAL = frozenset({GoawayCode.UNAUTHENTICATED, GoawayCode.FORBIDDEN, GoawayCode.EXPIRED, GoawayCode.REVOKED})
 """Codes that a caller understands as the end; any other end is sent as GONE, with its own sentence."""

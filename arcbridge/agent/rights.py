@@ -59,6 +59,8 @@ USERS: Final = Right("users")
 GROUPS: Final = Right("groups")
 RESTRICTED: Final = Right("userextras/arcbridge.io/restricted", always=False)
 """What restricted sessions need besides (`kube.impersonation.RESTRICTED`); rules of an older version lack it."""
+ACTOR: Final = Right("userextras/arcbridge.io/actor", always=False)
+"""What requests need besides in which an actor acts for the user (`kube.impersonation.ACTOR`)."""
 
 
 def attributes_of(issuers: AuthenticationConfig) -> list[Right]:

@@ -24,7 +24,18 @@ from arcbridge.agent.control import ControlConnections
 from arcbridge.agent.enrol import CredentialKeeper
 from arcbridge.agent.kube.apiserver import AnswerFailed, ApiServer
 from arcbridge.agent.parts import AgentParts
-from arcbridge.agent.rights import CONSTRAINED, GROUPS, LEGACY, RESTRICTED, USERS, VERBS, Right, Rules, attributes_of
+from arcbridge.agent.rights import (
+    ACTOR,
+    CONSTRAINED,
+    GROUPS,
+    LEGACY,
+    RESTRICTED,
+    USERS,
+    VERBS,
+    Right,
+    Rules,
+    attributes_of,
+)
 from arcbridge.audit.sinks.settings import sink_findings
 from arcbridge.checks.diagnosis import Finding, directory_finding, failed, key_finding, ok, skipped, warning
 from arcbridge.checks.self_checks import SelfCheck
@@ -47,6 +58,9 @@ _MAY_ACT: Final = (
     "install the chart, or the rules of config/kubernetes, and bind them to the agent's account; "
     "`impersonation.users` and `impersonation.groups` name whom it may act as"
 )
+_UPDATE_RULES: Final = (
+    "update the rules of the agent's account with the agent: install the chart, or config/kubernetes, of this version"
+)
 _REMEDIES: Final = {
     "api_ca": "put the CA of this API server into kubernetes.ca_file, or correct kubernetes.server",
     "api_unreachable": "check kubernetes.server (host and port), that the API server runs, and network policies",
@@ -59,8 +73,8 @@ _REMEDIES: Final = {
     "impersonation_attributes": "give the agent's account this right (userExtras of the chart, for extra keys, or "
     "config/kubernetes), or take the mapping out of the authentication file",
     "impersonation_verbs": "give the agent's account the verbs, as the chart and config/kubernetes have them",
-    "impersonation_restricted": "update the rules of the agent's account with the agent: install the chart, or "
-    "config/kubernetes, of this version",
+    "impersonation_restricted": _UPDATE_RULES,
+    "impersonation_actor": _UPDATE_RULES,
     "impersonation_unknown": _MAY_ACT,
     "impersonation_groups": _MAY_ACT,
     "impersonation_users": _MAY_ACT,
@@ -170,9 +184,13 @@ async def look_at_impersonation(
     if count:
         detail = f"the API server has refused {count} requests because no rule names their user or a group of theirs"
         return _bad(IMPERSONATION, "impersonation_users", f"{detail}; the last one: {own.sentence}", warning)
-    if not rules.gives(RESTRICTED, verb) and not await _may(api, RESTRICTED, verb):
-        detail = f"the API server refuses every request of a restricted session: {RESTRICTED.sentence(own.user, verb)}"
-        return _bad(IMPERSONATION, "impersonation_restricted", detail, warning)
+    for right, fault, whose in (
+        (RESTRICTED, "impersonation_restricted", "of a restricted session"),
+        (ACTOR, "impersonation_actor", "in which an actor acts for the user"),
+    ):
+        if not rules.gives(right, verb) and not await _may(api, right, verb):
+            detail = f"the API server refuses every request {whose}: {right.sentence(own.user, verb)}"
+            return _bad(IMPERSONATION, fault, detail, warning)
     return ok(IMPERSONATION, f"the agent may impersonate {', '.join(one.resource for one in wanted)}")
 
 

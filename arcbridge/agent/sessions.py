@@ -21,6 +21,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -46,6 +47,9 @@ from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.limits import DEFAULT, Limits
 from arcbridge.wire.records import RESTRICTIONS_FEATURE
 from arcbridge.wire.session import Introduction, Kind, Side, State
+
+if TYPE_CHECKING:
+    from arcbridge.agent.actor_accounts import ActorAccount
 
 HANDSHAKE_DEADLINE = 5.0
 MAX_SESSIONS = 1000
@@ -255,9 +259,9 @@ class Sessions:
             self._relieve()
         return True
 
-    def evict_detached(self, account: Account | None = None) -> bool:
-        """End the session, of one user or of all, that has been detached longest, of those without a stream; whether
-        there was one."""
+    def evict_detached(self, account: Account | ActorAccount | None = None) -> bool:
+        """End the session, of one user, of one actor or of all, that has been detached longest, of those without a
+        stream; return whether there was one."""
         among = self._open if account is None else [one for one in self._open if one in account.members]
         idle = [one for one in among if one.detached_at is not None and one.streams == 0]
         if not idle:

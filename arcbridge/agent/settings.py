@@ -85,7 +85,9 @@ def check(
     tokens = token_settings.check(
         problems,
         file=config.authentication,
-        acceptance=Acceptance(frozenset(config.forbidden_audiences), config.max_token_lifetime),
+        acceptance=Acceptance(
+            frozenset(config.forbidden_audiences), config.max_token_lifetime, frozenset(config.actor_clients)
+        ),
         proof=config.proof,
         directories=config.graph,
         claim_sources=config.claim_sources,

@@ -20,6 +20,7 @@ from arcbridge.agent.audit import AuditLog, AuditRecord
 from arcbridge.agent.audit.record import path_fields
 from arcbridge.agent.kube.caller import Caller
 from arcbridge.errors import ArcbridgeError, ConfigError
+from arcbridge.identity.actor import admits
 from arcbridge.identity.claims import Identity
 from arcbridge.limiters import KeyedTokenBucket
 from arcbridge.mux.splice import SocketSplice, SpliceResult
@@ -55,10 +56,13 @@ class Target:
     address: Address
     users: frozenset[str]
     groups: frozenset[str]
+    actors: frozenset[str] = frozenset()
+    """Actors through which these users may connect; none: the users alone."""
 
     def allows(self, identity: Identity) -> bool:
-        """Tell whether this caller may connect; names are compared exactly, after claim mapping."""
-        return identity.username in self.users or not self.groups.isdisjoint(identity.groups)
+        """Return whether this caller may connect; names are compared exactly, after claim mapping."""
+        called = identity.username in self.users or not self.groups.isdisjoint(identity.groups)
+        return called and admits(self.actors, identity.actor)
 
 
 def read_targets(configs: Mapping[str, TargetConfig]) -> dict[str, Target]:
@@ -73,7 +77,8 @@ def read_targets(configs: Mapping[str, TargetConfig]) -> dict[str, Target]:
             address = parse_address(config.address, default_port=0)
         except ConfigError as error:
             raise ConfigError(f"targets.{name}.address: {error.message}") from error
-        targets[name] = Target(name, address, frozenset(config.users), frozenset(config.groups))
+        users, groups, actors = (frozenset(names) for names in (config.users, config.groups, config.actors))
+        targets[name] = Target(name, address, users, groups, actors)
     return targets
 
 

@@ -72,6 +72,7 @@ NAMES: Final = {
     **dict.fromkeys(("cluster", "clusters"), "cluster"),
     **dict.fromkeys(("user", "users", "username"), "user"),
     **dict.fromkeys(("group", "groups", "impersonate_groups"), "group"),
+    **dict.fromkeys(("actor", "actors"), "actor"),
     **dict.fromkeys(("context", "contexts", "kube_context"), "context"),
     **dict.fromkeys(("sink", "sinks"), "sink"),
 }

@@ -22,8 +22,8 @@ _LISTS = {
     "token list": "id cluster state used/2 uses/2 created/3 expires_at/1",
     "cluster list": "name state agents/1 ready+ failing+ sessions+ round_trip+ last_seen/2 certificate_expires/4 "
     "version/3 cluster_ca_pin/5 relay_ca+ newest_relay_ca+ newest_cluster_ca+",
-    "session list": "session user cluster since/1 restricted/2 bytes_to_agent/4 bytes_to_client/3 round_trip/5 agent/5 "
-    "relay/6 worker/7",
+    "session list": "session user cluster since/1 actor/2 restricted/2 bytes_to_agent/4 bytes_to_client/3 round_trip/5 "
+    "agent/5 relay/6 worker/7",
     "refusal list": "at user cluster code rule/3 times/2 reason… session/1 relay/4 worker/5",
     "user list": "user before revoked_at/1 reason…",
     "recovery list": "cluster last_seen",

@@ -46,6 +46,7 @@ def restore(invocation: Invocation) -> int:
             identity=key,
             overwrite=invocation.switch("overwrite"),
             settings=Path(directory) if directory else None,
+            beside_relays=invocation.switch("yes"),
         )
     )
     since = rfc3339(done.manifest.made)

@@ -346,6 +346,7 @@ COMMANDS = (
             "policy explain = policy:explain",
             "say which rule lets a user reach a cluster, or which is nearest; exit code 1 where none does",
             Flag("--groups GROUP…", "groups of the user, separated by commas (default: those of the last token)"),
+            Flag("--actor NAME", "the program that acts for the user (default: none does)"),
             TEXT_OUTPUT,
             Argument(
                 "name",
@@ -440,6 +441,7 @@ COMMANDS = (
             Flag("--overwrite", "replace the registry or CA that is there; its revocations stay"),
             Flag("--settings DIR", "write the settings files in it to this directory, too"),
             Flag("--show", "say what it contains, and change nothing"),
+            Flag("--yes", "restore although relays of the fleet run"),
             Argument("file", "a file that `backup` has written", kind="files"),
             "arcbridge restore --show relay.backup  # what is in it?",
             "arcbridge restore relay.backup.age --identity key.txt",

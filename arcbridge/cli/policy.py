@@ -31,7 +31,8 @@ def explain(invocation: Invocation) -> int:
     if len(user) > 1:
         raise ConfigError("which one? give the name of one user, and of one cluster")
     config = start(invocation, "warning")
-    row = asyncio.run(policy_review.explain_access(config, "".join(user), groups, cluster))
+    actor = invocation.text("actor")
+    row = asyncio.run(policy_review.explain_access(config, "".join(user), groups, cluster, actor))
     for times, key in ((row["token"], "at"), (row["revoked"], "before"), (row["revoked"], "revoked_at")):
         if times:
             times[key] = rfc3339(times[key])
@@ -53,7 +54,7 @@ def _explained(row: policy_review.Row) -> str:
         came = f"{names}, of a {token['from']} at {token['at']}{claim}"
     meant = f"; did you mean {row['did_you_mean']}?" if row["did_you_mean"] else ""
     lines = {
-        who(named(row["user"], row["groups"])) + f' {may} "{row["cluster"]}"': row["reason"],
+        who(named(row["user"], row["groups"], row["actor"])) + f' {may} "{row["cluster"]}"': row["reason"],
         "policy": f"version {row['policy']} {_RUNNING if row['running'] else _FILE}",
         "groups": "" if row["groups"] and not token else came,
         "cluster": row["cluster_state"] and f"{row['cluster_state']}, agents: {row['agents']}{meant}",

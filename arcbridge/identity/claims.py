@@ -12,11 +12,13 @@ Refusals are `TokenRefused` with a rule for our log; the caller never sees a cla
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from arcbridge.identity.actor import actor_of
 from arcbridge.identity.authentication import IssuerConfig, PrefixedClaim
+from arcbridge.identity.names import is_plain
 from arcbridge.identity.proof import UNBOUND, Binding, binding
 from arcbridge.identity.refusal import TokenRefused
 from arcbridge.refusals import RefusalRule
@@ -24,8 +26,6 @@ from arcbridge.refusals import RefusalRule
 if TYPE_CHECKING:
     from arcbridge.identity.cel.mapping import CostBudget, Expressions
 
-MAX_NAME = 1024
-"""Bytes of a user name, uid or group: far above any real one, far below a header line's limit."""
 MAX_GROUPS = 1000
 """Groups of one token: at 1 KiB each that is the MiB Go allows for a request head; real tokens stop at 200."""
 
@@ -74,6 +74,8 @@ class Identity:
     missing_groups_claim: str = ""
     """The claim from which the settings take the groups, where the token does not have it: an issuer may leave it out
     for a user without a group, and every token lacks it where the settings name a wrong one."""
+    actor: str = ""
+    """The program that acts for the user, as a party of its own (`identity.actor`); empty: the user alone."""
 
     def supersedes(self, other: Identity) -> bool:
         """Return whether this identity, of a renewal, takes the place of `other`, of the same subject.
@@ -108,22 +110,16 @@ def is_reserved(name: str) -> bool:
     return folded.lstrip().startswith(_SYSTEM)
 
 
-def is_plain(name: str, limit: int = MAX_NAME) -> bool:
-    """Return whether `name` reads the same everywhere: 1 to `limit` bytes of UTF-8, none invisible, no outer blanks."""
-    if not name or name != name.strip():
-        return False
-    try:
-        if len(name.encode()) > limit:
-            return False
-    except UnicodeEncodeError:  # a lone surrogate from a JSON escape
-        return False
-    return all(unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp") for c in name)
-
-
-def map_claims(issuer: IssuerConfig, claims: Mapping[str, Any], budget: CostBudget | None = None) -> Identity:
+def map_claims(
+    issuer: IssuerConfig,
+    claims: Mapping[str, Any],
+    budget: CostBudget | None = None,
+    actor_clients: Collection[str] = (),
+) -> Identity:
     """Map the verified `claims` of a token of `issuer`. Raises TokenRefused; checks no times and no audience.
 
-    With a `budget`, raises BudgetExceeded where the issuer's expressions cost more than that.
+    With a `budget`, raises BudgetExceeded where the issuer's expressions cost more than that. `actor_clients`: clients
+    whose tokens have them as actor.
     """
     for rule in issuer.rules:
         # Types first: `True == 1` and friends.
@@ -154,6 +150,7 @@ def map_claims(issuer: IssuerConfig, claims: Mapping[str, Any], budget: CostBudg
         issued_at=float(claims.get("iat", 0.0)),
         binding=binding(claims),
         missing_groups_claim=of_groups if claims.get(of_groups) is None else "",
+        actor=actor_of(claims, issuer.url, actor_clients),
     )
 
 

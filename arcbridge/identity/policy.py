@@ -17,8 +17,10 @@
 
 A rule allows when its clusters match *and* the caller is one of its users or in one of its groups. Users and groups
 are compared exactly, after claim mapping (so with their prefix); `"*"` alone means everyone who is authenticated.
-`*` in a cluster pattern stands for any run of characters; nothing else is special. A caller who is allowed nowhere
-gets the same answer as for a cluster that does not exist.
+`*` in a cluster pattern stands for any run of characters; nothing else is special. Where a program acts for the user
+(`identity.actor`), a rule allows only if its `actors` name that program, `"*"` every one: a rule without them is for
+users alone, and so is each `[[admin]]`. A caller who is allowed nowhere gets the same answer as for a cluster that does
+not exist.
 
 A test says what the rules have to decide (the model: tests of Tailscale's access rules). A file with a test that fails
 is a file with a mistake: no version of it is taken over.
@@ -43,6 +45,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from arcbridge.errors import ConfigError
+from arcbridge.identity.actor import admits
 from arcbridge.identity.claims import Identity
 from arcbridge.identity.policy_rules import Rule, explain, named, who
 from arcbridge.settings.problems import Place, Problem
@@ -55,8 +58,8 @@ see all of that. Each of the first three lets its own be seen."""
 EVERY_CLUSTER = "*"
 
 _KEYS = {
-    "allow": ("users", "groups", "clusters"),
-    "test": ("user", "groups", "accept", "deny"),
+    "allow": ("users", "groups", "actors", "clusters"),
+    "test": ("user", "groups", "actor", "accept", "deny"),
     "admin": ("users", "groups", "clusters", "what"),
 }
 _CLUSTER = re.compile(r"[a-z0-9.-]{1,63}")
@@ -128,7 +131,13 @@ class Policy:
         cls, rules: tuple[Rule, ...], tests: tuple[PolicyTest, ...] = (), admins: tuple[AdminRule, ...] = ()
     ) -> Policy:
         """Return the policy of these rules, with its hash."""
-        words = json.dumps([[sorted(one.users), sorted(one.groups), one.clusters] for one in rules])
+        # Actors stand only where there are some: the hash of a policy without them is that of earlier versions.
+        words = json.dumps(
+            [
+                [sorted(one.users), sorted(one.groups), one.clusters, *([sorted(one.actors)] * bool(one.actors))]
+                for one in rules
+            ]
+        )
         for one in admins:
             words += json.dumps([sorted(one.rule.users), sorted(one.rule.groups), one.rule.clusters, sorted(one.what)])
         return cls(rules, hashlib.sha256(words.encode()).hexdigest()[:12], tests, admins)
@@ -243,12 +252,15 @@ def _rule(entry: Any, path: str, line: int, errors: list[str]) -> Rule:
         errors.append(f"{path}: needs users or groups, else it allows no user")
     if not table.get("clusters"):
         errors.append(f"{path}.clusters: needs at least one name or pattern")
+    actors = _strings(table, "actors", path, errors)
+    if table.get("actors") == []:
+        errors.append(f"{path}.actors: names no actor; for users without one leave it out")
     if "*" in groups:
         errors.append(f'{path}.groups: "*" means nothing here; for everyone write users = ["*"]')
     for n, cluster in enumerate(clusters):
         if not _PATTERN.fullmatch(cluster):
             errors.append(f"{path}.clusters[{n}]: only lower-case letters, digits, '-', '.' and '*'")
-    return Rule(frozenset(users), frozenset(groups), tuple(clusters), path, line)
+    return Rule(frozenset(users), frozenset(groups), tuple(clusters), path, line, frozenset(actors))
 
 
 def _admin(entry: Any, path: str, line: int, errors: list[str]) -> AdminRule:
@@ -267,10 +279,8 @@ def _admin(entry: Any, path: str, line: int, errors: list[str]) -> AdminRule:
 def _test(entry: Any, path: str, line: int, errors: list[str]) -> PolicyTest:
     """Read one `[[test]]` as `_rule` does."""
     table = _entry(entry, path, errors)
-    user, groups = table.get("user", ""), _strings(table, "groups", path, errors)
-    if not isinstance(user, str):
-        errors.append(f"{path}.user: must be a string")
-        user = ""
+    user, groups = _string(table, "user", path, errors), _strings(table, "groups", path, errors)
+    actor = _string(table, "actor", path, errors)
     accept, deny = _strings(table, "accept", path, errors), _strings(table, "deny", path, errors)
     if not user and not table.get("groups"):
         errors.append(f"{path}: needs user or groups: whom it is about")
@@ -280,7 +290,7 @@ def _test(entry: Any, path: str, line: int, errors: list[str]) -> PolicyTest:
         for n, cluster in enumerate(clusters):
             if not _CLUSTER.fullmatch(cluster):
                 errors.append(f"{path}.{key}[{n}]: the name of one cluster; a test has no patterns")
-    return PolicyTest(named(user, groups), tuple(accept), tuple(deny), path, line)
+    return PolicyTest(named(user, groups, actor), tuple(accept), tuple(deny), path, line)
 
 
 def _failures(policy: Policy) -> list[str]:
@@ -296,7 +306,8 @@ def _failures(policy: Policy) -> list[str]:
     for test in policy.tests:
         # Once a test, and not once a cluster: a test may have as many groups as the file has room for.
         groups = frozenset(test.identity.groups)
-        rules = [rule for rule in policy.rules if rule.names_any(test.identity.username, groups)]
+        user, actor = test.identity.username, test.identity.actor
+        rules = [rule for rule in policy.rules if admits(rule.actors, actor) and rule.names_any(user, groups)]
         failed += [
             (test, cluster, accepted)
             for accepted, clusters in ((True, test.accept), (False, test.deny))
@@ -311,6 +322,14 @@ def _failures(policy: Policy) -> list[str]:
     if more := len(failed) - len(failures):
         failures.append(f"test: {more} more clusters in tests are decided otherwise than they say")
     return failures
+
+
+def _string(entry: dict[str, Any], key: str, path: str, errors: list[str]) -> str:
+    value = entry.get(key, "")
+    if isinstance(value, str):
+        return value
+    errors.append(f"{path}.{key}: must be a string")
+    return ""
 
 
 def _strings(entry: dict[str, Any], key: str, path: str, errors: list[str]) -> list[str]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final
 
+from arcbridge.identity.actor import admits
 from arcbridge.identity.claims import Identity
 from arcbridge.settings.suggest import nearest
 
@@ -34,6 +35,8 @@ class Rule:
     path: str = field(default="", compare=False)
     """Its name for people: `allow[0]` is the first one."""
     line: int = field(default=0, compare=False)
+    actors: frozenset[str] = frozenset()
+    """Actors through which it lets these users in; none: the users alone (`identity.actor.admits`)."""
     patterns: tuple[re.Pattern[str], ...] = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -44,11 +47,11 @@ class Rule:
         return any(pattern.fullmatch(cluster) for pattern in self.patterns)
 
     def names(self, identity: Identity) -> bool:
-        """Return whether this rule is for `identity`."""
-        return self.names_any(identity.username, identity.groups)
+        """Return whether this rule is for `identity`, its actor included."""
+        return admits(self.actors, identity.actor) and self.names_any(identity.username, identity.groups)
 
     def names_any(self, user: str, groups: Iterable[str]) -> bool:
-        """Return whether this rule is for a user, or for one of these groups. Of a set that is larger than the rule's
+        """Return whether this rule names a user, or one of these groups. Of a set that is larger than the rule's
         groups none is looked at but those."""
         return user in self.users or "*" in self.users or not self.groups.isdisjoint(groups)
 
@@ -70,9 +73,10 @@ class Verdict:
     rule: Rule | None = None
     """The rule that allows it, else the nearest; None where there is no rule."""
     by: str = ""
-    """How the rule names the user: `user "…"`, `user "*"` or `group "…"`; empty where it is not allowed."""
+    """How the rule names the user, `user "…"`, `user "*"` or `group "…"`, and then the actors that it is for; empty
+    where it is not allowed."""
     lacks: tuple[str, ...] = ()
-    """What the nearest rule lacks, of `group`, `user` and `cluster`."""
+    """What the nearest rule lacks, of `group`, `user`, `actor` and `cluster`."""
     near: str = ""
     """The name in that rule which may have been meant, or was mistyped."""
 
@@ -90,6 +94,8 @@ class Verdict:
         kinds = [("group", rule.groups), ("user", rule.users)]
         if whom := [f"the {kind}s {quoted(names)}" for kind, names in kinds if kind in self.lacks]:
             words.append(f"is for {' and '.join(whom)}")
+        if "actor" in self.lacks:
+            words.append(f"is for the actors {quoted(rule.actors)}" if rule.actors else "is for users without an actor")
         meant = f'; did you mean "{self.near}"?' if self.near else ""
         return f"no rule allows it, and the nearest, {at}, {' and '.join(words)}{meant}"
 
@@ -98,33 +104,46 @@ def explain(rules: Sequence[Rule], identity: Identity, cluster: str) -> Verdict:
     """Return what `rules` decide about `identity` and `cluster`."""
     for rule in rules:
         if rule.matches(identity, cluster):
-            return Verdict(True, rule, _by(rule, identity))
+            return Verdict(True, rule, _by(rule, identity) + through(rule))
     if not rules:
         return Verdict(False)
     own = {_bare(name) for name in (identity.username, *identity.groups)} - {""}
 
-    def nearness(rule: Rule) -> tuple[bool, bool, bool]:
-        return rule.covers(cluster), rule.names(identity), bool(_resembling(rule, own))
+    def nearness(rule: Rule) -> tuple[bool, ...]:
+        return (
+            rule.covers(cluster),
+            rule.names_any(identity.username, identity.groups),
+            admits(rule.actors, identity.actor),
+            bool(_resembling(rule, own)),
+        )
 
     rule = max(rules, key=nearness)  # the first one of equals
-    covers, names = rule.covers(cluster), rule.names(identity)
+    covers, names = rule.covers(cluster), rule.names_any(identity.username, identity.groups)
     kinds = () if names else (*(["group"] if rule.groups else ()), *(["user"] if rule.users else ()))
     near = "" if names else _resembling(rule, own)
     if not covers:
         near = near or nearest(cluster, rule.clusters[:MOST_COMPARED])
-    return Verdict(False, rule, "", (*kinds, *(() if covers else ("cluster",))), near)
+    actor = () if admits(rule.actors, identity.actor) else ("actor",)
+    return Verdict(False, rule, "", (*kinds, *actor, *(() if covers else ("cluster",))), near)
 
 
-def named(user: str = "", groups: Iterable[str] = ()) -> Identity:
-    """Return an identity of which no more than the name and the groups are known."""
-    return Identity(user, "", tuple(groups), "", "", 0.0)
+def named(user: str = "", groups: Iterable[str] = (), actor: str = "") -> Identity:
+    """Return an identity of which no more than the name, the groups and the actor are known."""
+    return Identity(user, "", tuple(groups), "", "", 0.0, actor=actor)
 
 
 def who(identity: Identity) -> str:
-    """Return a user and the groups in few words: `user "anna" in the groups "a", "b"`."""
+    """Return a user, the groups and the actor in few words: `user "anna" in the groups "a", "b" through the actor
+    "c"`."""
     groups = f"the groups {quoted(identity.groups)}" if identity.groups else ""
     user = f'user "{identity.username}"' if identity.username else "a user"
-    return f"{user} in {groups}" if groups else user
+    through = f' through the actor "{identity.actor}"' if identity.actor else ""
+    return f"{user} in {groups}{through}" if groups else f"{user}{through}"
+
+
+def through(rule: Rule) -> str:
+    """Return how a rule names the actors that it is for: ` through the actors "a", "b"`; empty for users alone."""
+    return f" through the actors {quoted(rule.actors)}" if rule.actors else ""
 
 
 def quoted(names: Iterable[str]) -> str:

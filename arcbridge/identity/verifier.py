@@ -81,6 +81,8 @@ class Acceptance:
     max_lifetime: float = DEFAULT_LIFETIME
     """Seconds from `iat` to `exp` at most. A token that is valid for longer is refused and not shortened: the operator
     sees a refusal at the first login, and would not notice a shortened lifetime."""
+    actor_clients: frozenset[str] = frozenset()
+    """Clients whose tokens have them as actor (`identity.actor`)."""
 
     def check(self, config: AuthenticationConfig) -> None:
         """Raise ConfigError, which names the setting, where no token, or none of an issuer, could be accepted."""
@@ -367,18 +369,19 @@ class TokenVerifier:
 
     async def _mapped(self, issuer: IssuerConfig, claims: dict[str, Any]) -> Identity:
         """Map the claims. Expressions that cost more than the event loop may spend are evaluated in a thread."""
+        clients = self._accept.actor_clients
         if issuer.expressions is None:
-            return map_claims(issuer, claims)
+            return map_claims(issuer, claims, None, clients)
         from arcbridge.identity.cel.evaluation import TimeLimit
         from arcbridge.identity.cel.mapping import BudgetExceeded, CostBudget
 
         try:
-            return map_claims(issuer, claims, CostBudget(LOOP_COST, TimeLimit(LOOP_TIME)))
+            return map_claims(issuer, claims, CostBudget(LOOP_COST, TimeLimit(LOOP_TIME)), clients)
         except BudgetExceeded:
             # One at a time: however many such tokens come, one thread competes with the loop, for seconds at most. A
             # thread cannot be ended, so the turn is its own also where the caller leaves before it is done.
             await self._expensive.acquire()
-            evaluated = asyncio.ensure_future(asyncio.to_thread(map_claims, issuer, claims))
+            evaluated = asyncio.ensure_future(asyncio.to_thread(map_claims, issuer, claims, None, clients))
             evaluated.add_done_callback(self._evaluated)
             return await asyncio.shield(evaluated)
 

@@ -111,7 +111,8 @@ class Access:
             if (refused := self._refusal(identity)) is not None:
                 return refused
             if not self._policy.allows(identity, cluster):
-                return Loss("policy", FORBIDDEN, "the policy does not allow it")
+                through = f" through the actor {identity.actor}" if identity.actor else ""
+                return Loss("policy", FORBIDDEN, f"the policy does not allow it{through}")
         if cluster in self.clusters:
             return Loss("cluster", FORBIDDEN, "the cluster is revoked")
         return None

@@ -8,6 +8,7 @@ fleets can do.
 from __future__ import annotations
 
 import contextlib
+import secrets
 import time
 from collections.abc import AsyncIterator, Callable
 
@@ -18,10 +19,12 @@ from arcbridge.net.address import parse_address
 from arcbridge.relay.data_dir import open_registry
 from arcbridge.relay.fleet.base import Fleet
 from arcbridge.relay.fleet.nats import NatsFleet
+from arcbridge.relay.fleet.nats_questions import NatsQuestions
 from arcbridge.relay.nats import NatsConnection
 from arcbridge.relay.registry.base import Registry, RegistryUnavailable
 from arcbridge.relay.registry.nats import NatsRegistry
 from arcbridge.settings.config import RelayConfig
+from arcbridge.tasks import TaskSet, cancel_and_wait
 
 NATS_PATIENCE = 5.0
 """Seconds that a relay or an operator's command waits for NATS: several servers may have to be tried."""
@@ -66,20 +69,40 @@ async def registry_of(
     async with contextlib.AsyncExitStack() as stack:
         registry: Registry
         if config.fleet.servers:
-            connection = NatsConnection(config.fleet)
-            stack.push_async_callback(connection.close)
-            # An operator tries again; a relay does so by itself.
-            if not await connection.start(NATS_PATIENCE, once=True):
-                why = f" ({connection.failure})" if connection.failure else ""
-                servers = ", ".join(config.fleet.servers)
-                raise RegistryUnavailable(
-                    f"the fleet's registry does not answer: NATS cannot be reached at {servers}{why}"
-                )
-            registry = _nats_registry(connection, config, clock)
+            registry = _nats_registry(await _connected(config, stack), config, clock)
         else:
             registry = await open_registry(config.data_dir, must_exist=must_exist, clock=clock)
         stack.push_async_callback(registry.close)
         yield registry
+
+
+async def running_relays(config: RelayConfig) -> list[str]:
+    """Return the public addresses of the relays of a NATS fleet that answer now, for one command of an operator; none
+    without a fleet.
+
+    A relay that is frozen does not answer and is left out. Raises `ConfigError`, and `RegistryUnavailable` when NATS
+    does not answer in time.
+    """
+    if not config.fleet.servers:
+        return []
+    async with contextlib.AsyncExitStack() as stack:
+        connection, tasks = await _connected(config, stack), TaskSet()
+        questions = NatsQuestions(connection, secrets.token_hex(8), lambda question: [], tasks)
+        await questions.start()
+        rows = await questions.ask({"ask": "policy"})
+        await cancel_and_wait(*tasks)
+    return sorted({str(row.get("relay")) for row in rows})
+
+
+async def _connected(config: RelayConfig, stack: contextlib.AsyncExitStack) -> NatsConnection:
+    connection = NatsConnection(config.fleet)
+    stack.push_async_callback(connection.close)
+    # An operator tries again; a relay does so by itself.
+    if not await connection.start(NATS_PATIENCE, once=True):
+        why = f" ({connection.failure})" if connection.failure else ""
+        servers = ", ".join(config.fleet.servers)
+        raise RegistryUnavailable(f"the fleet's registry does not answer: NATS cannot be reached at {servers}{why}")
+    return connection
 
 
 def _nats_registry(

@@ -4,7 +4,8 @@ The file is a tar archive: `manifest.json` (what it is, when it was made, the SH
 what is kept of its rotation, the registry as it was at one moment, and the settings file with files that it names, for
 a machine that lost them too.
 With recipients it is sealed in the format of age (`arcbridge.sealing`); `age -d` and
-`tar` read it where arcbridge is gone. The relay goes on while a backup is made. At a restore it must not run.
+`tar` read it where arcbridge is gone. The relay goes on while a backup is made. At a restore neither it nor another
+relay of its fleet may run.
 
 Invariants: a restore is whole or absent as far as the registry goes; nothing is replaced without `overwrite`; a
 revocation that the replaced registry had stays; and a restored registry says of itself that revocations may be missing
@@ -31,7 +32,7 @@ from arcbridge.pki.authority import CERTIFICATE_FILE, KEY_FILE, Authority
 from arcbridge.pki.private_files import ensure_private_directory, read_file, write_private
 from arcbridge.pki.rotation import Rotation
 from arcbridge.relay.audit.commands import acting
-from arcbridge.relay.backend import registry_of
+from arcbridge.relay.backend import registry_of, running_relays
 from arcbridge.relay.data_dir import ROTATION_FILE, instance_lock, read_authority, read_ca, write_ca
 from arcbridge.relay.registry.base import Recovery
 from arcbridge.sealing.age import Sealer, open_sealed, parse_identities, parse_recipient
@@ -181,13 +182,22 @@ async def restore_backup(
     identity: Path | None = None,
     overwrite: bool = False,
     settings: Path | None = None,
+    beside_relays: bool = False,
     clock: Callable[[], float] = time.time,
 ) -> Restored:
-    """Put what a backup contains where the settings say. Raises `ConfigError`, `StateError`, `RegistryUnavailable`."""
+    """Put what a backup contains where the settings say. Raises `ConfigError`, `StateError`, `RegistryUnavailable`.
+
+    `beside_relays`: also while relays of the fleet run.
+    """
     manifest, files = await read_backup(path, identity)
     kind = "nats" if config.fleet.servers else "sqlite"
     if manifest.kind != kind:
         raise ConfigError(f"{path} has a registry in {manifest.kind}, and by its settings this relay has one in {kind}")
+    if not beside_relays and (running := await running_relays(config)):
+        raise StateError(
+            f"relays of this fleet run now ({', '.join(running)}): stop every one of them, because each would go on "
+            "with what it has read of the registry, and write to it while it is replaced; or give --yes"
+        )
     with instance_lock(config.data_dir):
         made = rfc3339(manifest.made)
         async with acting(config, "restore", file=str(path), made=made, overwrite=overwrite) as result:

@@ -232,6 +232,8 @@ class ClientJoins:
         identity = await self._identify(request)
         attempt.identity = identity
         fields["user"], fields["bound"] = identity.username, identity.binding.kind.value
+        if identity.actor:
+            fields["actor"] = identity.actor
         if attempt.resumes and JOIN_ID.fullmatch(request.first_session):
             fields["first_session"] = request.first_session
         self._require_proof(attempt.join, request, identity)

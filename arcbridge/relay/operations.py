@@ -174,6 +174,7 @@ class Operations:
             "session": pump.join_id,
             "first_session": pump.first_session,
             "user": "" if pump.identity is None else pump.identity.username,
+            "actor": "" if pump.identity is None else pump.identity.actor,
             "cluster": pump.cluster,
             "agent": pump.agent,
             "source": pump.source,
@@ -209,7 +210,8 @@ class Operations:
             {key: n, "line": rule.line, "kind": kind, "name": name}
             for key, n, rule, what in rules
             for kind, names in (
-                ("users", rule.users), ("groups", rule.groups), ("clusters", rule.clusters), ("what", what)
+                ("users", rule.users), ("groups", rule.groups), ("actors", rule.actors), ("clusters", rule.clusters),
+                ("what", what),
             )
             for name in names
         ]  # fmt: skip
@@ -225,7 +227,8 @@ class Operations:
     def _connected(self, groups: frozenset[str]) -> list[Row]:
         """Return the sessions, each with those of these groups that its user has."""
         return [
-            {"session": pump.join_id, "user": pump.identity.username, "cluster": pump.cluster,
+            {"session": pump.join_id, "user": pump.identity.username, "actor": pump.identity.actor,
+             "cluster": pump.cluster,
              "groups": [group for group in pump.identity.groups if group in groups], **self._origin}
             for pump in self._pumps if pump.identity is not None
         ]  # fmt: skip

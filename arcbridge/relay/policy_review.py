@@ -29,9 +29,10 @@ from arcbridge.settings.suggest import nearest
 
 Row = dict[str, Any]
 Names = frozenset[str]
-"""Those who may reach a cluster: `user NAME` and `group NAME`; `user *` is everyone."""
+"""Those who may reach a cluster: `user NAME` and `group NAME`, with ` through actor NAME` where a program acts for the
+user; `user *` is everyone, `actor *` each program."""
 
-KINDS: Final = ("users", "groups", "clusters")
+KINDS: Final = ("users", "groups", "actors", "clusters")
 GROUPS_ASKED: Final = 25
 """Groups in one question to the relay, which takes 64 KiB; a name has a KiB at most."""
 
@@ -61,12 +62,14 @@ async def policy_in_force(config: RelayConfig) -> tuple[Policy, bool]:
 
 
 def _rule_of(row: Row, path: str) -> Rule:
-    return Rule(frozenset(row["users"]), frozenset(row["groups"]), tuple(row["clusters"]), path, row["line"])
+    users, groups, actors = (frozenset(row[kind]) for kind in ("users", "groups", "actors"))
+    return Rule(users, groups, tuple(row["clusters"]), path, row["line"], actors)
 
 
-async def explain_access(config: RelayConfig, user: str, groups: tuple[str, ...], cluster: str) -> Row:
-    """Return what the policy says of a user, or of one in these groups, and a cluster, and why; `allowed` is the
-    policy's alone. Without `groups` those of the user's last token count, as the relay that runs knows them."""
+async def explain_access(config: RelayConfig, user: str, groups: tuple[str, ...], cluster: str, actor: str = "") -> Row:
+    """Return what the policy says of a user, or of one in these groups, for whom `actor` acts, and a cluster, and why;
+    `allowed` is the policy's alone. Without `groups` those of the user's last token count, as the relay that runs knows
+    them."""
     check_cluster_name(cluster)
     if not user and not groups:
         raise ConfigError("whom? give the name of the user as the policy has it, or --groups")
@@ -74,12 +77,12 @@ async def explain_access(config: RelayConfig, user: str, groups: tuple[str, ...]
     rows = [] if groups or not running else await ask(config.data_dir, {"ask": "user", "user": user}) or []
     token = max(rows, key=lambda row: (row.get("from") == "session", row.get("at", 0.0)), default=None)
     groups = groups or tuple((token or {}).get("groups", ()))
-    verdict = explain(policy.rules, named(user, groups), cluster)
+    verdict = explain(policy.rules, named(user, groups, actor), cluster)
     reason, known = verdict.sentence(), verdict.allowed or _all_known(token, policy)
     if not known:
         reason = "not all groups of that token which the policy names are known, as it has changed since: give --groups"
     path, line = ("", 0) if verdict.rule is None else (verdict.rule.path, verdict.rule.line)
-    row = {"user": user, "groups": list(groups), "cluster": cluster, "allowed": verdict.allowed,
+    row = {"user": user, "groups": list(groups), "actor": actor, "cluster": cluster, "allowed": verdict.allowed,
            "known": known, "reason": reason, "rule": path, "line": line, "by": verdict.by, "lacks": list(verdict.lacks),
            "near": verdict.near, "token": token, "policy": policy.hash, "running": running, "cluster_state": "",
            "agents": None, "did_you_mean": "", "revoked": None}  # fmt: skip
@@ -173,11 +176,16 @@ def _rule_row(change: str, shown: Rule, rule: Rule, former: Rule) -> Row:
     return {"change": change, "rule": shown.path, "line": shown.line, "gains": gains, "loses": loses}
 
 
+def _through(name: str, actor: str) -> str:
+    return f"{name} through actor {actor}" if actor else name
+
+
 def _rights(rules: Sequence[Rule], clusters: Iterable[str]) -> Mapping[str, Names]:
     """Return for each cluster the users and groups that the rules let reach it."""
     found: defaultdict[str, Names] = defaultdict(frozenset)
     for rule in rules:
-        names = {*(f"user {name}" for name in rule.users), *(f"group {name}" for name in rule.groups)}
+        users = [*(f"user {name}" for name in rule.users), *(f"group {name}" for name in rule.groups)]
+        names = {_through(name, actor) for name in users for actor in rule.actors or ("",)}
         for cluster in filter(rule.covers, clusters):
             found[cluster] |= names
     return found
@@ -193,7 +201,9 @@ def _changed_users(
             touched[name].add(cluster)
     users: dict[str, Row] = {}
     for row in sessions:
-        own = {f"user {row['user']}", "user *", *(f"group {group}" for group in row["groups"])}
+        names = [f"user {row['user']}", "user *", *(f"group {group}" for group in row["groups"])]
+        actors = {row["actor"], "*"} if row.get("actor") else {""}
+        own = {_through(name, actor) for name in names for actor in actors}
         near: set[str] = set().union(*(touched[name] for name in own & touched.keys()))
         before, after = ({name for name in near if not own.isdisjoint(rights[name])} for rights in (old, new))
         user = users.setdefault(row["user"], {"gains": set(), "loses": set(), "sessions_lost": 0})

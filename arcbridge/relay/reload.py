@@ -22,8 +22,8 @@ from arcbridge.relay.settings import CheckedRelay
 from arcbridge.settings.config import RelayConfig, RelayLimitsConfig
 
 RELOADABLE = frozenset(
-    {"authentication", "policy", "policy_share", "policy_hold", "proof", "max_token_lifetime", "tls", "limits",
-     "observe.log_level"}
+    {"authentication", "policy", "policy_share", "policy_hold", "proof", "max_token_lifetime", "actor_clients", "tls",
+     "limits", "observe.log_level"}
 )  # fmt: skip
 """Settings, and tables of them, that hold from a reload on; every other one holds from the next start on."""
 

@@ -17,13 +17,24 @@ from collections.abc import Callable
 from typing import Final
 
 from arcbridge.errors import JoinRefused
+from arcbridge.identity.actor import ANY
 from arcbridge.identity.claims import Identity
 from arcbridge.limiters import Bursts, KeyedTokenBucket
 from arcbridge.loop_shares import LoopTime
 from arcbridge.net.join import JoinCode
 from arcbridge.settings.config import RelayLimitsConfig, RelayUserLimitsConfig
 
-LIMITS: Final = ("user_joins", "user_resumptions", "user_sessions", "user_pending", "user_loop", "pending", "sessions")
+LIMITS: Final = (
+    "user_joins",
+    "user_resumptions",
+    "user_sessions",
+    "user_pending",
+    "user_loop",
+    "actor_joins",
+    "actor_sessions",
+    "pending",
+    "sessions",
+)
 """What refuses a join, for the metrics."""
 SUBJECTS: Final = 16_384
 """Subjects whose joins are counted."""
@@ -35,6 +46,7 @@ LOG_INTERVAL: Final = 10.0
 """Seconds between two lines in the log about joins that one limit refuses."""
 _SESSIONS_RETRY: Final = 10
 """Seconds after which a place of a session may be free."""
+_NO_BOUNDS: Final = RelayUserLimitsConfig()
 
 
 class JoinLimited(JoinRefused):
@@ -48,10 +60,12 @@ class JoinLimited(JoinRefused):
 class SessionSlot:
     """The place of one session; `joined` and `leave` may be called more than once."""
 
-    __slots__ = ("_places", "_waits", "subject")
+    __slots__ = ("_actor", "_places", "_waits", "subject")
 
-    def __init__(self, places: SessionSlots, subject: str) -> None:
+    def __init__(self, places: SessionSlots, subject: str, actor: str = "") -> None:
+        """`actor`: the key of the actor among the subjects; empty: there is none."""
         self._places: SessionSlots | None = places
+        self._actor = actor
         self._waits = True
         self.subject = subject
 
@@ -65,6 +79,8 @@ class SessionSlot:
         if self._places is not None:
             self.joined()
             _less(self._places.sessions_of, self.subject)
+            if self._actor:
+                _less(self._places.sessions_of, self._actor)
             self._places = None
 
 
@@ -79,7 +95,7 @@ class SessionSlots:
         self.change(limits)
         self._bursts: Bursts[str] = Bursts(LOG_INTERVAL)
         self.sessions_of: dict[str, int] = {}
-        """Sessions and joins under way of each subject that has any."""
+        """Sessions and joins under way of each subject that has any, and of each actor (`_key`)."""
         self.pending_of: dict[str, int] = {}
         """Joins under way of each subject that has any."""
         self.refused = dict.fromkeys(LIMITS, 0)
@@ -91,7 +107,7 @@ class SessionSlots:
         self._most_pending = max(limits.pending_joins // PENDING_SHARES, LEAST_PENDING)
 
     def spend(self, identity: Identity, *, resumes: bool) -> None:
-        """Take one join of what the user has; raises `JoinLimited`."""
+        """Take one join of what the user has, and the actor; raises `JoinLimited`."""
         limits, now = self._limits_of(identity), self._clock()
         bucket = self._bucket(limits, resumes)
         if bucket.reserve(identity.subject, now) is None:
@@ -100,6 +116,12 @@ class SessionSlots:
                 raise self._refusal("user_resumptions", "your sessions come back too often", wait)
             most = f"at most {limits.joins_per_minute} in a minute"
             raise self._refusal("user_joins", f"you open too many sessions: {most}", wait)
+        count = self._limits_of_actor(identity.actor).joins_per_minute
+        if count and not resumes:
+            bucket, actor = self._bucket(RelayUserLimitsConfig(0, count), resumes), _key(identity.actor)
+            if bucket.reserve(actor, now) is None:
+                wait = max(math.ceil(bucket.wait(actor, now)), 1)
+                raise self._refusal("actor_joins", "the program that acts for you opens too many sessions", wait)
 
     def wait_for(self, payer: LoopTime) -> float:
         """Return the seconds for which a join of a user waits, who takes too much of the event loop; 0 for none. Raises
@@ -124,11 +146,16 @@ class SessionSlots:
             raise self._refusal(
                 "user_sessions", f"you have {most} sessions at this relay, and more are not allowed", _SESSIONS_RETRY
             )
+        actor, most = _key(identity.actor), self._limits_of_actor(identity.actor).sessions
+        if most and self.sessions_of.get(actor, 0) >= (2 * most if resumes else most):
+            words = f"the program that acts for you has {most} sessions at this relay, and more are not allowed"
+            raise self._refusal("actor_sessions", words, _SESSIONS_RETRY)
         if self.pending_of.get(subject, 0) >= self._most_pending:
             raise self._refusal("user_pending", "too many of your joins wait for an agent", 1)
-        self.sessions_of[subject] = self.sessions_of.get(subject, 0) + 1
+        for key in (subject, actor) if actor else (subject,):
+            self.sessions_of[key] = self.sessions_of.get(key, 0) + 1
         self.pending_of[subject] = self.pending_of.get(subject, 0) + 1
-        return SessionSlot(self, subject)
+        return SessionSlot(self, subject, actor)
 
     def refused_since_logged(self, limited: JoinLimited) -> int | None:
         """Return how many joins this limit has refused since one was logged, or None where this one is not to be."""
@@ -150,6 +177,11 @@ class SessionSlots:
             max((one.joins_per_minute for one in found), default=0) or self._usual.joins_per_minute,
         )
 
+    def _limits_of_actor(self, actor: str) -> RelayUserLimitsConfig:
+        """Return what holds for an actor over all its users, 0 for no bound; for none there is no bound."""
+        tables = self._limits.actors
+        return (tables.get(actor) or tables.get(ANY) if actor else None) or _NO_BOUNDS
+
     def _bucket(self, limits: RelayUserLimitsConfig, resumes: bool) -> KeyedTokenBucket[str]:
         # All sessions of a user may come back at once, some of them twice; then each about once a minute.
         count, burst = (limits.sessions, 2 * limits.sessions) if resumes else (limits.joins_per_minute,) * 2
@@ -160,8 +192,13 @@ class SessionSlots:
 
     def _refusal(self, limit: str, message: str, retry_after: int) -> JoinLimited:
         self.refused[limit] += 1
-        code = JoinCode.LIMIT if limit.startswith("user_") else JoinCode.OVERLOADED
+        code = JoinCode.LIMIT if limit.startswith(("user_", "actor_")) else JoinCode.OVERLOADED
         return JoinLimited(limit, code, f"{message}; try again in {retry_after} s", retry_after)
+
+
+def _key(actor: str) -> str:
+    """Return an actor's name as a key among subjects, which begin with the URL of an issuer; empty for none."""
+    return f"actor {actor}" if actor else ""
 
 
 def _less(counts: dict[str, int], key: str) -> None:

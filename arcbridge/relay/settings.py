@@ -91,7 +91,7 @@ def check(config: RelayConfig) -> CheckedRelay:
     tokens = token_settings.check(
         problems,
         file=config.authentication,
-        acceptance=Acceptance(max_lifetime=config.max_token_lifetime),
+        acceptance=Acceptance(max_lifetime=config.max_token_lifetime, actor_clients=frozenset(config.actor_clients)),
         proof=config.proof,
         directories=config.graph,
         claim_sources=config.claim_sources,
@@ -145,12 +145,13 @@ def _check_limits(config: RelayConfig, problems: Problems) -> None:
         problems.error("recovery_wait", "recovery_wait: must be between 0 s, for no wait, and 10m")
     if limits.join_deadline <= 0:
         problems.error("limits.join_deadline", "limits.join_deadline: must be above 0 s")
-    for kind, tables in (("groups", limits.groups), ("users", limits.users)):
+    for kind, tables in (("groups", limits.groups), ("users", limits.users), ("actors", limits.actors)):
         for name, table in tables.items():
             for setting in ("sessions", "joins_per_minute"):
                 if getattr(table, setting) < 0:
                     path = f'limits.{kind}."{name}".{setting}'
-                    problems.error(path, f"{path}: must be 0, for the number of every user, or above")
+                    none = "no bound" if kind == "actors" else "the number of every user"
+                    problems.error(path, f"{path}: must be 0, for {none}, or above")
     if config.agent_certificate_life <= 0:
         problems.error("agent_certificate_life", "agent_certificate_life: must be above 0 s")
     elif config.agent_certificate_life < SHORT_LIFE:

@@ -72,6 +72,8 @@ class RelayLimitsConfig:
     """By the name of the group, as claims are mapped here; of several that apply the largest counts."""
     users: dict[str, RelayUserLimitsConfig] = field(default_factory=dict)
     """By the user name, as claims are mapped here; goes before groups."""
+    actors: dict[str, RelayUserLimitsConfig] = field(default_factory=dict)
+    """By the name of the actor, `*`: each without a table of its own; over all users for whom it acts. 0: no bound."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,6 +283,9 @@ class RelayConfig:
     """Addresses and networks of load balancers whose connections begin with a PROXY protocol header of version 2."""
     max_token_lifetime: float = 172800.0
     """Seconds from `iat` to `exp` that an access token may have."""
+    actor_clients: tuple[str, ...] = ()
+    """Client ids of programs that act for users: a token that was issued to one of them has it as its actor, as one
+    with `act` has (RFC 8693). What names no actor is for users alone."""
     claim_sources: tuple[str, ...] = ()
     """`https://host:port` of servers besides the issuer itself from which the groups of a token are fetched where the
     token says so (OpenID Connect Core 5.6.2)."""
@@ -325,6 +330,8 @@ class TargetConfig:
     address: str = ""
     users: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
+    actors: tuple[str, ...] = ()
+    """Actors that may connect for these users, `*`: each; none: the users alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,6 +373,18 @@ class LimitsOverrideConfig:
     waiting_bytes: int | None = None
     audit_bytes_per_second: int | None = None
     loop_share: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ActorLimitsConfig:
+    """What one actor may take of one agent process, over all users for whom it acts; 0: no limit. The limits of each of
+    these users count besides."""
+
+    sessions: int = 0
+    requests_per_second: int = 0
+    """After a burst of five times as many."""
+    concurrent_requests: int = 0
+    """Requests under way, watches and upgraded ones included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -411,6 +430,8 @@ class AgentLimitsConfig:
     """By group, as claim mapping names it. Of several groups the largest value counts."""
     users: dict[str, LimitsOverrideConfig] = field(default_factory=dict)
     """By user name, as claim mapping names it; counts before any group."""
+    actors: dict[str, ActorLimitsConfig] = field(default_factory=dict)
+    """By the name of the actor, `*`: each that has no table of its own; over all users for whom it acts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -464,6 +485,9 @@ class AgentConfig:
     """Audiences, such as the relay's, that a user's token must not have besides the cluster's."""
     max_token_lifetime: float = 172800.0
     """Seconds from `iat` to `exp` that a user's token may have."""
+    actor_clients: tuple[str, ...] = ()
+    """Client ids of programs that act for users: a token that was issued to one of them has it as its actor, as one
+    with `act` has (RFC 8693). What names no actor is for users alone."""
     claim_sources: tuple[str, ...] = ()
     """`https://host:port` of servers besides the issuer itself from which the groups of a token are fetched where the
     token says so (OpenID Connect Core 5.6.2)."""

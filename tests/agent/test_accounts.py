@@ -120,7 +120,7 @@ def test_a_users_own_limit_counts_then_the_largest_of_the_groups_then_that_of_al
 def test_each_setting_of_all_users_can_be_overridden() -> None:
     names = [field.name for field in fields(LimitsOverrideConfig)]
     of_all = ["agent_connects_per_second", "agent_warm_connections", "agent_waiting_bytes"]
-    assert [field.name for field in fields(AgentLimitsConfig)] == [*names, *of_all, "groups", "users"]
+    assert [field.name for field in fields(AgentLimitsConfig)] == [*names, *of_all, "groups", "users", "actors"]
 
 
 @pytest.mark.parametrize(

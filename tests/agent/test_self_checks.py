@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -134,31 +135,29 @@ async def test_the_right_to_impersonate(
 
 
 def has_rules(
-    fake: FakeApiServer,
-    rules: object,
-    *,
-    incomplete: bool = False,
-    restricted: str = "userextras/arcbridge.io/restricted",
+    fake: FakeApiServer, rules: object, *, incomplete: bool = False, extras: Sequence[str] = ("restricted", "actor")
 ) -> None:
-    """`restricted`: what restricted sessions need, which the rules give besides; empty: they do not."""
-    if isinstance(rules, list) and restricted:
-        rules = [
-            *rules,
-            *(rule(one, restricted, group=AUTHENTICATION) for one in ("impersonate", "impersonate:user-info")),
-        ]
+    """`extras`: the keys of the agent's own which the rules give besides."""
+    if isinstance(rules, list):
+        resources = [f"userextras/arcbridge.io/{key}" for key in extras]
+        verbs = ("impersonate", "impersonate:user-info")
+        rules = [*rules, *(rule(one, *resources, group=AUTHENTICATION) for one in verbs if resources)]
     status = {"resourceRules": rules, "incomplete": incomplete}
     fake.routes[looks.RULES] = reply(201, json.dumps({"status": status}).encode())
 
 
 @pytest.mark.parametrize("rules", [[rule("impersonate", "users", "groups")], CONSTRAINED])
-async def test_rules_of_an_agent_that_knew_no_restricted_sessions(
-    fake: FakeApiServer, api: ApiServer, rules: list[object]
+@pytest.mark.parametrize(
+    ("extras", "lacks"), [((), "restricted"), (("actor",), "restricted"), (("restricted",), "actor")]
+)
+async def test_rules_of_an_agent_that_knew_no_restricted_sessions_or_no_actors(
+    fake: FakeApiServer, api: ApiServer, rules: list[object], extras: tuple[str, ...], lacks: str
 ) -> None:
     """A warning: all other sessions work, and none of these needs it."""
-    has_rules(fake, rules, restricted="")
+    has_rules(fake, rules, extras=extras)
     found = await looks.look_at_impersonation(api, NO_ISSUER)
-    assert one(found) == (FindingState.WARNING, "impersonation_restricted")
-    assert 'resource "userextras/arcbridge.io/restricted" in API group "authentication.k8s.io"' in found.detail
+    assert one(found) == (FindingState.WARNING, f"impersonation_{lacks}")
+    assert f'resource "userextras/arcbridge.io/{lacks}" in API group "authentication.k8s.io"' in found.detail
     assert api.upstream.own_refusals.lacking is None
     fake.routes[looks.ACCESS] = reply(201, b'{"status": {"allowed": true}}')
     assert one(await looks.look_at_impersonation(api, NO_ISSUER)) == (FindingState.OK, "")

@@ -468,6 +468,7 @@ LISTS: dict[str, list[dict[str, Any]]] = {
             "bytes_to_agent": 123456,
             "bytes_to_client": 98765432,
             "round_trip": 0.0124,
+            "actor": "release-bot",
             "restricted": "read-only namespaces",
             "agent": "berlin-factory-0",
             "relay": "relay-1",
@@ -559,6 +560,7 @@ MANIFEST = Manifest(
 REASON = 'allow[0] (policy.toml, line 4) allows it, by the group "oidc:platform-engineers"'
 EXPLAINED = {
     "user": "alice@example.com",
+    "actor": "",
     "groups": ["oidc:platform-engineers"],
     "cluster": "berlin-factory",
     "allowed": True,

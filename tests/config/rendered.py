@@ -23,7 +23,7 @@ from arcbridge.settings.config_loader import load
 from arcbridge.wire.limits import DEFAULT
 
 EIGHT_VERBS = ("get", "list", "watch", "create", "update", "patch", "delete", "deletecollection")
-OWN_EXTRAS = ("userextras/arcbridge.io/original-user", "userextras/arcbridge.io/restricted")
+OWN_EXTRAS = tuple(f"userextras/arcbridge.io/{one}" for one in ("actor", "original-user", "restricted"))
 
 MOST_DRAIN = 30
 """Seconds in which a relay that is told to stop ends in any case (docs/change.md, "Upgrade")."""

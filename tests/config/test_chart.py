@@ -418,9 +418,10 @@ def test_every_value_in_use(helm: Helm, tmp_path: Path) -> None:
         "fullnameOverride": "gate", "relayCA": "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n",
         "tokenMode": False, "auditFile": "", "logLevel": "debug", "observe": {"port": 9999, "annotations": False},
         "region": "eu", "regions": {"eu": ["https://relay.example.org:443"], 'u"s': []},
-        "targets": {"git": {"address": "git:22", "users": ["oidc:anna\\\"quoted"]}},
+        "targets": {"git": {"address": "git:22", "users": ["oidc:anna\\\"quoted"], "actors": ["bot"]}},
         "limits": {"bytes_per_day": 2**40, "streams": 9, "groups": {'oidc:c"i': {"streams": 70, "bytes_per_day": 0}},
-                   "users": {"oidc:anna@example.org": {"sessions": 2}}},
+                   "users": {"oidc:anna@example.org": {"sessions": 2}}, "actors": {"*": {"sessions": 3}}},
+        "actorClients": ["ci"],
         "impersonation": {"mode": "constrained", "verbs": ["get", "list", "watch"], "userExtras": ["scopes"],
                           "users": ["a"], "groups": ["b"]},
         "workload": {"kind": "Deployment", "replicas": 3}, "session": {"maxAge": "90m", "drain": "1m14.5s"},
@@ -444,6 +445,8 @@ def test_every_value_in_use(helm: Helm, tmp_path: Path) -> None:
     of_group = settings.limits.groups['oidc:c"i']
     assert (of_group.streams, of_group.bytes_per_day, of_group.sessions) == (70, 0, None)
     assert settings.limits.users["oidc:anna@example.org"].sessions == 2
+    assert (settings.limits.actors["*"].sessions, settings.targets["git"].actors) == (3, ("bot",))
+    assert settings.actor_clients == ("ci",)
     assert (settings.token_mode, settings.audit.file, settings.observe.log_level) == (False, "", "debug")
     assert settings.session.max_age == 90 * 60
     assert (settings.forbidden_audiences, settings.max_token_lifetime) == (("arcbridge-relay", 'o"dd'), 7200)

@@ -236,7 +236,8 @@ def test_every_value_in_use(helm: Helm, tmp_path: Path) -> None:
                  "existingSecret": "board"}, "claimSources": ["https://claims.test:444"],
         "graph": {"existingSecret": "groups"}, "agentCertificateLife": "1d", "recoveryWait": "0s", "workers": 0,
         "limits": {"sessions": 7, "join_deadline": "5s", "groups": {'oidc:c"i': {"sessions": 70}},
-                   "users": {"oidc:anna@example.org": {"joins_per_minute": 2}}},
+                   "users": {"oidc:anna@example.org": {"joins_per_minute": 2}}, "actors": {"*": {"sessions": 3}}},
+        "actorClients": ["ci"],
         "auditSinks": {"siem": {"kind": "http", "address": "https://c.test:8088/in", "gzip": True, "batch_records": 70,
                                 "token_file": "/run/secrets/arcbridge-audit/token", "interval": "2s"},
                        "central": {"kind": "syslog", "address": "s.test"}, "output": {"kind": "stdout"}},
@@ -264,6 +265,7 @@ def test_every_value_in_use(helm: Helm, tmp_path: Path) -> None:
     assert (settings.limits.sessions, settings.limits.join_deadline, settings.limits.agents) == (7, 5.0, 10000)
     assert settings.limits.groups['oidc:c"i'].sessions == 70
     assert settings.limits.users["oidc:anna@example.org"].joins_per_minute == 2
+    assert (settings.limits.actors["*"].sessions, settings.actor_clients) == (3, ("ci",))
     siem = settings.audit.sinks["siem"]
     assert (siem.gzip, siem.batch_records, siem.interval, settings.audit.keep_bytes) == (True, 70, 2.0, 1 << 30)
     assert egress_ports(rendered) == {53, 443, 444, 3128, 6514, 8088, 9443}

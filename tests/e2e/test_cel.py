@@ -26,9 +26,10 @@ from hypothesis import strategies as st
 from arcbridge.agent.kube.impersonation import Subject, impersonated_headers
 from arcbridge.errors import ConfigError
 from arcbridge.identity.authentication import parse
-from arcbridge.identity.claims import Identity, is_plain
+from arcbridge.identity.claims import Identity
 from arcbridge.identity.fetch import Reply
 from arcbridge.identity.groups import GroupSources
+from arcbridge.identity.names import is_plain
 from arcbridge.identity.refusal import GroupsUnavailable, TokenRefused
 from arcbridge.identity.verifier import TokenVerifier
 from arcbridge.net.fetch import HttpFetcher

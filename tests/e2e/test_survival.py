@@ -162,3 +162,25 @@ def test_connections_that_are_cut_and_altered_at_any_byte(
     finally:
         proxy.plan = lambda number: Plan()
     forward.stop()
+
+
+def test_a_session_that_is_away_when_its_agent_is_told_to_stop_comes_back_and_ends_in_order(
+    hops: tuple[World, FaultProxy, FaultProxy], server: TalkServer
+) -> None:
+    """Nothing of the client's waits for the agent to be gone: the relay asks one that drains for its own sessions."""
+    world, client_side, _ = hops
+    forward, port = world.start_forward("talk")
+    under_way = talks(port)
+    client_side.plan = lambda number: Plan(cut_up=0)
+    try:
+        client_side.cut("rst")
+        wait_for_record(world.agent, "session detached")
+        world.agent.signal(signal.SIGTERM)
+        wait_for_record(world.agent, "agent stopping", step="waiting")
+    finally:
+        client_side.plan = lambda number: Plan()
+    until(lambda: records(forward, BACK), "the client is back", timeout=30)
+    assert records(forward, "the agent drains the session")
+    go_on(server, under_way)
+    assert world.agent.wait(30) == 0
+    forward.stop()

@@ -501,11 +501,12 @@ def token(data: bytes) -> None:
         assert source.access_token.isprintable()
     for issuer in (_ISSUER, _CEL_ISSUER):
         try:
-            identity = map_claims(issuer, claims, CostBudget(20_000))
+            identity = map_claims(issuer, claims, CostBudget(20_000), ("bot",))
         except (TokenRefused, BudgetExceeded):
             continue
         assert isinstance(identity, Identity)
         assert not identity.username.startswith("system:")
+        assert identity.actor or "act" not in claims, "an actor that cannot be read is no user without one"
         try:
             impersonation.impersonated_headers([], impersonation.Subject.of(identity), authorization="Bearer agent")
         except RequestRefusal:

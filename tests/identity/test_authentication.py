@@ -108,6 +108,7 @@ EXTRA_KEYS = [
     ("x.k8s.io/c", "k8s.io, kubernetes.io and"),
     ("kubernetes.io/c", "k8s.io, kubernetes.io"),
     ("arcbridge.io/original-user", "is set by the agent itself"),
+    ("arcbridge.io/actor", "is set by the agent itself"),
 ]
 # What is replaced in SMALL by what, and the error.
 REPLACED = [

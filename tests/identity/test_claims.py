@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from arcbridge.identity.authentication import parse
-from arcbridge.identity.claims import MAX_GROUPS, MAX_NAME, Identity, is_reserved, map_claims
+from arcbridge.identity.claims import MAX_GROUPS, Identity, is_reserved, map_claims
+from arcbridge.identity.names import MAX_NAME
 from arcbridge.identity.refusal import TokenRefused
 from arcbridge.refusals import Refusal, RefusalRule
 

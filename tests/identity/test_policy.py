@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -73,6 +74,9 @@ def test_nothing_is_allowed_by_default() -> None:
         ("[[allow]]\nusers=['a']\nclusters=['[ab]']", r"allow\[0\]\.clusters\[0\]"),
         ("[[allow]]\ngroups=['*']\nclusters=['a']", "for everyone write"),
         ("[[allow]", "policy, line 1, column 8: "),
+        ("[[allow]]\nusers=['a']\nactors=[]\nclusters=['*']", r"allow\[0\]\.actors: names no actor; for users"),
+        ("[[allow]]\nusers=['a']\nactors='b'\nclusters=['*']", r"allow\[0\]\.actors: must be a list"),
+        ("[[test]]\nuser='a'\nactor=['b']\ndeny=['c']", r"test\[0\]\.actor: must be a string"),
         ("[admin]\nusers=['a']", r"write \[\[admin\]\]"),
         ("admin = [1]", r"admin\[0\]: must be a table"),
         ("[[admin]]\nusers=['a']\nclusters=['*']", r"admin\[0\]\.what: needs at least one of tokens"),
@@ -214,7 +218,10 @@ def test_a_test_that_fails_is_a_mistake_of_the_file(test: str, message: str) -> 
         ("[[test]]\nuser='a'", "needs accept or deny"),
         ("[[test]]\nuser=['a']\ndeny=['a']", r"test\[0\]\.user: must be a string"),
         ("[[test]]\nuser='a'\ndeny=['a-*']", r"test\[0\]\.deny\[0\]: the name of one cluster"),
-        ("[[test]]\nusers=['a']\nuser='a'\ndeny=['a']", r"users: unknown key \(known: user, groups, accept, deny\)"),
+        (
+            "[[test]]\nusers=['a']\nuser='a'\ndeny=['a']",
+            r"users: unknown key \(known: user, groups, actor, accept, deny\)",
+        ),
         ("test = 1", r"write \[\[test\]\]"),
         ("test = [1]", r"test\[0\]: must be a table"),
         ("[[test]]\nuser='a'\ndeny=['a']\n" * (MAX_TESTS + 1), f"test: {MAX_TESTS + 1} are too many"),
@@ -296,3 +303,70 @@ def test_a_version_whose_tests_fail_leaves_the_former_one_in_force(tmp_path: Pat
     clock.now += 1
     assert file.current() == Policy.load(TEXT)
     assert "line 6: test[0]" in file.error
+
+
+ACTORS = """
+[[allow]]
+groups = ["dev"]
+clusters = ["shop-*"]
+
+[[allow]]
+users = ["alice"]
+groups = ["dev"]
+actors = ["bot"]
+clusters = ["shop-1"]
+
+[[allow]]
+users = ["*"]
+actors = ["*"]
+clusters = ["demo"]
+
+[[admin]]
+users = ["alice"]
+clusters = ["*"]
+what = ["read"]
+
+[[test]]
+groups = ["dev"]
+actor = "bot"
+accept = ["shop-1", "demo"]
+deny = ["shop-2"]
+
+[[test]]
+groups = ["dev"]
+accept = ["shop-2"]
+deny = ["demo"]
+"""
+
+
+@pytest.mark.parametrize(
+    ("actor", "cluster", "allowed"),
+    [
+        ("", "shop-1", True),
+        ("", "demo", False),  # the rule is for programs
+        ("bot", "shop-1", True),
+        ("bot", "shop-2", False),  # what names no actor is for users alone
+        ("other", "shop-1", False),
+        ("other", "demo", True),
+    ],
+)
+def test_t65_a_rule_is_for_the_actors_that_it_names_and_without_them_for_users_alone(
+    actor: str, cluster: str, allowed: bool
+) -> None:
+    assert Policy.load(ACTORS).allows(replace(who("alice", "dev"), actor=actor), cluster) is allowed
+
+
+def test_t65_no_program_administers_for_its_user() -> None:
+    policy = Policy.load(ACTORS)
+    assert policy.administered(who("alice"), "read") == ("*",)
+    assert policy.administered(replace(who("alice"), actor="bot"), "read") == ()
+    with pytest.raises(ConfigError, match=r"admin\[0\]\.actors: unknown key"):
+        Policy.load(
+            ACTORS.replace('users = ["alice"]\nclusters = ["*"]', 'users = ["a"]\nactors=["b"]\nclusters = ["*"]')
+        )
+
+
+def test_actors_make_another_version_and_none_leave_the_hash_that_it_had() -> None:
+    assert Policy.load(TEXT).hash == "f34a725e505f", "as earlier versions of arcbridge have it"
+    one = TEXT.replace('clusters = ["demo"]', 'actors = ["a"]\nclusters = ["demo"]')
+    assert len({Policy.load(text).hash for text in (TEXT, one, one.replace('["a"]', '["b"]'))}) == 3

@@ -75,3 +75,36 @@ def test_names_for_people() -> None:
     assert who(named("", ("b",))) == 'a user in the groups "b"'
     assert who(named("a")) == 'user "a"'
     assert quoted("gfedcba") == '"a", "b", "c", "d", "e" and 2 more'
+
+
+ACTED = Policy.load(
+    """[[allow]]
+groups = ["oidc:dev"]
+clusters = ["shop-*"]
+[[allow]]
+groups = ["oidc:dev"]
+actors = ["bot", "ci"]
+clusters = ["lab"]
+"""
+)
+
+
+@pytest.mark.parametrize(
+    ("actor", "cluster", "sentence"),
+    [
+        ("bot", "lab", 'allow[1] (line 4) allows it, by the group "oidc:dev" through the actors "bot", "ci"'),
+        ("bot", "shop-1",
+         "no rule allows it, and the nearest, allow[0] (line 1), is for users without an actor"),
+        ("", "lab", 'no rule allows it, and the nearest, allow[1] (line 4), is for the actors "bot", "ci"'),
+        ("x", "munich",
+         'no rule allows it, and the nearest, allow[0] (line 1), is for the clusters "shop-*" and is for users without '
+         "an actor"),
+    ],
+)  # fmt: skip
+def test_what_a_rule_says_of_an_actor(actor: str, cluster: str, sentence: str) -> None:
+    identity = named("anna", ("oidc:dev",), actor)
+    found = explain(ACTED.rules, identity, cluster)
+    assert found.sentence() == sentence
+    assert found.allowed == ACTED.allows(identity, cluster)
+    assert ("actor" in found.lacks) == (not found.allowed)
+    assert who(named("a", ("b",), "bot")) == 'user "a" in the groups "b" through the actor "bot"'

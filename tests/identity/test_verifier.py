@@ -363,11 +363,11 @@ def held(_long_turns: None, monkeypatch: pytest.MonkeyPatch) -> tuple[threading.
     begun, go_on = threading.Semaphore(0), threading.Event()
     original = verifier_module.map_claims
 
-    def mapped(issuer: Any, found: Any, budget: Any = None) -> Any:
+    def mapped(issuer: Any, found: Any, budget: Any = None, clients: Any = ()) -> Any:
         if threading.current_thread() is not threading.main_thread():
             begun.release()
             assert go_on.wait(30)
-        return original(issuer, found, budget)
+        return original(issuer, found, budget, clients)
 
     monkeypatch.setattr(verifier_module, "map_claims", mapped)
     return begun, go_on
@@ -468,3 +468,16 @@ async def test_who_takes_no_groups_misses_none() -> None:
     subject = verifier(config=CONFIG[: CONFIG.index("    groups")])
     assert (await subject.verify(token(claims()))).missing_groups_claim == ""
     assert subject.without_groups == 0
+
+
+@pytest.mark.parametrize(
+    "config", [CONFIG, CONFIG.replace('{claim: sub, prefix: "oidc:"}', '{expression: "claims.sub"}')]
+)
+async def test_the_client_of_a_token_is_its_actor_where_the_settings_name_it(config: str) -> None:
+    subject = verifier(config=config)
+    text = token(claims(azp="bot"))
+    assert (await subject.verify(text)).actor == ""
+    subject.replace(parse(config), Acceptance(actor_clients=frozenset({"bot"})))
+    assert (await subject.verify(text)).actor == "bot", "no former result counts"
+    assert (await subject.verify(token(claims(act={"sub": "ci"}, azp="bot")))).actor == "ci"
+    await subject.close()

@@ -12,7 +12,9 @@ from arcbridge.errors import ConfigError, StateError
 from arcbridge.net.address import Address
 from arcbridge.observe.metrics import Metrics
 from arcbridge.relay import backend as module
-from arcbridge.relay.backend import open_backend, registry_of
+from arcbridge.relay.backend import open_backend, registry_of, running_relays
+from arcbridge.relay.backup import make_backup, restore_backup
+from arcbridge.relay.data_dir import open_authority
 from arcbridge.relay.fleet.base import Fleet
 from arcbridge.relay.fleet.nats import NatsFleet
 from arcbridge.relay.processes.worker import WorkerMembership
@@ -87,3 +89,38 @@ async def test_mistakes_in_the_settings_are_told(tmp_path: Path) -> None:
     with pytest.raises(StateError, match="data_dir"):
         async with registry_of(replace(config, data_dir=tmp_path / "none"), must_exist=True):
             pass
+
+
+async def test_which_relays_of_a_fleet_run(tmp_path: Path, nats_server: NatsServer) -> None:
+    assert await running_relays(RelayConfig(data_dir=tmp_path)) == [], "a relay alone has its lock"
+    config = RelayConfig(
+        data_dir=tmp_path, public_address="relay.test:443", fleet=settings(nats_server, prefix="b2", bucket="b2")
+    )
+    assert await running_relays(config) == []
+    async with AsyncExitStack() as stack:
+        _, fleet = await open_backend(config, Fleet(), stack)
+        assert isinstance(fleet, NatsFleet)
+        fleet.on_question = lambda question: [{"relay": "relay.test:443", "worker": n} for n in range(2)]
+        await fleet.start()
+        stack.push_async_callback(fleet.close)
+        assert await running_relays(config) == ["relay.test:443"]
+    assert await running_relays(config) == []
+
+
+async def test_no_restore_into_the_registry_of_relays_that_run(tmp_path: Path, nats_server: NatsServer) -> None:
+    config = RelayConfig(
+        data_dir=tmp_path, public_address="relay.test:443", fleet=settings(nats_server, prefix="b3", bucket="b3")
+    )
+    open_authority(tmp_path)
+    await make_backup(config, tmp_path / "backup")
+    async with AsyncExitStack() as stack:
+        _, fleet = await open_backend(config, Fleet(), stack)
+        fleet.on_question = lambda question: [{"relay": "relay.test:443"}]
+        await fleet.start()
+        stack.push_async_callback(fleet.close)
+        with pytest.raises(
+            StateError, match=r"relays of this fleet run now \(relay.test:443\): stop every one of them"
+        ):
+            await restore_backup(config, tmp_path / "backup", overwrite=True)
+        assert (await restore_backup(config, tmp_path / "backup", overwrite=True, beside_relays=True)).awaited == 0
+    await restore_backup(config, tmp_path / "backup", overwrite=True)

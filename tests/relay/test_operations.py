@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -51,12 +52,14 @@ def operations(
 
 
 async def test_sessions() -> None:
-    found = operations(pump("b" * 16, "a" * 16), pump("c" * 16, identity=None)).answer({"ask": "sessions"})
+    acted = replace(ALICE, actor="bot")
+    found = operations(pump("b" * 16, "a" * 16, acted), pump("c" * 16, identity=None)).answer({"ask": "sessions"})
     assert found == [
         {
             "session": "b" * 16,
             "first_session": "a" * 16,
             "user": "alice",
+            "actor": "bot",
             "cluster": "berlin",
             "agent": "agent-1",
             "source": "192.0.2.1",
@@ -191,4 +194,5 @@ async def test_which_groups_of_those_asked_for_connected_users_have() -> None:
     made = operations(pump("b" * 16, identity=person("anna", "a", "b")), pump("c" * 16, identity=None))
     (row,) = made.answer({"ask": "connected", "groups": ["b", "c"]})
     assert (row["user"], row["cluster"], row["groups"], row["session"]) == ("anna", "berlin", ["b"], "b" * 16)
+    assert row["actor"] == ""
     assert made.answer({"ask": "connected"})[0]["groups"] == []

@@ -155,3 +155,36 @@ async def test_groups_that_a_former_policy_did_not_name_are_not_taken_for_absent
     row = await module.explain_access(RelayConfig(data_dir=tmp_path), "bob", (), "shop-1")
     assert row["known"] == known
     assert ("give --groups" in row["reason"]) != known
+
+
+def test_what_actors_gain_and_lose() -> None:
+    """A rule with actors gives nothing to users alone, and one without nothing to programs."""
+    new = OLD.replace('groups = ["dev"]', 'groups = ["dev"]\nactors = ["bot"]')
+    (row,) = _changed_rules(Policy.load(OLD).rules, Policy.load(new).rules)
+    assert (row["change"], row["gains"], row["loses"]) == ("changed", ["actor bot"], [])
+    old_rights, new_rights = (_rights(Policy.load(text).rules, ["shop-1"]) for text in (OLD, new))
+    assert new_rights["shop-1"] - old_rights["shop-1"] == {"group dev through actor bot"}
+    sessions = [{**session(name, "shop-1", "dev"), "actor": actor} for name, actor in (("a", ""), ("b", "bot"))]
+    assert _changed_users([*sessions, session("c", "shop-1", "dev")], ["shop-1"], old_rights, new_rights) == [
+        {"user": "a", "gains": [], "loses": ["shop-1"], "sessions_lost": 1},
+        {"user": "b", "gains": ["shop-1"], "loses": [], "sessions_lost": 0},
+        {"user": "c", "gains": [], "loses": ["shop-1"], "sessions_lost": 1},
+    ]
+
+
+async def test_what_decides_of_a_program_that_acts_for_a_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    policy = Policy.load(OLD.replace('groups = ["dev"]', 'groups = ["dev"]\nactors = ["bot"]'))
+
+    async def in_force(config: RelayConfig) -> tuple[Policy, bool]:
+        return policy, False
+
+    monkeypatch.setattr(module, "policy_in_force", in_force)
+    config = RelayConfig(data_dir=tmp_path)
+    for actor, allowed, reason in (
+        ("bot", True, 'allows it, by the group "dev" through the actors "bot"'),
+        ("", False, 'is for the actors "bot"'),
+        ("ci", False, 'is for the actors "bot"'),
+    ):
+        row = await module.explain_access(config, "", ("dev",), "shop-1", actor)
+        assert (row["actor"], row["allowed"]) == (actor, allowed)
+        assert reason in row["reason"]

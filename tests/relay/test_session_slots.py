@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -151,6 +152,29 @@ def test_other_numbers_for_a_group_and_a_user() -> None:
         for _ in range(joins):
             entered(places, identity).leave()
         assert refused(places, identity).limit == "user_joins"
+
+
+def test_l52_an_actor_is_bounded_over_all_its_users() -> None:
+    tables = {"bot": RelayUserLimitsConfig(sessions=2), "*": RelayUserLimitsConfig(joins_per_minute=3)}
+    bot, own, ci = ([replace(one, actor=actor) for one in (ALICE, BOB, person("carol"))] for actor in ("bot", "", "ci"))
+    places = SessionSlots(RelayLimitsConfig(actors=tables), clock=Clock())
+    slots = [entered(places, one) for one in bot[:2]]
+    assert refused(places, bot[2]).limit == "actor_sessions"
+    for one in own:
+        entered(places, one)
+    entered(places, bot[2], resumes=True).leave()
+    slots[0].leave()
+    entered(places, bot[2])
+    for one in ci:
+        entered(places, one)
+    error = refused(places, ci[0])
+    assert (error.limit, error.code) == ("actor_joins", JoinCode.LIMIT)
+    assert places.sessions_of["actor ci"] == 3
+    slots = [entered(SessionSlots(RelayLimitsConfig(), clock=Clock()), one) for one in bot]
+    for slot in slots:
+        slot.leave()
+        slot.leave()
+        assert slot.subject.startswith("https:")
 
 
 def test_one_line_in_the_log_for_a_burst() -> None:

@@ -111,6 +111,10 @@ ERRORS: list[tuple[Callable[[Path], dict[str, Any]], str]] = [
     (lambda at: {"limits": RelayLimitsConfig(pending_joins=0)}, "limits.pending_joins: must be at least 1"),
     (lambda at: {"limits": RelayLimitsConfig(join_deadline=0.0)}, "limits.join_deadline: must be above 0 s"),
     (lambda at: {"limits": users(sessions=-1)}, 'limits.users."a".sessions: must be 0'),
+    (
+        lambda at: {"limits": RelayLimitsConfig(actors={"a": RelayUserLimitsConfig(sessions=-1)})},
+        'limits.actors."a".sessions: must be 0, for no bound',
+    ),
     (lambda at: {"agent_certificate_life": 0.0}, "agent_certificate_life: must be above 0 s"),
     (lambda at: {"max_token_lifetime": 1.0}, "max_token_lifetime: must be from 60 s"),
     (lambda at: {"authentication": None}, "authentication: required but not set"),

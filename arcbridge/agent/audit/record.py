@@ -95,13 +95,16 @@ class AuditSubject:
         bound: str = "none",
         budget: AuditBudget | None = None,
         restricted: Sequence[str] = (),
+        actor: str = "",
     ) -> None:
         """`groups`: how many the user has. `bound`: by what the token is bound to a key (`identity.proof.BindingKind`).
         `budget`: what the user's records may take; None: they are not counted. `restricted`: what the session gave up
-        of the user's rights, as words that were checked."""
+        of the user's rights, as words that were checked. `actor`: the program that acts for the user."""
         self.session, self.user, self.budget = session, user, budget
         name = _quote(_cut(user, FIELD_LIMIT))
         self.text = f',"session":{_quote(session)},"user":{name},"groups":{groups},"bound":"{bound}"'
+        if actor:
+            self.text += f',"actor":{_quote(_cut(actor, FIELD_LIMIT))}'
         if restricted:
             self.text += f',"restricted":{json.dumps(list(restricted))}'
         """The part of a line that says so."""

@@ -236,10 +236,14 @@ class Attempt:
     def _admit(self, facts: RequestFacts) -> None:
         """Count the request, or refuse it as too much before anything leaves. Every limit on requests is here."""
         stats = self._context.stats
-        limit = self.account.admit_request(self.record.started)
-        if limit is None and stats.in_flight >= MAX_IN_FLIGHT:
-            self.account.end_request()
-            limit = Limit.AGENT_REQUESTS
+        actor, limit = self.caller.actor, self.account.admit_request(self.record.started)
+        if limit is None:
+            if stats.in_flight >= MAX_IN_FLIGHT:
+                limit = Limit.AGENT_REQUESTS
+            elif actor is not None:
+                limit = actor.admit_request(self.record.started)
+            if limit is not None:
+                self.account.end_request()
         if limit is not None:
             refusal = self._too_much(limit)
             if not self._unrecorded:
@@ -270,6 +274,8 @@ class Attempt:
             self._admitted = False
             self._context.stats.in_flight -= 1
             self.account.end_request()
+            if self.caller.actor is not None:
+                self.caller.actor.end_request()
             if self._upgrading:
                 self._upgrading = False
                 self.account.end_upgrade()

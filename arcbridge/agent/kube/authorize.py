@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from arcbridge.agent.kube.apiserver import ApiServer
 from arcbridge.agent.kube.caller import SAFE_ID, Caller, token_digest
 from arcbridge.agent.kube.impersonation import (
+    ACTOR,
     ORIGINAL_USER,
     RESTRICTED,
     Subject,
@@ -100,6 +101,7 @@ def authorize(
     else:
         words = () if caller.restrictions is None else caller.restrictions.words
         extra = (*subject.extra, (ORIGINAL_USER, identity.username), *[(RESTRICTED, word) for word in words])
+        extra += ((ACTOR, identity.actor),) if identity.actor else ()
         other = Subject(subject.user, subject.uid, subject.groups, extra)
         lines = header_lines(impersonated_headers(cleaned_headers(facts), other, authorization=authorization))
     upgrade = requested_upgrade(facts, wanted.info.subresource) if facts.plain is None else None

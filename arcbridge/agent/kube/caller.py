@@ -25,6 +25,7 @@ from arcbridge.mux.stream import StreamTransport
 from arcbridge.wire.frames import ResetCode
 
 if TYPE_CHECKING:
+    from arcbridge.agent.actor_accounts import ActorAccount
     from arcbridge.agent.audit.budget import AuditBudget
     from arcbridge.agent.restrictions.session_restrictions import SessionRestrictions
 
@@ -108,6 +109,8 @@ class Caller:
     """Thumbprint of the key to which the session's token is bound; empty: it is not bound."""
     connected_since: float = 0.0
     """When the session got its present connection, monotonic seconds; infinity while it has none."""
+    actor: ActorAccount | None = None
+    """What the program that acts for the user holds over all its users; None: no program does."""
     subject_lines: SubjectLines = field(default_factory=SubjectLines)
     plain_lines: KnownLines = field(default_factory=KnownLines)
     """What became of header lines that came before; `fast_path_parser` fills and bounds it."""
@@ -140,7 +143,9 @@ class Caller:
     def audit_subject(self, identity: Identity, budget: AuditBudget | None = None) -> AuditSubject:
         """Return the subject of records about this session that are of an identity."""
         bound, restricted = identity.binding.kind.value, self.restrictions.words if self.restrictions else ()
-        return AuditSubject(self.session, identity.username, len(identity.groups), bound, budget, restricted)
+        return AuditSubject(
+            self.session, identity.username, len(identity.groups), bound, budget, restricted, identity.actor
+        )
 
     def end_upgraded(self, reason: str) -> int:
         """Reset the upgraded streams, with a reason for their records; answers how many there were."""

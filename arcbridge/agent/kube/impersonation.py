@@ -59,6 +59,8 @@ ORIGINAL_USER = "arcbridge.io/original-user"
 """Extra key under which the API server's audit log shows who is behind a `--as`."""
 RESTRICTED = "arcbridge.io/restricted"
 """Extra key under which it shows what a session gave up of its user's rights."""
+ACTOR = "arcbridge.io/actor"
+"""Extra key under which it shows which program acts for the user; policies of the cluster may ask for it."""
 
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _EXTRA_SAFE = "!#$&'*+-.^`|~"
@@ -80,9 +82,10 @@ class Subject:
         cls, identity: Identity, impersonable: frozenset[str] | None = None, restricted: tuple[str, ...] = ()
     ) -> Subject:
         """Return the subject of a mapped identity, with those of its groups that the agent may impersonate (None:
-        all), and what its session gave up."""
+        all), what its session gave up, and who acts for it."""
         extra = tuple((key.lower(), value) for key, values in identity.extra.items() for value in values)
         extra += tuple((RESTRICTED, word) for word in restricted)
+        extra += ((ACTOR, identity.actor),) if identity.actor else ()
         groups = tuple(group for group in identity.groups if impersonable is None or group in impersonable)
         return cls(identity.username, identity.uid, groups, extra)
 
@@ -108,7 +111,7 @@ def requested_subject(asks: Sequence[tuple[str, str]]) -> Subject | None:
             groups.append(value)
         elif name.startswith("impersonate-extra-") and len(name) > len("impersonate-extra-"):
             key = _extra_key(name.removeprefix("impersonate-extra-"))
-            if key in (ORIGINAL_USER, RESTRICTED):
+            if key in (ACTOR, ORIGINAL_USER, RESTRICTED):
                 raise bad_request(f"the impersonation extra {key} is set by the agent itself")
             extra.append((key, value))
         else:

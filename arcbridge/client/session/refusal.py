@@ -229,6 +229,10 @@ def _wrong_with(refusal: Refusal, place: str, shown: Shown) -> str:
             return f"{token} has more groups than {place} takes; have the issuer send fewer"
         case RefusalRule.CLAIMS_ELSEWHERE if wanted:
             return f'{place} reads the claim "{wanted}", to which {token} only points; have the issuer put it there'
+        case RefusalRule.CLAIMS_ACT:
+            return (
+                f"{token} says in a way that {place} cannot read who acts for its user; ask the operator of its issuer"
+            )
         case RefusalRule.USER_RULE | RefusalRule.CLAIMS_RULE:
             return f"a rule of {place} does not let {token} in; ask its operator"
         case rule if rule.family == "claims":

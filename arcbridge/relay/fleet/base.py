@@ -13,7 +13,7 @@ Every engine promises (tests/relay/fleet/conformance.py):
    others.
 3. A reply counts only when it names the dial's own token.
 4. Of two connections of one instance the newer stays, the older is told so (docs/threats.md#E10).
-5. A draining or ended connection gets no new dial.
+5. A draining or ended connection gets no new dial; one that drains gets those for sessions that its instance holds.
 6. That a user has lost the right to a cluster is told to every other process, once and without waiting: the agent that
    holds the session may be connected to any of them.
 """
@@ -259,12 +259,12 @@ class Fleet:
         self, cluster: str, instance: str, tried: Collection[AgentLink] = (), avoid: Collection[str] = ()
     ) -> AgentLink | None:
         """Return the link to ask next by promise 2: neither one of the `tried` nor of an instance to `avoid`; of
-        `instance` alone where that is given. None when no agent is left."""
+        `instance` alone where that is given, which may drain: it serves what runs. None when no agent is left."""
         of_cluster = self._links.get(cluster, {})
         candidates = [
             link
             for link in ([of_cluster[instance]] if instance in of_cluster else [] if instance else of_cluster.values())
-            if not link.draining and link not in tried and link.instance not in avoid
+            if (instance or not link.draining) and link not in tried and link.instance not in avoid
         ]
         return min(candidates, key=lambda link: (link.pending, self._last_asked[link]), default=None)
 

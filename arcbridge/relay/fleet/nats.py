@@ -419,7 +419,7 @@ class NatsFleet(Fleet):
 
     async def _serve(self, message: Msg, link: AgentLink, dial: Dial, timeout: float) -> None:
         try:
-            if link.draining:
+            if link.draining and not dial.instance:
                 raise no_agent(link.cluster)
             status = await self.ask(link, dial, timeout)
         except JoinRefused as error:

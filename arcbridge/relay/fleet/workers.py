@@ -140,9 +140,10 @@ class WorkersFleet(Fleet):
         self.dials_from_siblings += 1
         link = self.find(str(head["cluster"]), str(head["instance"]))
         try:
-            if link is None or link.draining or self._own.get(link) != head["stamp"]:
+            dial = Dial.decode(message.body)
+            if link is None or (link.draining and not dial.instance) or self._own.get(link) != head["stamp"]:
                 raise lost_agent(str(head["cluster"]))
-            return {"code": 0}, (await link.dial(Dial.decode(message.body))).encode()
+            return {"code": 0}, (await link.dial(dial)).encode()
         except JoinRefused as error:
             return {"code": error.code, "message": error.message, "retry_after": error.retry_after or 0}, b""
         except ArcbridgeError as error:

@@ -308,6 +308,7 @@ class PageSessions:
             "user": identity.username,
             "subject": identity.subject,
             "issuer": identity.issuer,
+            "actor": identity.actor,
             "issued_at": identity.issued_at,
             "groups": [group for group in identity.groups if group in administering],
         }
@@ -321,5 +322,5 @@ class PageSessions:
             return None
         return Identity(
             found["user"], "", tuple(found["groups"]), found["subject"], found["issuer"], now + self.life,
-            issued_at=found["issued_at"],
+            issued_at=found["issued_at"], actor=found.get("actor", ""),
         )  # fmt: skip

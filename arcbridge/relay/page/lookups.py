@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
 from arcbridge.identity.policy import Policy
@@ -78,7 +78,7 @@ async def reach_of(
     identity = named(user, tuple((token or {}).get("groups", ())))
     rules, complete, leading, left = list[RuleReach](), True, set[str](), MOST_COMPARED
     async with comparing:
-        for rule in (one for one in policy.rules if one.names(identity)):
+        for rule in (one for one in policy.rules if one.names_any(identity.username, identity.groups)):
             reached, left = await _reached(rule, clusters, left)
             if reached is None:
                 complete = False
@@ -87,7 +87,8 @@ async def reach_of(
                 complete = False
                 break
             if reached:
-                verdict: Verdict = explain((rule,), identity, reached[0])
+                actor = min(rule.actors, default="")
+                verdict: Verdict = explain((rule,), replace(identity, actor=actor), reached[0])
                 at = f"{rule.path} (line {rule.line})"
                 leading |= rule.groups
                 rules.append(
@@ -103,7 +104,7 @@ async def reach_of(
     revoked = next((row for row in await list_users(relay) if row["user"] == user), None) if whole else None
     if token is not None and not whole:
         # A rule for every user says of none that the relay knows this one.
-        known = sessions or refusals or any(rule.by != EVERY_USER for rule in rules)
+        known = sessions or refusals or any(not rule.by.startswith(EVERY_USER) for rule in rules)
         groups = [group for group in token.get("groups", ()) if group in leading]
         token = {"at": token.get("at", 0.0), "groups": groups} if known else None
     return UserReach(

@@ -164,7 +164,8 @@ class WorkerMembership(Membership):
 
         shared = {name: part(getattr(limits, name)) for name in OF_ALL}
         shared |= {name: user_part(getattr(limits, name)) for name in OF_ONE_USER}
-        return replace(limits, **shared, groups=parts(limits.groups), users=parts(limits.users))
+        groups, users, actors = parts(limits.groups), parts(limits.users), parts(limits.actors)
+        return replace(limits, **shared, groups=groups, users=users, actors=actors)
 
     async def siblings_ready(self) -> None:
         if not await self.siblings.synced(self.expected, self.siblings_deadline):

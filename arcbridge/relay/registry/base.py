@@ -36,7 +36,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final, Literal, NamedTuple, Protocol
 
 from arcbridge.errors import ArcbridgeError, ConfigError, EnrolmentRefused, StateError
-from arcbridge.identity.claims import is_plain
+from arcbridge.identity.names import is_plain
 from arcbridge.pki.authority import (
     agent_ca_pin,
     agent_generation,

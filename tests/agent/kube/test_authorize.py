@@ -9,7 +9,7 @@ import pytest
 from arcbridge.agent.kube.authorize import ReviewNeeded
 from arcbridge.agent.kube.caller import SubjectLines, token_digest
 from arcbridge.agent.kube.fast_path_parser import KnownLines, plain_head
-from arcbridge.agent.kube.impersonation import Subject
+from arcbridge.agent.kube.impersonation import Subject, requested_subject
 from arcbridge.agent.kube.request_facts import RequestFacts
 from arcbridge.agent.kube.review import Approval
 from arcbridge.agent.kube.status import RequestRefusal
@@ -80,6 +80,24 @@ async def test_no_plan_for_another_user_without_the_approval_of_exactly_that(des
     lines = desk.lines(AS_BOB, Approval(ALICE, bob))
     assert b"Impersonate-User: bob\r\n" in lines
     assert b"arcbridge.io%2foriginal-user: alice" in lines.lower()
+
+
+async def test_s22_the_actor_goes_to_the_api_server_with_each_request_and_is_the_agents_to_say(desk: Desk) -> None:
+    """As the user, and where the user is another by `--as`."""
+    acted = dataclasses.replace(ALICE, actor="bot")
+    desk.caller.adopt(acted, "")
+    facts, key = (
+        parsed((b"Impersonate-Extra-Arcbridge.io%2FActor", b"forged")),
+        b"impersonate-extra-arcbridge.io%2factor",
+    )
+    plain = desk.lines(parsed()).lower()
+    assert (plain.count(key), b"%2factor: bot\r\n" in plain) == (1, True)
+    with pytest.raises(RequestRefusal):
+        requested_subject(facts.impersonation)
+    other = desk.lines(AS_BOB, Approval(acted, Subject("bob"))).lower()
+    assert (other.count(key), b"%2factor: bot\r\n" in other) == (1, True)
+    desk.caller.adopt(ALICE, "")
+    assert key not in desk.lines(parsed()).lower()
 
 
 HEADERS_OF_ORIGIN = [

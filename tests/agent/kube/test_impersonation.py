@@ -208,6 +208,7 @@ INCOMPLETE = [
     [("Impersonate-User", "a"), ("Impersonate-Extra-%ff", "b")],
     [("Impersonate-User", "a"), ("Impersonate-Extra-%0a", "b")],
     [("Impersonate-User", "a"), ("Impersonate-Extra-arcbridge.io%2Foriginal-user", "b")],
+    [("Impersonate-User", "a"), ("Impersonate-Extra-arcbridge.io%2FActor", "b")],
     [("Impersonate-User", "a"), ("Impersonate-Future", "b")],
 ]  # fmt: skip
 

@@ -6,6 +6,7 @@ import asyncio
 import time
 from abc import abstractmethod
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 
@@ -140,6 +141,15 @@ class FleetConformance:
         await fleet.unregister(gone)
         await fleet.unregister(gone)
         assert (await refused(fleet.dial("prod", DIAL, 5))).code == JoinCode.NO_AGENT
+
+    async def test_one_that_drains_is_asked_for_what_its_instance_holds_alone(self, fleet: Fleet) -> None:
+        draining, wanted = Link(instance="d"), replace(DIAL, instance="d")
+        draining.draining = True
+        await fleet.register(draining)
+        assert (await refused(fleet.dial("prod", DIAL, 5))).code == JoinCode.NO_AGENT
+        assert draining.asked == []
+        assert (await fleet.dial("prod", wanted, 5)).token == "t"
+        assert draining.asked == [wanted]
 
     async def test_who_is_there(self, fleet: Fleet) -> None:
         for link in (Link(instance="a"), Link(instance="b"), Link("other", "c")):

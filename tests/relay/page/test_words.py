@@ -14,7 +14,7 @@ from arcbridge.relay.page.words import DEGRADED, DOWN, FAULTS, NEVER, SERVING, f
 ROW = {"name": "berlin", "revoked": False, "revoked_at": 0.0, "agents": 1, "ready": 1, "failing": "", "last_seen": 5.0,
        "state": "Connected"}  # fmt: skip
 WARNINGS = {"impersonation_unknown", "impersonation_groups", "impersonation_users", "impersonation_restricted",
-            "review", "relays", "audit_sink_late", "config", "credential_renewal"}  # fmt: skip
+            "impersonation_actor", "review", "relays", "audit_sink_late", "config", "credential_renewal"}  # fmt: skip
 """Codes of findings that are warnings in every case, or of settings, which no report has."""
 SOURCES = ("agent/self_checks.py", "checks/diagnosis.py", "identity/graph_token.py", "audit/sinks/settings.py")
 

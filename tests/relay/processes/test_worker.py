@@ -177,12 +177,14 @@ async def test_a_user_within_the_limit_is_refused_by_no_worker() -> None:
         joins_per_minute_per_user=8,
         groups={"ci": RelayUserLimitsConfig(2000, 0)},
         users={"robot": RelayUserLimitsConfig(1, 600)},
+        actors={"bot": RelayUserLimitsConfig(1, 600)},
     )
     part = made(4).share(limits)
     assert part.sessions_per_user == 50 + 22
     assert part.joins_per_minute_per_user == 2 + 5
     assert part.groups == {"ci": RelayUserLimitsConfig(500 + 68, 0)}
     assert part.users == {"robot": RelayUserLimitsConfig(1, 150 + 37)}
+    assert part.actors == {"bot": RelayUserLimitsConfig(1, 150 + 37)}
     assert part.connections_per_second_per_address == 50
     refused = 0
     for seed in range(1000):

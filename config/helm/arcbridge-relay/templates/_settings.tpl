@@ -14,6 +14,9 @@ relay.toml: |
   max_token_lifetime = {{ toJson .Values.maxTokenLifetime }}
   agent_certificate_life = {{ toJson .Values.agentCertificateLife }}
   workers = {{ int .Values.workers }}
+  {{- with .Values.actorClients }}
+  actor_clients = {{ toJson . }}
+  {{- end }}
   {{- with .Values.claimSources }}
   claim_sources = {{ toJson . }}
   {{- end }}
@@ -63,8 +66,8 @@ relay.toml: |
   {{- with .Values.limits }}
 
   [limits]
-  {{- include "relay.table" (omit . "groups" "users") | trim | nindent 2 }}
-  {{- range $kind, $tables := pick . "groups" "users" }}
+  {{- include "relay.table" (omit . "groups" "users" "actors") | trim | nindent 2 }}
+  {{- range $kind, $tables := pick . "groups" "users" "actors" }}
   {{- range $who, $limits := $tables }}
 
   [limits.{{ $kind }}.{{ toJson $who }}]
