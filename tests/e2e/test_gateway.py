@@ -174,6 +174,7 @@ class Callers:
             assert body["kind"] == ("PodList" if what == "pods" else "SecretList")
 
 
+@pytest.mark.timeout(1800 if long_form() else 120)
 async def test_no_answer_is_another_callers(gateway: Gateway, world: World) -> None:
     """Two users of different rights and a third without any, mixed on few connections, over relay restarts."""
     connector = aiohttp.TCPConnector(ssl=gateway.tls, limit=16)
