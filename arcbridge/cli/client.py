@@ -135,6 +135,26 @@ def forward(invocation: Invocation) -> int:
     )
 
 
+def gateway(invocation: Invocation) -> int:
+    """Serve many callers and clusters over HTTPS."""
+    config, token = _start(invocation)
+    if token:
+        raise ConfigError("flag --token: each request to a gateway has its caller's own tokens; take the flag out")
+    certificate, key = invocation.text("certificate"), invocation.text("key")
+    if not certificate or not key:
+        raise ConfigError("flags --certificate and --key: required, because callers send tokens; name both files")
+    configure_logging(config)
+    from pathlib import Path
+
+    from arcbridge.client.commands.gateway import run_gateway
+
+    listen = invocation.text("listen", "127.0.0.1:8443")
+    files = Path(certificate), Path(key)
+    return _serve(
+        lambda ready: run_gateway(config, terminal(sys.stdout), listen, *files, environment=os.environ, ready=ready)
+    )
+
+
 def _serve(begin: Callable[[Callable[[], None]], Coroutine[Any, Any, None]]) -> int:
     from arcbridge.cli.loop import Interrupted, notify, run_until_signal
 
@@ -312,6 +332,9 @@ async def clusters(invocation: Invocation, context: ClientContext) -> int:
         one["cluster_ca_pin"] = one.pop("ca_pin", "")
         if wrong := trust.contradiction(str(one["name"]), str(one["cluster_ca_pin"])):
             print_warning(wrong)
+    if output == "clusterprofile":
+        print_document(_profiles(invocation, context, found), "json")
+        return ExitCode.DONE
     if output in ("", *FOR_PEOPLE):
         found = [_as_row(one) for one in found]
         if not found:
@@ -321,6 +344,19 @@ async def clusters(invocation: Invocation, context: ClientContext) -> int:
         found = [_as_document(one) for one in found]
     print_rows(found, _COLUMNS, output)
     return ExitCode.DONE
+
+
+def _profiles(invocation: Invocation, context: ClientContext, found: list[dict[str, Any]]) -> dict[str, Any]:
+    from arcbridge.client.background import cluster_profiles as profiles
+
+    names = [str(one["name"]) for one in found]
+    if url := invocation.text("gateway"):
+        accesses = profiles.gateway_accesses(url, invocation.text("gateway_ca_file"), names)
+    else:
+        accesses = profiles.local_accesses(context)
+        if missing := [name for name in names if name not in accesses]:
+            print_note(f"not connected here, so their profiles say no way to them: {', '.join(missing)}")
+    return profiles.cluster_profiles(found, accesses)
 
 
 def _as_row(cluster: dict[str, Any]) -> dict[str, Any]:

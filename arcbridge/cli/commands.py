@@ -111,6 +111,15 @@ COMMANDS = (
             uses="--cluster",
         ),
         Command(
+            "gateway = client:gateway",
+            "serve many callers and clusters over HTTPS, each request with its caller's own tokens",
+            Flag("--listen HOST:PORT", "where to listen (default: 127.0.0.1:8443); without a host: everywhere"),
+            Flag("--certificate FILE", "certificate chain that callers are shown (PEM)"),
+            Flag("--key FILE", "its key"),
+            "arcbridge gateway --listen :8443 --certificate tls.crt --key tls.key --pins-file pins ;; "
+            "arcbridge gateway --certificate tls.crt --key tls.key --observe-listen 127.0.0.1:9464  # on loopback",
+        ),
+        Command(
             "connect = background:connect",
             "serve clusters in the background, for kubectl from any terminal",
             Flag("--static", "a client certificate in the kubeconfig, for tools without plugins"),
@@ -148,8 +157,11 @@ COMMANDS = (
         Command(
             "clusters = client:clusters",
             "list the clusters you may reach",
-            OUTPUT,
+            _output(*LIST_OUTPUTS, "clusterprofile"),
+            Flag("--gateway URL", "with -o clusterprofile: the gateway where tools reach them"),
+            Flag("--gateway-ca-file FILE", "its CA, where tools do not know it"),
             "arcbridge clusters ;; arcbridge clusters -o name  # one a line, for scripts",
+            "arcbridge clusters -o clusterprofile --gateway https://gateway.example.org  # for an inventory",
         ),
         Command(
             "login = login:login",
@@ -533,7 +545,7 @@ DEFAULT_COMMAND = {RELAY: ("run",), AGENT: ("run",), CLIENT: ("proxy",)}
 GROUPS = {
     CLIENT: (
         ("first steps", "login clusters connect"),
-        ("every day", "status disconnect run doctor bundle proxy forward logs stop"),
+        ("every day", "status disconnect run doctor bundle proxy forward gateway logs stop"),
         ("login and trust", "whoami logout trust key"),
         ("administration", "admin"),
         ("settings and shells", "config completion uninstall version"),

@@ -316,3 +316,19 @@ def test_what_n_means_to_forward(line: str, meant: object, monkeypatch: pytest.M
         return
     namespace = client.forward(invocation)
     assert (invocation.texts("cluster"), namespace) == meant
+
+
+@pytest.mark.parametrize(
+    ("line", "token", "says"),
+    [
+        ("--certificate a --key b", "t", "each request to a gateway has its caller's own tokens"),
+        ("--certificate a", "", "flags --certificate and --key: required"),
+        ("--key b", "", "flags --certificate and --key: required"),
+    ],
+)
+def test_what_a_gateway_cannot_be_started_with(
+    line: str, token: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "_start", lambda invocation: (ClientConfig(), token))
+    with pytest.raises(ConfigError, match=says):
+        client.gateway(parse(["gateway", *line.split()], "client"))

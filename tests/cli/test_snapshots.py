@@ -123,6 +123,7 @@ def test_what_people_read_is_what_was_read(name: str) -> None:
 
 NO_SCENE = {
     "proxy": "it tells of a kubeconfig and a port, and ends by a signal (tests/e2e/test_kubectl.py)",
+    "gateway": "one line, and it ends by a signal (tests/e2e/test_gateway.py)",
     "enroll": "one line of three words",
     "config print": "a settings file",
     "version": "one line",

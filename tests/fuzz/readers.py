@@ -18,7 +18,7 @@ from arcbridge.identity.refusal import TokenRefused
 from arcbridge.net.client_hello import Incomplete, peek
 from arcbridge.pki import pins
 from arcbridge.wire.decoder import Decoder
-from tests.fuzz import caller_targets, remote_targets, targets
+from tests.fuzz import caller_targets, gateway_targets, remote_targets, targets
 from tests.fuzz.costs import Read
 from tests.fuzz.targets import PIECE
 
@@ -128,6 +128,7 @@ READERS: dict[str, Read] = targets.FILES | {
     "decoder": _decoder,
     "enrolment": remote_targets.enrolment,
     "foreign_kubeconfig": remote_targets.foreign_kubeconfig,
+    "gateway_head": gateway_targets.read_gateway_head,
     "head": caller_targets.read_head,
     "http_head": remote_targets.read_http_head,
     "issuer_document": remote_targets.issuer_document,
@@ -155,6 +156,7 @@ READERS: dict[str, Read] = targets.FILES | {
 IN_BYTES: dict[str, Read] = {
     "client_hello": _client_hello,
     "decoder": lambda data: _decoder(data, 1),
+    "gateway_head": lambda data: gateway_targets.read_gateway_head(data, 1),
     "head": lambda data: caller_targets.read_head(data, 1),
     "http_head": lambda data: remote_targets.read_http_head(data, 1),
     "join": lambda data: _join(data, 1),

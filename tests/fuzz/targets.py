@@ -50,7 +50,7 @@ from arcbridge.pki import pins
 from arcbridge.refusals import MAX_WANTED, RefusalRule, read_refusal
 from arcbridge.wire import records
 from arcbridge.wire.decoder import Decoder
-from tests.fuzz import caller_targets, remote_targets
+from tests.fuzz import caller_targets, gateway_targets, remote_targets
 from tests.wire.lossy_link import LossyLink
 
 Target = Callable[[bytes], None]
@@ -636,6 +636,7 @@ TARGETS: dict[str, Target] = {
         sessions, token,
         proof, certificate, kubeconfig,
         caller_targets.head, caller_targets.pod_body, caller_targets.audit_text, caller_targets.port_forward,
+        gateway_targets.gateway_head,
         remote_targets.proxy_header, remote_targets.http_head, remote_targets.api_body,
         remote_targets.enrolment, remote_targets.issuer_document,
         remote_targets.cel_values, remote_targets.nats_message, remote_targets.login_profile,

@@ -135,6 +135,12 @@ def net_http_server() -> Path:
 
 
 @functools.cache
+def inventory_reader() -> Path:
+    """Find the reader of an inventory of clusters, or build it from `tests/inventory`. Raises `Unavailable`."""
+    return built(_TESTS / "inventory", ("./reader",), ("reader",)) / "reader"
+
+
+@functools.cache
 def kubectl_versions(*, build: bool = True) -> dict[str, Path]:
     """Return the kubectl of each minor version that is here, as `{"1.36": …, "1.37": …}`; may `build` the first."""
     found: dict[str, Path] = {}

@@ -355,7 +355,7 @@ class _LocalSplice(TransportSplice):
         super().from_stream(view)
 
     def stream_lost(self, exc: Exception | None) -> None:
-        error = None if self._received_any else _answer_to_reset(exc, self._endpoint.cluster)
+        error = None if self._received_any else answer_to_reset(exc, self._endpoint.cluster)
         if error is not None and self._whole_head and not self.outer.is_closing():
             self._endpoint.stats.refused += 1
             error.session = self._session
@@ -365,7 +365,7 @@ class _LocalSplice(TransportSplice):
             super().stream_lost(exc)
 
 
-def _answer_to_reset(exc: Exception | None, cluster: str) -> ArcbridgeError | None:
+def answer_to_reset(exc: Exception | None, cluster: str) -> ArcbridgeError | None:
     """Return the answer to a request whose stream was reset before any byte of an answer came; None for a reset.
 
     `retry_after` is set where the request surely reached no API server.

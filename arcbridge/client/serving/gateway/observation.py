@@ -1,0 +1,46 @@
+"""Starts the listener of a gateway's metrics and health, where the settings want one, and registers the metrics.
+
+It counts nothing itself. Invariant: no label has a value that comes from outside, no caller's and no cluster's.
+"""
+
+from __future__ import annotations
+
+import structlog
+
+from arcbridge.client.serving.gateway.caller_sessions import CallerSessions
+from arcbridge.client.serving.gateway.server import GatewayServer
+from arcbridge.observe.health import Checks
+from arcbridge.observe.metrics import Metrics
+from arcbridge.observe.server import ObserveServer
+
+log = structlog.get_logger("arcbridge.client")
+
+
+async def observe_gateway(listen: str, server: GatewayServer, sessions: CallerSessions) -> ObserveServer:
+    """Return the listener, which has started. Raises ConfigError."""
+    metrics = Metrics("client")
+    register(metrics, server, sessions)
+    observer = ObserveServer(listen, metrics, Checks())
+    log.info("observing", address=await observer.start())
+    return observer
+
+
+def register(metrics: Metrics, server: GatewayServer, sessions: CallerSessions) -> None:
+    """Register everything that a gateway counts."""
+    metrics.gauge("gateway_connections", "Connections of callers that are open.", None, lambda: len(server.open))
+    metrics.gauge("gateway_sessions", "Sessions of callers to clusters.", None, lambda: len(sessions))
+    metrics.gauge("gateway_requests_under_way", "Requests that are under way.", None, lambda: sessions.requests)
+    metrics.counter("gateway_requests_total", "Requests by how they went.",
+                    {"result": ("passed_on", "upgraded", "refused")},
+                    lambda: {
+                        "passed_on": server.requests["passed_on"],
+                        "upgraded": server.requests["upgraded"],
+                        "refused": server.requests["refused"],
+                    })  # fmt: skip
+    metrics.counter("gateway_new_sessions_total", "New sessions by how they went.",
+                    {"result": ("established", "failed", "limited")},
+                    lambda: {
+                        "established": sessions.attempts["established"],
+                        "failed": sessions.attempts["failed"],
+                        "limited": sessions.attempts["limited"],
+                    })  # fmt: skip
