@@ -339,6 +339,8 @@ class AgentSession(BaseHandler):
             self._leave(caller)
             return False
         self._caller = caller
+        if sessions.elevation is not None:
+            sessions.elevation.enter(caller)
         session.pacing.pacer, session.payer = account, account.loop_time
         session.backlog.move(account.waiting)
         session.ahead.move(account.ahead)
@@ -510,6 +512,8 @@ class AgentSession(BaseHandler):
 
     def _leave(self, caller: Caller) -> None:
         """End the session's part in its user's account; the last one records the refusals that no record counts yet."""
+        if self._sessions.elevation is not None:
+            self._sessions.elevation.leave(caller)
         caller.account.leave(self)
         if not caller.account.members:
             for limit, omitted in caller.account.take_omitted().items():

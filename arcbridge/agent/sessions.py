@@ -21,6 +21,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -46,6 +47,9 @@ from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.limits import DEFAULT, Limits
 from arcbridge.wire.records import RESTRICTIONS_FEATURE
 from arcbridge.wire.session import Introduction, Kind, Side, State
+
+if TYPE_CHECKING:
+    from arcbridge.agent.elevation.elevation import Elevation
 
 HANDSHAKE_DEADLINE = 5.0
 MAX_SESSIONS = 1000
@@ -99,6 +103,8 @@ class Sessions:
         self.accounts = accounts if accounts is not None else Accounts()
         self.revocations = Revocations(clock=clock)
         self.revocations.on_news = self._revocations_changed
+        self.elevation: Elevation | None = None
+        """Lends groups to users; None: no group is ever lent."""
         self.settings = settings or SessionConfig()
         self.clock = clock
         self.monotonic = monotonic
