@@ -231,7 +231,9 @@ def test_g1_nothing_is_forged(people: dict[str, Direct], cluster: Cluster) -> No
         ("withdrawal is its writer's own", lambda: plain.status("good", withdrawn={"user": ALICE.email})),
     ):  # fmt: skip
         code, said = written()
-        assert (code, words in said) == (422, True), (words, code, said)
+        # Where two policies object, the API server repeats the words of either.
+        assert code == 422, (words, code, said)
+        assert words in said or "names no approvers of this group" in said, (words, said)
     lent = ("--as", ALICE.email, "--as-group", "platform", "--as-user-extra", "arcbridge.io/elevated=x")
     patch = json.dumps({"status": {"approvals": [{"user": ALICE.email, "group": "platform"}]}})
     line = ("patch", "accessrequest", "good", "--subresource=status", "--type=merge", "-p", patch)
