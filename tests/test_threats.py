@@ -21,7 +21,7 @@ CITATION = re.compile(r"docs/(threats|security)\.md((?:#[A-Z]\d+(?:, | to | and 
 CODE = re.compile(r"#([A-Z]\d+)")
 
 # A code alone, as a reader of the repository cannot look it up. The letters are those of the page's sections.
-BARE = re.compile(r"(?<![\w#./-])[ABDEFHIJLMNOQRSTUVWX]\d{1,2}(?!\w|[.-]\d)")
+BARE = re.compile(r"(?<![\w#./-])[ABDEFGHIJLMNOQRSTUVWX]\d{1,2}(?!\w|[.-]\d)")
 # What looks like a code and is none, each with its reason.
 NO_CODES: dict[str, str] = {"tests/bench/": "A1, B2: names of made-up systems and rounds"}
 

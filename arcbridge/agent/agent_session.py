@@ -348,6 +348,8 @@ class AgentSession(BaseHandler):
             self._leave(caller)
             return False
         self._caller = caller
+        if sessions.elevation is not None:
+            sessions.elevation.enter(caller)
         session.pacing.pacer, session.payer = account, account.loop_time
         session.backlog.move(account.waiting)
         session.ahead.move(account.ahead)
@@ -527,6 +529,8 @@ class AgentSession(BaseHandler):
 
     def _leave(self, caller: Caller) -> None:
         """End the session's part in its user's account; the last one records the refusals that no record counts yet."""
+        if self._sessions.elevation is not None:
+            self._sessions.elevation.leave(caller)
         caller.account.leave(self)
         if caller.actor is not None:
             caller.actor.leave(self)

@@ -36,6 +36,8 @@ def register(metrics: Metrics, parts: AgentParts) -> None:
     _register_tokens(metrics, parts)
     if (tracer := sessions.proxy.context.tracer) is not None:
         tracer.register(metrics)
+    if sessions.elevation is not None:
+        sessions.elevation.register(metrics)
 
 
 def _register_control(metrics: Metrics, parts: AgentParts) -> None:

@@ -334,6 +334,16 @@ def groups_checks(verifier: TokenVerifier | None) -> list[SelfCheck]:
     return [SelfCheck("groups", groups)]
 
 
+def elevation_checks(parts: AgentParts) -> list[SelfCheck]:
+    """Return the check of elevation, where groups may be lent. It gates nothing: what users may do without it works."""
+    elevation = parts.sessions.elevation
+    if elevation is None:
+        return []
+    from arcbridge.agent.elevation.check import look_at_elevation
+
+    return [_check("elevation", partial(look_at_elevation, parts.api, elevation))]
+
+
 def checks_of(parts: AgentParts) -> list[SelfCheck]:
     """Return all checks of a running agent. Audit and relays gate readiness by themselves (`agent.service`)."""
     sessions, verifier = parts.sessions, parts.verifier
@@ -352,6 +362,7 @@ def checks_of(parts: AgentParts) -> list[SelfCheck]:
         SelfCheck("audit", partial(look_at_audit, sessions.audit)),
         _check("relays", partial(look_at_relays, parts.control, parts.keeper)),
         _check("certificate", partial(look_at_certificate, parts.keeper)),
+        *elevation_checks(parts),
     ]
 
 

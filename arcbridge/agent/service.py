@@ -132,6 +132,11 @@ def _compose(config: AgentConfig, checked: Checked, instance: str, stack: AsyncE
         settings=config.session,
     )
     stack.push_async_callback(sessions.close)
+    if config.elevation.groups:
+        from arcbridge.agent.elevation.elevation import Elevation  # and not in agents that lend nothing
+
+        sessions.elevation = Elevation(config.elevation, api)
+        _keep_running(sessions.elevation.run(), "elevation", stack)
     denylist = None
     if config.denylist_file is not None:
         denylist = Denylist(config.denylist_file, sessions.revocations.deny)

@@ -50,6 +50,7 @@ from arcbridge.wire.session import Introduction, Kind, Side, State
 
 if TYPE_CHECKING:
     from arcbridge.agent.actor_accounts import ActorAccount
+    from arcbridge.agent.elevation.elevation import Elevation
 
 HANDSHAKE_DEADLINE = 5.0
 MAX_SESSIONS = 1000
@@ -103,6 +104,8 @@ class Sessions:
         self.accounts = accounts if accounts is not None else Accounts()
         self.revocations = Revocations(clock=clock)
         self.revocations.on_news = self._revocations_changed
+        self.elevation: Elevation | None = None
+        """Lends groups to users; None: no group is ever lent."""
         self.settings = settings or SessionConfig()
         self.clock = clock
         self.monotonic = monotonic

@@ -22,12 +22,14 @@ from arcbridge.audit.sinks.settings import check_sinks
 from arcbridge.errors import ConfigError, StateError
 from arcbridge.identity import token_settings
 from arcbridge.identity.authentication import AuthenticationConfig
+from arcbridge.identity.claims import is_plain, is_reserved
 from arcbridge.identity.proof import ProofPolicy
 from arcbridge.identity.verifier import Acceptance
 from arcbridge.net.address import Address, parse_address
 from arcbridge.observe.server import parse_observe_listen
 from arcbridge.pki.credentials import AgentCredential, DirectoryStore
 from arcbridge.settings import named_files
+from arcbridge.settings.choices import DEFAULT_RIGHTS, FULL
 from arcbridge.settings.config import AgentConfig, TracingConfig
 from arcbridge.settings.problems import Place, Problems
 from arcbridge.settings.regions import check_regions
@@ -37,6 +39,8 @@ MIN_AGE = 10.0
 """Seconds: the shortest `session.max_age`."""
 MAX_DRAIN = 24 * 3600.0
 """Seconds: the longest `session.drain`. No orchestrator waits for longer."""
+MOST_LENDABLE = 32
+"""Groups of `elevation.groups`: the self-check asks for the right to each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +109,7 @@ def check(
         problems.error("session.drain", f"must be above 0 s, and at most {MAX_DRAIN / 3600:.0f} h")
     _audit(config, problems)
     _tracing(config.tracing, problems)
+    _elevation(config, problems)
     return Checked(
         config, problems, tuple(relays), region, tokens.issuers, tokens.acceptance, tokens.proof, targets, denylist
     )
@@ -277,3 +282,27 @@ def _tracing(tracing: TracingConfig, problems: Problems) -> None:
         named_files.check_ca(problems, "tracing.ca_file", tracing.ca_file)
     if tracing.token_file is not None:
         named_files.check_secret(problems, "tracing.token_file", tracing.token_file, missing="warning")
+
+
+def _elevation(config: AgentConfig, problems: Problems) -> None:
+    elevation, impersonable = config.elevation, config.kubernetes.impersonate_groups
+    if elevation.default not in DEFAULT_RIGHTS:
+        problems.error("elevation.default", f"must be one of {', '.join(DEFAULT_RIGHTS)}")
+    elif elevation.default != FULL and not elevation.groups:
+        problems.error("elevation.default", "without elevation.groups nobody could ever do more: name what may be lent")
+    named = elevation.default_groups
+    if not named or ("*" in named and named != ("*",)):
+        problems.error("elevation.default_groups", 'either ["*"], which is every user, or names of groups')
+    if len(elevation.groups) > MOST_LENDABLE:
+        problems.error("elevation.groups", f"at most {MOST_LENDABLE}")
+    for n, group in enumerate(elevation.groups):
+        if not is_plain(group) or is_reserved(group) or group == "*":
+            problems.error(
+                f"elevation.groups[{n}]", "must be the name of a group, and none of Kubernetes' own (system:)"
+            )
+        elif impersonable != ("*",) and group not in impersonable:
+            problems.error(
+                f"elevation.groups[{n}]",
+                f"{group!r} is not among kubernetes.impersonate_groups, so that no request could have it; add it there "
+                "and to the agent's role (the chart does both)",
+            )

@@ -35,6 +35,7 @@ DEADLINE: Final = 20.0
 
 AGENT_CHECKS: Final = (
     "api_server", "credential", "impersonation", "reload", "issuers", "groups", "audit", "relays", "certificate",
+    "elevation",
 )  # fmt: skip
 """The names of an agent's self-checks: what a relay shows of them is one of these."""
 

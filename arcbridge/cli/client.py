@@ -81,7 +81,7 @@ def proxy(invocation: Invocation) -> int:
     configure_logging(config)
     from arcbridge.client.commands.proxy import run_proxy
 
-    lasts = _lasts(invocation)
+    lasts = time_limit(invocation)
     return _serve(
         lambda ready: run_proxy(config, terminal(lines), environment=os.environ, token=token, lasts=lasts, ready=ready)
     )
@@ -227,7 +227,7 @@ def run(invocation: Invocation) -> int:
     config, token = _start(invocation)
     from arcbridge.cli.loop import Interrupted, run_until_signal
 
-    parallel, lasts = _parallel(invocation.text("parallel")), _lasts(invocation)
+    parallel, lasts = _parallel(invocation.text("parallel")), time_limit(invocation)
     # What the command writes is all that is written, unless something is wrong.
     configure_logging(config, default_level="warning")
     from arcbridge.client.commands.run import PARALLEL, run_command
@@ -263,7 +263,7 @@ def _parallel(text: str) -> int:
     return int(text)
 
 
-def _lasts(invocation: Invocation) -> float:
+def time_limit(invocation: Invocation) -> float:
     """Return the seconds of `--for`; 0: it was not given. Raises ConfigError."""
     text = invocation.text("for")
     if not text:

@@ -78,6 +78,7 @@ SETTINGS_OUTPUT = _output("toml", *DOCUMENTS)
 _FOR = Flag("--for DURATION", "reach the cluster for this time alone, as 1h or 30m")
 _RESTRICT = "--read-only --no-secrets --namespace --verb"
 _FORCE = Flag("--force", "also where not all have followed the step before")
+_REQUEST = Argument("name", "name of the request, as `elevations` shows it")
 _CLUSTER = Argument("cluster", "name of the cluster", kind="clusters")
 _BUNDLE = (
     Flag("--without-names", "numbers for users, groups and clusters, and no text that may have one"),
@@ -209,6 +210,47 @@ COMMANDS = (
             "arcbridge run -n berlin --read-only --namespace shop --for 1h -- PROGRAM  # with fewer rights",
             takes_command=True,
             uses="--cluster --workload --pins-file --cluster-ca-pin " + _RESTRICT,
+        ),
+        Command(
+            "elevate = elevation:elevate",
+            "ask for groups for a time, and wait until the cluster lends them",
+            Flag("--for DURATION", "for how long, as 30m (default: 1h, or what the rule gives at most)"),
+            Flag("--reason TEXT", "why; who approves reads it, and the records have it"),
+            Flag("--group NAME…", "a group to ask for (default: all of the rule); may be repeated"),
+            Flag("--rule NAME", "the AccessRule to ask by, where several give the groups"),
+            "arcbridge elevate -n berlin --for 30m --reason INC-42",
+            "arcbridge elevate -n berlin --reason INC-42 --group ops  # one of the groups that a rule gives",
+            uses="--cluster",
+        ),
+        Command(
+            "approve = elevation:approve",
+            "approve what another user asks for",
+            _REQUEST,
+            "arcbridge elevations -n berlin  # lists what waits ;; arcbridge approve -n berlin anna-x7k2p",
+            uses="--cluster",
+        ),
+        Command(
+            "deny = elevation:deny",
+            "deny what another user asks for, or end what it lends",
+            Flag("--reason TEXT", "why; the user who asked reads it"),
+            _REQUEST,
+            "arcbridge deny -n berlin anna-x7k2p ;; arcbridge deny -n berlin anna-x7k2p --reason 'no incident'",
+            uses="--cluster",
+        ),
+        Command(
+            "withdraw = elevation:withdraw",
+            "withdraw a request, or end what it lends before its time",
+            _REQUEST,
+            "arcbridge withdraw -n berlin anna-x7k2p ;; arcbridge withdraw anna-x7k2p",
+            uses="--cluster",
+        ),
+        Command(
+            "elevations = elevation:elevations",
+            "list who has asked for which groups, and until when they are lent",
+            Flag("--all", "also what is over, denied or withdrawn"),
+            OUTPUT,
+            "arcbridge elevations -n berlin ;; arcbridge elevations -n berlin --all -o json",
+            uses="--cluster",
         ),
         Command(
             "doctor = client:doctor",
@@ -546,6 +588,7 @@ GROUPS = {
     CLIENT: (
         ("first steps", "login clusters connect"),
         ("every day", "status disconnect run doctor bundle proxy forward gateway logs stop"),
+        ("more rights for a time", "elevate approve deny withdraw elevations"),
         ("login and trust", "whoami logout trust key"),
         ("administration", "admin"),
         ("settings and shells", "config completion uninstall version"),

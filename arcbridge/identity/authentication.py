@@ -436,7 +436,7 @@ def _user_rules(entry: _Fields, compiled: _Compiled) -> None:
 _EXTRA_KEY = re.compile(r"([^/]*)/([A-Za-z0-9/\-._~%!$&'()*+,;=:]+)")
 _DOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 _RESERVED_DOMAINS = ("kubernetes.io", "k8s.io")
-OWN_EXTRAS = ("arcbridge.io/actor", "arcbridge.io/original-user", "arcbridge.io/restricted")
+OWN_EXTRAS = tuple(f"arcbridge.io/{name}" for name in ("actor", "elevated", "original-user", "restricted"))
 """The extra keys that the agent sets itself, for the API server's audit log."""
 
 

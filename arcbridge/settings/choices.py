@@ -18,3 +18,7 @@ AUDIENCE_BY = ("resource", "audience", "scope", "exchange")
 """Values of `login.cluster_audience_by` (`client.credentials.audience_parameters`)."""
 GRANT_TYPES = ("auto", DEVICE, BROWSER, PROGRAM)
 """Values of a client's `login.grant_type`; `auto` is what the surroundings allow."""
+
+FULL, READ_ONLY = "all", "read-only"
+DEFAULT_RIGHTS = (FULL, READ_ONLY)
+"""Values of `elevation.default`: what a user may do to whom nothing is lent."""

@@ -469,6 +469,18 @@ class TracingConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class ElevationConfig:
+    """Groups that are lent to users for a time, by AccessRules and AccessRequests of the cluster."""
+
+    groups: tuple[str, ...] = ()
+    """The groups that rules may lend, as they are after claim mapping; empty: none is lent, and nothing is watched."""
+    default: str = "all"
+    """What a user may do to whom nothing is lent: `all` that RBAC allows, or `read-only`."""
+    default_groups: tuple[str, ...] = ("*",)
+    """For which groups' users `default` holds; `*` alone: for every user."""
+
+
+@dataclass(frozen=True, slots=True)
 class AgentConfig:
     """`config/agent.toml`."""
 
@@ -516,6 +528,7 @@ class AgentConfig:
     audit: AuditConfig = field(default_factory=AuditConfig)
     observe: ObserveConfig = field(default_factory=ObserveConfig)
     tracing: TracingConfig = field(default_factory=TracingConfig)
+    elevation: ElevationConfig = field(default_factory=ElevationConfig)
 
 
 @dataclass(frozen=True, slots=True)

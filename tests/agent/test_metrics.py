@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 from arcbridge.agent.accounts import Accounts, Limit
+from arcbridge.agent.elevation.elevation import Elevation
 from arcbridge.agent.kube.attempt import ProxyStats
 from arcbridge.agent.kube.connect_limit import ConnectLimit
 from arcbridge.agent.kube.own_refusal import OwnRefusals
@@ -18,7 +19,7 @@ from arcbridge.agent.tracing.exporter import SpanExporter
 from arcbridge.identity.proof import ProofChecker, ProofPolicy
 from arcbridge.mux import memory
 from arcbridge.observe.metrics import Metrics
-from arcbridge.settings.config import TracingConfig
+from arcbridge.settings.config import ElevationConfig, TracingConfig
 from arcbridge.wire.records import Revoke
 
 
@@ -50,6 +51,7 @@ def test_every_metric_can_be_read() -> None:
     sessions = Counters(detached=2, counters=Counters(detached_seconds=1.5, revoked=4))
     sessions.accounts, sessions.resumes, sessions.revocations = Accounts(), Resumes(), Revocations()
     sessions.relief, sessions.ahead_relief = BacklogRelief(memory.backlog), AheadRelief()
+    sessions.elevation = Elevation(ElevationConfig(("operators",)), Counters())
     sessions.accounts.refusals[Limit.STREAMS] = 6
     sessions.resumes.refuse("secret")
     sessions.revocations.hear("relay:443", Revoke("alice", 1, True))

@@ -243,7 +243,7 @@ def test_a_relay_knows_the_names_of_all_checks() -> None:
     parts: Any = SimpleNamespace(
         api=SimpleNamespace(upstream=SimpleNamespace(own_refusals=SimpleNamespace(counts={"impersonation": 0}))),
         verifier=SimpleNamespace(has_directories=True),
-        sessions=SimpleNamespace(audit=None),
+        sessions=SimpleNamespace(audit=None, elevation=SimpleNamespace()),
         control=None,
         keeper=None,
     )

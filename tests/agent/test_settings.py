@@ -16,6 +16,7 @@ from arcbridge.settings.config import (
     AgentLimitsConfig,
     AgentStateConfig,
     AuditConfig,
+    ElevationConfig,
     KubernetesConfig,
     SessionConfig,
     TargetConfig,
@@ -121,6 +122,14 @@ ERRORS: list[tuple[Callable[[Path], dict[str, Any]], str]] = [
     (lambda at: {"audit": AuditConfig(file=str(at / "none" / "audit"))}, "audit.file: "),
     (lambda at: {"audit": AuditConfig(file=str(at))}, "audit.file: "),
     (lambda at: {"audit": AuditConfig(on_failure="shrug")}, "audit.on_failure: "),
+    (lambda at: {"elevation": ElevationConfig(default="read-only")}, "elevation.default: without elevation.groups"),
+    (
+        lambda at: {"elevation": ElevationConfig(("a",), default="none")},
+        "elevation.default: must be one of all, read-only",
+    ),
+    (lambda at: {"elevation": ElevationConfig(("a",), "all", ())}, "elevation.default_groups: either"),
+    (lambda at: {"elevation": ElevationConfig(("a",), "all", ("*", "b"))}, "elevation.default_groups: either"),
+    (lambda at: {"elevation": ElevationConfig(tuple(f"g{n}" for n in range(33)))}, "elevation.groups: at most 32"),
 ]
 
 
@@ -185,3 +194,19 @@ def test_a_denylist_has_a_line(good: AgentConfig, tmp_path: Path) -> None:
     (found,) = check(replace(good, denylist_file=tmp_path / "deny.toml")).problems.errors
     assert found.place is not None
     assert found.place.line == 6
+
+
+@pytest.mark.parametrize("group", ["system:masters", "SYSTEM:masters", "*", "", " a", "a\u200bb"])
+def test_g2_what_may_be_lent_is_checked(good: AgentConfig, group: str) -> None:
+    """Names of Kubernetes' own, and names that read differently elsewhere, are lent by no rule."""
+    (error,) = check(replace(good, elevation=ElevationConfig(("fine", group))), {}).problems.errors
+    assert error.setting == "elevation.groups[1]"
+
+
+def test_what_is_lent_has_to_be_among_the_groups_that_requests_carry(good: AgentConfig) -> None:
+    elevation = ElevationConfig(("operators",))
+    kubernetes = replace(good.kubernetes, impersonate_groups=("dev",))
+    (error,) = check(replace(good, elevation=elevation, kubernetes=kubernetes), {}).problems.errors
+    assert error.message.startswith("elevation.groups[0]: 'operators' is not among kubernetes.impersonate_groups")
+    kubernetes = replace(kubernetes, impersonate_groups=("dev", "operators"))
+    assert check(replace(good, elevation=elevation, kubernetes=kubernetes), {}).problems.errors == []

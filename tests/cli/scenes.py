@@ -8,7 +8,8 @@ from __future__ import annotations
 import copy
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from arcbridge.audit.verify import ChainFinding, Report
 from arcbridge.checks.diagnosis import Finding, directory_finding, key_finding, ok, skipped
 from arcbridge.cli.administration import format_done, format_list
 from arcbridge.client.background.caller import NotRunning, OtherVersion
+from arcbridge.client.commands import elevation
 from arcbridge.client.commands.administration import Answered
 from arcbridge.client.commands.sign_in import LoggedIn
 from arcbridge.client.credentials.identity_summary import IdentitySummary
@@ -38,6 +40,7 @@ from arcbridge.errors import (
 from arcbridge.net.join import JoinCode
 from arcbridge.pki.pins import mismatch_message
 from arcbridge.relay.backup import Manifest, Restored
+from tests.agent.elevation.documents import request_document, rule_document
 
 NOW = 1_800_000_000.0
 PIN, OTHER_PIN = "sha256:" + "71c2" * 16, "sha256:" + "0b9e" * 16
@@ -306,6 +309,35 @@ def logs_in(by: str) -> Patch:
     return patch
 
 
+def lends(*found: Mapping[str, Any], refused: ArcbridgeError | None = None) -> Patch:
+    """Let the cluster have these requests, or refuse to do anything."""
+
+    class Cluster:
+        async def user(self) -> tuple[str, tuple[str, ...]]:
+            return "alice", ("dev",)
+
+        async def rules(self) -> list[Any]:
+            return [elevation._rule(rule_document())]
+
+        async def requests(self) -> list[Any]:
+            return [elevation._elevation(one) for one in found]
+
+        async def one(self, *_: object) -> Any:
+            if refused is not None:
+                raise refused
+            return elevation._elevation(found[0])
+
+        ask = begun = approve = deny = withdraw = one
+
+    @asynccontextmanager
+    async def given(context: object) -> AsyncIterator[Cluster]:
+        yield Cluster()
+
+    return put("arcbridge.client.commands.elevation.elevations_of", given)
+
+
+LENT = request_document("alice-x7k2p", groups=["oidc:operators"], begins=NOW - 60)
+ASKED = request_document("chen-b4q9z", user="陈伟@example.com", rule="incident", approved=())
 NOT_LOGGED_IN = Unauthenticated(
     "you are not logged in at https://relay.example.org; run `arcbridge login https://relay.example.org`"
 )
@@ -386,6 +418,28 @@ CLIENT = {
         Scene("doctor RELAY", examined(way), title="doctor, all is well"),
         Scene("--role relay doctor", answers("arcbridge.relay.doctor.diagnose", of_issuers())),
         *(Scene(line, *BUNDLED) for line in ("bundle report.tar.gz", "bundle --without-names report.tar.gz")),
+    ],
+    "elevation": [
+        Scene("elevate -n berlin --for 30m --reason INC-42 RELAY", lends(LENT)),
+        Scene(
+            "elevate -n berlin --reason INC-42 --group admins RELAY", lends(LENT), title="elevate, no rule gives that"
+        ),
+        Scene("approve -n berlin chen-b4q9z RELAY", lends(ASKED)),
+        Scene(
+            "approve -n berlin chen-b4q9z RELAY",
+            lends(
+                refused=elevation.ElevationRefused(
+                    "an approval is its writer's own, and never for the writer's own request"
+                )
+            ),
+            title="approve, one's own",
+        ),
+        Scene("deny -n berlin chen-b4q9z --reason none RELAY", lends(ASKED)),
+        Scene("withdraw -n berlin alice-x7k2p RELAY", lends(LENT)),
+        Scene("elevations -n berlin RELAY", lends(LENT, ASKED)),
+        Scene("elevations -n berlin -o wide RELAY", lends(LENT, ASKED)),
+        Scene("elevations -n berlin -o json RELAY", lends(LENT)),
+        Scene("elevations -n berlin RELAY", lends(), title="elevations, with none"),
     ],
     "login": [
         Scene("login RELAY", logs_in("device"), title="login by a code"),

@@ -274,13 +274,13 @@ def test_times(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("text", "seconds"), [("1h", 3600), ("90", 90), ("1h30m", 5400), ("", 0)])
 def test_times_of_commands(text: str, seconds: float) -> None:
-    assert client._lasts(parse(["run", f"--for={text}", "--", "true"], "client")) == seconds
+    assert client.time_limit(parse(["run", f"--for={text}", "--", "true"], "client")) == seconds
 
 
 @pytest.mark.parametrize("text", ["0", "-1h", "soon", "1y", "500d", "0.5"])
 def test_what_is_no_time_of_a_command(text: str) -> None:
     with pytest.raises(ConfigError, match="flag --for: "):
-        client._lasts(parse(["run", f"--for={text}", "--", "true"], "client"))
+        client.time_limit(parse(["run", f"--for={text}", "--", "true"], "client"))
 
 
 def test_numbers_of_clusters() -> None:

@@ -130,7 +130,7 @@ def test_without_a_role(capsys: pytest.CaptureFixture[str]) -> None:
         ("config check", "`config` is for the settings of one role: give --role relay|agent|client"),
         ("ca status", "`ca` is for the settings of one role: give --role relay|agent"),
         ("--log-level debug", "which role? give --role relay|agent|client"),
-        ("elevate", "unknown sub-command 'elevate'"),
+        ("imagine", "unknown sub-command 'imagine'"),
         ("credentials", "unknown sub-command 'credentials'"),
         ("exit-codes", "unknown sub-command 'exit-codes'"),
         ("spedtest", f"unknown sub-command 'spedtest'; `speedtest` is gone; {GONE['speedtest']}"),

@@ -846,3 +846,60 @@ def test_a_mistyped_setting_is_found_by_the_agents_own_loader(helm: Helm, tmp_pa
     data["agent.toml"] = data["agent.toml"].replace("token_mode", "token_mod")
     with pytest.raises(ConfigError, match="token_mod"):
         check_settings(rendered, tmp_path)
+
+
+ELEVATION = ("--set", "elevation.enabled=true,elevation.groups={oidc:operators},elevation.default=read-only")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_may_be_lent_is_in_the_agents_role_and_settings(helm: Helm, mode: str, tmp_path: Path) -> None:
+    plain = helm.template("--set", f"impersonation.mode={mode}")
+    rendered = helm.template("--set", f"impersonation.mode={mode}", *ELEVATION)
+    settings = check_settings(rendered, tmp_path)
+    assert settings.kubernetes.impersonate_groups == (*GROUPS, "oidc:operators")
+    assert (settings.elevation.groups, settings.elevation.default) == (("oidc:operators",), "read-only")
+    check_labels(rendered)
+    more = [rule for rule in rendered.rules() if rule not in plain.rules()]
+    own = [rule for rule in more if rule["apiGroups"] == ["access.arcbridge.io"]]
+    assert sorted((tuple(rule["resources"]), tuple(rule["verbs"])) for rule in own) == [
+        (("accessrequests",), ("create",)), (("accessrequests/status",), ("patch",)),
+        (("accessrules", "accessrequests"), ("list", "watch")),
+    ]  # fmt: skip
+    groups, attributes = (rule for rule in more if rule not in own)
+    assert groups["resourceNames"] == [*GROUPS, "oidc:operators"]
+    assert "userextras/arcbridge.io/elevated" in attributes["resources"]
+    policies = {one["metadata"]["name"] for one in rendered.of("ValidatingAdmissionPolicy")}
+    bound = {one["spec"]["policyName"] for one in rendered.of("ValidatingAdmissionPolicyBinding")}
+    names = {f"{NAMESPACE}.arcbridge-agent.{name}" for name in ("requests", "decisions", "rules")}
+    assert policies == bound == names | {f"{NAMESPACE}.arcbridge-agent"}
+    assert {one["spec"]["names"]["kind"] for one in rendered.of("CustomResourceDefinition")} == {
+        "AccessRule", "AccessRequest"
+    }  # fmt: skip
+    assert not any("access.arcbridge.io" in str(one) for one in plain.objects), "only on demand"
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ("elevation.enabled=true", "elevation.groups: empty"),
+        ("elevation.enabled=true,elevation.groups={system:masters}", "elevation"),
+        ("elevation.enabled=true,elevation.groups={*}", "elevation"),
+        ("elevation.enabled=true,elevation.groups={a},elevation.default=none", "elevation"),
+    ],
+)
+def test_elevation_that_cannot_work_is_named(helm: Helm, settings: str, words: str) -> None:
+    assert words in helm.refusal("--set", settings)
+
+
+def test_elevation_needs_the_policies_of_the_api_server(helm: Helm) -> None:
+    assert "from 1.30 on" in helm.refusal(*ELEVATION, "--kube-version", "1.29.9")
+
+
+def test_elevation_is_installed_and_removed_as_a_whole(installer: Helm, cluster: Cluster) -> None:
+    """By a real Helm: the definitions come before the policies that need them."""
+    with installer.installed(*ELEVATION):
+        names = cluster.kubectl("get", "crd,validatingadmissionpolicy", "-o", "name").stdout
+        assert "accessrequests.access.arcbridge.io" in names
+        assert f"{NAMESPACE}.arcbridge-agent.decisions" in names
+        installer.upgrade(*ELEVATION)
+    assert "access.arcbridge.io" not in cluster.kubectl("get", "crd", "-o", "name").stdout

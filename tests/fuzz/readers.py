@@ -118,6 +118,7 @@ def _kubeconfig(data: bytes) -> None:
 
 
 READERS: dict[str, Read] = targets.FILES | {
+    "access_object": remote_targets.access_object,
     "answer": lambda data: targets.read_answer(data, _Dropped()),
     "api_body": remote_targets.read_api_body,
     "audit_text": caller_targets.read_audit_text,

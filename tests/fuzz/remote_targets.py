@@ -19,6 +19,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.http_parser import HttpRequestParser
 
 from arcbridge.agent.authenticator import Authenticator
+from arcbridge.agent.elevation import objects
 from arcbridge.agent.kube import review
 from arcbridge.agent.kube.impersonation import Subject
 from arcbridge.agent.kube.status import RequestRefusal
@@ -258,6 +259,24 @@ def review_answer(data: bytes) -> None:
     except (Unauthenticated, Unreachable):
         return
     assert identity.username
+
+
+def access_object(data: bytes) -> None:
+    """A rule or a request is read, or refused with ValueError; what goes into a header is one clean line."""
+    try:
+        document = read_json(data)
+    except ValueError:
+        return
+    if not isinstance(document, dict):
+        return
+    for read in (objects.read_rule, objects.read_request):
+        try:
+            found = read(document)
+        except ValueError:
+            continue
+        if isinstance(found, objects.AccessRequest):
+            assert not set(found.text) & set("\r\n\0")
+            assert len(found.text.encode()) < 4096
 
 
 # -- what a relay answers its clients and agents ----------------------------------------------------------------------

@@ -640,7 +640,7 @@ TARGETS: dict[str, Target] = {
         remote_targets.proxy_header, remote_targets.http_head, remote_targets.api_body,
         remote_targets.enrolment, remote_targets.issuer_document,
         remote_targets.cel_values, remote_targets.nats_message, remote_targets.login_profile,
-        remote_targets.foreign_kubeconfig, remote_targets.review_answer,
-        remote_targets.pod_stream, remote_targets.pod_document, remote_targets.sealed_file,
+         remote_targets.foreign_kubeconfig, remote_targets.review_answer, remote_targets.access_object,
+         remote_targets.pod_stream, remote_targets.pod_document, remote_targets.sealed_file,
     )
 } | FILES  # fmt: skip

@@ -85,7 +85,7 @@ is cut only where a right was lost (`AuditRecord.revoke`): it ends with its conn
 class AuditSubject:
     """The user and the session that records are of; made once for many requests."""
 
-    __slots__ = ("budget", "session", "text", "user")
+    __slots__ = ("budget", "grants", "session", "text", "user")
 
     def __init__(
         self,
@@ -96,10 +96,14 @@ class AuditSubject:
         budget: AuditBudget | None = None,
         restricted: Sequence[str] = (),
         actor: str = "",
+        lent: Sequence[tuple[str, str]] = (),
     ) -> None:
         """`groups`: how many the user has. `bound`: by what the token is bound to a key (`identity.proof.BindingKind`).
         `budget`: what the user's records may take; None: they are not counted. `restricted`: what the session gave up
-        of the user's rights, as words that were checked. `actor`: the program that acts for the user."""
+        of the user's rights, as words that were checked. `actor`: the program that acts for the user. `lent`: uid and
+        text of each grant by which groups are lent to the user."""
+        self.grants = frozenset([uid for uid, _ in lent])
+        """Uids of what is lent."""
         self.session, self.user, self.budget = session, user, budget
         name = _quote(_cut(user, FIELD_LIMIT))
         self.text = f',"session":{_quote(session)},"user":{name},"groups":{groups},"bound":"{bound}"'
@@ -107,6 +111,8 @@ class AuditSubject:
             self.text += f',"actor":{_quote(_cut(actor, FIELD_LIMIT))}'
         if restricted:
             self.text += f',"restricted":{json.dumps(list(restricted))}'
+        if lent:
+            self.text += f',"elevated":{json.dumps([text for _, text in lent], ensure_ascii=False)}'
         """The part of a line that says so."""
 
 

@@ -16,6 +16,7 @@ from arcbridge.agent.kube.apiserver import ApiServer
 from arcbridge.agent.kube.caller import SAFE_ID, Caller, token_digest
 from arcbridge.agent.kube.impersonation import (
     ACTOR,
+    ELEVATED,
     ORIGINAL_USER,
     RESTRICTED,
     Subject,
@@ -84,9 +85,13 @@ def authorize(
     `subject`: whom `--as` asks for. Raises ReviewNeeded for one unless `approval` is of this identity and of exactly
     that subject, and in token mode TokenUnknown for a token that the session does not hold.
     """
-    if caller.restrictions is not None:
-        caller.restrictions.check(facts, wanted.info)
-    identity, own = caller.identity, not caller.token_mode
+    if (lent := caller.lent) is None:
+        identity, restrictions = caller.identity, caller.restrictions
+    else:
+        identity, restrictions = lent.identity, lent.restrictions
+    if restrictions is not None:
+        restrictions.check(facts, wanted.info)
+    own = not caller.token_mode
     tls, authorization = api.credentials(own=own)
     if caller.token_mode:  # the API server judges `--as`
         token = bearer_token(facts)
@@ -99,9 +104,10 @@ def authorize(
     elif approval is None or approval.identity is not identity or approval.subject != subject:
         raise ReviewNeeded(identity, subject)
     else:
-        words = () if caller.restrictions is None else caller.restrictions.words
-        extra = (*subject.extra, (ORIGINAL_USER, identity.username), *[(RESTRICTED, word) for word in words])
-        extra += ((ACTOR, identity.actor),) if identity.actor else ()
+        actor = (identity.actor,) if identity.actor else ()
+        added = ((RESTRICTED, caller.words), (ELEVATED, identity.extra.get(ELEVATED, ())), (ACTOR, actor))
+        own_extra = [(key, value) for key, values in added for value in values]
+        extra = (*subject.extra, (ORIGINAL_USER, identity.username), *own_extra)
         other = Subject(subject.user, subject.uid, subject.groups, extra)
         lines = header_lines(impersonated_headers(cleaned_headers(facts), other, authorization=authorization))
     upgrade = requested_upgrade(facts, wanted.info.subresource) if facts.plain is None else None

@@ -12,13 +12,14 @@ import re
 import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from arcbridge.agent.accounts import Account
 from arcbridge.agent.audit import AuditRecord
 from arcbridge.agent.audit.record import AuditSubject
 from arcbridge.agent.kube.fast_path_parser import KnownLines
 from arcbridge.agent.kube.impersonation import Subject, header_lines, impersonated_headers
+from arcbridge.agent.kube.status import RequestRefusal
 from arcbridge.identity.claims import Identity
 from arcbridge.limiters import TokenBucket
 from arcbridge.mux.stream import StreamTransport
@@ -38,6 +39,24 @@ SAFE_ID = re.compile(r"[0-9A-Za-z.-]{1,200}")
 MAX_JOIN_ID = 20
 """Characters of a join id that request ids begin with; a relay's have 16. With all of it, some parts of the API server
 would cut the agent's own part off."""
+
+
+class Lent(NamedTuple):
+    """What holds of a session besides its token: groups that are lent to its user, and what the user may do without."""
+
+    identity: Identity
+    """As whom requests run: the token's identity, with the groups and the extra of what is lent."""
+    restrictions: SessionRestrictions | None
+    """What requests are held to: what the session gave up, and what the settings take from a user without a grant."""
+    grants: tuple[tuple[str, str], ...] = ()
+    """The uid of each grant, and what records have of it."""
+
+
+class Lender(Protocol):
+    """Knows what is lent to whom (`agent.elevation`)."""
+
+    def lend(self, identity: Identity, own: SessionRestrictions | None) -> Lent | None:
+        """Return what holds of a session of this identity that gave up `own`; None: nothing besides."""
 
 
 class SubjectLines:
@@ -122,6 +141,12 @@ class Caller:
     """How often that is asked."""
     upgraded: dict[str, tuple[StreamTransport, AuditRecord]] = field(default_factory=dict)
     """By request id, the upgrades that the API server was asked for as this caller and that are not over."""
+    lender: Lender | None = None
+    """Lends groups to the user; None: no group is ever lent."""
+    lent: Lent | None = None
+    """What it lends now; None: nothing, and it restricts nothing."""
+    on_loan: dict[str, tuple[StreamTransport, AuditRecord]] = field(default_factory=dict)
+    """By request id, what was asked of the API server while a group was lent, and is not over."""
     subject: AuditSubject = field(init=False)
     """Whom its records are of."""
     request_prefix: str = ""
@@ -130,21 +155,50 @@ class Caller:
     server's audit log has a request, nor gives two requests one."""
 
     def __post_init__(self) -> None:
-        if self.restrictions is not None:
-            self.subject_lines = SubjectLines(self.restrictions.words)
+        self.subject_lines = SubjectLines(self.words)
         self.adopt(self.identity, self.proved_key)
         self.request_prefix = f"{self.session[:MAX_JOIN_ID]}-{secrets.token_hex(8)}"
 
     def adopt(self, identity: Identity, proved_key: str) -> None:
         """Take over the identity of a renewed token, and the key that came with its proof."""
         self.identity, self.proved_key = identity, proved_key
-        self.subject = self.audit_subject(identity, self.account.audit)
+        self.borrow()
+
+    def borrow(self) -> int:
+        """Take what is lent to the user now; end what runs by a grant that is over, and answer how much that was."""
+        before = self.subject.grants if self.lent is not None else frozenset()
+        self.lent = None if self.lender is None else self.lender.lend(self.identity, self.restrictions)
+        if self.lender is not None:
+            self.subject_lines = SubjectLines(self.words)
+        self.subject = self.audit_subject(self.identity, self.account.audit)
+        gone = before - self.subject.grants
+        return self._end_on_loan(gone) if gone else 0
+
+    def runs_on_loan(self, stream: StreamTransport, record: AuditRecord) -> None:
+        """Note a request that leaves by a grant, which ends with it. Raises RequestRefusal where it is over already."""
+        if not record.subject.grants <= self.subject.grants:
+            raise RequestRefusal(403, "the elevation by which this request was allowed has ended; ask for another one")
+        self.on_loan[record.request] = stream, record
+
+    def _end_on_loan(self, gone: frozenset[str]) -> int:
+        running = {**self.upgraded, **self.on_loan}.values()
+        ended = [(stream, record) for stream, record in running if record.subject.grants & gone]
+        for stream, record in ended:
+            record.revoke("the elevation by which it began has ended")
+            stream.abort(ResetCode.FORBIDDEN)
+        return len(ended)
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What requests are held to, a word each, as records have it."""
+        found = self.restrictions if self.lent is None else self.lent.restrictions
+        return () if found is None else found.words
 
     def audit_subject(self, identity: Identity, budget: AuditBudget | None = None) -> AuditSubject:
         """Return the subject of records about this session that are of an identity."""
-        bound, restricted = identity.binding.kind.value, self.restrictions.words if self.restrictions else ()
+        bound, lent = identity.binding.kind.value, () if self.lent is None else self.lent.grants
         return AuditSubject(
-            self.session, identity.username, len(identity.groups), bound, budget, restricted, identity.actor
+            self.session, identity.username, len(identity.groups), bound, budget, self.words, identity.actor, lent
         )
 
     def end_upgraded(self, reason: str) -> int:

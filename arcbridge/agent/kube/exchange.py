@@ -93,6 +93,8 @@ class Exchange:
         """The answer broke off; the stream was reset."""
         self.switched: tuple[UpstreamConnection, ResponseHead, bytes] | None = None
         """After a 101: the connection, the answer's head, and the bytes that followed it."""
+        if self._record.subject.grants:
+            attempt.caller.runs_on_loan(stream, self._record)
         stream.owed = True
         try:
             if self._seats is not None:
@@ -308,6 +310,8 @@ class Exchange:
         self._ended(self, refusal)
 
     def _release(self) -> None:
+        if self._record.subject.grants:
+            self._attempt.caller.on_loan.pop(self._record.request, None)
         if self._seated and self._seats is not None:
             self._seated = False
             self._seats.leave()

@@ -61,6 +61,9 @@ RESTRICTED = "arcbridge.io/restricted"
 """Extra key under which it shows what a session gave up of its user's rights."""
 ACTOR = "arcbridge.io/actor"
 """Extra key under which it shows which program acts for the user; policies of the cluster may ask for it."""
+ELEVATED = "arcbridge.io/elevated"
+"""Extra key under which it shows by which grants groups are lent to the user (`agent.elevation`)."""
+OWN_EXTRAS = frozenset((ACTOR, ORIGINAL_USER, RESTRICTED, ELEVATED))
 
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _EXTRA_SAFE = "!#$&'*+-.^`|~"
@@ -111,7 +114,7 @@ def requested_subject(asks: Sequence[tuple[str, str]]) -> Subject | None:
             groups.append(value)
         elif name.startswith("impersonate-extra-") and len(name) > len("impersonate-extra-"):
             key = _extra_key(name.removeprefix("impersonate-extra-"))
-            if key in (ACTOR, ORIGINAL_USER, RESTRICTED):
+            if key in OWN_EXTRAS:
                 raise bad_request(f"the impersonation extra {key} is set by the agent itself")
             extra.append((key, value))
         else:

@@ -103,7 +103,8 @@ class KubeProxy:
                 await attempt.recorded_begun()
             if plan.upgrade is not None:
                 return await self._upgrade(protocol, plan, attempt)
-            restrictions = stream.caller.restrictions
+            lent = stream.caller.lent
+            restrictions = stream.caller.restrictions if lent is None else lent.restrictions
             if restrictions is not None and restrictions.answers(plan.wanted.info):
                 return await self._review_own(protocol, plan, attempt, restrictions, request)
             body: RequestBody | None = None

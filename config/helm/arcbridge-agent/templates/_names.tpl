@@ -144,6 +144,13 @@ resourceNames: {{ toJson . }}
 {{- end }}
 {{- end }}
 
+{{- /* The groups that the agent may impersonate, as JSON: those of `impersonation`, and what may be lent. */ -}}
+{{- define "agent.groups" -}}
+{{- $groups := default list .Values.impersonation.groups }}
+{{- if and .Values.elevation.enabled (not (has "*" $groups)) }}{{ $groups = concat $groups .Values.elevation.groups | uniq }}{{ end }}
+{{- toJson $groups }}
+{{- end }}
+
 {{- /* The port of a URL or of host:port; 443 where it has none. */ -}}
 {{- define "agent.port" -}}
 {{- $address := . | trimPrefix "https://" | splitList "/" | first }}

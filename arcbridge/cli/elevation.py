@@ -1,0 +1,133 @@
+"""`elevate`, `approve`, `deny`, `withdraw` and `elevations`: what each prints, and its exit code."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from arcbridge.cli.client import answering, time_limit
+from arcbridge.cli.commands import DOCUMENTS
+from arcbridge.cli.output import plain, print_note, print_prose, print_rows, rfc3339
+from arcbridge.cli.parser import Invocation
+from arcbridge.cli.screen import Column
+from arcbridge.errors import ConfigError, ExitCode
+from arcbridge.units import duration
+
+if TYPE_CHECKING:
+    from arcbridge.client.commands.elevation import ElevationRequest
+    from arcbridge.client.service import ClientContext
+
+_COLUMNS = (
+    Column("name"),
+    Column("user"),
+    Column("state", state=True),
+    Column("groups"),
+    Column("reason", rank=1),
+    Column("until"),
+    Column("approved_by", rank=1),
+    Column("rule", wide=True),
+)
+
+
+@answering
+async def elevate(invocation: Invocation, context: ClientContext) -> int:
+    """Ask for groups, and wait until they are lent."""
+    from arcbridge.client.commands.elevation import choose, elevations_of, seconds_of
+
+    seconds, reason = time_limit(invocation), invocation.text("reason").strip()
+    if not reason or len(reason) > 256:
+        raise ConfigError(
+            "flag --reason: say why, in 1 to 256 characters; who approves reads it, and the audit log has it"
+        )
+    async with elevations_of(context) as cluster:
+        user, own = await cluster.user()
+        wanted, name = invocation.texts("group"), invocation.text("rule")
+        rule, groups = choose(await cluster.rules(), user, own, wanted=wanted, name=name)
+        asked = await cluster.ask(user, rule, groups, seconds_of(rule, seconds), reason)
+        if rule.approvals:
+            by = plain(", ".join(rule.approvers))
+            print_note(
+                f"Asked as {plain(asked.name)}. Who is in {by} approves by: arcbridge approve {plain(asked.name)}"
+            )
+        waiting = f"Waiting for approval of {plain(asked.name)}" if rule.approvals else "Waiting for the agent"
+        with context.terminal.waiting(waiting, 0.0):
+            found = await cluster.begun(asked.name)
+    print_prose(
+        f"{plain(', '.join(found.groups))} until {_until(found)}; `arcbridge withdraw {plain(found.name)}` ends it"
+    )
+    return ExitCode.DONE
+
+
+@answering
+async def approve(invocation: Invocation, context: ClientContext) -> int:
+    """Approve a request."""
+    from arcbridge.client.commands.elevation import elevations_of
+
+    async with elevations_of(context) as cluster:
+        found = await cluster.approve(invocation.text("name"))
+    print_prose(f"approved: {_summary(found)}")
+    return ExitCode.DONE
+
+
+@answering
+async def deny(invocation: Invocation, context: ClientContext) -> int:
+    """Deny a request, or end what it lends."""
+    from arcbridge.client.commands.elevation import elevations_of
+
+    async with elevations_of(context) as cluster:
+        found = await cluster.deny(invocation.text("name"), invocation.text("reason"))
+    print_prose(f"denied: {_summary(found)}")
+    return ExitCode.DONE
+
+
+@answering
+async def withdraw(invocation: Invocation, context: ClientContext) -> int:
+    """Withdraw a request; what it lends ends."""
+    from arcbridge.client.commands.elevation import elevations_of
+
+    async with elevations_of(context) as cluster:
+        found = await cluster.withdraw(invocation.text("name"))
+    print_prose(f"withdrawn: {_summary(found)}")
+    return ExitCode.DONE
+
+
+@answering
+async def elevations(invocation: Invocation, context: ClientContext) -> int:
+    """List requests that wait or lend."""
+    from arcbridge.client.commands.elevation import elevations_of
+
+    output, now = invocation.text("output", "table"), time.time()
+    async with elevations_of(context) as cluster:
+        found = await cluster.requests()
+    if not invocation.switch("all"):
+        found = [one for one in found if one.state(now) in ("waiting", "active")]
+    rows = [_row(one, now, people=output not in DOCUMENTS) for one in found]
+    if not rows and output not in DOCUMENTS:
+        print_note("no request waits, and nothing is lent; --all has those that are over")
+        return ExitCode.DONE
+    print_rows(rows, _COLUMNS, output)
+    return ExitCode.DONE
+
+
+def _row(one: ElevationRequest, now: float, *, people: bool) -> dict[str, Any]:
+    row: dict[str, Any] = {"name": one.name, "user": one.user, "state": one.state(now), "rule": one.rule}
+    row |= {"reason": one.reason, "seconds": one.seconds, "ended": one.ended}
+    if people:
+        until = f"{_clock(one.until)} ({duration(one.until - now)})" if one.until > now else ""
+        return {**row, "groups": ", ".join(one.groups), "approved_by": ", ".join(one.approved_by), "until": until}
+    return {**row, "groups": list(one.groups), "approved_by": list(one.approved_by), "until": rfc3339(one.until)}
+
+
+def _summary(one: ElevationRequest) -> str:
+    groups, length = plain(", ".join(one.groups)), duration(one.seconds)
+    return f"{plain(one.user)}, {groups} for {length}, {plain(one.reason)} ({plain(one.name)})"
+
+
+def _until(one: ElevationRequest) -> str:
+    return f"{_clock(one.until)} ({duration(max(0.0, one.until - time.time()))})"
+
+
+def _clock(seconds: float) -> str:
+    """Return a time of day, with the day where it is another one than today."""
+    there, today = time.localtime(seconds), time.localtime(time.time())
+    return time.strftime("%H:%M" if there[:3] == today[:3] else "%Y-%m-%d %H:%M", there)
