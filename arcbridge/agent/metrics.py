@@ -36,6 +36,8 @@ def register(metrics: Metrics, parts: AgentParts) -> None:
     _register_tokens(metrics, parts)
     if (tracer := sessions.proxy.context.tracer) is not None:
         tracer.register(metrics)
+    if (recorder := sessions.proxy.context.recorder) is not None:
+        recorder.register(metrics)
 
 
 def _register_control(metrics: Metrics, parts: AgentParts) -> None:
