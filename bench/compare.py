@@ -31,6 +31,7 @@ EXECS = 30
 _MEASURE = """
 import json, sys, tempfile, time
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from bench import peers, scenarios
 from bench.load.generator import Generator
@@ -40,11 +41,13 @@ from bench.usage import cpu_seconds
 
 loads, seconds = sys.argv[1].split(","), float(sys.argv[2])
 load, found = Generator(), {}
+# A role that ends may still write.
+scratch = partial(tempfile.TemporaryDirectory, ignore_cleanup_errors=True)
 
 @contextmanager
 def started(path=None):
     peer = peers.PEERS["arcbridge"]()
-    with ExitStack() as stack, tempfile.TemporaryDirectory() as directory, load.target() as target:
+    with ExitStack() as stack, scratch() as directory, load.target() as target:
         stack.callback(peer.stop)
         if path is not None:
             peer.through = lambda address: stack.enter_context(Link(path, address)).address
@@ -68,7 +71,7 @@ if "get" in loads:
     from bench.peers.go.build import programs
     from bench.studies.kubernetes import MODULE, _setting
     tools = programs(MODULE, ("vegeta",), packages=("tool",))
-    with tempfile.TemporaryDirectory() as directory, _setting(Path(directory)) as setting:
+    with scratch() as directory, _setting(Path(directory)) as setting:
         for name in fast_path.PATHS:
             fast_path.measure(setting, tools, Path(directory), name, fast_path.WARM_UP)
         for name in fast_path.PATHS:
@@ -76,7 +79,7 @@ if "get" in loads:
             found.update({f"get_{name}_{metric}": value for metric, value in metrics.items()})
 if "exec" in loads:
     from bench.studies import kubernetes
-    with tempfile.TemporaryDirectory() as directory, kubernetes._setting(Path(directory)) as setting:
+    with scratch() as directory, kubernetes._setting(Path(directory)) as setting:
         study = kubernetes._Bench(setting, Path(directory), Path(directory))
         through = setting.ways[1]
         study.exec(through, count=3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -95,3 +96,21 @@ def test_no_line_is_too_wide_to_be_read_in_a_review() -> None:
         if len(line) > WIDTH and " " in line.strip() and not line.startswith(("    ", "<!--"))
     ]
     assert wide == []
+
+
+def test_each_result_that_is_cited_is_there_and_each_study_is_cited() -> None:
+    texts = [page.read_text(encoding="utf-8") for page in pages() if page != ROOT / "bench" / "README.md"] + [
+        file.read_text(encoding="utf-8") for folder in ("arcbridge", "bench") for file in (ROOT / folder).rglob("*.py")
+    ]
+    results = ROOT / "bench" / "results"
+    cited = {name for text in texts for name in re.findall(r"results/([\w-]+\.json)", text)}
+    assert "2026-11-25-full.json" in cited
+    assert sorted(name for name in cited if not (results / name).is_file()) == []
+    studies = {
+        (file.name, study) for file in results.glob("*-studies.json") for study in json.loads(file.read_text("utf-8"))
+    }
+    assert len(studies) > 10
+    uncited = [
+        (name, study) for name, study in studies if not any(name in text and f"`{study}`" in text for text in texts)
+    ]
+    assert sorted(uncited) == []

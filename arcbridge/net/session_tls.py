@@ -25,7 +25,8 @@ INCOMING_BUFFER: Final = 16 * (16 * 1024 + 64)
 """Bytes of ciphertext that one read of the socket may bring: sixteen TLS records, as much as the receive buffer."""
 OUTGOING_BUFFER: Final = 16 * (16 * 1024 + 64)
 """Bytes of ciphertext that are gathered for one write to the socket. No write-buffer limit counts them, and nothing can
-overtake them; with a quarter of it bulk took 5 to 7 % more CPU (bench/results/2026-11-25-aiofastnet.json)."""
+overtake them; with a quarter of it bulk took 5 to 7 % more CPU (`aiofastnet` in
+bench/results/2026-11-25-studies.json)."""
 
 
 async def connect_session(

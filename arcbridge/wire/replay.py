@@ -1,6 +1,6 @@
 """Keeps what was sent and is not yet confirmed: the bytes that a resumed connection needs again.
 
-The pieces are the very objects that were written, so keeping them costs no copy (docs/performance.md). Offsets count
+The pieces are the very objects that were written, so keeping them costs no copy (docs/benchmark/time.md). Offsets count
 the byte sequence of one direction from 0 (`wire.session`).
 """
 

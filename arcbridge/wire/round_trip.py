@@ -12,13 +12,13 @@ from arcbridge.wire.rate_estimate import SPAN
 LEAST_ROUND_TRIP = 0.001
 """Seconds, while a sparse stream sends beside bulk. Below it, schedulers and not the path are what delays an answer: a
 smaller cap leaves processes idle that share two cores. With 1.5 ms a keystroke took 4.8 ms beside bulk both ways, with
-1 ms 3.5, and bulk moved no less (bench/results/2026-11-25-least-round-trip.json)."""
+1 ms 3.5, and bulk moved no less (`least-round-trip` in bench/results/2026-11-25-studies.json)."""
 
 BULK_ROUND_TRIP = 0.004
 """The same while only bulk is sent: no keystroke waits behind it, and five busy processes on two cores answer after
 milliseconds. 1.5 ms cost a fifth of one stream's throughput there, 4 ms three times a keystroke's wait (decision 0008);
 over 10 streams 1.5 ms and frames of 16 KiB moved 354 MB/s, 4 ms and large turns 564
-(bench/results/2026-11-25-fresh-and-shared.json)."""
+(`fresh-and-shared` in bench/results/2026-11-25-studies.json)."""
 
 SLOW_ROUNDS = 3
 """Rounds in a row with answers far above the usual round trip, until that is in doubt."""

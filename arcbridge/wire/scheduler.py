@@ -55,7 +55,7 @@ class Scheduler:
         """Set the quantum to `count` bytes, what the path takes in a millisecond, within the sizes of frames.
 
         Frames of 16 KiB whatever the rate cost a third over 10 streams: 354 MB/s against 564
-        (bench/results/2026-11-25-fresh-and-shared.json).
+        (`fresh-and-shared` in bench/results/2026-11-25-studies.json).
         """
         self.quantum = min(max(count, self._shared), self._alone)
 

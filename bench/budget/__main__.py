@@ -1,8 +1,8 @@
 """`python -m bench.budget`: what an open, an echo, a GET, an exec and a join cost each role, beside the file.
 
 Says what changed and which functions explain it; the exit code is 1 when a total is beyond the margin. `--write` keeps
-what was counted, there and in the table of docs/performance.md. What is counted does not depend on the machine, nor on
-what else runs there.
+what was counted, there and in the table of docs/benchmark/budget.md. What is counted does not depend on the machine,
+nor on what else runs there.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tests.support.processes import ProcessFailed
 from tests.support.world import ALICE, ApiServer
 
 FILE = Path(__file__).parents[1] / "budget.json"
-PAGE = Path(__file__).parents[2] / "docs" / "performance.md"
+PAGE = Path(__file__).parents[2] / "docs" / "benchmark" / "budget.md"
 """Has the table of what the file says."""
 LIBRARIES = ("aiofastnet", "aiohttp", "cryptography", "pyjwt", "structlog", "uvloop")
 """What runs in an operation besides Python's own library."""

@@ -7,7 +7,7 @@ A command is what kubectl's WebSocket is: a TLS connection to the client's endpo
 small Go program before the API server (`front`) answers commands in one pod and the list itself, and passes all else
 on. Measured in turns: straight to the front, through the three roles to the front, and through the three roles and past
 the front to the real kube-apiserver and the tests' node, which then are most of the cost. Each command's output and the
-list's SHA-256 are compared. OUT is JSON; `--table` prints the rows of docs/performance.md from one.
+list's SHA-256 are compared. OUT is JSON; `--table` prints the rows of docs/benchmark/requests.md from one.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def run(directory: Path, rounds: int, seconds: float) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """Return the rows of docs/performance.md: Teleport's agent as stated, and ours as measured."""
+    """Return the rows of docs/benchmark/requests.md: Teleport's agent as stated, and ours as measured."""
     values, stated = result["values"], result["stated"]
     rows = (
         (

@@ -28,7 +28,7 @@ KINDS = ("DaemonSet", "Deployment")
 AGENTS = 3
 
 
-def steps(here: Place, kind: str, number: int) -> Iterator[tuple[str, float]]:
+def steps(here: Place, kind: str) -> Iterator[tuple[str, float]]:
     """Drain a node, evict its pod, upgrade to pods of another template, and roll back: the seconds of each, by name.
 
     A Deployment's drain waits for sessions (decision 0037) and is left out.
@@ -46,7 +46,7 @@ def steps(here: Place, kind: str, number: int) -> Iterator[tuple[str, float]]:
     until(lambda: bool(ready(here) - before), "another pod is ready", timeout=120)
     yield "eviction", time.monotonic() - began
     began = time.monotonic()
-    here.helm_does("upgrade", logLevel="info" if number % 2 else "warning")
+    here.helm_does("upgrade", logLevel="warning")
     yield "upgrade", time.monotonic() - began
     began = time.monotonic()
     here.helm.run("rollback", RELEASE, "--namespace", NAMESPACE, "--wait", MINUTES, timeout=320)
@@ -63,7 +63,7 @@ def measure(directory: Path, kind: str, rounds: int) -> dict[str, Any]:
                     if way == "with":
                         (directory / "hurry").unlink(missing_ok=True)
                         people = stack.enter_context(closing(People(here, directory / f"people-{number}", 64 * MIB)))
-                    for step, took in steps(here, kind, number):
+                    for step, took in steps(here, kind):
                         of.setdefault(step, []).append(round(took, 2))
                     if way == "with":
                         people.wait_moves()

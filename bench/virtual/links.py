@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from bench.virtual.world import Agent, Relay
 
 HANDSHAKE_CPU = 0.003
-"""Seconds of a relay's one core that a handshake takes (bench/results/2026-11-24-herd.json)."""
+"""Seconds of a relay's one core that a handshake takes (`herd` in bench/results/2026-11-24-studies.json)."""
 
 
 class VirtualSession:

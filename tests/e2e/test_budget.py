@@ -46,7 +46,9 @@ def test_no_path_costs_more_than_its_budget(cluster: Cluster, api: ApiServer, tm
         text, _ = verdict(kept, counted)
         print(text)
         # What costs less is said alone: on a busy machine two reads become one.
-        now = {(change.path, change.role, change.what) for change in compare(kept.costs, counted.costs) if change.spends}
+        now = {
+            (change.path, change.role, change.what) for change in compare(kept.costs, counted.costs) if change.spends
+        }
         spent = now if spent is None else spent & now
         if not spent:
             return

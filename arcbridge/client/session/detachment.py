@@ -19,8 +19,8 @@ MISSING_TIMEOUT = 10.0
 may be reconnecting to a relay that was restarted. Afterwards the agent is taken for gone."""
 MISSING_TIMEOUT_AFTER_OUTAGE = 60.0
 """The same where no relay could be reached meanwhile: the agents could not either, and each comes back by a backoff of
-its own. A relay that paces the agents of many clusters puts one off for as long as a herd takes (docs/performance.md)
-and more; an agent of an older version waits for up to 30 s by itself."""
+its own. A relay that paces the agents of many clusters puts one off for as long as a herd takes
+(docs/benchmark/scale.md) and more; an agent of an older version waits for up to 30 s by itself."""
 
 
 class Detachment:
