@@ -38,6 +38,8 @@ def register(metrics: Metrics, parts: AgentParts) -> None:
         tracer.register(metrics)
     if sessions.elevation is not None:
         sessions.elevation.register(metrics)
+    if (recorder := sessions.proxy.context.recorder) is not None:
+        recorder.register(metrics)
 
 
 def _register_control(metrics: Metrics, parts: AgentParts) -> None:

@@ -116,6 +116,11 @@ def _compose(config: AgentConfig, checked: Checked, instance: str, stack: AsyncE
 
         proxy.context.tracer = SpanExporter(config.tracing, instance)
         _keep_running(proxy.context.tracer.run(), "spans", stack)
+    if config.recording.rules:
+        from arcbridge.agent.recording.recorder import Recorder  # and not in agents that record nothing
+
+        proxy.context.recorder = Recorder(config.recording, audit)
+        stack.push_async_callback(proxy.context.recorder.close)
     proxy.warm.change(config.limits.agent_warm_connections)
     stack.push_async_callback(proxy.close, HURRY)
     keeper = _keeper(checked, api)

@@ -6,6 +6,7 @@ was checked. It makes no file and asks no peer.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ from arcbridge.observe.server import parse_observe_listen
 from arcbridge.pki.credentials import AgentCredential, DirectoryStore
 from arcbridge.settings import named_files
 from arcbridge.settings.choices import DEFAULT_RIGHTS, FULL
-from arcbridge.settings.config import AgentConfig, TracingConfig
+from arcbridge.settings.config import AgentConfig, RecordingBucketConfig, RecordingConfig, TracingConfig
 from arcbridge.settings.problems import Place, Problems
 from arcbridge.settings.regions import check_regions
 from arcbridge.settings.toml_lines import line_of, parts
@@ -41,6 +42,11 @@ MAX_DRAIN = 24 * 3600.0
 """Seconds: the longest `session.drain`. No orchestrator waits for longer."""
 MOST_LENDABLE = 32
 """Groups of `elevation.groups`: the self-check asks for the right to each."""
+
+MIN_RECORDINGS = 1024 * 1024
+"""Bytes: the least bound on one recording, and on all of them."""
+BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+"""https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +116,7 @@ def check(
     _audit(config, problems)
     _tracing(config.tracing, problems)
     _elevation(config, problems)
+    _recording(config.recording, problems)
     return Checked(
         config, problems, tuple(relays), region, tokens.issuers, tokens.acceptance, tokens.proof, targets, denylist
     )
@@ -306,3 +313,58 @@ def _elevation(config: AgentConfig, problems: Problems) -> None:
                 f"{group!r} is not among kubernetes.impersonate_groups, so that no request could have it; add it there "
                 "and to the agent's role (the chart does both)",
             )
+
+
+def _recording(recording: RecordingConfig, problems: Problems) -> None:
+    if not recording.rules:
+        for setting, given in (
+            ("recipients", recording.recipients),
+            ("directory", recording.directory),
+            ("bucket", recording.bucket.endpoint),
+        ):
+            if given:
+                problems.error(f"recording.{setting}", "is of no use without a table [recording.rules.NAME]: make one")
+        return
+    from arcbridge.errors import SealingError
+    from arcbridge.sealing.age import parse_recipient
+
+    if not recording.recipients:
+        problems.error("recording.recipients", "required for recordings: the public keys of those who may open them")
+    for number, text in enumerate(recording.recipients):
+        try:
+            parse_recipient(text)
+        except SealingError as error:
+            problems.error(f"recording.recipients[{number}]", error.message)
+    if recording.directory is None:
+        problems.error("recording.directory", "required for recordings, which are written there; with a bucket, too")
+    else:
+        named_files.check_directory(problems, "recording.directory", recording.directory)
+    if recording.directory_bytes < MIN_RECORDINGS:
+        problems.error("recording.directory_bytes", f"must be at least {MIN_RECORDINGS}")
+    if recording.session_bytes < MIN_RECORDINGS:
+        problems.error("recording.session_bytes", f"must be at least {MIN_RECORDINGS}")
+    _bucket(recording.bucket, problems)
+
+
+def _bucket(bucket: RecordingBucketConfig, problems: Problems) -> None:
+    keys = {"access_key_file": bucket.access_key_file, "secret_key_file": bucket.secret_key_file}
+    if not bucket.endpoint:
+        for setting, given in {"bucket": bucket.bucket, "ca_file": bucket.ca_file, **keys}.items():
+            if given:
+                problems.error(f"recording.bucket.{setting}", "is of no use without recording.bucket.endpoint")
+        return
+    with problems.collect("recording.bucket.endpoint"):
+        try:
+            where, _ = http_address(bucket.endpoint)
+        except ConfigError as error:
+            raise ConfigError(f"recording.bucket.endpoint: {error.message}") from error
+        named_files.check_not_placeholder(problems, "recording.bucket.endpoint", where.host)
+    if not BUCKET_NAME.fullmatch(bucket.bucket):
+        problems.error("recording.bucket.bucket", "the name of a bucket is needed: small letters, digits, '-' and '.'")
+    for setting, file in keys.items():
+        if file is None:
+            problems.error(f"recording.bucket.{setting}", "required: a file with one word")
+        else:
+            named_files.check_secret(problems, f"recording.bucket.{setting}", file)
+    if bucket.ca_file is not None:
+        named_files.check_ca(problems, "recording.bucket.ca_file", bucket.ca_file)

@@ -37,7 +37,7 @@ def show(invocation: Invocation) -> int:
     wanted = Wanted(
         invocation.text("user"), invocation.text("cluster"), parse_since(since, time.time()) if since else ""
     )
-    files = [Path(name) for name in invocation.texts("file")] or _own_files(invocation)
+    files = [Path(name) for name in invocation.texts("file")] or own_files(invocation)
     output, before = invocation.text("output", "text"), "[\n"
     screen = Screen.of(sys.stdout)
     for fields in find_records(files, wanted):
@@ -77,7 +77,8 @@ def _rfc3339(when: float) -> str:
     return datetime.fromtimestamp(when, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
 
 
-def _own_files(invocation: Invocation) -> list[Path]:
+def own_files(invocation: Invocation) -> list[Path]:
+    """Return the role's own audit log, and what was rotated of it. Raises ConfigError."""
     from arcbridge.audit.query import with_rotated
 
     config = load_settings(invocation, os.environ)

@@ -359,6 +359,37 @@ COMMANDS = (
             "arcbridge enroll --config agent.toml ;; arcbridge enroll --config agent.toml --join-token-file token",
             uses="--join-token-file --state-dir --state-secret",
         ),
+        Command(
+            "recording list = recording:list_recordings",
+            "list recorded sessions, as the audit log has them",
+            Flag("--user NAME", "only those of this user"),
+            Flag("--since TIME", "only later ones: 2h, 7d, 2026-11-25, or 2026-11-25T12:00:00Z"),
+            OUTPUT,
+            Argument(
+                "file", "audit logs; .gz too (default: the agent's own, with its rotated ones)", "*", kind="files"
+            ),
+            "arcbridge recording list --user alice --since 7d audit.jsonl",
+            "arcbridge recording list -o json audit.jsonl",
+        ),
+        Command(
+            "recording open = recording:open_recording",
+            "play a recorded session on this terminal",
+            Flag("--identity FILE", "the private key of a recipient, as age-keygen writes it"),
+            Flag("--text", "print what was shown as lines, without what steers a terminal"),
+            Flag("--cast", "print the recording for asciinema"),
+            Argument("file", "a recording", kind="files"),
+            "arcbridge recording open --identity auditor.key a.cast.age.tar",
+            "arcbridge recording open --identity auditor.key --cast a.cast.age.tar > a.cast",
+        ),
+        Command(
+            "recording verify = recording:verify_recordings",
+            "check that recordings are what the audit log says",
+            Flag("--audit FILE…", "an audit log; may be repeated (default: the agent's own, with its rotated ones)"),
+            TEXT_OUTPUT,
+            Argument("file", "recordings, or directories of them", "+", kind="files"),
+            "arcbridge recording verify --audit audit.jsonl recordings",
+            "arcbridge recording verify --audit audit.jsonl a.cast.age.tar",
+        ),
     ),
     *_commands(
         (RELAY,),
@@ -599,7 +630,10 @@ GROUPS = {
         ("users", "policy user audit"),
         ("settings and shells", "config completion version"),
     ),
-    AGENT: (("serve", "run enroll doctor bundle audit ca"), ("settings and shells", "config completion version")),
+    AGENT: (
+        ("serve", "run enroll doctor bundle audit recording ca"),
+        ("settings and shells", "config completion version"),
+    ),
 }
 """The first words of each role's commands, in groups, as the help has them."""
 INTERNAL = ("background", "credential")
@@ -608,6 +642,7 @@ INTERNAL = ("background", "credential")
 GROUP_HELP = {
     "admin": "administer over HTTPS, with your own login",
     "audit": "audit logs",
+    "recording": "recorded sessions",
     "token": "join tokens",
     "ca": "rotation of the CA",
     "cluster": "enrolled clusters",

@@ -481,6 +481,58 @@ class ElevationConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class RecordingRuleConfig:
+    """Whose `exec` and `attach` are recorded; what is empty leaves none out."""
+
+    users: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    """Users and groups as claim mapping names them; both empty: everyone."""
+    namespaces: tuple[str, ...] = ()
+    """Namespaces of the pods; empty: all."""
+    required: bool = True
+    """Whether a session that cannot be recorded is refused, and ends where its recording fails; else it goes on."""
+    typed_input: bool = False
+    """Whether what the user types is recorded too, passwords among it."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordingBucketConfig:
+    """The bucket to which finished recordings go, in an object store as Amazon has it; no endpoint: none."""
+
+    endpoint: str = ""
+    """`https://host[:port]`, or `http://` of this machine's loopback; the bucket is the first part of its paths."""
+    bucket: str = ""
+    """Its name."""
+    prefix: str = ""
+    """What the names of recordings in the bucket begin with, such as `berlin/`."""
+    region: str = "us-east-1"
+    """Region of the signatures (AWS Signature Version 4)."""
+    access_key_file: Path | None = None
+    """A file with the id of the access key, re-read on every use."""
+    secret_key_file: Path | None = None
+    """A file with the secret of that key."""
+    ca_file: Path | None = None
+    """CA of the store's certificate; none: the system's."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordingConfig:
+    """Recordings of `exec` and `attach`, sealed to recipients; without rules there are none."""
+
+    recipients: tuple[str, ...] = ()
+    """age recipients, `age1…` (X25519) or `age1pq1…` (ML-KEM-768 and X25519): each can open every recording."""
+    directory: Path | None = None
+    """Where recordings are written, and stay unless there is a bucket."""
+    directory_bytes: int = 8 * 1024**3
+    """Bytes of recordings in the directory; above it no further session is recorded."""
+    session_bytes: int = 1024**3
+    """Bytes of one recording; above it the recording fails."""
+    rules: dict[str, RecordingRuleConfig] = field(default_factory=dict)
+    """By a name that the operator gives. Of several that apply the strictest counts."""
+    bucket: RecordingBucketConfig = field(default_factory=RecordingBucketConfig)
+
+
+@dataclass(frozen=True, slots=True)
 class AgentConfig:
     """`config/agent.toml`."""
 
@@ -529,6 +581,7 @@ class AgentConfig:
     observe: ObserveConfig = field(default_factory=ObserveConfig)
     tracing: TracingConfig = field(default_factory=TracingConfig)
     elevation: ElevationConfig = field(default_factory=ElevationConfig)
+    recording: RecordingConfig = field(default_factory=RecordingConfig)
 
 
 @dataclass(frozen=True, slots=True)

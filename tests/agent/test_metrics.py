@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -12,6 +13,7 @@ from arcbridge.agent.kube.connect_limit import ConnectLimit
 from arcbridge.agent.kube.own_refusal import OwnRefusals
 from arcbridge.agent.metrics import register
 from arcbridge.agent.parts import AgentParts
+from arcbridge.agent.recording.recorder import Recorder
 from arcbridge.agent.relief import AheadRelief, BacklogRelief
 from arcbridge.agent.resume import Resumes
 from arcbridge.agent.revocations import Revocations
@@ -61,7 +63,9 @@ def test_every_metric_can_be_read() -> None:
     warm = Counters(held=7, counts={"used": 12})
     tracer = SpanExporter(TracingConfig("https://collector.test/v1/traces"), "agent-1")
     tracer.dropped["full"] = 13
-    context = Counters(tracer=tracer)
+    recorder = Counters(bucket=None, _spool=Counters(used=8))
+    recorder.register = partial(Recorder.register, recorder)
+    context = Counters(tracer=tracer, recorder=recorder)
     sessions.proxy = Counters(stats=ProxyStats(requests=4, code_2xx=3), api=api, warm=warm, context=context)
     proofs = ProofChecker(ProofPolicy.IF_BOUND, "the agent")
     proofs.taken["nonce"], proofs.refused["peer"] = 8, 9

@@ -18,6 +18,9 @@ from arcbridge.settings.config import (
     AuditConfig,
     ElevationConfig,
     KubernetesConfig,
+    RecordingBucketConfig,
+    RecordingConfig,
+    RecordingRuleConfig,
     SessionConfig,
     TargetConfig,
     TracingConfig,
@@ -25,6 +28,7 @@ from arcbridge.settings.config import (
 
 CA = (Path(__file__).parents[1] / "fuzz/corpus/certificate/p256").read_text()
 PIN = "sha256:" + "1" * 64
+AGE = "age1zvkyg2lqzraa2lnjvqej32nkuu0ues2s82hzrye869xeexvn73equnujwj"
 
 
 @pytest.fixture
@@ -60,6 +64,21 @@ def test_good_settings_have_no_problem_and_nothing_is_made(good: AgentConfig, tm
     assert sorted(tmp_path.iterdir()) == before
 
 
+def recording(at: Path, **fields: Any) -> RecordingConfig:
+    """Settings of recordings that are good but for these fields."""
+    rules = {"all": RecordingRuleConfig()}
+    return replace(RecordingConfig((AGE,), at / "recordings", rules=rules), **fields)
+
+
+def bucket(at: Path, **fields: Any) -> RecordingBucketConfig:
+    (at / "key").write_text("word")
+    (at / "key").chmod(0o600)
+    good = RecordingBucketConfig(
+        "https://store.test", "recordings", access_key_file=at / "key", secret_key_file=at / "key"
+    )
+    return replace(good, **fields)
+
+
 ERRORS: list[tuple[Callable[[Path], dict[str, Any]], str]] = [
     (lambda at: {"relays": ()}, "relays: required but not set"),
     (lambda at: {"relays": ("http://x",)}, "relays[0]: "),
@@ -80,6 +99,41 @@ ERRORS: list[tuple[Callable[[Path], dict[str, Any]], str]] = [
     (lambda at: {"tracing": TracingConfig("https://x.example.org/v1/traces")}, "tracing.endpoint: x.example.org is"),
     (lambda at: {"tracing": TracingConfig("https://x.test", at / "token")}, "tracing.ca_file: "),
     (lambda at: {"tracing": TracingConfig("", at / "ca.pem")}, "tracing.ca_file: is of no use without"),
+    (
+        lambda at: {"recording": RecordingConfig(recipients=(AGE,))},
+        "recording.recipients: is of no use without a table",
+    ),
+    (lambda at: {"recording": RecordingConfig(directory=at)}, "recording.directory: is of no use without a table"),
+    (lambda at: {"recording": recording(at, recipients=())}, "recording.recipients: required for recordings"),
+    (
+        lambda at: {"recording": recording(at, recipients=("age1x",))},
+        "recording.recipients[0]: a recipient is a public",
+    ),
+    (lambda at: {"recording": recording(at, directory=None)}, "recording.directory: required for recordings"),
+    (lambda at: {"recording": recording(at, directory=at / "token")}, "recording.directory: "),
+    (lambda at: {"recording": recording(at, directory_bytes=9)}, "recording.directory_bytes: must be at least 1048576"),
+    (lambda at: {"recording": recording(at, session_bytes=9)}, "recording.session_bytes: must be at least 1048576"),
+    (
+        lambda at: {"recording": recording(at, bucket=RecordingBucketConfig(bucket="x"))},
+        "recording.bucket.bucket: is of no",
+    ),
+    (
+        lambda at: {"recording": recording(at, bucket=bucket(at, endpoint="http://x.test"))},
+        "recording.bucket.endpoint: h",
+    ),
+    (
+        lambda at: {"recording": recording(at, bucket=bucket(at, bucket="A_b"))},
+        "recording.bucket.bucket: the name of a",
+    ),
+    (
+        lambda at: {"recording": recording(at, bucket=bucket(at, secret_key_file=None))},
+        "recording.bucket.secret_key_file: ",
+    ),
+    (
+        lambda at: {"recording": recording(at, bucket=bucket(at, access_key_file=at / "none"))},
+        "recording.bucket.access_",
+    ),
+    (lambda at: {"recording": recording(at, bucket=bucket(at, ca_file=at / "token"))}, "recording.bucket.ca_file: "),
     (lambda at: {"authentication": None}, "authentication: missing"),
     (lambda at: {"authentication": at / "none"}, "authentication: "),
     (lambda at: {"authentication": at / "token"}, "document: must be a mapping"),

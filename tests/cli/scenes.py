@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from arcbridge.agent.recording.opened import Difference
 from arcbridge.audit.verify import ChainFinding, Report
 from arcbridge.checks.diagnosis import Finding, directory_finding, key_finding, ok, skipped
 from arcbridge.cli.administration import format_done, format_list
@@ -673,6 +674,24 @@ ROTATION = SimpleNamespace(
     users="7 of 9 users; not at the last join of bob@example.com, carol@example.com",
     relays=["relay-1", "relay-2"],
 )
+RECORDED = {
+    "time": "2026-11-29T10:04:12.117Z",
+    "user": "oidc:alice@example.org",
+    "pod": "production/web-7d9c6",
+    "container": "app",
+    "command": "sh",
+    "seconds": 412.5,
+    "bytes": 48_640,
+    "exit": 0,
+    "failure": "",
+    "file": "20261129T095719Z-9f2c81d07b3e4a55-5d1e0a9c44b7f210-3-1.cast.age.tar",
+    "sha256": "71c2" * 16,
+}
+CAST = (
+    b'{"version": 3}\n[0.1, "o", "$ \\u001b[1mls\\u001b[0m\\r\\napp.py\\r\\n$ "]\n'
+    b'[0.0, "m", "the recording broke off here"]\n'
+)
+CHANGED = Difference("recordings/a.cast.age.tar", "changed", f"its SHA-256 is {'0b9e' * 16}, and was {'71c2' * 16}")
 REPORT = Report(
     2,
     1200,
@@ -735,6 +754,17 @@ ADMINISTRATORS = {
         Scene("restore relay.backup", answers("arcbridge.cli.backup.restore_backup", Restored(MANIFEST, 11, 1))),
         Scene("audit show audit.log", returns("arcbridge.audit.query.find_records", [RECORD])),
         Scene("audit verify audit.log", returns("arcbridge.audit.verify.verify", REPORT)),
+        Scene("recording list audit.log", returns("arcbridge.agent.recording.opened.find_recordings", [RECORDED])),
+        Scene(
+            "recording open --identity auditor.key --text session.cast.age.tar",
+            returns("arcbridge.agent.recording.opened.read_identities", []),
+            returns("arcbridge.agent.recording.opened.open_recording", [CAST]),
+        ),
+        Scene(
+            "recording verify --audit audit.log recordings",
+            returns("arcbridge.agent.recording.opened.find_recordings", []),
+            returns("arcbridge.agent.recording.opened.compare", (11, [CHANGED])),
+        ),
         Scene("--role relay config check", title="config check of a relay without settings"),
         Scene("--role relay config init --directory etc"),
         Scene("cluster list", title="cluster list where no relay has run"),

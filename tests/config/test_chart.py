@@ -413,6 +413,44 @@ def test_a_pod_certificate_where_there_is_its_api(helm: Helm, cluster: Cluster) 
     assert volume["projected"]["sources"][:2] == own_files(rendered)[:2]
 
 
+def test_recordings_with_a_bucket(helm: Helm, tmp_path: Path) -> None:
+    rule = {"namespaces": ["production"], "required": False}
+    bucket = {"endpoint": "https://s3.test:9000", "name": "recordings", "existingSecret": "s3", "caKey": "ca.crt"}
+    values = {"recording": {"recipients": ["age1x"], "rules": {"all": rule}, "bytes": 100 << 20, "bucket": bucket}}
+    (tmp_path / "values.yaml").write_text(yaml.safe_dump(values))
+    rendered = helm.template("-f", str(tmp_path / "values.yaml"))
+    made = tomllib.loads(rendered.one("ConfigMap")["data"]["agent.toml"])["recording"]
+    assert made == {
+        "recipients": ["age1x"],
+        "directory": "/var/lib/arcbridge-recordings",
+        "directory_bytes": 100 << 20,
+        "rules": {"all": rule},
+        "bucket": {
+            "endpoint": "https://s3.test:9000",
+            "bucket": "recordings",
+            "prefix": "",
+            "region": "us-east-1",
+            "access_key_file": "/run/secrets/arcbridge-bucket/access-key",
+            "secret_key_file": "/run/secrets/arcbridge-bucket/secret-key",
+            "ca_file": "/run/secrets/arcbridge-bucket/ca.crt",
+        },
+    }
+    assert 9000 in egress_ports(rendered)
+    pod = rendered.workload()["spec"]["template"]["spec"]
+    for container in (*pod["containers"], *pod["initContainers"]):
+        mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+        wanted = ("/var/lib/arcbridge-recordings", "/run/secrets/arcbridge-bucket")
+        assert (mounts["recordings"], mounts["bucket"]) == wanted
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    assert volumes["recordings"]["emptyDir"]["sizeLimit"] == (100 << 20) + (64 << 20)
+    assert volumes["bucket"]["secret"]["secretName"] == "s3"
+    claim = {"persistentVolumeClaim": {"claimName": "recordings"}}
+    values["recording"]["volume"] = claim
+    (tmp_path / "values.yaml").write_text(yaml.safe_dump(values))
+    pod = helm.template("-f", str(tmp_path / "values.yaml")).workload()["spec"]["template"]["spec"]
+    assert {"name": "recordings", **claim} in pod["volumes"]
+
+
 def test_every_value_in_use(helm: Helm, tmp_path: Path) -> None:
     values = {
         "fullnameOverride": "gate", "relayCA": "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n",

@@ -31,7 +31,7 @@ KINDS: dict[str, type[Any]] = {"relay": config.RelayConfig, "agent": config.Agen
 
 # Durations are written as people write them; the loader turns them into the default.
 _COMMENTED = re.compile(
-    r"#(\[(?:targets|graph|regions|limits\.groups|limits\.users|limits\.actors|audit\.sinks)\.[^\]]+\]|[a-z_]+ = .*)"
+    r"#(\[(?:targets|graph|regions|limits\.groups|limits\.users|limits\.actors|audit\.sinks|recording\.rules)\.[^\]]+\]|[a-z_]+ = .*)"
 )
 NAMED = {
     ("targets",),
@@ -41,6 +41,7 @@ NAMED = {
     ("limits", "users"),
     ("limits", "actors"),
     ("audit", "sinks"),
+    ("recording", "rules"),
 }
 """Tables whose keys are names that an operator gives."""
 

@@ -24,6 +24,7 @@ from arcbridge.agent.kube.port_forward import MAX_PORTS, ForwardedPorts
 from arcbridge.agent.kube.request_info import request_info
 from arcbridge.agent.kube.server import AnsweredResponse, KubeProtocol, KubeServer
 from arcbridge.agent.kube.status import RequestRefusal
+from arcbridge.agent.recording.channels import ChannelReader, Unreadable
 from arcbridge.identity.claims import Identity
 from arcbridge.mux.stream import StreamTransport
 from arcbridge.observe import untrusted_text
@@ -232,3 +233,37 @@ def port_forward(data: bytes) -> None:
         assert part.ports == whole.ports or part.unread or whole.unread
         assert not part.unread.startswith("the reader failed")
     assert len(whole.ports) <= MAX_PORTS
+
+
+def _channels(data: bytes, size: int) -> tuple[list[tuple[int, bytes]], str]:
+    """Read the messages of a recorded session in pieces; the first bit says from which side they come."""
+    found: list[tuple[int, bytes]] = []
+
+    def took(channel: int, part: bytes) -> None:
+        if found and found[-1][0] == channel:
+            part = found.pop()[1] + part
+        found.append((channel, part))
+
+    reader = ChannelReader(took, from_caller=bool(data[:1] < b"\x80"))
+    try:
+        for at in range(1, len(data), size):
+            reader.feed(memoryview(data)[at : at + size])
+    except Unreadable as error:
+        return found, str(error)
+    return found, ""
+
+
+def read_recorded_channels(data: bytes) -> None:
+    """Read the messages as the bytes of a large read pass."""
+    reader = ChannelReader(lambda channel, part: None, from_caller=bool(data[:1] < b"\x80"))
+    try:
+        reader.feed(memoryview(data)[1:])
+    except Unreadable:
+        pass
+
+
+def recorded_channels(data: bytes) -> None:
+    """What is read does not depend on how the bytes were cut."""
+    whole = _channels(data, len(data) or 1)
+    for size in (1, 7):
+        assert _channels(data, size) == whole

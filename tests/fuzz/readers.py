@@ -145,6 +145,7 @@ READERS: dict[str, Read] = targets.FILES | {
     "proof": _proof,
     "proxy_header": remote_targets.proxy_header,
     "record": _record,
+    "recorded_channels": caller_targets.read_recorded_channels,
     "request": targets.read_request,
     "response_head": _response_head,
     "review_answer": remote_targets.review_answer,

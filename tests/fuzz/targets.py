@@ -636,7 +636,7 @@ TARGETS: dict[str, Target] = {
         sessions, token,
         proof, certificate, kubeconfig,
         caller_targets.head, caller_targets.pod_body, caller_targets.audit_text, caller_targets.port_forward,
-        gateway_targets.gateway_head,
+         gateway_targets.gateway_head, caller_targets.recorded_channels,
         remote_targets.proxy_header, remote_targets.http_head, remote_targets.api_body,
         remote_targets.enrolment, remote_targets.issuer_document,
         remote_targets.cel_values, remote_targets.nats_message, remote_targets.login_profile,

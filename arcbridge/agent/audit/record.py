@@ -272,6 +272,10 @@ class AuditRecord:
         """Return the record that stands before the last byte of a body which asks for what `details` says."""
         return self._start("details") + "}"
 
+    def recorded_line(self, recording: Mapping[str, object]) -> str:
+        """Return the record of a recording that is finished: its file, SHA-256, bytes, and how it ended."""
+        return f'{self._start("recorded")},"recording":{json.dumps(recording)}}}'
+
     def _start(self, stage: str) -> str:
         # Joined without the general encoder, which took half of the time of each line.
         text = (
@@ -335,6 +339,13 @@ def left_out_line(user: str, records: int, size: int) -> str:
     """Return the record of records that were left out because a user is over `limits.audit_bytes_per_second`."""
     name = _quote(_cut(user, FIELD_LIMIT))
     return f'{{"ts":"{timestamp()}","event":"audit-left-out","user":{name},"records":{records},"bytes":{size}}}'
+
+
+def left_behind_line(request: str, recording: Mapping[str, object]) -> str:
+    """Return the record of a recording that an agent process which is gone has begun; `begun` of the request has
+    whose it is."""
+    found = f'"request":{_quote(request)},"recording":{json.dumps(recording)}'
+    return f'{{"ts":"{timestamp()}","event":"audit","stage":"recorded",{found}}}'
 
 
 def words_sha256(words: Sequence[str]) -> str:

@@ -37,6 +37,7 @@ from arcbridge.agent.kube.warm_connections import WarmConnections
 from arcbridge.audit.log import Recorded
 
 if TYPE_CHECKING:
+    from arcbridge.agent.recording.recorder import Recorder
     from arcbridge.agent.tracing.exporter import SpanExporter
     from arcbridge.agent.tracing.spans import Span
 
@@ -87,6 +88,8 @@ class ProxyContext:
         self.warm = WarmConnections(api.upstream)
         self.tracer: SpanExporter | None = None
         """Makes spans of requests that are traced; None: no request is."""
+        self.recorder: Recorder | None = None
+        """Records exec and attach; None: no session is recorded."""
         api.on_rotation = self.warm.end_all
 
 
@@ -129,6 +132,8 @@ class Attempt:
         if subject is not None:
             record.acts_as(subject.user, subject.groups)
         plan = authorize(context.api, self.caller, facts, wanted, record.request, subject, approval)
+        if context.recorder is not None:
+            context.recorder.check(self.caller, plan)
         if self.span is not None:
             plan.head = self.span.passed_on(plan.head)
         if plan.upgrade is not None:

@@ -130,7 +130,7 @@ class ForwardedPorts:
                 position += passed
                 continue
             part = view[position : position + self._wanted - len(self._kept)]
-            self._kept += _unmasked(part, mask, offset + position)
+            self._kept += unmasked(part, mask, offset + position)
             position += len(part)
             if len(self._kept) == self._wanted:
                 self._take(bytes(self._kept))
@@ -250,7 +250,9 @@ def _head_size(second: int) -> int:
     return {126: 8, 127: 14}.get(second & 0x7F, 6)
 
 
-def _unmasked(part: memoryview, mask: bytes, offset: int) -> bytes:
+def unmasked(part: memoryview, mask: bytes, offset: int) -> bytes:
+    """Return a part of a WebSocket frame's payload, which begins `offset` bytes behind the frame's head, as it was
+    before it was masked (RFC 6455 §5.3)."""
     size = len(part)
     if mask == b"\0\0\0\0":
         return bytes(part)

@@ -43,6 +43,7 @@ from arcbridge.mux.stream import StreamTransport
 from arcbridge.wire.frames import ResetCode
 
 if TYPE_CHECKING:
+    from arcbridge.agent.recording.recorder import RecordedSession, Recorder
     from arcbridge.agent.restrictions.session_restrictions import SessionRestrictions
 
 UPGRADE_DEADLINE = 60.0
@@ -102,6 +103,8 @@ class KubeProxy:
             if plan.wanted.begins:
                 await attempt.recorded_begun()
             if plan.upgrade is not None:
+                if (recorder := self.context.recorder) is not None:
+                    return await self._upgrade_recorded(recorder, protocol, plan, attempt)
                 return await self._upgrade(protocol, plan, attempt)
             lent = stream.caller.lent
             restrictions = stream.caller.restrictions if lent is None else lent.restrictions
@@ -198,7 +201,19 @@ class KubeProxy:
 
     # -- upgrades ---------------------------------------------------------------------------------------------
 
-    async def _upgrade(self, protocol: KubeProtocol, plan: Plan, attempt: Attempt) -> web.StreamResponse:
+    async def _upgrade_recorded(
+        self, recorder: Recorder, protocol: KubeProtocol, plan: Plan, attempt: Attempt
+    ) -> web.StreamResponse:
+        recording = await recorder.begin(attempt.caller, attempt.record, plan)
+        try:
+            return await self._upgrade(protocol, plan, attempt, recording)
+        finally:
+            if recording is not None:
+                recorder.finish(recording, attempt.record)
+
+    async def _upgrade(
+        self, protocol: KubeProtocol, plan: Plan, attempt: Attempt, recording: RecordedSession | None = None
+    ) -> web.StreamResponse:
         self.stats.upgrades += 1
         if protocol.early:
             raise _early()
@@ -216,14 +231,20 @@ class KubeProxy:
         try:
             if protocol.early:
                 raise _early()
-            await self._splice(protocol, connection, head, rest, attempt)
+            await self._splice(protocol, connection, head, rest, attempt, recording)
         except BaseException:
             connection.drop()  # whether or not the splice had it
             raise
         raise _StreamOver("the upgraded stream is over")
 
     async def _splice(
-        self, protocol: KubeProtocol, connection: UpstreamConnection, head: ResponseHead, rest: bytes, attempt: Attempt
+        self,
+        protocol: KubeProtocol,
+        connection: UpstreamConnection,
+        head: ResponseHead,
+        rest: bytes,
+        attempt: Attempt,
+        recording: RecordedSession | None,
     ) -> None:
         """Join stream and connection until both are over."""
         upstream, record = connection.transport, attempt.record
@@ -231,14 +252,20 @@ class KubeProxy:
             raise RequestRefusal(502, "the API server closed the connection behind its answer to the upgrade")
         done: asyncio.Future[SpliceResult] = asyncio.get_running_loop().create_future()
         ports = forwarded_ports(record, head.lines, attempt.note_details)
-        splice = TransportSplice(
-            upstream,
-            lambda result: None if done.done() else done.set_result(result),
-            read_size=SWITCHED_READ,
-            seen=ports.ports.feed if ports is not None else None,
-        )
         stream = protocol.stream
-        stream.write(head.lines + b"\r\n")
+        first = head.lines + b"\r\n"
+
+        def ended(result: SpliceResult) -> None:
+            if not done.done():
+                done.set_result(result)
+
+        if recording is None:
+            seen = ports.ports.feed if ports is not None else None
+            splice = TransportSplice(upstream, ended, read_size=SWITCHED_READ, seen=seen)
+        else:
+            splice, notice = recording.splice(upstream, ended, stream, record, head.lines)
+            first += notice
+        stream.write(first)
         splice.stream_side.connection_made(stream)
         stream.set_protocol(splice.stream_side)
         record.switch()

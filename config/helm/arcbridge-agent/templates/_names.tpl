@@ -157,7 +157,7 @@ resourceNames: {{ toJson . }}
 {{- regexMatch ":[0-9]+$" $address | ternary (regexFind "[0-9]+$" $address) "443" }}
 {{- end }}
 
-{{- /* TCP ports that pods may connect to: those of relays, issuers, targets, audit sinks and spans, and those that are named. Sorted, each once. */ -}}
+{{- /* TCP ports that pods may connect to: those of relays, issuers, targets, audit sinks, spans and the bucket, and those that are named. Sorted, each once. */ -}}
 {{- define "agent.egressPorts" -}}
 {{- $ports := list }}
 {{- range .Values.networkPolicy.egressPorts }}{{ $ports = append $ports (toString .) }}{{ end }}
@@ -172,6 +172,7 @@ resourceNames: {{ toJson . }}
 {{- if eq .kind "syslog" }}{{ $ports = append $ports (regexFind "[0-9]+$" (regexFind ":[0-9]+$" .address) | default "6514") }}{{ end }}
 {{- end }}
 {{- with .Values.tracing.endpoint }}{{ $ports = append $ports (include "agent.port" .) }}{{ end }}
+{{- with .Values.recording.bucket.endpoint }}{{ $ports = append $ports (include "agent.port" .) }}{{ end }}
 {{- $ports | uniq | sortAlpha | join "," }}
 {{- end }}
 

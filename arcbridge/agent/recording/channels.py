@@ -1,0 +1,118 @@
+"""Reads the channels of an exec or attach from the WebSocket frames that carry them, as the bytes pass.
+
+Source: RFC 6455 §5 for frames; Kubernetes' `v4.channel.k8s.io` and `v5.channel.k8s.io` (k8s.io/apimachinery,
+`remotecommand`), where the first byte of a message names its channel. It changes and delays nothing. Invariants: at
+most the head of one frame is kept, so that the memory does not grow with what passes; what two readers could
+understand differently raises `Unreadable` and is never guessed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from arcbridge.agent.kube.port_forward import unmasked
+
+PROTOCOLS: Final = ("v5.channel.k8s.io", "v4.channel.k8s.io")
+STDIN, STDOUT, STDERR, STATUS, RESIZE = range(5)
+"""The channels; of `STATUS` comes one `metav1.Status` at the end."""
+_CONTINUATION, _TEXT, _BINARY, _FIRST_CONTROL = 0, 1, 2, 8
+_NO_CHANNEL: Final = -1
+
+
+class Unreadable(Exception):
+    """The bytes are not understood; the message says why."""
+
+
+class ChannelReader:
+    """One direction of one connection; `feed` takes its bytes in any portions."""
+
+    __slots__ = ("_channel", "_control", "_from_caller", "_head", "_head_size", "_left", "_mask", "_offset", "_took",
+                 "_within")  # fmt: skip
+
+    def __init__(self, took: Callable[[int, bytes], None], *, from_caller: bool = False) -> None:
+        """`took` is called with each piece of a channel's bytes, in order.
+
+        `from_caller`: frames are masked then, and one that continues a message is unreadable: the API server
+        (golang.org/x/net/websocket) takes it for a message of its own, RFC 6455 does not, and kubectl sends none.
+        """
+        self._took = took
+        self._from_caller = from_caller
+        self._head = bytearray()
+        self._head_size = 2
+        """Bytes of the frame's head, as far as that is known."""
+        self._left = 0
+        """Bytes of the frame's payload that are still to come."""
+        self._offset = 0
+        """Bytes of it that have come."""
+        self._mask = b""
+        self._control = False
+        """The frame is a control frame, which may stand between the frames of a message."""
+        self._channel = _NO_CHANNEL
+        """Of the message; none before its first byte."""
+        self._within = False
+        """A message has begun and not ended."""
+
+    def feed(self, view: memoryview) -> None:
+        """Read bytes that pass. Raises Unreadable; what comes behind that is not to be fed."""
+        position, end = 0, len(view)
+        while position < end:
+            if self._left:
+                part = view[position : position + self._left]
+                self._left -= len(part)
+                self._take(part)
+            else:
+                part = view[position : position + self._head_size - len(self._head)]
+                self._head += part
+                if len(self._head) == self._head_size:
+                    self._read_head()
+            position += len(part)
+
+    def _read_head(self) -> None:
+        head = self._head
+        masked, length = head[1] & 0x80, head[1] & 0x7F
+        extended = {126: 2, 127: 8}.get(length, 0)
+        size = 2 + extended + (4 if masked else 0)
+        if size > len(head):
+            self._head_size = size
+            return
+        opcode = head[0] & 0x0F
+        if head[0] & 0x70:
+            raise Unreadable("a WebSocket frame has an extension")
+        if bool(masked) != self._from_caller:
+            raise Unreadable("a WebSocket frame is masked as it should not be")
+        self._left = int.from_bytes(head[2 : 2 + extended], "big") if extended else length
+        self._mask = bytes(head[2 + extended :])
+        self._offset = 0
+        self._control = opcode >= _FIRST_CONTROL
+        if not self._control:
+            self._begin_frame(opcode, final=bool(head[0] & 0x80))
+        head.clear()
+        self._head_size = 2
+
+    def _begin_frame(self, opcode: int, *, final: bool) -> None:
+        if opcode not in (_CONTINUATION, _TEXT, _BINARY) or (opcode == _CONTINUATION) != self._within:
+            raise Unreadable("a WebSocket frame is out of order")
+        if self._from_caller and not (final and opcode):
+            raise Unreadable("a WebSocket message comes in several frames")
+        if opcode:
+            self._channel = _NO_CHANNEL
+        self._within = not final
+
+    def _take(self, part: memoryview) -> None:
+        """Take bytes of a frame's payload."""
+        if self._control:
+            return
+        data = unmasked(part, self._mask, self._offset) if self._mask else bytes(part)
+        self._offset += len(part)
+        if self._channel == _NO_CHANNEL:
+            self._channel, data = data[0], data[1:]
+        if data:
+            self._took(self._channel, data)
+
+
+def notice_frame(channel: int, text: str) -> bytes:
+    """Return one message of the API server's direction, of less than 126 bytes, on a channel."""
+    payload = bytes([channel]) + text.encode()
+    assert len(payload) < 126
+    return bytes([0x80 | _BINARY, len(payload)]) + payload

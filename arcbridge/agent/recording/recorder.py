@@ -1,0 +1,315 @@
+"""Decides which sessions are recorded, begins and ends their recordings, and writes the index: a record in the audit.
+
+A session that must be recorded and cannot is refused here, before anything leaves for the API server; so is what could
+run a command past the recording: SPDY, other protocols, and a kubelet's own paths. One thread seals and writes for all
+sessions. Invariant: no recording ends without a record that names its file and the file's SHA-256, those included that
+a former agent process left behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shlex
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
+
+from arcbridge.agent.audit.record import AuditRecord, left_behind_line
+from arcbridge.agent.kube.request_info import RequestInfo, is_true, query_values
+from arcbridge.agent.kube.status import RequestRefusal
+from arcbridge.agent.recording.cast import CastWriter
+from arcbridge.agent.recording.channels import PROTOCOLS, STDERR, STDOUT, notice_frame
+from arcbridge.agent.recording.recorded_splice import RecordedSplice
+from arcbridge.agent.recording.rules import RecordingRules
+from arcbridge.agent.recording.sealed_file import ENDING, FinishedFile, RecordingFile
+from arcbridge.agent.recording.session_recording import SessionRecording, reason_of
+from arcbridge.agent.recording.spool import Spool
+from arcbridge.errors import ArcbridgeError
+from arcbridge.mux.splice import SpliceResult
+from arcbridge.mux.stream import StreamTransport
+from arcbridge.sealing.age import parse_recipient
+from arcbridge.tasks import TaskSet
+
+if TYPE_CHECKING:
+    from arcbridge.agent.audit import AuditLog
+    from arcbridge.agent.kube.authorize import Plan
+    from arcbridge.agent.kube.caller import Caller
+    from arcbridge.agent.kube.upgrade import UpgradeRequest
+    from arcbridge.agent.recording.bucket import RecordingBucket
+    from arcbridge.identity.claims import Identity
+    from arcbridge.observe.metrics import Metrics
+    from arcbridge.settings.config import RecordingConfig
+
+BEGIN_DEADLINE: Final = 5.0
+"""Seconds for the first write of a recording, for which a session waits."""
+CLOSE_DEADLINE: Final = 5.0
+"""Seconds for the last writes when the agent stops."""
+MAX_COMMAND: Final = 4096
+"""Characters of a command line in a recording's header."""
+_CHOSEN: Final = re.compile(rb"(?im)^sec-websocket-protocol:[ \t]*([^\r\n]*?)[ \t]*\r?$")
+_NOTICE: Final = "arcbridge: this session is recorded"
+_UNSUITABLE: Final = (
+    "this session has to be recorded, and a recording needs WebSocket with v5.channel.k8s.io or v4.channel.k8s.io: use "
+    "kubectl 1.31 or newer, or set KUBECTL_REMOTE_COMMAND_WEBSOCKETS=true for 1.29 and 1.30"
+)
+_KUBELET: Final = (
+    "sessions of this user have to be recorded, and what a kubelet runs for a request through nodes/proxy is not: use "
+    "`kubectl exec` or `kubectl attach`"
+)
+
+log = structlog.get_logger("arcbridge.recording")
+
+
+class Recorder:
+    """The recordings of one agent. Made in the event loop; `close()` must be awaited before the audit log's."""
+
+    def __init__(self, config: RecordingConfig, audit: AuditLog) -> None:
+        """Raises SealingError."""
+        assert config.directory is not None  # `agent.settings` has looked
+        self._rules = RecordingRules(config.rules)
+        recipients = [parse_recipient(one) for one in config.recipients]
+        self._spool = Spool(config.directory, config.directory_bytes, recipients)
+        self._most = config.session_bytes
+        self._audit = audit
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="recordings")
+        self._tasks = TaskSet()
+        """What `close` waits for."""
+        self._failure = ""
+        """Why the last recording could not begin; empty where it could."""
+        self.recorded = 0
+        self.open = 0
+        self.failed = 0
+        self.unrecorded = 0
+        """Sessions that went on without a recording that they were to have."""
+        self.refused = 0
+        self.bucket: RecordingBucket | None = None
+        if config.bucket.endpoint:
+            from arcbridge.agent.recording.bucket import RecordingBucket
+
+            self.bucket = RecordingBucket(config.bucket, self._spool)
+        self._tasks.start(self._recover())
+
+    def register(self, metrics: Metrics) -> None:
+        """Tell `metrics` where to read."""
+        counter, gauge = metrics.counter, metrics.gauge
+        counter("recordings_total", "Recordings of exec and attach that are finished.", None, lambda: self.recorded)
+        gauge("recordings_open", "Sessions that are being recorded.", None, lambda: self.open)
+        counter("recordings_failed_total", "Recordings that failed before their session ended.", None,
+                lambda: self.failed)  # fmt: skip
+        counter("recordings_refused_total", "Sessions refused because they must be recorded and could not be.", None,
+                lambda: self.refused)  # fmt: skip
+        counter("recordings_missing_total", "Sessions that went on without the recording that they were to have.",
+                None, lambda: self.unrecorded)  # fmt: skip
+        gauge("recordings_directory_bytes", "Bytes of recordings in the agent's directory, as far as it knows.", None,
+              lambda: self._spool.used)  # fmt: skip
+        if self.bucket is not None:
+            self.bucket.register(metrics)
+
+    # -- before a request leaves ----------------------------------------------------------------------------------
+
+    def check(self, caller: Caller, plan: Plan) -> None:
+        """Refuse what has to be recorded and cannot be. Raises RequestRefusal."""
+        info, upgrade = plan.wanted.info, plan.upgrade
+        if _reaches_kubelet(info) and (upgrade is not None or plan.facts.method not in ("GET", "HEAD")):
+            demand = self._rules.of(_recorded_as(caller), None)
+            if demand is not None and demand.required:
+                raise self._refuse(403, _KUBELET)
+        elif upgrade is not None and _is_session(info) and not _is_suitable(upgrade):
+            demand = self._rules.of(_recorded_as(caller), info.namespace)
+            if demand is None:
+                return
+            if demand.required:
+                raise self._cannot(self._failure) if self._failure else self._refuse(403, _UNSUITABLE)
+            self._goes_without(plan, "its protocol cannot be recorded")
+
+    async def begin(self, caller: Caller, record: AuditRecord, plan: Plan) -> RecordedSession | None:
+        """Begin the recording of a session that is about to leave; None where it has none. Raises RequestRefusal."""
+        info, upgrade = plan.wanted.info, plan.upgrade
+        if upgrade is None or not _is_session(info) or not _is_suitable(upgrade):
+            return None
+        identity = _recorded_as(caller)
+        demand = self._rules.of(identity, info.namespace)
+        if demand is None:
+            return None
+        text = CastWriter(time.monotonic())
+        query = plan.facts.target.partition("?")[2]
+        command = shlex.join(query_values(query, "command"))[:MAX_COMMAND].encode(errors="replace").decode()
+        header = text.header(time.time(), f"{identity.username} in {info.namespace}/{info.name}", command)
+        name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{record.request}"
+        created = self._submit(self._create, name, header)
+        try:
+            async with asyncio.timeout(BEGIN_DEADLINE):
+                file = await asyncio.shield(created)
+        except (ArcbridgeError, OSError) as error:  # TimeoutError is an OSError
+            created.add_done_callback(self._drop)
+            self._failure = reason_of(error) if not isinstance(error, TimeoutError) else "its directory takes no data"
+            log.warning("recording cannot begin", reason=self._failure, required=demand.required)
+            if demand.required:
+                raise self._cannot(self._failure) from error
+            self._goes_without(plan, self._failure)
+            return None
+        except BaseException:
+            created.add_done_callback(self._drop)
+            raise
+        self._failure = ""
+        self.open += 1
+        recording = SessionRecording(demand, file, self._spool, text, self._submit, self._most)
+        recording.on_failure = lambda reason: self._note_failure(record, reason)
+        return RecordedSession(recording, query)
+
+    # -- the end --------------------------------------------------------------------------------------------------
+
+    def finish(self, session: RecordedSession, record: AuditRecord) -> None:
+        """End the recording of a session that is over, and write its record; of one that did not begin there is
+        none."""
+        self.open -= 1
+        if session.began:
+            self._tasks.start(self._finish(session.recording, record))
+        else:
+            self._tasks.start(_logged(session.recording.discard()))
+
+    async def close(self) -> None:
+        """Wait until what has ended is written, a while; the next agent process finishes the rest."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=CLOSE_DEADLINE)
+        if self.bucket is not None:
+            await asyncio.to_thread(self.bucket.close)
+        self._thread.shutdown(wait=False)
+
+    # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _submit(self, work: Callable[..., Any], *arguments: Any) -> asyncio.Future[Any]:
+        return asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
+
+    def _create(self, name: str, header: bytes) -> RecordingFile:
+        file = self._spool.create(name)
+        try:
+            self._spool.used += file.append(header)
+        except BaseException:
+            file.discard()
+            raise
+        return file
+
+    def _drop(self, created: asyncio.Future[RecordingFile]) -> None:
+        """Remove a file that came too late."""
+        if not created.cancelled() and created.exception() is None:
+            self._tasks.start(_logged(self._submit(created.result().discard)))
+
+    async def _finish(self, recording: SessionRecording, record: AuditRecord) -> None:
+        try:
+            finished = await recording.finish()
+        except (ArcbridgeError, OSError) as error:
+            self._note_failure(record, reason_of(error))
+            return
+        self.recorded += 1
+        seconds = round(time.monotonic() - recording.began, 3)
+        fields: dict[str, object] = {"seconds": seconds, "output_bytes": recording.output}
+        if recording.exit_code is not None:
+            fields["exit"] = recording.exit_code
+        if recording.failure:
+            fields["failure"] = recording.failure
+        self._index(finished, lambda found: record.recorded_line({**found, **fields}))
+
+    async def _recover(self) -> None:
+        """Finish what a former process left, and index it."""
+        try:
+            left = await self._submit(lambda: [*self._spool.recover()])
+            await self._submit(self._spool.measure)
+        except (ArcbridgeError, OSError) as error:
+            log.warning("recordings not looked through", reason=reason_of(error))
+            return
+        for finished in left:
+            log.warning("recording broke off", file=finished.name)
+            request = finished.name.partition("-")[2].removesuffix(ENDING)
+            fields = {"failure": "the agent ended"}
+            self._index(finished, lambda found: left_behind_line(request, {**found, **fields}))  # noqa: B023 - at once
+
+    def _index(self, finished: FinishedFile, line: Callable[[dict[str, object]], str]) -> None:
+        where = finished.name if self.bucket is None else self.bucket.url(finished.name)
+        self._audit.put(line({"file": where, "sha256": finished.sha256, "bytes": finished.size}))
+        if self.bucket is not None:
+            self.bucket.look_soon()
+
+    def _note_failure(self, record: AuditRecord, reason: str) -> None:
+        self.failed += 1
+        log.warning("recording failed", session=record.subject.session, request=record.request, reason=reason)
+
+    def _goes_without(self, plan: Plan, reason: str) -> None:
+        self.unrecorded += 1
+        log.info("session not recorded", namespace=plan.wanted.info.namespace, reason=reason)
+
+    def _cannot(self, reason: str) -> RequestRefusal:
+        sentence = f"this session has to be recorded, and the agent cannot write its recording ({reason})"
+        return self._refuse(503, f"{sentence}: tell the operator of this cluster's agent")
+
+    def _refuse(self, code: int, sentence: str) -> RequestRefusal:
+        self.refused += 1
+        return RequestRefusal(code, sentence)
+
+
+class RecordedSession:
+    """A session that is recorded, from its request to its end."""
+
+    def __init__(self, recording: SessionRecording, query: str) -> None:
+        """`query`: of the request."""
+        self.recording = recording
+        self._query = query
+        self.began = False
+        """The API server has switched protocols."""
+
+    def splice(
+        self,
+        upstream: asyncio.Transport,
+        ended: Callable[[SpliceResult], None],
+        stream: StreamTransport,
+        record: AuditRecord,
+        answer: bytes,
+    ) -> tuple[RecordedSplice, bytes]:
+        """Return what joins both sides, and what the caller gets behind the 101: a notice, on standard error or on the
+        terminal. `answer`: header lines of the 101."""
+        self.began = True
+        splice = RecordedSplice(upstream, ended, self.recording, stream, record)
+        notice = self._notice()
+        self.recording.start(splice, notice)
+        chosen = _CHOSEN.search(answer)
+        if chosen is None or chosen[1].decode("latin-1") not in PROTOCOLS:
+            self.recording.fail("the API server chose a protocol that cannot be recorded")
+        return splice, notice
+
+    def _notice(self) -> bytes:
+        text = _NOTICE + (", and what is typed in it" if self.recording.demand.typed_input else "")
+        if is_true(self._query, "tty"):
+            return notice_frame(STDOUT, text + "\r\n") if is_true(self._query, "stdout") else b""
+        return notice_frame(STDERR, text + "\n") if is_true(self._query, "stderr") else b""
+
+
+async def _logged(work: Awaitable[None]) -> None:
+    try:
+        await work
+    except (ArcbridgeError, OSError) as error:
+        log.warning("recording not removed", reason=reason_of(error))
+
+
+def _is_session(info: RequestInfo) -> bool:
+    return info.resource == "pods" and not info.group and info.subresource in ("exec", "attach")
+
+
+def _reaches_kubelet(info: RequestInfo) -> bool:
+    """Return whether a request goes to a kubelet, of which some paths run commands."""
+    return info.resource == "nodes" and not info.group and (info.subresource == "proxy" or info.verb == "proxy")
+
+
+def _is_suitable(upgrade: UpgradeRequest) -> bool:
+    """Return whether whatever of the offers the API server takes can be recorded."""
+    offered = upgrade.subprotocols
+    return upgrade.protocol == "websocket" and bool(offered) and frozenset(offered) <= frozenset(PROTOCOLS)
+
+
+def _recorded_as(caller: Caller) -> Identity:
+    """Return the user and the groups by which rules are asked. Groups that are lent to a user for a time belong here,
+    so that a rule for such a group records each session that has it."""
+    return caller.identity

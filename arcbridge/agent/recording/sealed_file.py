@@ -1,0 +1,168 @@
+"""Writes the file of one recording: a tar archive whose members are age files, each of which can be opened alone.
+
+A member has what came in a second, because an age file cannot be flushed: its chunks are of 64 KiB
+(docs/decisions/0062-sealed-recordings.md). All members opened and joined are the recording. A file has the ending
+`.part` and a lock of its writer until it is finished. It runs in the recorder's thread. Invariants: nothing is written
+that is not sealed; behind a write that failed the file is what it was before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tarfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from arcbridge.sealing.age import Sealer
+from arcbridge.sealing.recipients import Recipient
+
+ENDING: Final = ".cast.age.tar"
+PART: Final = ".part"
+BLOCK: Final = 512
+"""Bytes of a block of a tar archive (POSIX.1-1988, ustar)."""
+MAX_MEMBER: Final = 4 * 1024 * 1024
+"""Bytes of a member that is read; those that are written stay far below."""
+_READ: Final = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedFile:
+    """A file that is whole."""
+
+    name: str
+    sha256: str
+    size: int
+
+
+class RecordingFile:
+    """A file that is being written."""
+
+    def __init__(self, path: Path, recipients: Sequence[Recipient], descriptor: int) -> None:
+        """Write on at `descriptor`, which is at the end of the file `path` with the ending `.part`."""
+        self.path = path
+        self._recipients = recipients
+        self._descriptor = descriptor
+        self._digest = hashlib.sha256()
+        self.size = 0
+        self._members = 0
+
+    @classmethod
+    def create(cls, path: Path, recipients: Sequence[Recipient]) -> RecordingFile:
+        """Make the file. Raises OSError."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
+        descriptor = os.open(_part(path), flags, 0o600)
+        _lock(descriptor)
+        return cls(path, recipients, descriptor)
+
+    @classmethod
+    def reopen(cls, path: Path, recipients: Sequence[Recipient]) -> RecordingFile | None:
+        """Open a file whose writer is gone, and cut what is no whole member of it; None where the writer lives.
+
+        Raises OSError.
+        """
+        descriptor = os.open(_part(path), os.O_RDWR | getattr(os, "O_CLOEXEC", 0))
+        try:
+            if not _lock(descriptor):
+                os.close(descriptor)
+                return None
+            file = cls(path, recipients, descriptor)
+            file._read_again()
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return file
+
+    def append(self, text: bytes) -> int:
+        """Seal a text as the next member; return its bytes in the file. Raises OSError: then nothing was written."""
+        sealed = bytearray()
+        sealer = Sealer(self._recipients, sealed.extend)
+        sealer.write(text)
+        sealer.finish()
+        member = tarfile.TarInfo(f"{self._members + 1:06d}.cast.age")
+        member.size, member.mode, member.mtime = len(sealed), 0o600, int(time.time())
+        data = member.tobuf(tarfile.USTAR_FORMAT) + sealed + bytes(-len(sealed) % BLOCK)
+        self._write(data)
+        self._members += 1
+        return len(data)
+
+    def finish(self) -> FinishedFile:
+        """End the archive, close the file and give it its name. Raises OSError."""
+        try:
+            self._write(bytes(2 * BLOCK))
+        finally:
+            os.close(self._descriptor)
+        os.replace(_part(self.path), self.path)
+        return FinishedFile(self.path.name, self._digest.hexdigest(), self.size)
+
+    def discard(self) -> None:
+        """Close and remove the file: nothing was recorded."""
+        os.close(self._descriptor)
+        _part(self.path).unlink(missing_ok=True)
+
+    def _write(self, data: bytes) -> None:
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(self._descriptor, view) :]
+        except OSError:
+            os.ftruncate(self._descriptor, self.size)
+            os.lseek(self._descriptor, self.size, os.SEEK_SET)
+            raise
+        self._digest.update(data)
+        self.size += len(data)
+
+    def _read_again(self) -> None:
+        """Take the whole members that the file has, and cut what stands behind them."""
+        with os.fdopen(os.dup(self._descriptor), "rb") as file:
+            for data in members(file):
+                self._digest.update(data)
+                self.size += len(data)
+                self._members += 1
+        os.ftruncate(self._descriptor, self.size)
+        os.lseek(self._descriptor, self.size, os.SEEK_SET)
+
+
+def members(file: BinaryIO) -> Iterator[bytes]:
+    """Yield the whole members of an archive, each with its head and padding, and stop where none begins."""
+    while len(head := file.read(BLOCK)) == BLOCK:
+        try:
+            size = tarfile.TarInfo.frombuf(head, "ascii", "strict").size
+        except (tarfile.HeaderError, UnicodeDecodeError):
+            return
+        if not 0 <= size <= MAX_MEMBER:
+            return
+        body = file.read(size + -size % BLOCK)
+        if len(body) < size + -size % BLOCK:
+            return
+        yield head + body
+
+
+def sealed_part(member: bytes) -> bytes:
+    """Return the age file in a member."""
+    size = tarfile.TarInfo.frombuf(member[:BLOCK], "ascii", "strict").size
+    return member[BLOCK : BLOCK + size]
+
+
+def sha256_of(path: Path) -> tuple[str, int]:
+    """Return the SHA-256 of a file and its bytes. Raises OSError."""
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while data := file.read(_READ):
+            digest.update(data)
+            size += len(data)
+    return digest.hexdigest(), size
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(path.name + PART)
+
+
+def _lock(descriptor: int) -> bool:
+    """Lock a file for its writer; return whether no other process has."""
+    from filelock import lock_descriptor
+
+    return bool(lock_descriptor(descriptor, blocking=False))
