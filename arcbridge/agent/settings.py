@@ -23,7 +23,8 @@ from arcbridge.audit.sinks.settings import check_sinks
 from arcbridge.errors import ConfigError, StateError
 from arcbridge.identity import token_settings
 from arcbridge.identity.authentication import AuthenticationConfig
-from arcbridge.identity.claims import is_plain, is_reserved
+from arcbridge.identity.claims import is_reserved
+from arcbridge.identity.names import is_plain
 from arcbridge.identity.proof import ProofPolicy
 from arcbridge.identity.verifier import Acceptance
 from arcbridge.net.address import Address, parse_address

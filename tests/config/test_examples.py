@@ -31,7 +31,8 @@ KINDS: dict[str, type[Any]] = {"relay": config.RelayConfig, "agent": config.Agen
 
 # Durations are written as people write them; the loader turns them into the default.
 _COMMENTED = re.compile(
-    r"#(\[(?:targets|graph|regions|limits\.groups|limits\.users|limits\.actors|audit\.sinks|recording\.rules)\.[^\]]+\]|[a-z_]+ = .*)"
+    r"#(\[(?:targets|graph|regions|limits\.(?:groups|users|actors)|audit\.sinks|recording\.rules)\.[^\]]+\]"
+    r"|[a-z_]+ = .*)"
 )
 NAMED = {
     ("targets",),

@@ -20,7 +20,6 @@ from tests.support.cluster import Cluster
 from tests.support.processes import require_or_skip
 from tests.support.world import ApiServer
 
-
 TIMES = 3
 """A busy machine delivers in two pieces what is one on a quiet one, in most operations of a count: what the code spends
 is spent in each count."""

@@ -118,11 +118,9 @@ class Elevation:
     def lend(self, identity: Identity, own: SessionRestrictions | None) -> Lent | None:
         """Return what holds of a session of an identity besides its token (`kube.caller.Lender`)."""
         now = self.clock.now
-        grants = [
-            one
-            for one in self._of_user.get(identity.username, ())
-            if one.until > now and self.book.rule_gives(one, identity)
-        ]
+        # A grant is the person's: a program that acts for one gets nothing by the user's name alone (decision 0066).
+        of_user = () if identity.actor else self._of_user.get(identity.username, ())
+        grants = [one for one in of_user if one.until > now and self.book.rule_gives(one, identity)]
         if grants:
             groups = dict.fromkeys((*identity.groups, *(group for one in grants for group in one.groups)))
             extra = {**identity.extra, ELEVATED: tuple(one.text for one in grants)}

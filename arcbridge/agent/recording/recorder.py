@@ -310,6 +310,6 @@ def _is_suitable(upgrade: UpgradeRequest) -> bool:
 
 
 def _recorded_as(caller: Caller) -> Identity:
-    """Return the user and the groups by which rules are asked. Groups that are lent to a user for a time belong here,
-    so that a rule for such a group records each session that has it."""
-    return caller.identity
+    """Return the user and the groups by which rules are asked: with those that are lent for a time, so that a rule for
+    such a group records each session that has it."""
+    return caller.identity if caller.lent is None else caller.lent.identity

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,14 @@ async def test_a_renewal_that_lacks_the_group_lends_nothing(bench: Bench, lendin
     lending.request()
     bench.caller.adopt(Identity("alice", "u-1", ("ops",), ALICE.subject, "i", 4e9), "")
     assert await groups(bench) == [b"ops"]
+    bench.caller.adopt(ALICE, "")
+    assert await groups(bench) == [b"dev", b"ops", b"operators"]
+
+
+async def test_a_program_that_acts_for_the_user_is_lent_nothing(bench: Bench, lending: Lending) -> None:
+    lending.request()
+    bench.caller.adopt(replace(ALICE, actor="bot"), "")
+    assert await groups(bench) == [b"dev", b"ops"]
     bench.caller.adopt(ALICE, "")
     assert await groups(bench) == [b"dev", b"ops", b"operators"]
 

@@ -7,11 +7,13 @@ import hashlib
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from arcbridge.agent.kube.caller import Lent
 from arcbridge.agent.recording import recorder as recorder_module
 from arcbridge.agent.recording.recorder import Recorder
 from arcbridge.agent.recording.sealed_file import ENDING, PART
@@ -114,6 +116,18 @@ async def recording(directory: Path, **config: Any) -> AsyncIterator[Recorders]:
         finally:
             await bench.proxy.close()
             await made.recorder.close()
+
+
+async def test_a_rule_for_a_group_that_is_lent_records_who_has_it(tmp_path: Path) -> None:
+    async with recording(tmp_path, rule={"groups": ("operators",)}) as made:
+        made.bench.api.routes[EXEC] = serving(SUCCESS)
+        await (await made.run(request())).rest()
+        assert not made.files()
+        caller = made.bench.caller
+        caller.lent = Lent(replace(caller.identity, groups=("operators",)), None)
+        await (await made.run(request())).rest()
+        await until(made.index)
+        assert len(made.files()) == 1
 
 
 async def test_an_exec_its_notice_and_its_index(tmp_path: Path) -> None:
