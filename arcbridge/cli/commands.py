@@ -117,8 +117,8 @@ COMMANDS = (
             Flag("--listen HOST:PORT", "where to listen (default: 127.0.0.1:8443); without a host: everywhere"),
             Flag("--certificate FILE", "certificate chain that callers are shown (PEM)"),
             Flag("--key FILE", "its key"),
-            "arcbridge gateway --listen :8443 --certificate tls.crt --key tls.key --pins-file pins ;; "
-            "arcbridge gateway --certificate tls.crt --key tls.key --observe-listen 127.0.0.1:9464  # on loopback",
+            "arcbridge gateway --certificate tls.crt --key tls.key --pins-file pins.toml ;; "
+            "arcbridge gateway --listen :8443 --certificate tls.crt --key tls.key  # everywhere",
         ),
         Command(
             "connect = background:connect",

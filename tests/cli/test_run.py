@@ -181,7 +181,7 @@ def test_a_client_needs_no_role(
     assert run(["-n", "berlin"]) == ExitCode.LOGIN
     assert "run `arcbridge login https://RELAY`" in capsys.readouterr().err
     assert run(["clusters", "-o", "wdie"]) == ExitCode.USAGE
-    said = "flag --output: 'wdie' is unknown; did you mean wide? Use table, wide, json, yaml or name"
+    said = "flag --output: 'wdie' is unknown; did you mean wide? Use table, wide, json, yaml, name or clusterprofile"
     assert capsys.readouterr().err == f"error: {said}\n"
 
 

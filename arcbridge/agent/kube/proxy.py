@@ -106,8 +106,7 @@ class KubeProxy:
                 if (recorder := self.context.recorder) is not None:
                     return await self._upgrade_recorded(recorder, protocol, plan, attempt)
                 return await self._upgrade(protocol, plan, attempt)
-            lent = stream.caller.lent
-            restrictions = stream.caller.restrictions if lent is None else lent.restrictions
+            restrictions = stream.caller.held_to
             if restrictions is not None and restrictions.answers(plan.wanted.info):
                 return await self._review_own(protocol, plan, attempt, restrictions, request)
             body: RequestBody | None = None
