@@ -10,6 +10,7 @@ by a grant is reset within `TICK` seconds of the grant's end.
 from __future__ import annotations
 
 import asyncio
+import math
 from contextlib import suppress
 from dataclasses import replace
 from typing import Final
@@ -87,8 +88,10 @@ class Elevation:
         self._news = asyncio.Event()
         self._working: asyncio.Task[None] | None = None
         """Asks the API server, which may take its time: the ends of grants do not wait for that."""
-        self._asked = False
-        """Whether it was asked about the policies since the last list."""
+        self._look_at = 0.0
+        """When it is asked about the policies again, in seconds of the loop; a list has that done at once."""
+        self._begin_at = 0.0
+        """When requests are begun again, in seconds of the loop: the API server is slow or away."""
         self._not_begun: set[str] = set()
         """Uids of requests that the API server did not let begin since the last list."""
         self._began = 0
@@ -199,26 +202,33 @@ class Elevation:
         _log.info("elevation ended", user=grant.user, elevation=grant.name, reason=why)
 
     async def work(self) -> None:
-        """Ask whether the policies hold, once for each list, and begin the requests that may begin."""
-        if not self._asked or not self.policies_hold:
-            self._asked = True
+        """Ask whether the policies hold, once for each list and each `TICK` where they do not, and begin the requests
+        that may begin."""
+        loop = asyncio.get_running_loop()
+        if loop.time() >= self._look_at:
+            self._look_at, held = math.inf, self.policies_hold
             await self._look_at_policies()
-            self._news.set()
-        if self.policies_hold:
+            if not self.policies_hold:
+                self._look_at = loop.time() + TICK
+            if self.policies_hold != held:
+                self._news.set()
+        if self.policies_hold and loop.time() >= self._begin_at:
             for request in self.book.may_begin(self.clock.now):
-                if request.uid not in self._not_begun:
-                    await self._begin(request)
+                if request.uid not in self._not_begun and not await self._begin(request):
+                    self._begin_at = loop.time() + TICK
+                    break
 
-    async def _begin(self, request: AccessRequest) -> None:
-        """Write when a request begins and ends. Of several agents the first one's times count: the version that was
-        read goes with it."""
+    async def _begin(self, request: AccessRequest) -> bool:
+        """Write when a request begins and ends; return whether the API server has answered for this request. Of several
+        agents the first one's times count: the version that was read goes with it."""
         now = int(self.clock.now)
         times = {"from": rfc3339(now), "until": rfc3339(now + request.seconds)}
         patch = {"metadata": {"resourceVersion": request.version}, "status": times}
         code, said = await self._ask("PATCH", f"{API}/{REQUESTS}/{request.name}/status", patch)
-        if code not in (0, 200, 404, 409):
+        if code in (400, 403, 413, 422):
             self._not_begun.add(request.uid)
             _log.warning("elevation not begun", elevation=request.name, status=code, reason=clean(said, 400))
+        return code in (200, 404, 409) or request.uid in self._not_begun
 
     async def _look_at_policies(self) -> None:
         """Ask the API server for a request in another's name, as a dry run: it has to refuse that."""
@@ -258,7 +268,7 @@ class Elevation:
 
     def _requests_listed(self, documents: list[Document]) -> None:
         self.book.requests.clear()
-        self._asked = False
+        self._look_at = 0.0
         self._not_begun.clear()
         left = set(self._in_force)
         found = []

@@ -300,6 +300,7 @@ class Answering:
     def __init__(self, bench: Bench, *, policies: bool = True, code: int = 200) -> None:
         self.patches: list[dict[str, Any]] = []
         self.code = code
+        self.probes = 0
         self.probe = reply(422, json.dumps({"message": f"denied request: {REFUSES}: …"}).encode())
         if not policies:
             self.probe = reply(201, b"{}")
@@ -310,6 +311,7 @@ class Answering:
     async def probed(self, exchange: Exchange) -> None:
         assert exchange.request.target.endswith("?dryRun=All")
         assert json.loads(exchange.request.body)["spec"]["user"] == "arcbridge:nobody"
+        self.probes += 1
         await exchange.send(self.probe)
 
     async def patched(self, exchange: Exchange) -> None:
@@ -352,15 +354,48 @@ async def test_a_request_that_is_not_begun_is_said_once(code: int, tries: int, b
 async def test_g7_without_the_policies_nothing_is_begun(bench: Bench, lending: Lending) -> None:
     api, elevation = Answering(bench, policies=False), lending.elevation
     lending.request(begins=0)
-    elevation._asked = False
     await elevation.work()
     assert (elevation.policies_hold, api.patches) == (False, [])
     api.probe = reply(422, b'{"message": "spec.user: Too long"}')
+    elevation._look_at = 0.0
     await elevation.work()
     assert elevation.policies_hold is False, "another refusal is none of theirs"
     api.probe = reply(403, f'{{"message": "{REFUSES}"}}'.encode())
+    elevation._look_at = 0.0
     await elevation.work()
     assert elevation.policies_hold
+
+
+async def test_g7_missing_policies_are_asked_about_once_in_a_tick(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often the agent wakes: each question is one more event in the API server's audit log."""
+    monkeypatch.setattr("arcbridge.agent.elevation.elevation.TICK", 0.2)
+    api, elevation = Answering(bench, policies=False), Lending(bench.proxy.api).elevation
+    for one in (elevation.rules, elevation.requests):
+        monkeypatch.setattr(one, "run", asyncio.Event().wait)
+    task = asyncio.get_running_loop().create_task(elevation.run())
+    for _ in range(50):
+        elevation._wake()
+        await asyncio.sleep(0.01)
+    await cancel_and_wait(task)
+    assert 2 <= api.probes <= 4
+
+
+@pytest.mark.parametrize("code", [401, 429, 500, 503])
+async def test_a_request_that_a_slow_api_server_did_not_begin_begins_soon(
+    code: int, bench: Bench, lending: Lending
+) -> None:
+    """And not at the next list only, minutes later; nor do all that wait go to an API server that is overloaded."""
+    api = Answering(bench, code=code)
+    for name in ("alice-1", "alice-2"):
+        lending.request(name, begins=0)
+    await lending.elevation.work()
+    await lending.elevation.work()
+    assert len(api.patches) == 1
+    lending.elevation._begin_at = 0.0
+    await lending.elevation.work()
+    assert len(api.patches) == 2
 
 
 async def test_it_runs_from_an_empty_cluster_to_a_grant(bench: Bench) -> None:
