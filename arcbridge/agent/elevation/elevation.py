@@ -27,7 +27,9 @@ from arcbridge.agent.elevation.objects import (
     REQUESTS,
     RULES,
     AccessRequest,
+    AccessRule,
     Document,
+    is_deleted,
     read_request,
     read_rule,
 )
@@ -72,9 +74,11 @@ class Elevation:
         self._api = api
         self.clock = clock or ServerClock()
         self.book = GrantBook(config.groups)
-        self.rules = WatchedCollection(api, self.clock, RULES, self._rules_listed, self._rule_changed, self._wake)
+        self.rules = WatchedCollection(
+            api, self.clock, RULES, self._more_rules, self._rules_listed, self._rule_changed, self._wake
+        )
         self.requests = WatchedCollection(
-            api, self.clock, REQUESTS, self._requests_listed, self._request_changed, self._wake
+            api, self.clock, REQUESTS, self._more_requests, self._requests_listed, self._request_changed, self._wake
         )
         self._callers: dict[int, Caller] = {}
         """Those of all sessions, by `id`: they are changed, and have no hash."""
@@ -251,39 +255,43 @@ class Elevation:
     def _wake(self) -> None:
         self._news.set()
 
-    def _rules_listed(self, documents: list[Document]) -> None:
-        self.book.rules.clear()
-        for document in documents:
-            self._rule_changed("ADDED", document)
+    def _more_rules(self, found: list[AccessRule], page: list[Document]) -> list[AccessRule]:
+        for document in page:
+            with suppress(ValueError):  # it was written past the schema: it lends nothing
+                found.append(read_rule(document))
+        return found
+
+    def _rules_listed(self, found: list[AccessRule]) -> None:
+        self.book.rules = {one.name: one for one in found}
         self._rules_changed = True
 
     def _rule_changed(self, kind: str, document: Document) -> None:
         name = str(document["metadata"]["name"])
         self.book.rules.pop(name, None)
         if kind != "DELETED":
-            with suppress(ValueError):  # it was written past the schema: it lends nothing
-                self.book.rules[name] = read_rule(document)
+            self.book.rules |= {one.name: one for one in self._more_rules([], [document])}
         self._rules_changed = True
         self._wake()
 
-    def _requests_listed(self, documents: list[Document]) -> None:
-        self.book.requests.clear()
+    def _more_requests(self, found: list[AccessRequest], page: list[Document]) -> list[AccessRequest]:
+        more = []
+        for document in page:
+            with suppress(ValueError):
+                more.append(read_request(document))
+                self._note_closed(more[-1])
+        return self.book.bounded([*found, *more], self.clock.now)
+
+    def _requests_listed(self, found: list[AccessRequest]) -> None:
         self._look_at = 0.0
         self._not_begun.clear()
-        left = set(self._in_force)
-        found = []
-        for document in documents:
-            with suppress(ValueError):
-                found.append(read_request(document))
-                left.discard(found[-1].uid)
-                self._note_closed(found[-1])
-        self._closed |= dict.fromkeys(left, "deleted")
+        left = self._in_force.keys() - {one.uid for one in found} - self._closed.keys()
+        self._closed |= dict.fromkeys((uid for uid in left if self._in_force[uid].until > self.clock.now), "deleted")
         self.book.replace_requests(found, self.clock.now)
 
     def _request_changed(self, kind: str, document: Document) -> None:
         name, uid = str(document["metadata"]["name"]), str(document["metadata"]["uid"])
         self.book.requests.pop(name, None)
-        if kind == "DELETED":
+        if kind == "DELETED" or is_deleted(document):
             if uid in self._in_force:
                 self._closed[uid] = "deleted"
         else:

@@ -27,7 +27,7 @@ from tests.agent.kube.bench import ALICE, PODS, Bench, caller_of, running
 from tests.support.eventually import until
 from tests.support.fake_apiserver import Exchange, Unanswered, impersonation_of, reply
 
-from .documents import CREATED, request_document, rule_document
+from .documents import CREATED, request, request_document, rule_document
 
 CONFIG = ElevationConfig(groups=("operators",))
 EXTRA = "impersonate-extra-arcbridge.io%2felevated"
@@ -288,10 +288,31 @@ async def test_documents_that_are_none_lend_nothing(bench: Bench, lending: Lendi
     elevation._rule_changed("ADDED", {"metadata": {"name": "broken"}, "spec": 7})
     elevation.settle()
     assert (bench.caller.lent, elevation.book.requests, list(elevation.book.rules)) == (None, {}, ["incident"])
-    elevation._requests_listed([{"metadata": {}}, request_document(begins=lending.now)])
-    elevation._rules_listed([{"metadata": {"name": "x"}}, rule_document()])
+    page = [{"metadata": {}}, request_document(begins=lending.now)]
+    elevation._requests_listed(elevation._more_requests([], page))
+    elevation._rules_listed(elevation._more_rules([], [{"metadata": {"name": "x"}}, rule_document()]))
     elevation.settle()
     assert bench.caller.lent is not None
+
+
+@pytest.mark.parametrize("of", ["request", "rule"])
+@pytest.mark.parametrize("how", ["listed", "watched"])
+async def test_g3_an_object_that_is_being_deleted_lends_nothing(
+    of: str, how: str, bench: Bench, lending: Lending
+) -> None:
+    """Its writer may have given it a finalizer, so that the API server keeps it."""
+    lending.request()
+    asked, rule, elevation = request_document(begins=lending.now), rule_document(), lending.elevation
+    {"request": asked, "rule": rule}[of]["metadata"]["deletionTimestamp"] = "2027-01-15T08:01:00Z"
+    if how == "watched":
+        elevation._request_changed("MODIFIED", asked)
+        elevation._rule_changed("MODIFIED", rule)
+    else:
+        elevation._requests_listed(elevation._more_requests([], [asked]))
+        elevation._rules_listed(elevation._more_rules([], [rule]))
+    elevation.settle()
+    assert bench.caller.lent is None
+    assert elevation._ended["deleted" if of == "request" else "rule"] == 1
 
 
 class Answering:
@@ -346,7 +367,7 @@ async def test_a_request_that_is_not_begun_is_said_once(code: int, tries: int, b
     assert len(api.patches) == tries
     said = [one for one in logs if one["event"] == "elevation not begun"]
     assert [one["reason"] for one in said] == ["not by you"] * (2 - tries)
-    lending.elevation._requests_listed([request_document()])
+    lending.elevation._requests_listed([request()])
     await lending.elevation.work()
     assert len(api.patches) == tries + 1, "a list begins anew"
 
