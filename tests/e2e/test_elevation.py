@@ -242,6 +242,12 @@ def test_g1_nothing_is_forged(people: dict[str, Direct], cluster: Cluster) -> No
     line = ("patch", "accessrequest", "good", "--subresource=status", "--type=merge", "-p", patch)
     done = cluster.kubectl(*line, *lent, check=False)
     assert "or is elevated" in done.stderr, done.stderr
+    program = ("--as", BOB.email, "--as-group", "developers", "--as-user-extra", "arcbridge.io/actor=bot")
+    done = cluster.kubectl("create", *program, "-f", "-", input=as_alice, check=False)
+    assert "a program that acts for a user asks" in done.stderr, done.stderr
+    line = ("patch", "accessrequest", "good", "--subresource=status", "--type=merge", "-p")
+    done = cluster.kubectl(*line, json.dumps({"status": {"withdrawn": {"user": BOB.email}}}), *program, check=False)
+    assert "a program that acts for a user withdraws" in done.stderr, done.stderr
 
     assert alice.approve("good") == (200, "")
     for words, written in (

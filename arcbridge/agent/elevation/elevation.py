@@ -135,7 +135,7 @@ class Elevation:
             return Lent(lent, own, tuple((one.uid, one.text) for one in grants))
         named = self._config.default_groups
         if self._config.default == READ_ONLY and ("*" in named or not set(named).isdisjoint(identity.groups)):
-            return Lent(identity, DefaultRestrictions.over(own))
+            return Lent(identity, DefaultRestrictions.over(own, by_program=bool(identity.actor)))
         return None
 
     # -- keeping it ---------------------------------------------------------------------------------------------------
