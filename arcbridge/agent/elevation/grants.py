@@ -84,9 +84,16 @@ class GrantBook:
         }
 
     def may_begin(self, now: float) -> list[AccessRequest]:
-        """Return the requests that an agent may begin: approved as their rules want it."""
+        """Return the requests that an agent may begin: approved as their rules want it.
+
+        The API server asked of none that is older than its rule whether its reason is one of the rule's form.
+        """
         return [
-            one for one in self.requests.values() if not (one.until or self._is_past(one, now)) and self._allowed(one)
+            one
+            for one in self.requests.values()
+            if not (one.until or self._is_past(one, now))
+            and self._allowed(one)
+            and one.created >= self.rules[one.rule].created
         ]
 
     def next_end(self, now: float) -> float:

@@ -31,6 +31,8 @@ class AccessRule:
     """Who may ask for which groups, for how long, and who approves."""
 
     name: str
+    created: float
+    """Unix seconds, by the API server's clock."""
     groups: frozenset[str]
     """What may be asked for."""
     most_seconds: int
@@ -85,6 +87,7 @@ def read_rule(document: Document) -> AccessRule:
     asking, approving = _part(spec, "requesters"), _optional(spec, "approvers")
     return AccessRule(
         _text(metadata, "name"),
+        _time(metadata, "creationTimestamp"),
         frozenset(_texts(spec, "groups")),
         _number(spec, "maxSeconds"),
         frozenset(_texts(asking, "users")),

@@ -20,12 +20,13 @@ def rule_document(
     users: Sequence[str] = (),
     approvers: Sequence[str] = ("leads",),
     count: int = 1,
+    created: float = CREATED - 60,
 ) -> dict[str, Any]:
     spec: dict[str, Any] = {"groups": list(groups), "maxSeconds": seconds}
     spec["requesters"] = {"groups": list(asking), "users": list(users)}
     if approvers:
         spec["approvers"] = {"groups": list(approvers), "count": count}
-    return {"metadata": {"name": name}, "spec": spec}
+    return {"metadata": {"name": name, "creationTimestamp": rfc3339(created)}, "spec": spec}
 
 
 def request_document(

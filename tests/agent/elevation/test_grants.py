@@ -88,6 +88,15 @@ def test_a_rule_that_became_narrower_ends_what_it_gave(narrower: dict[str, Any])
     assert granted(request(begins=NOW), rules=(rule(groups=["operators", "more"], seconds=86400),))
 
 
+def test_g1_a_request_that_is_older_than_its_rule_does_not_begin() -> None:
+    """The API server asks about the form of a reason as a request is made, and no rule was there; a grant that runs
+    when its rule is made again goes on."""
+    for created, begins in ((CREATED, True), (CREATED + 1, False)):
+        made = book(request(), rules=(rule(created=created),))
+        assert bool(made.may_begin(NOW)) is begins
+        assert granted(request(begins=NOW), rules=(rule(created=created),))
+
+
 def test_g2_no_group_is_lent_that_the_settings_do_not_name() -> None:
     wide = rule(groups=["operators", "masters"])
     assert not granted(request(begins=NOW, groups=["masters"]), rules=(wide,))
