@@ -34,7 +34,7 @@ async def look_at_elevation(api: ApiServer, elevation: Elevation) -> Finding:
     if not elevation.current:
         return skipped(HOP, "rules and requests are being listed")
     if not elevation.policies_hold:
-        return _bad("elevation_policies", "no grant is added: the API server takes a request in another's name")
+        return _bad("elevation_policies", "no grant is added: the API server takes what is another's to write")
     lacking = [f"group {name}" for name in elevation.groups if not await _may(api, GROUPS, name)]
     if not await _may(api, EXTRA, ""):
         lacking.append(EXTRA.resource)

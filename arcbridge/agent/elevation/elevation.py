@@ -51,17 +51,14 @@ DEADLINE: Final = 10.0
 """Seconds for beginning one request, and for the question whether the policies hold."""
 REFUSES: Final = "an access request is its writer's own"
 """What the chart's admission policy says of a request in another's name; the agent looks for it."""
+REFUSES_DECISION: Final = "a withdrawal is its writer's own"
+"""What its policy on decisions says of a withdrawal in another's name."""
+_NOBODY: Final = "arcbridge:nobody"
 _FORGED: Final = {
     "apiVersion": f"{API_GROUP}/{API_VERSION}",
     "kind": "AccessRequest",
     "metadata": {"generateName": "probe-"},
-    "spec": {
-        "user": "arcbridge:nobody",
-        "rule": "none",
-        "groups": ["arcbridge:none"],
-        "seconds": 60,
-        "reason": "probe",
-    },
+    "spec": {"user": _NOBODY, "rule": "none", "groups": ["arcbridge:none"], "seconds": 60, "reason": "probe"},
 }
 _log = structlog.get_logger("arcbridge.agent")
 
@@ -101,8 +98,10 @@ class Elevation:
         self._began = 0
         self._ended = dict.fromkeys(ENDINGS, 0)
         self._streams_ended = 0
-        self.policies_hold = False
+        self._requests_hold = False
         """Whether the API server refuses a request in another's name."""
+        self._decisions_hold: bool | None = None
+        """Whether it refuses a withdrawal in another's name; None: there was no request to ask by."""
 
     # -- the sessions -------------------------------------------------------------------------------------------------
 
@@ -162,12 +161,17 @@ class Elevation:
         """Whether nothing of rules and requests is missing."""
         return self.rules.current and self.requests.current
 
+    @property
+    def policies_hold(self) -> bool:
+        """Whether no policy is known to be missing."""
+        return self._requests_hold and self._decisions_hold is not False
+
     def settle(self) -> None:
         """Have every session borrow what is in force now, and count what began and ended since the last time."""
         now = self.clock.now
         self.book.forget_past(now)
         grants = self.book.grants(now)
-        if not (self.current and self.policies_hold):
+        if not (self.current and self.policies_hold and self._decisions_hold):
             grants = {uid: one for uid, one in grants.items() if uid in self._in_force}
         before, self._in_force = self._in_force, grants
         changed = {uid: one for uid, one in (before | grants).items() if before.get(uid) != grants.get(uid)}
@@ -209,14 +213,15 @@ class Elevation:
         """Ask whether the policies hold, once for each list and each `TICK` where they do not, and begin the requests
         that may begin."""
         loop = asyncio.get_running_loop()
-        if loop.time() >= self._look_at:
-            self._look_at, held = math.inf, self.policies_hold
+        unasked = self._decisions_hold is None and bool(self.book.requests)
+        if loop.time() >= self._look_at or (unasked and self._look_at == math.inf):
+            self._look_at, before = math.inf, (self._requests_hold, self._decisions_hold)
             await self._look_at_policies()
-            if not self.policies_hold:
-                self._look_at = loop.time() + TICK
-            if self.policies_hold != held:
+            if not self.policies_hold or (self.book.requests and not self._decisions_hold):
+                self._look_at = min(self._look_at, loop.time() + TICK)
+            if (self._requests_hold, self._decisions_hold) != before:
                 self._news.set()
-        if self.policies_hold and loop.time() >= self._begin_at:
+        if self._requests_hold and self._decisions_hold and loop.time() >= self._begin_at:
             for request in self.book.may_begin(self.clock.now):
                 if request.uid not in self._not_begun and not await self._begin(request):
                     self._begin_at = loop.time() + TICK
@@ -235,10 +240,15 @@ class Elevation:
         return code in (200, 404, 409) or request.uid in self._not_begun
 
     async def _look_at_policies(self) -> None:
-        """Ask the API server for a request in another's name, as a dry run: it has to refuse that."""
+        """Ask the API server, as dry runs, for a request and a withdrawal in another's name: it has to refuse both."""
         code, said = await self._ask("POST", f"{API}/{REQUESTS}?dryRun=All", _FORGED)
         if code:
-            self.policies_hold = code in (403, 422) and REFUSES in said
+            self._requests_hold = code in (403, 422) and REFUSES in said
+        if name := next(iter(self.book.requests), ""):
+            forged = {"status": {"withdrawn": {"user": _NOBODY}}}
+            code, said = await self._ask("PATCH", f"{API}/{REQUESTS}/{name}/status?dryRun=All", forged)
+            if code not in (0, 404, 409):  # it is gone meanwhile, or another: that says nothing
+                self._decisions_hold = code in (403, 422) and REFUSES_DECISION in said
 
     async def _ask(self, method: str, path: str, document: object) -> tuple[int, str]:
         """Return the code and the message of an answer; code 0 where there is none."""

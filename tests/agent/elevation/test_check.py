@@ -42,7 +42,7 @@ def followed(api: ApiServer) -> Elevation:
     made = Elevation(ElevationConfig(groups=("operators",)), api)
     for one in (made.rules, made.requests):
         one.current, one.failure = True, ""
-    made.policies_hold = True
+    made._requests_hold = made._decisions_hold = True
     made.book.rules["incident"] = rule()
     return made
 
@@ -64,7 +64,11 @@ async def test_each_fault_has_its_code(found: Reachable) -> None:
     finding = await look_at_elevation(api, elevation)
     assert (finding.state, finding.code) == (FindingState.WARNING, "elevation_groups")
     assert "wide: masters" in finding.detail
-    elevation.policies_hold = False
+    elevation._decisions_hold = None
+    assert (await look_at_elevation(api, elevation)).code == "elevation_groups", "there is no request to ask by"
+    elevation._decisions_hold = False
+    assert (await look_at_elevation(api, elevation)).code == "elevation_policies"
+    elevation._requests_hold, elevation._decisions_hold = False, True
     assert (await look_at_elevation(api, elevation)).code == "elevation_policies"
     elevation.requests.current = False
     assert (await look_at_elevation(api, elevation)).state is FindingState.SKIPPED

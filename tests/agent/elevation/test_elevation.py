@@ -13,7 +13,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from arcbridge.agent.accounts import Accounts
-from arcbridge.agent.elevation.elevation import REFUSES, Elevation
+from arcbridge.agent.elevation.elevation import REFUSES, REFUSES_DECISION, Elevation
 from arcbridge.agent.elevation.grants import ENDINGS
 from arcbridge.agent.elevation.objects import API
 from arcbridge.agent.kube.apiserver import ApiServer
@@ -44,11 +44,14 @@ class Lending:
         clock = self.elevation.clock
         clock._clock, clock._monotonic = lambda: self.now, lambda: self.now
         self.follow()
-        self.elevation.policies_hold = True
+        self.hold()
         self.rule()
 
     def follow(self, current: bool = True) -> None:
         self.elevation.rules.current = self.elevation.requests.current = current
+
+    def hold(self, requests: bool = True, decisions: bool | None = True) -> None:
+        self.elevation._requests_hold, self.elevation._decisions_hold = requests, decisions
 
     def rule(self, kind: str = "MODIFIED", **fields: Any) -> None:
         self.elevation._rule_changed(kind, rule_document(**fields))
@@ -241,9 +244,9 @@ async def test_a_session_that_is_over_is_forgotten(bench: Bench, lending: Lendin
 async def test_g7_unless_all_is_seen_and_the_policies_hold_nothing_is_added(bench: Bench, lending: Lending) -> None:
     """And what is known runs to its end."""
     lending.request()
-    for lacking in ("watch", "policies"):
+    for lacking in ("watch", "requests", "decisions", "unasked"):
         lending.follow(lacking != "watch")
-        lending.elevation.policies_hold = lacking != "policies"
+        lending.hold(lacking != "requests", {"decisions": False, "unasked": None}.get(lacking, True))
         lending.request("alice-2")
         assert len(lending.elevation.lend(ALICE, None).grants) == 1
         late = caller_of(ALICE, Accounts())
@@ -252,7 +255,7 @@ async def test_g7_unless_all_is_seen_and_the_policies_hold_nothing_is_added(benc
     lending.at(60 + 1800)
     assert bench.caller.lent is None
     lending.follow()
-    lending.elevation.policies_hold = True
+    lending.hold()
     lending.request("alice-2")
     assert bench.caller.lent is not None
 
@@ -323,6 +326,7 @@ class Answering:
         self.code = code
         self.probes = 0
         self.probe = reply(422, json.dumps({"message": f"denied request: {REFUSES}: …"}).encode())
+        self.decision = reply(422, json.dumps({"message": f"denied request: {REFUSES_DECISION}, …"}).encode())
         if not policies:
             self.probe = reply(201, b"{}")
         self.held: asyncio.Event | None = None
@@ -336,6 +340,10 @@ class Answering:
         await exchange.send(self.probe)
 
     async def patched(self, exchange: Exchange) -> None:
+        if exchange.request.target.endswith("?dryRun=All"):
+            assert json.loads(exchange.request.body) == {"status": {"withdrawn": {"user": "arcbridge:nobody"}}}
+            await exchange.send(self.decision)
+            return
         assert exchange.request.header("content-type") == [b"application/merge-patch+json"]
         assert not impersonation_of(exchange.request), "as itself"
         self.patches.append(json.loads(exchange.request.body))
@@ -344,7 +352,7 @@ class Answering:
 
 async def test_an_agent_begins_what_is_approved_by_the_api_servers_clock(bench: Bench, lending: Lending) -> None:
     api, elevation = Answering(bench), lending.elevation
-    elevation.policies_hold = False
+    lending.hold(False, None)
     lending.request(begins=0)
     await elevation.work()
     assert elevation.policies_hold
@@ -387,6 +395,29 @@ async def test_g7_without_the_policies_nothing_is_begun(bench: Bench, lending: L
     assert elevation.policies_hold
 
 
+async def test_g7_without_the_policy_on_decisions_nothing_is_begun(bench: Bench, lending: Lending) -> None:
+    """Else whoever may ask could write approvals in any name, and the times."""
+    api, elevation = Answering(bench), lending.elevation
+    lending.hold(False, None)
+    api.decision = reply(200, b"{}")
+    await elevation.work()
+    assert (elevation.policies_hold, elevation._decisions_hold) == (True, None), "there is no request to ask by"
+    lending.request()
+    assert bench.caller.lent is None
+    lending.request("alice-1", begins=0)
+    await elevation.work()
+    assert (elevation.policies_hold, api.patches) == (False, [])
+    for answer, holds in (
+        (reply(404, b"{}"), False),
+        (reply(422, f'{{"message": "{REFUSES_DECISION}"}}'.encode()), True),
+        (reply(404, b"{}"), True),
+        (reply(422, b'{"message": "too long"}'), False),
+    ):
+        api.decision, elevation._look_at = answer, 0.0
+        await elevation.work()
+        assert elevation.policies_hold is holds
+
+
 async def test_g7_missing_policies_are_asked_about_once_in_a_tick(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -425,7 +456,9 @@ async def test_it_runs_from_an_empty_cluster_to_a_grant(bench: Bench) -> None:
 
     def serve(resource: str) -> Any:
         async def route(exchange: Exchange) -> None:
-            if exchange.request.method == "POST":
+            if exchange.request.method == "PATCH":
+                await exchange.send(reply(422, f'{{"message": "{REFUSES_DECISION}"}}'.encode()))
+            elif exchange.request.method == "POST":
                 await exchange.send(reply(422, f'{{"message": "{REFUSES}"}}'.encode()))
             elif "watch=1" in exchange.request.target:
                 date = "Fri, 15 Jan 2027 08:10:00 GMT"
@@ -438,6 +471,7 @@ async def test_it_runs_from_an_empty_cluster_to_a_grant(bench: Bench) -> None:
 
     for resource in lists:
         bench.api.routes[f"{API}/{resource}"] = serve(resource)
+    bench.api.routes[f"{API}/accessrequests/alice-1/status"] = serve("accessrequests")
     elevation = Elevation(CONFIG, bench.proxy.api)
     elevation.enter(bench.caller)
     task = asyncio.get_running_loop().create_task(elevation.run())
