@@ -178,7 +178,9 @@ class Caller:
         """Note a request that leaves by a grant, which ends with it. Raises RequestRefusal where it is over already."""
         if not record.subject.grants <= self.subject.grants:
             raise RequestRefusal(403, "the elevation by which this request was allowed has ended; ask for another one")
-        self.on_loan[record.request] = stream, record
+        # A withdrawal ends the grant by which it left, and its own answer would be cut.
+        if (record.group, record.resource, record.subresource) != ("access.arcbridge.io", "accessrequests", "status"):
+            self.on_loan[record.request] = stream, record
 
     def _end_on_loan(self, gone: frozenset[str]) -> int:
         running = {**self.upgraded, **self.on_loan}.values()

@@ -298,6 +298,20 @@ async def test_documents_that_are_none_lend_nothing(bench: Bench, lending: Lendi
     assert bench.caller.lent is not None
 
 
+async def test_a_withdrawal_by_the_elevated_user_gets_its_answer(bench: Bench, lending: Lending) -> None:
+    """It ends the grant by which it left, often before the API server has answered."""
+    path = f"{API}/accessrequests/alice-1/status"
+
+    async def patched(exchange: Exchange) -> None:
+        lending.request(withdrawn={"user": "alice"})
+        await exchange.send(reply(200, b"{}"))
+
+    bench.api.routes[path] = patched
+    lending.request()
+    assert (await bench.get(path, method="PATCH")).status == 200
+    assert bench.caller.lent is None
+
+
 @pytest.mark.parametrize("of", ["request", "rule"])
 @pytest.mark.parametrize("how", ["listed", "watched"])
 async def test_g3_an_object_that_is_being_deleted_lends_nothing(
