@@ -166,6 +166,11 @@ class Elevation:
         """Whether no policy is known to be missing."""
         return self._requests_hold and self._decisions_hold is not False
 
+    @property
+    def not_begun(self) -> int:
+        """How many approved requests the API server did not let begin since the last list."""
+        return len(self._not_begun)
+
     def settle(self) -> None:
         """Have every session borrow what is in force now, and count what began and ended since the last time."""
         now = self.clock.now
