@@ -111,21 +111,22 @@ class Elevation:
         return self._config.groups
 
     def enter(self, caller: Caller) -> None:
-        """Lend to a session that begins, for as long as it lasts. One in token mode runs as its own token."""
-        if not caller.token_mode:
-            self._callers[id(caller)] = caller
-            caller.lender = self
-            caller.borrow()
+        """Lend to a session that begins, for as long as it lasts."""
+        self._callers[id(caller)] = caller
+        caller.lender = self
+        caller.borrow()
 
     def leave(self, caller: Caller) -> None:
         """Forget a session that is over."""
         self._callers.pop(id(caller), None)
 
-    def lend(self, identity: Identity, own: SessionRestrictions | None) -> Lent | None:
+    def lend(self, identity: Identity, own: SessionRestrictions | None, *, token_mode: bool = False) -> Lent | None:
         """Return what holds of a session of an identity besides its token (`kube.caller.Lender`)."""
         now = self.clock.now
-        # A grant is the person's: a program that acts for one gets nothing by the user's name alone (decision 0066).
-        of_user = () if identity.actor else self._of_user.get(identity.username, ())
+        # A grant is the person's: a program that acts for one gets nothing by the user's name alone (decision 0066). A
+        # session in token mode runs as its own token, with that token's groups.
+        may_ask = not (identity.actor or token_mode)
+        of_user = self._of_user.get(identity.username, ()) if may_ask else ()
         grants = [one for one in of_user if one.until > now and self.book.rule_gives(one, identity)]
         if grants:
             groups = dict.fromkeys((*identity.groups, *(group for one in grants for group in one.groups)))
@@ -134,7 +135,7 @@ class Elevation:
             return Lent(lent, own, tuple((one.uid, one.text) for one in grants))
         named = self._config.default_groups
         if self._config.default == READ_ONLY and ("*" in named or not set(named).isdisjoint(identity.groups)):
-            return Lent(identity, DefaultRestrictions.over(own, by_program=bool(identity.actor)))
+            return Lent(identity, DefaultRestrictions.over(own, may_ask=may_ask))
         return None
 
     # -- keeping it ---------------------------------------------------------------------------------------------------

@@ -226,12 +226,17 @@ async def test_what_a_session_gave_up_it_does_not_get_back(bench: Bench, lending
     assert await groups(bench) == [b"dev", b"ops", b"operators"]
 
 
-async def test_token_mode_is_lent_nothing(bench: Bench, lending: Lending) -> None:
+@pytest.mark.parametrize(("named", "held"), [("*", True), ("dev", True), ("others", False)])
+async def test_g5_token_mode_is_lent_nothing_and_has_the_default(named: str, held: bool, bench: Bench) -> None:
+    """Else whoever reads a ServiceAccount's token would write with it."""
+    lending = Lending(bench.proxy.api, ElevationConfig(("operators",), "read-only", (named,)))
     caller = caller_of(ALICE)
     caller.token_mode = True
     lending.elevation.enter(caller)
     lending.request()
-    assert (caller.lender, caller.lent) == (None, None)
+    assert caller.words == (("read-only",) if held else ())
+    if caller.lent is not None:
+        assert (caller.lent.identity, caller.lent.grants) == (ALICE, ())
 
 
 async def test_a_session_that_is_over_is_forgotten(bench: Bench, lending: Lending) -> None:
