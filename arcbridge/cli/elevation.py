@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +52,12 @@ async def elevate(invocation: Invocation, context: ClientContext) -> int:
             )
         waiting = f"Waiting for approval of {plain(asked.name)}" if rule.approvals else "Waiting for the agent"
         with context.terminal.waiting(waiting, 0.0):
-            found = await cluster.begun(asked.name)
+            try:
+                found = await cluster.begun(asked.name, rule.approvals)
+            except asyncio.CancelledError:
+                name = plain(asked.name)
+                print_note(f"{name} stays, and may be approved; to take it back: arcbridge withdraw {name}")
+                raise
     print_prose(
         f"{plain(', '.join(found.groups))} until {_until(found)}; `arcbridge withdraw {plain(found.name)}` ends it"
     )

@@ -28,7 +28,8 @@ def actor_of(claims: Mapping[str, Any], issuer: str, clients: Collection[str] = 
     """Return the name of the actor of a token of `issuer`; empty where the token is the user's alone.
 
     The name is `sub` of `act`, or its `client_id` where it has no `sub`; of an actor of another issuer it is
-    `ISSUER#NAME`. Without `act` it is the id of the client, where that is one of `clients`. Raises TokenRefused.
+    `ISSUER#NAME`. Without `act` it is the id of the client, where that is one of `clients`; a token that names no
+    client is its audience's. Raises TokenRefused.
     """
     if "act" not in claims:
         return _client_of(claims, clients)
@@ -55,6 +56,7 @@ def admits(actors: Collection[str], actor: str) -> bool:
 def _client_of(claims: Mapping[str, Any], clients: Collection[str]) -> str:
     if not clients:
         return ""
+    unnamed = True
     for claim in _CLIENTS:
         value = claims.get(claim)
         if not isinstance(value, str | None):
@@ -65,7 +67,11 @@ def _client_of(claims: Mapping[str, Any], clients: Collection[str]) -> str:
             )
         if value is not None and value in clients:
             return value
-    return ""
+        unnamed = unnamed and value is None
+    # An id token's audience is its client, and one with a single audience needs no `azp` (OpenID Connect Core §2).
+    audiences = claims.get("aud") if unnamed else None
+    found = audiences if isinstance(audiences, list) else [audiences]
+    return next((one for one in found if isinstance(one, str) and one in clients), "")
 
 
 def _check_chain(act: object) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -23,8 +25,12 @@ class Cluster:
 
     def __init__(self) -> None:
         self.asked: list[Any] = []
-        self.found = [request_document(begins=time.time() - 60), request_document("bob-1", user="bob", approved=())]
+        self.found = [
+            request_document(begins=time.time() - 60),
+            request_document("bob-1", user="bob", approved=(), created=time.time()),
+        ]
         self.rule = rule_document()
+        self.interrupted = False
 
     async def user(self) -> tuple[str, tuple[str, ...]]:
         return "alice", ("dev",)
@@ -39,7 +45,10 @@ class Cluster:
         self.asked.append(words[2:])
         return module._elevation(self.found[0])
 
-    async def begun(self, name: str) -> Any:
+    async def begun(self, name: str, approvals: int) -> Any:
+        if self.interrupted:
+            signal.raise_signal(signal.SIGINT)
+            await asyncio.sleep(10)
         return module._elevation(self.found[0])
 
     async def approve(self, name: str) -> Any:
@@ -77,6 +86,12 @@ def test_elevate_asks_waits_and_says_until_when(cluster: Cluster, capsys: pytest
     assert shown.out.startswith("operators until ")
     assert "`arcbridge withdraw alice-1` ends it" in shown.out
     assert "Asked as alice-1. Who is in leads approves by: arcbridge approve alice-1" in shown.err.replace("\n  ", " ")
+
+
+def test_who_stops_waiting_is_told_that_the_request_stays(cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
+    cluster.interrupted = True
+    assert run([*FLAGS, "elevate", "--reason", "INC-42"]) == ExitCode.INTERRUPTED
+    assert "arcbridge withdraw alice-1" in capsys.readouterr().err.replace("\n  ", " ")
 
 
 def test_without_approval_nobody_is_named(cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
@@ -117,11 +132,12 @@ def test_decisions(
 def test_elevations_are_those_that_wait_or_lend(cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
     cluster.found.append(request_document("old-1", begins=1000))
     cluster.found.append(request_document("no-1", denied={"user": "bob"}))
+    cluster.found.append(request_document("late-1", created=time.time() - 86400))
     assert run([*FLAGS, "elevations", "-o", "name"]) == ExitCode.DONE
     assert capsys.readouterr().out.split() == ["alice-1", "bob-1"]
     assert run([*FLAGS, "elevations", "--all"]) == ExitCode.DONE
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[2] for line in lines] == ["STATE", "active", "waiting", "over", "denied"]
+    assert [line.split()[2] for line in lines] == ["STATE", "active", "waiting", "over", "denied", "lapsed"]
     assert run([*FLAGS, "elevations", "-o", "json"]) == ExitCode.DONE
     assert '"approved_by": [\n' in capsys.readouterr().out
     cluster.found.clear()

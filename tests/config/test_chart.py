@@ -916,6 +916,15 @@ def test_what_may_be_lent_is_in_the_agents_role_and_settings(helm: Helm, mode: s
     assert not any("access.arcbridge.io" in str(one) for one in plain.objects), "only on demand"
 
 
+def test_elevation_of_an_agent_that_is_no_pod_knows_its_account(helm: Helm) -> None:
+    """Else the policy lets nobody begin what is approved."""
+    for named, account in (("", f"system:serviceaccount:{NAMESPACE}:arcbridge-agent"), ("edge@example.org",) * 2):
+        settings = ("--set", f"elevation.account={named}")
+        policies = helm.template(*ELEVATION, *settings).of("ValidatingAdmissionPolicy")
+        (decisions,) = [one for one in policies if one["metadata"]["name"].endswith(".decisions")]
+        assert f"variables.me == '{account}'" in str(decisions["spec"]["validations"][-1]["expression"])
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
@@ -933,11 +942,15 @@ def test_elevation_needs_the_policies_of_the_api_server(helm: Helm) -> None:
     assert "from 1.30 on" in helm.refusal(*ELEVATION, "--kube-version", "1.29.9")
 
 
-def test_elevation_is_installed_and_removed_as_a_whole(installer: Helm, cluster: Cluster) -> None:
+def test_elevation_is_installed_and_leaves_its_record(installer: Helm, cluster: Cluster) -> None:
     """By a real Helm: the definitions come before the policies that need them."""
     with installer.installed(*ELEVATION):
         names = cluster.kubectl("get", "crd,validatingadmissionpolicy", "-o", "name").stdout
         assert "accessrequests.access.arcbridge.io" in names
         assert f"{NAMESPACE}.arcbridge-agent.decisions" in names
         installer.upgrade(*ELEVATION)
-    assert "access.arcbridge.io" not in cluster.kubectl("get", "crd", "-o", "name").stdout
+    assert "access.arcbridge.io" in cluster.kubectl("get", "crd", "-o", "name").stdout, (
+        "with the record of who had what"
+    )
+    assert "arcbridge-agent.decisions" not in cluster.kubectl("get", "validatingadmissionpolicy", "-o", "name").stdout
+    cluster.kubectl("delete", "crd", "accessrules.access.arcbridge.io", "accessrequests.access.arcbridge.io")

@@ -182,6 +182,7 @@ def test_g1_nothing_is_forged(people: dict[str, Direct], cluster: Cluster) -> No
     """By the policies and the schema of the chart alone: no agent takes part."""
     bob, alice, carol = people["bob"], people["alice"], people["carol"]
     annotations = {"annotations": {f"a{number}": "" for number in range(9)}}
+    owners = [{"apiVersion": "v1", "kind": "Namespace", "name": "shop", "uid": "0"}]
     for words, changes in (
         ("writer's own", {"user": ALICE.email}),
         ("one of these groups", {"groups": ["operators", "platform"]}),
@@ -190,6 +191,8 @@ def test_g1_nothing_is_forged(people: dict[str, Direct], cluster: Cluster) -> No
         ("spec.groups", {"groups": []}),
         ("spec.seconds", {"seconds": 0}),
         ("annotations", {"metadata": annotations}),
+        ("no finalizers", {"metadata": {"finalizers": ["example.org/kept"]}}),
+        ("no owners", {"metadata": {"ownerReferences": owners}}),
     ):
         code, said = bob.request("forged", **changes)
         assert (code, words in said) == (422, True), (changes, said)
@@ -239,6 +242,12 @@ def test_g1_nothing_is_forged(people: dict[str, Direct], cluster: Cluster) -> No
     line = ("patch", "accessrequest", "good", "--subresource=status", "--type=merge", "-p", patch)
     done = cluster.kubectl(*line, *lent, check=False)
     assert "or is elevated" in done.stderr, done.stderr
+    program = ("--as", BOB.email, "--as-group", "developers", "--as-user-extra", "arcbridge.io/actor=bot")
+    done = cluster.kubectl("create", *program, "-f", "-", input=as_alice, check=False)
+    assert "a program that acts for a user asks" in done.stderr, done.stderr
+    line = ("patch", "accessrequest", "good", "--subresource=status", "--type=merge", "-p")
+    done = cluster.kubectl(*line, json.dumps({"status": {"withdrawn": {"user": BOB.email}}}), *program, check=False)
+    assert "a program that acts for a user withdraws" in done.stderr, done.stderr
 
     assert alice.approve("good") == (200, "")
     for words, written in (

@@ -36,6 +36,11 @@ CLIENTS = frozenset({"bot", "ci"})
         ({"act": {**BOT, "act": {}}}, "bot"),
         ({"act": BOT, "azp": "ci"}, "bot"),
         ({"azp": "ci"}, "ci"),
+        # An id token without `azp`: its audience is its client.
+        ({"aud": "bot"}, "bot"),
+        ({"aud": ["arcbridge", "bot"]}, "bot"),
+        ({"aud": "bot", "azp": "kubectl"}, ""),
+        ({"aud": [7, None]}, ""),
         ({"client_id": "bot", "azp": "kubectl"}, "bot"),
         ({"client_id": "kubectl", "azp": "bot"}, "bot"),
         ({"appid": "bot"}, "bot"),

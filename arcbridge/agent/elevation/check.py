@@ -20,7 +20,7 @@ _CHART: Final = "install the chart of this version with elevation.enabled and th
 _REMEDIES: Final = {
     "elevation_watch": f"see that the API server answers; {_CHART}",
     "elevation_policies": f"{_CHART}: it has the ValidatingAdmissionPolicies without which nothing is lent",
-    "elevation_rights": _CHART,
+    "elevation_rights": f"{_CHART}, and elevation.account where the agent is no pod of it",
     "elevation_groups": "add the groups to elevation.groups, or take them out of the rules",
 }
 """What to do about a fault, by its code."""
@@ -34,12 +34,15 @@ async def look_at_elevation(api: ApiServer, elevation: Elevation) -> Finding:
     if not elevation.current:
         return skipped(HOP, "rules and requests are being listed")
     if not elevation.policies_hold:
-        return _bad("elevation_policies", "no grant is added: the API server takes a request in another's name")
+        return _bad("elevation_policies", "no grant is added: the API server takes what is another's to write")
     lacking = [f"group {name}" for name in elevation.groups if not await _may(api, GROUPS, name)]
     if not await _may(api, EXTRA, ""):
         lacking.append(EXTRA.resource)
     if lacking:
         detail = f"the agent may not impersonate {', '.join(lacking)}, so that the API server refuses elevated users"
+        return _bad("elevation_rights", detail)
+    if elevation.not_begun:
+        detail = f"the API server did not let the agent begin {elevation.not_begun} approved requests; its log says why"
         return _bad("elevation_rights", detail)
     if unknown := elevation.book.unknown_groups():
         named = "; ".join(f"{rule}: {', '.join(names)}" for rule, names in sorted(unknown.items()))

@@ -1,8 +1,8 @@
 """Follows a collection of the API server with the agent's own credential: lists it, watches it from there, again.
 
 What was known stays known while the API server is away. The head of each watch gives the API server's clock, which
-decides about grants (`ServerClock`). Invariants: an answer and an event have bounds in size, a list one in objects, a
-watch one in time without its end; the receiver has seen everything up to what it is given (`current`).
+decides about grants (`ServerClock`). Invariants: an answer and an event have bounds in size, what is kept of a list one
+in number, a watch one in time without its end; the receiver has seen everything up to what it is given (`current`).
 
 Source: Kubernetes, "Efficient detection of changes".
 """
@@ -14,7 +14,7 @@ import re
 import time
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
-from typing import Any, Final
+from typing import Any, Final, Generic, TypeVar
 from urllib.parse import quote
 
 from arcbridge.agent.elevation.objects import API, Document
@@ -30,7 +30,7 @@ from arcbridge.untrusted_json import MOST, read_json
 PAGES: Final = (200, 20, 1)
 """Objects of one page: fewer where a page is longer than `MOST` bytes. One object has 1.5 MiB in etcd at most."""
 MOST_LISTED: Final = 10_000
-"""Objects of one list; the policies of the chart keep each small."""
+"""What is kept of one list."""
 DEADLINE: Final = 15.0
 """Seconds for one page."""
 WATCH: Final = 240
@@ -39,6 +39,8 @@ SILENT: Final = 30.0
 """Seconds behind that in which the end has to come: else the connection is dead."""
 PAUSE: Final = 1.0
 """Seconds between two tries at least; after failures up to ten times as many."""
+Kept = TypeVar("Kept")
+"""What is kept of an object."""
 _DATE: Final = re.compile(rb"(?im)^date:[ \t]*([^\r\n]{1,64})")
 
 
@@ -127,24 +129,29 @@ class _Events:
             self.done.set_exception(WatchFailed(f"the API server {what}"))
 
 
-class WatchedCollection:
-    """One collection of the group `access.arcbridge.io`; `run` follows it until cancelled."""
+class WatchedCollection(Generic[Kept]):
+    """One collection of the group `access.arcbridge.io`; `run` follows it until cancelled.
+
+    Of a list no more than one page is held as documents: users choose how large theirs are."""
 
     def __init__(
         self,
         api: ApiServer,
         clock: ServerClock,
         resource: str,
-        listed: Callable[[list[Document]], None],
+        reduced: Callable[[list[Kept], list[Document]], list[Kept]],
+        listed: Callable[[list[Kept]], None],
         changed: Callable[[str, Document], None],
         began: Callable[[], None],
     ) -> None:
-        """`listed` takes all objects, `changed` an event's type (ADDED, MODIFIED, DELETED) and its object; `began` is
-        called when a watch has begun."""
+        """`reduced` returns what is kept of a list so far and one more page, `listed` takes what is kept of all;
+        `changed` takes an event's type (ADDED, MODIFIED, DELETED) and its object; `began` is called when a watch has
+        begun."""
         self._api = api
         self._clock = clock
         self._path = f"{API}/{resource}"
         self._resource = resource
+        self._reduced = reduced
         self._listed = listed
         self._changed = changed
         self._on_begin = began
@@ -173,12 +180,12 @@ class WatchedCollection:
 
     async def _list(self) -> str:
         """List all; return the version to watch from."""
-        found: list[Document] = []
+        found: list[Kept] = []
         token = ""
         while True:
             page = await self._page(f"&continue={quote(token, safe='')}" if token else "")
             try:
-                found += page["items"]
+                found = self._reduced(found, page["items"])
                 version, token = str(page["metadata"]["resourceVersion"]), str(page["metadata"].get("continue") or "")
                 if not token:
                     self._listed(found)

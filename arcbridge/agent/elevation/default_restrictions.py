@@ -22,11 +22,14 @@ class DefaultRestrictions(SessionRestrictions):
     """Reading alone, and what the session gave up itself."""
 
     own: SessionRestrictions | None = None
+    may_ask: bool = True
+    """Whether something can be lent to the session: not to a program that acts for the user, nor in token mode."""
 
     @classmethod
-    def over(cls, own: SessionRestrictions | None) -> DefaultRestrictions:
+    def over(cls, own: SessionRestrictions | None, *, may_ask: bool = True) -> DefaultRestrictions:
         """Return the default of a session that gave up `own`."""
-        return cls(replace(UNRESTRICTED if own is None else own.record, read_only=True), own=own)
+        record = replace(UNRESTRICTED if own is None else own.record, read_only=True)
+        return cls(record, own=own, may_ask=may_ask)
 
     def rule_against(self, verb: str, group: str, resource: str, subresource: str, namespace: str) -> RefusalRule:
         """Return what forbids a verb on a resource, as `SessionRestrictions` does."""
@@ -38,5 +41,7 @@ class DefaultRestrictions(SessionRestrictions):
     def sentence(self, rule: RefusalRule) -> str:
         """Return what is left, and how to do more."""
         if rule is RefusalRule.RESTRICTED_READ_ONLY and not (self.own is not None and self.own.record.read_only):
+            if not self.may_ask:
+                return "here programs only read: nothing is lent to one that acts for a user or has a token of its own"
             return "here everyone only reads; to do more, ask for it: arcbridge elevate --for 30m --reason WHY"
         return super().sentence(rule)

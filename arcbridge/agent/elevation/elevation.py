@@ -10,6 +10,7 @@ by a grant is reset within `TICK` seconds of the grant's end.
 from __future__ import annotations
 
 import asyncio
+import math
 from contextlib import suppress
 from dataclasses import replace
 from typing import Final
@@ -26,7 +27,9 @@ from arcbridge.agent.elevation.objects import (
     REQUESTS,
     RULES,
     AccessRequest,
+    AccessRule,
     Document,
+    is_deleted,
     read_request,
     read_rule,
 )
@@ -48,17 +51,14 @@ DEADLINE: Final = 10.0
 """Seconds for beginning one request, and for the question whether the policies hold."""
 REFUSES: Final = "an access request is its writer's own"
 """What the chart's admission policy says of a request in another's name; the agent looks for it."""
+REFUSES_DECISION: Final = "a withdrawal is its writer's own"
+"""What its policy on decisions says of a withdrawal in another's name."""
+_NOBODY: Final = "arcbridge:nobody"
 _FORGED: Final = {
     "apiVersion": f"{API_GROUP}/{API_VERSION}",
     "kind": "AccessRequest",
     "metadata": {"generateName": "probe-"},
-    "spec": {
-        "user": "arcbridge:nobody",
-        "rule": "none",
-        "groups": ["arcbridge:none"],
-        "seconds": 60,
-        "reason": "probe",
-    },
+    "spec": {"user": _NOBODY, "rule": "none", "groups": ["arcbridge:none"], "seconds": 60, "reason": "probe"},
 }
 _log = structlog.get_logger("arcbridge.agent")
 
@@ -71,9 +71,11 @@ class Elevation:
         self._api = api
         self.clock = clock or ServerClock()
         self.book = GrantBook(config.groups)
-        self.rules = WatchedCollection(api, self.clock, RULES, self._rules_listed, self._rule_changed, self._wake)
+        self.rules = WatchedCollection(
+            api, self.clock, RULES, self._more_rules, self._rules_listed, self._rule_changed, self._wake
+        )
         self.requests = WatchedCollection(
-            api, self.clock, REQUESTS, self._requests_listed, self._request_changed, self._wake
+            api, self.clock, REQUESTS, self._more_requests, self._requests_listed, self._request_changed, self._wake
         )
         self._callers: dict[int, Caller] = {}
         """Those of all sessions, by `id`: they are changed, and have no hash."""
@@ -87,15 +89,19 @@ class Elevation:
         self._news = asyncio.Event()
         self._working: asyncio.Task[None] | None = None
         """Asks the API server, which may take its time: the ends of grants do not wait for that."""
-        self._asked = False
-        """Whether it was asked about the policies since the last list."""
+        self._look_at = 0.0
+        """When it is asked about the policies again, in seconds of the loop; a list has that done at once."""
+        self._begin_at = 0.0
+        """When requests are begun again, in seconds of the loop: the API server is slow or away."""
         self._not_begun: set[str] = set()
         """Uids of requests that the API server did not let begin since the last list."""
         self._began = 0
         self._ended = dict.fromkeys(ENDINGS, 0)
         self._streams_ended = 0
-        self.policies_hold = False
+        self._requests_hold = False
         """Whether the API server refuses a request in another's name."""
+        self._decisions_hold: bool | None = None
+        """Whether it refuses a withdrawal in another's name; None: there was no request to ask by."""
 
     # -- the sessions -------------------------------------------------------------------------------------------------
 
@@ -105,21 +111,22 @@ class Elevation:
         return self._config.groups
 
     def enter(self, caller: Caller) -> None:
-        """Lend to a session that begins, for as long as it lasts. One in token mode runs as its own token."""
-        if not caller.token_mode:
-            self._callers[id(caller)] = caller
-            caller.lender = self
-            caller.borrow()
+        """Lend to a session that begins, for as long as it lasts."""
+        self._callers[id(caller)] = caller
+        caller.lender = self
+        caller.borrow()
 
     def leave(self, caller: Caller) -> None:
         """Forget a session that is over."""
         self._callers.pop(id(caller), None)
 
-    def lend(self, identity: Identity, own: SessionRestrictions | None) -> Lent | None:
+    def lend(self, identity: Identity, own: SessionRestrictions | None, *, token_mode: bool = False) -> Lent | None:
         """Return what holds of a session of an identity besides its token (`kube.caller.Lender`)."""
         now = self.clock.now
-        # A grant is the person's: a program that acts for one gets nothing by the user's name alone (decision 0066).
-        of_user = () if identity.actor else self._of_user.get(identity.username, ())
+        # A grant is the person's: a program that acts for one gets nothing by the user's name alone (decision 0066). A
+        # session in token mode runs as its own token, with that token's groups.
+        may_ask = not (identity.actor or token_mode)
+        of_user = self._of_user.get(identity.username, ()) if may_ask else ()
         grants = [one for one in of_user if one.until > now and self.book.rule_gives(one, identity)]
         if grants:
             groups = dict.fromkeys((*identity.groups, *(group for one in grants for group in one.groups)))
@@ -128,7 +135,7 @@ class Elevation:
             return Lent(lent, own, tuple((one.uid, one.text) for one in grants))
         named = self._config.default_groups
         if self._config.default == READ_ONLY and ("*" in named or not set(named).isdisjoint(identity.groups)):
-            return Lent(identity, DefaultRestrictions.over(own))
+            return Lent(identity, DefaultRestrictions.over(own, may_ask=may_ask))
         return None
 
     # -- keeping it ---------------------------------------------------------------------------------------------------
@@ -155,12 +162,22 @@ class Elevation:
         """Whether nothing of rules and requests is missing."""
         return self.rules.current and self.requests.current
 
+    @property
+    def policies_hold(self) -> bool:
+        """Whether no policy is known to be missing."""
+        return self._requests_hold and self._decisions_hold is not False
+
+    @property
+    def not_begun(self) -> int:
+        """How many approved requests the API server did not let begin since the last list."""
+        return len(self._not_begun)
+
     def settle(self) -> None:
         """Have every session borrow what is in force now, and count what began and ended since the last time."""
         now = self.clock.now
         self.book.forget_past(now)
         grants = self.book.grants(now)
-        if not (self.current and self.policies_hold):
+        if not (self.current and self.policies_hold and self._decisions_hold):
             grants = {uid: one for uid, one in grants.items() if uid in self._in_force}
         before, self._in_force = self._in_force, grants
         changed = {uid: one for uid, one in (before | grants).items() if before.get(uid) != grants.get(uid)}
@@ -199,32 +216,45 @@ class Elevation:
         _log.info("elevation ended", user=grant.user, elevation=grant.name, reason=why)
 
     async def work(self) -> None:
-        """Ask whether the policies hold, once for each list, and begin the requests that may begin."""
-        if not self._asked or not self.policies_hold:
-            self._asked = True
+        """Ask whether the policies hold, once for each list and each `TICK` where they do not, and begin the requests
+        that may begin."""
+        loop = asyncio.get_running_loop()
+        unasked = self._decisions_hold is None and bool(self.book.requests)
+        if loop.time() >= self._look_at or (unasked and self._look_at == math.inf):
+            self._look_at, before = math.inf, (self._requests_hold, self._decisions_hold)
             await self._look_at_policies()
-            self._news.set()
-        if self.policies_hold:
+            if not self.policies_hold or (self.book.requests and not self._decisions_hold):
+                self._look_at = min(self._look_at, loop.time() + TICK)
+            if (self._requests_hold, self._decisions_hold) != before:
+                self._news.set()
+        if self._requests_hold and self._decisions_hold and loop.time() >= self._begin_at:
             for request in self.book.may_begin(self.clock.now):
-                if request.uid not in self._not_begun:
-                    await self._begin(request)
+                if request.uid not in self._not_begun and not await self._begin(request):
+                    self._begin_at = loop.time() + TICK
+                    break
 
-    async def _begin(self, request: AccessRequest) -> None:
-        """Write when a request begins and ends. Of several agents the first one's times count: the version that was
-        read goes with it."""
+    async def _begin(self, request: AccessRequest) -> bool:
+        """Write when a request begins and ends; return whether the API server has answered for this request. Of several
+        agents the first one's times count: the version that was read goes with it."""
         now = int(self.clock.now)
         times = {"from": rfc3339(now), "until": rfc3339(now + request.seconds)}
         patch = {"metadata": {"resourceVersion": request.version}, "status": times}
         code, said = await self._ask("PATCH", f"{API}/{REQUESTS}/{request.name}/status", patch)
-        if code not in (0, 200, 404, 409):
+        if code in (400, 403, 413, 422):
             self._not_begun.add(request.uid)
             _log.warning("elevation not begun", elevation=request.name, status=code, reason=clean(said, 400))
+        return code in (200, 404, 409) or request.uid in self._not_begun
 
     async def _look_at_policies(self) -> None:
-        """Ask the API server for a request in another's name, as a dry run: it has to refuse that."""
+        """Ask the API server, as dry runs, for a request and a withdrawal in another's name: it has to refuse both."""
         code, said = await self._ask("POST", f"{API}/{REQUESTS}?dryRun=All", _FORGED)
         if code:
-            self.policies_hold = code in (403, 422) and REFUSES in said
+            self._requests_hold = code in (403, 422) and REFUSES in said
+        if name := next(iter(self.book.requests), ""):
+            forged = {"status": {"withdrawn": {"user": _NOBODY}}}
+            code, said = await self._ask("PATCH", f"{API}/{REQUESTS}/{name}/status?dryRun=All", forged)
+            if code not in (0, 404, 409):  # it is gone meanwhile, or another: that says nothing
+                self._decisions_hold = code in (403, 422) and REFUSES_DECISION in said
 
     async def _ask(self, method: str, path: str, document: object) -> tuple[int, str]:
         """Return the code and the message of an answer; code 0 where there is none."""
@@ -241,39 +271,43 @@ class Elevation:
     def _wake(self) -> None:
         self._news.set()
 
-    def _rules_listed(self, documents: list[Document]) -> None:
-        self.book.rules.clear()
-        for document in documents:
-            self._rule_changed("ADDED", document)
+    def _more_rules(self, found: list[AccessRule], page: list[Document]) -> list[AccessRule]:
+        for document in page:
+            with suppress(ValueError):  # it was written past the schema: it lends nothing
+                found.append(read_rule(document))
+        return found
+
+    def _rules_listed(self, found: list[AccessRule]) -> None:
+        self.book.rules = {one.name: one for one in found}
         self._rules_changed = True
 
     def _rule_changed(self, kind: str, document: Document) -> None:
         name = str(document["metadata"]["name"])
         self.book.rules.pop(name, None)
         if kind != "DELETED":
-            with suppress(ValueError):  # it was written past the schema: it lends nothing
-                self.book.rules[name] = read_rule(document)
+            self.book.rules |= {one.name: one for one in self._more_rules([], [document])}
         self._rules_changed = True
         self._wake()
 
-    def _requests_listed(self, documents: list[Document]) -> None:
-        self.book.requests.clear()
-        self._asked = False
-        self._not_begun.clear()
-        left = set(self._in_force)
-        found = []
-        for document in documents:
+    def _more_requests(self, found: list[AccessRequest], page: list[Document]) -> list[AccessRequest]:
+        more = []
+        for document in page:
             with suppress(ValueError):
-                found.append(read_request(document))
-                left.discard(found[-1].uid)
-                self._note_closed(found[-1])
-        self._closed |= dict.fromkeys(left, "deleted")
+                more.append(read_request(document))
+                self._note_closed(more[-1])
+        return self.book.bounded([*found, *more], self.clock.now)
+
+    def _requests_listed(self, found: list[AccessRequest]) -> None:
+        self._look_at = 0.0
+        self._not_begun.clear()
+        left = self._in_force.keys() - {one.uid for one in found} - self._closed.keys()
+        self._closed |= dict.fromkeys((uid for uid in left if self._in_force[uid].until > self.clock.now), "deleted")
         self.book.replace_requests(found, self.clock.now)
 
     def _request_changed(self, kind: str, document: Document) -> None:
         name, uid = str(document["metadata"]["name"]), str(document["metadata"]["uid"])
         self.book.requests.pop(name, None)
-        if kind == "DELETED":
+        if kind == "DELETED" or is_deleted(document):
             if uid in self._in_force:
                 self._closed[uid] = "deleted"
         else:

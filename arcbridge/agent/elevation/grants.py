@@ -8,6 +8,7 @@ do not name, whatever the objects of the cluster say.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Final
 
@@ -18,7 +19,9 @@ LAPSES: Final = 24 * 3600.0
 """Seconds after its creation in which a request may begin: an approval that no agent has seen until then counts no
 more."""
 MOST_KEPT: Final = 2000
-"""Requests that are kept, those that began first, then the oldest: about a kilobyte each."""
+"""Requests that are kept, those that lend first, then the oldest: about a kilobyte each."""
+MOST_KEPT_OF_USER: Final = 32
+"""Of these the requests of one user, so that nobody keeps out others'."""
 MOST_OF_USER: Final = 8
 """Grants of one user at a time: each is in every request and record of that user."""
 SLACK: Final = 2.0
@@ -38,18 +41,31 @@ class GrantBook:
         self.left_out = 0
         """Requests that were not kept, because there are too many."""
 
+    def bounded(self, found: Iterable[AccessRequest], now: float) -> list[AccessRequest]:
+        """Return what is kept of some requests: those that lend longest, then the oldest."""
+        kept: list[AccessRequest] = []
+        of_user = Counter[str]()
+        for request in sorted(found, key=lambda one: (not one.begins, -one.until, one.created, one.name)):
+            if self._is_over(request, now):
+                continue
+            if len(kept) >= MOST_KEPT or of_user[request.user] >= MOST_KEPT_OF_USER:
+                self.left_out += 1
+                continue
+            of_user[request.user] += 1
+            kept.append(request)
+        return kept
+
     def replace_requests(self, found: Iterable[AccessRequest], now: float) -> None:
         """Take a list of all requests in place of those that are known."""
-        self.requests.clear()
-        for request in sorted(found, key=lambda one: (not one.begins, one.created, one.name)):
-            self.keep(request, now)
+        self.requests = {one.name: one for one in self.bounded(found, now)}
 
     def keep(self, request: AccessRequest, now: float) -> None:
         """Take a request that is new or was changed; one that can be no grant any more is forgotten."""
         self.requests.pop(request.name, None)
-        if request.denied or request.withdrawn or self._is_past(request, now):
+        if self._is_over(request, now):
             return
-        if len(self.requests) >= MOST_KEPT:
+        of_user = sum(one.user == request.user for one in self.requests.values())
+        if len(self.requests) >= MOST_KEPT or of_user >= MOST_KEPT_OF_USER:
             self.left_out += 1
             return
         self.requests[request.name] = request
@@ -68,9 +84,16 @@ class GrantBook:
         }
 
     def may_begin(self, now: float) -> list[AccessRequest]:
-        """Return the requests that an agent may begin: approved as their rules want it."""
+        """Return the requests that an agent may begin: approved as their rules want it.
+
+        The API server asked of none that is older than its rule whether its reason is one of the rule's form.
+        """
         return [
-            one for one in self.requests.values() if not (one.until or self._is_past(one, now)) and self._allowed(one)
+            one
+            for one in self.requests.values()
+            if not (one.until or self._is_past(one, now))
+            and self._allowed(one)
+            and one.created >= self.rules[one.rule].created
         ]
 
     def next_end(self, now: float) -> float:
@@ -98,6 +121,9 @@ class GrantBook:
         # Each approval names the group by which its writer may approve, which the API server's policies have checked.
         good = [user for user, group in request.approvals if group in rule.approver_groups and user != request.user]
         return len(good) >= rule.approvals
+
+    def _is_over(self, request: AccessRequest, now: float) -> bool:
+        return request.denied or request.withdrawn or self._is_past(request, now)
 
     @staticmethod
     def _is_past(request: AccessRequest, now: float) -> bool:

@@ -31,6 +31,8 @@ class AccessRule:
     """Who may ask for which groups, for how long, and who approves."""
 
     name: str
+    created: float
+    """Unix seconds, by the API server's clock."""
     groups: frozenset[str]
     """What may be asked for."""
     most_seconds: int
@@ -74,12 +76,18 @@ class AccessRequest:
         return f"{clean(' '.join(words))} reason={self.reason}"
 
 
+def is_deleted(document: Document) -> bool:
+    """Return whether an object is being deleted: finalizers, which its writer may choose, can keep it in the list."""
+    return "deletionTimestamp" in _part(document, "metadata")
+
+
 def read_rule(document: Document) -> AccessRule:
-    """Return the rule of a document. Raises ValueError."""
-    metadata, spec = _part(document, "metadata"), _part(document, "spec")
+    """Return the rule of a document. Raises ValueError, as for one that is being deleted."""
+    metadata, spec = _present(document), _part(document, "spec")
     asking, approving = _part(spec, "requesters"), _optional(spec, "approvers")
     return AccessRule(
         _text(metadata, "name"),
+        _time(metadata, "creationTimestamp"),
         frozenset(_texts(spec, "groups")),
         _number(spec, "maxSeconds"),
         frozenset(_texts(asking, "users")),
@@ -90,8 +98,8 @@ def read_rule(document: Document) -> AccessRule:
 
 
 def read_request(document: Document) -> AccessRequest:
-    """Return the request of a document. Raises ValueError."""
-    metadata, spec, status = _part(document, "metadata"), _part(document, "spec"), _optional(document, "status")
+    """Return the request of a document. Raises ValueError, as for one that is being deleted."""
+    metadata, spec, status = _present(document), _part(document, "spec"), _optional(document, "status")
     seconds = _number(spec, "seconds")
     begins = _time(status, "from") if "from" in status else 0.0
     until = _time(status, "until") if "until" in status else 0.0
@@ -115,6 +123,12 @@ def read_request(document: Document) -> AccessRequest:
         begins=begins,
         until=min(until, begins + seconds),
     )
+
+
+def _present(document: Document) -> Document:
+    if is_deleted(document):
+        raise ValueError("it is being deleted")
+    return _part(document, "metadata")
 
 
 def _part(document: Document, key: str) -> Document:

@@ -55,7 +55,7 @@ class Lent(NamedTuple):
 class Lender(Protocol):
     """Knows what is lent to whom (`agent.elevation`)."""
 
-    def lend(self, identity: Identity, own: SessionRestrictions | None) -> Lent | None:
+    def lend(self, identity: Identity, own: SessionRestrictions | None, *, token_mode: bool) -> Lent | None:
         """Return what holds of a session of this identity that gave up `own`; None: nothing besides."""
 
 
@@ -167,8 +167,8 @@ class Caller:
     def borrow(self) -> int:
         """Take what is lent to the user now; end what runs by a grant that is over, and answer how much that was."""
         before = self.subject.grants if self.lent is not None else frozenset()
-        self.lent = None if self.lender is None else self.lender.lend(self.identity, self.restrictions)
         if self.lender is not None:
+            self.lent = self.lender.lend(self.identity, self.restrictions, token_mode=self.token_mode)
             self.subject_lines = SubjectLines(self.words)
         self.subject = self.audit_subject(self.identity, self.account.audit)
         gone = before - self.subject.grants
@@ -178,7 +178,9 @@ class Caller:
         """Note a request that leaves by a grant, which ends with it. Raises RequestRefusal where it is over already."""
         if not record.subject.grants <= self.subject.grants:
             raise RequestRefusal(403, "the elevation by which this request was allowed has ended; ask for another one")
-        self.on_loan[record.request] = stream, record
+        # A withdrawal ends the grant by which it left, and its own answer would be cut.
+        if (record.group, record.resource, record.subresource) != ("access.arcbridge.io", "accessrequests", "status"):
+            self.on_loan[record.request] = stream, record
 
     def _end_on_loan(self, gone: frozenset[str]) -> int:
         running = {**self.upgraded, **self.on_loan}.values()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -31,9 +32,14 @@ _VERSION: Final = "access.arcbridge.io/v1alpha1"
 _WHO: Final = "/apis/authentication.k8s.io/v1/selfsubjectreviews"
 MOST_ANSWER: Final = 4 * 1024 * 1024
 """Bytes of one answer of the API server."""
-PAGE: Final = 200
-MOST_PAGES: Final = 50
-"""Pages of a list; behind them it is cut."""
+PAGES: Final = (200, 20, 1)
+"""Objects of one page: fewer where an answer is too long. Users choose how long theirs are, within the policies."""
+MOST_LISTED: Final = 10_000
+"""Objects of a list; behind them it is cut."""
+LAPSES: Final = 24 * 3600.0
+"""Seconds after its creation in which agents begin a request."""
+AGENTS: Final = 30.0
+"""Seconds in which an agent should have begun what has all approvals."""
 POLL: Final = 1.0
 """Seconds between two looks at a request that waits."""
 LONGEST: Final = 3600.0
@@ -73,6 +79,8 @@ class ElevationRequest:
     groups: tuple[str, ...]
     reason: str
     seconds: int
+    created: float
+    """Unix seconds; 0: unknown."""
     approved_by: tuple[str, ...]
     ended: str
     """`denied by …`, `withdrawn by …`, or empty."""
@@ -81,11 +89,11 @@ class ElevationRequest:
     document: Document
 
     def state(self, now: float) -> str:
-        """Return `waiting`, `active`, `over`, `denied` or `withdrawn`."""
+        """Return `waiting`, `active`, `over`, `lapsed`, `denied` or `withdrawn`."""
         if self.ended:
             return self.ended.partition(" ")[0]
         if not self.until:
-            return "waiting"
+            return "lapsed" if self.created and self.created + LAPSES <= now else "waiting"
         return "active" if self.until > now else "over"
 
 
@@ -128,14 +136,25 @@ class Elevations:
         document = {"apiVersion": _VERSION, "kind": "AccessRequest", "metadata": {"generateName": f"{prefix}-"}}
         return _elevation(await self._ask("POST", f"{_API}/accessrequests", {**document, "spec": spec}))
 
-    async def begun(self, name: str) -> ElevationRequest:
-        """Wait until a request is a grant, and return it. Raises ElevationRefused where it is denied or withdrawn."""
+    async def begun(self, name: str, approvals: int) -> ElevationRequest:
+        """Wait until a request that needs some approvals is a grant, and return it. Raises ElevationRefused where it is
+        denied, withdrawn or lapsed, or no agent begins it."""
+        approved = 0.0
         while True:
             found = await self.request(name)
             if found.ended:
                 raise ElevationRefused(f"the request {name} was {found.ended}")
             if found.until:
                 return found
+            if found.state(time.time()) == "lapsed":
+                raise ElevationRefused(f"the request {name} has lapsed: it was not approved within a day; ask anew")
+            if len(found.approved_by) >= approvals:
+                approved = approved or time.monotonic()
+                if time.monotonic() >= approved + AGENTS:
+                    raise ElevationRefused(
+                        f"the request {name} has its approvals, and no agent begins it: its rule does not allow it, or "
+                        f"the agents' self-check (elevation) says why; `arcbridge withdraw {name}` takes it back"
+                    )
             await asyncio.sleep(POLL)
 
     async def approve(self, name: str) -> ElevationRequest:
@@ -143,6 +162,8 @@ class Elevations:
         user, groups = await self.user()
 
         def decide(found: ElevationRequest, rule: OfferedRule | None) -> Document:
+            if found.state(time.time()) == "lapsed":
+                raise ConfigError(f"the request {name} has lapsed: it is older than a day, and lends nothing any more")
             if rule is None or not rule.approvals:
                 raise ConfigError(f"the request {name} needs no approval, or its rule {found.rule!r} is gone")
             by = next((group for group in rule.approvers if group in groups), "")
@@ -185,9 +206,9 @@ class Elevations:
 
     async def _list(self, resource: str) -> list[Document]:
         found: list[Document] = []
-        query = {"limit": str(PAGE)}
-        for _ in range(MOST_PAGES):
-            page = await self._ask("GET", f"{_API}/{resource}", query=query)
+        query: dict[str, str] = {}
+        while len(found) < MOST_LISTED:
+            page = await self._page(f"{_API}/{resource}", query)
             items = page.get("items")
             found += [one for one in items if isinstance(one, dict)] if isinstance(items, list) else []
             token = _at(page, "metadata", "continue")
@@ -195,6 +216,14 @@ class Elevations:
                 break
             query["continue"] = str(token)
         return found
+
+    async def _page(self, path: str, query: Mapping[str, str]) -> dict[str, Any]:
+        for size in PAGES:
+            try:
+                return await self._ask("GET", path, query={**query, "limit": str(size)})
+            except _TooLong as error:
+                failed = error
+        raise failed
 
     async def _ask(
         self, method: str, path: str, document: object = None, query: Mapping[str, str] | None = None
@@ -210,7 +239,7 @@ class Elevations:
                 async for piece in answer.content.iter_any():
                     text += piece
                     if len(text) > MOST_ANSWER:
-                        raise RemoteProtocolError("the API server's answer is too long")
+                        raise _TooLong("the API server's answer is too long")
                 if answer.status in (200, 201):
                     return read_json_object(text, MOST_ANSWER)
                 raise _refusal(answer.status, text)
@@ -221,6 +250,10 @@ class ElevationRefused(PermissionRefused):
 
     status_code = 422
     reason = "Invalid"
+
+
+class _TooLong(RemoteProtocolError):
+    """An answer has more than `MOST_ANSWER` bytes."""
 
 
 class _Conflict(ArcbridgeError):
@@ -322,6 +355,7 @@ def _elevation(document: Document) -> ElevationRequest:
         _texts(_at(document, "spec", "groups")),
         str(_at(document, "spec", "reason")),
         _whole(_at(document, "spec", "seconds")),
+        _seconds(_at(document, "metadata", "creationTimestamp")),
         tuple(str(_at(one, "user")) for one in approvals) if isinstance(approvals, list) else (),
         ended,
         _seconds(_at(status, "until")),

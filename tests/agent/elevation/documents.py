@@ -20,12 +20,13 @@ def rule_document(
     users: Sequence[str] = (),
     approvers: Sequence[str] = ("leads",),
     count: int = 1,
+    created: float = CREATED - 60,
 ) -> dict[str, Any]:
     spec: dict[str, Any] = {"groups": list(groups), "maxSeconds": seconds}
     spec["requesters"] = {"groups": list(asking), "users": list(users)}
     if approvers:
         spec["approvers"] = {"groups": list(approvers), "count": count}
-    return {"metadata": {"name": name}, "spec": spec}
+    return {"metadata": {"name": name, "creationTimestamp": rfc3339(created)}, "spec": spec}
 
 
 def request_document(
@@ -38,13 +39,14 @@ def request_document(
     reason: str = "INC-42 it burns",
     approved: Sequence[tuple[str, str]] = (("bob", "leads"),),
     begins: float = 0.0,
+    created: float = CREATED,
     **status: Any,
 ) -> dict[str, Any]:
     found: dict[str, Any] = {"approvals": [{"user": by, "group": group} for by, group in approved], **status}
     if begins:
         found |= {"from": rfc3339(begins), "until": rfc3339(begins + seconds)}
     spec = {"user": user, "rule": rule, "groups": list(groups), "seconds": seconds, "reason": reason}
-    metadata = {"name": name, "uid": f"uid-{name}", "resourceVersion": "7", "creationTimestamp": rfc3339(CREATED)}
+    metadata = {"name": name, "uid": f"uid-{name}", "resourceVersion": "7", "creationTimestamp": rfc3339(created)}
     return {"metadata": metadata, "spec": spec, "status": found}
 
 

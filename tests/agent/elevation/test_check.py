@@ -42,7 +42,7 @@ def followed(api: ApiServer) -> Elevation:
     made = Elevation(ElevationConfig(groups=("operators",)), api)
     for one in (made.rules, made.requests):
         one.current, one.failure = True, ""
-    made.policies_hold = True
+    made._requests_hold = made._decisions_hold = True
     made.book.rules["incident"] = rule()
     return made
 
@@ -60,11 +60,19 @@ async def test_each_fault_has_its_code(found: Reachable) -> None:
     finding = await look_at_elevation(api, elevation)
     assert (finding.code, "operators, userextras/arcbridge.io/elevated" in finding.detail) == ("elevation_rights", True)
     rights(found, ("impersonate", "groups", "operators"), ("impersonate", "userextras", "arcbridge.io/elevated"))
+    elevation._not_begun.add("uid")
+    finding = await look_at_elevation(api, elevation)
+    assert (finding.code, "did not let the agent begin 1" in finding.detail) == ("elevation_rights", True)
+    elevation._not_begun.clear()
     elevation.book.rules["wide"] = rule("wide", groups=["operators", "masters"])
     finding = await look_at_elevation(api, elevation)
     assert (finding.state, finding.code) == (FindingState.WARNING, "elevation_groups")
     assert "wide: masters" in finding.detail
-    elevation.policies_hold = False
+    elevation._decisions_hold = None
+    assert (await look_at_elevation(api, elevation)).code == "elevation_groups", "there is no request to ask by"
+    elevation._decisions_hold = False
+    assert (await look_at_elevation(api, elevation)).code == "elevation_policies"
+    elevation._requests_hold, elevation._decisions_hold = False, True
     assert (await look_at_elevation(api, elevation)).code == "elevation_policies"
     elevation.requests.current = False
     assert (await look_at_elevation(api, elevation)).state is FindingState.SKIPPED

@@ -80,8 +80,11 @@ class Followed:
         self.began = 0
         self.clock = ServerClock()
 
-    def listed(self, documents: Any) -> None:
-        self.lists.append([one["metadata"]["name"] for one in documents])
+    def reduced(self, found: list[str], page: Any) -> list[str]:
+        return [*found, *(one["metadata"]["name"] for one in page if "over" not in one)]
+
+    def listed(self, found: list[str]) -> None:
+        self.lists.append(found)
 
     def changed(self, kind: str, document: Any) -> None:
         self.events.append((kind, document["metadata"]["name"]))
@@ -91,10 +94,10 @@ class Followed:
 
 
 @asynccontextmanager
-async def following(directory: Path) -> AsyncIterator[tuple[Served, Followed, WatchedCollection]]:
+async def following(directory: Path) -> AsyncIterator[tuple[Served, Followed, WatchedCollection[str]]]:
     async with reachable(directory) as (fake, api):
         served, seen = Served(fake), Followed()
-        one = WatchedCollection(api, seen.clock, "accessrules", seen.listed, seen.changed, seen.begin)
+        one = WatchedCollection(api, seen.clock, "accessrules", seen.reduced, seen.listed, seen.changed, seen.begin)
         task = asyncio.get_running_loop().create_task(one.run())
         try:
             yield served, seen, one
@@ -162,10 +165,20 @@ async def test_g4_a_list_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert seen.lists == []
 
 
+async def test_g4_what_is_over_has_no_bound_in_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests stay as a record: a cluster in which many have been made still lends, and still takes away."""
+    monkeypatch.setattr(collection, "MOST_LISTED", 1)
+    async with following(tmp_path) as (served, seen, one):
+        served.items += [{"metadata": {"name": f"old-{n}"}, "over": True} for n in range(5)]
+        await until(lambda: one.current)
+        assert seen.lists == [["a"]]
+
+
 async def test_an_api_server_that_is_away_is_no_end(tmp_path: Path) -> None:
     async with reachable(tmp_path) as (fake, api):
         fake.stop()
-        one = WatchedCollection(api, ServerClock(), "accessrules", lambda _: None, lambda *_: None, lambda: None)
+        seen = Followed()
+        one = WatchedCollection(api, seen.clock, "accessrules", seen.reduced, seen.listed, seen.changed, seen.begin)
         task = asyncio.get_running_loop().create_task(one.run())
         await until(lambda: "cannot be reached" in one.failure)
         assert not task.done()

@@ -61,3 +61,6 @@ def test_the_sentence_says_how_to_ask() -> None:
     assert "arcbridge elevate" in DefaultRestrictions.over(None).sentence(READ_ONLY)
     own = DefaultRestrictions.over(SessionRestrictions(Restrictions(read_only=True)))
     assert "without --read-only" in own.sentence(READ_ONLY)
+    program = DefaultRestrictions.over(None, may_ask=False).sentence(READ_ONLY)
+    assert "nothing is lent" in program
+    assert "arcbridge elevate" not in program, "the policies would refuse it"

@@ -13,7 +13,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from arcbridge.agent.accounts import Accounts
-from arcbridge.agent.elevation.elevation import REFUSES, Elevation
+from arcbridge.agent.elevation.elevation import REFUSES, REFUSES_DECISION, Elevation
 from arcbridge.agent.elevation.grants import ENDINGS
 from arcbridge.agent.elevation.objects import API
 from arcbridge.agent.kube.apiserver import ApiServer
@@ -27,7 +27,7 @@ from tests.agent.kube.bench import ALICE, PODS, Bench, caller_of, running
 from tests.support.eventually import until
 from tests.support.fake_apiserver import Exchange, Unanswered, impersonation_of, reply
 
-from .documents import CREATED, request_document, rule_document
+from .documents import CREATED, request, request_document, rule_document
 
 CONFIG = ElevationConfig(groups=("operators",))
 EXTRA = "impersonate-extra-arcbridge.io%2felevated"
@@ -44,11 +44,14 @@ class Lending:
         clock = self.elevation.clock
         clock._clock, clock._monotonic = lambda: self.now, lambda: self.now
         self.follow()
-        self.elevation.policies_hold = True
+        self.hold()
         self.rule()
 
     def follow(self, current: bool = True) -> None:
         self.elevation.rules.current = self.elevation.requests.current = current
+
+    def hold(self, requests: bool = True, decisions: bool | None = True) -> None:
+        self.elevation._requests_hold, self.elevation._decisions_hold = requests, decisions
 
     def rule(self, kind: str = "MODIFIED", **fields: Any) -> None:
         self.elevation._rule_changed(kind, rule_document(**fields))
@@ -223,12 +226,17 @@ async def test_what_a_session_gave_up_it_does_not_get_back(bench: Bench, lending
     assert await groups(bench) == [b"dev", b"ops", b"operators"]
 
 
-async def test_token_mode_is_lent_nothing(bench: Bench, lending: Lending) -> None:
+@pytest.mark.parametrize(("named", "held"), [("*", True), ("dev", True), ("others", False)])
+async def test_g5_token_mode_is_lent_nothing_and_has_the_default(named: str, held: bool, bench: Bench) -> None:
+    """Else whoever reads a ServiceAccount's token would write with it."""
+    lending = Lending(bench.proxy.api, ElevationConfig(("operators",), "read-only", (named,)))
     caller = caller_of(ALICE)
     caller.token_mode = True
     lending.elevation.enter(caller)
     lending.request()
-    assert (caller.lender, caller.lent) == (None, None)
+    assert caller.words == (("read-only",) if held else ())
+    if caller.lent is not None:
+        assert (caller.lent.identity, caller.lent.grants) == (ALICE, ())
 
 
 async def test_a_session_that_is_over_is_forgotten(bench: Bench, lending: Lending) -> None:
@@ -241,9 +249,9 @@ async def test_a_session_that_is_over_is_forgotten(bench: Bench, lending: Lendin
 async def test_g7_unless_all_is_seen_and_the_policies_hold_nothing_is_added(bench: Bench, lending: Lending) -> None:
     """And what is known runs to its end."""
     lending.request()
-    for lacking in ("watch", "policies"):
+    for lacking in ("watch", "requests", "decisions", "unasked"):
         lending.follow(lacking != "watch")
-        lending.elevation.policies_hold = lacking != "policies"
+        lending.hold(lacking != "requests", {"decisions": False, "unasked": None}.get(lacking, True))
         lending.request("alice-2")
         assert len(lending.elevation.lend(ALICE, None).grants) == 1
         late = caller_of(ALICE, Accounts())
@@ -252,7 +260,7 @@ async def test_g7_unless_all_is_seen_and_the_policies_hold_nothing_is_added(benc
     lending.at(60 + 1800)
     assert bench.caller.lent is None
     lending.follow()
-    lending.elevation.policies_hold = True
+    lending.hold()
     lending.request("alice-2")
     assert bench.caller.lent is not None
 
@@ -288,10 +296,45 @@ async def test_documents_that_are_none_lend_nothing(bench: Bench, lending: Lendi
     elevation._rule_changed("ADDED", {"metadata": {"name": "broken"}, "spec": 7})
     elevation.settle()
     assert (bench.caller.lent, elevation.book.requests, list(elevation.book.rules)) == (None, {}, ["incident"])
-    elevation._requests_listed([{"metadata": {}}, request_document(begins=lending.now)])
-    elevation._rules_listed([{"metadata": {"name": "x"}}, rule_document()])
+    page = [{"metadata": {}}, request_document(begins=lending.now)]
+    elevation._requests_listed(elevation._more_requests([], page))
+    elevation._rules_listed(elevation._more_rules([], [{"metadata": {"name": "x"}}, rule_document()]))
     elevation.settle()
     assert bench.caller.lent is not None
+
+
+async def test_a_withdrawal_by_the_elevated_user_gets_its_answer(bench: Bench, lending: Lending) -> None:
+    """It ends the grant by which it left, often before the API server has answered."""
+    path = f"{API}/accessrequests/alice-1/status"
+
+    async def patched(exchange: Exchange) -> None:
+        lending.request(withdrawn={"user": "alice"})
+        await exchange.send(reply(200, b"{}"))
+
+    bench.api.routes[path] = patched
+    lending.request()
+    assert (await bench.get(path, method="PATCH")).status == 200
+    assert bench.caller.lent is None
+
+
+@pytest.mark.parametrize("of", ["request", "rule"])
+@pytest.mark.parametrize("how", ["listed", "watched"])
+async def test_g3_an_object_that_is_being_deleted_lends_nothing(
+    of: str, how: str, bench: Bench, lending: Lending
+) -> None:
+    """Its writer may have given it a finalizer, so that the API server keeps it."""
+    lending.request()
+    asked, rule, elevation = request_document(begins=lending.now), rule_document(), lending.elevation
+    {"request": asked, "rule": rule}[of]["metadata"]["deletionTimestamp"] = "2027-01-15T08:01:00Z"
+    if how == "watched":
+        elevation._request_changed("MODIFIED", asked)
+        elevation._rule_changed("MODIFIED", rule)
+    else:
+        elevation._requests_listed(elevation._more_requests([], [asked]))
+        elevation._rules_listed(elevation._more_rules([], [rule]))
+    elevation.settle()
+    assert bench.caller.lent is None
+    assert elevation._ended["deleted" if of == "request" else "rule"] == 1
 
 
 class Answering:
@@ -300,7 +343,9 @@ class Answering:
     def __init__(self, bench: Bench, *, policies: bool = True, code: int = 200) -> None:
         self.patches: list[dict[str, Any]] = []
         self.code = code
+        self.probes = 0
         self.probe = reply(422, json.dumps({"message": f"denied request: {REFUSES}: …"}).encode())
+        self.decision = reply(422, json.dumps({"message": f"denied request: {REFUSES_DECISION}, …"}).encode())
         if not policies:
             self.probe = reply(201, b"{}")
         self.held: asyncio.Event | None = None
@@ -310,9 +355,14 @@ class Answering:
     async def probed(self, exchange: Exchange) -> None:
         assert exchange.request.target.endswith("?dryRun=All")
         assert json.loads(exchange.request.body)["spec"]["user"] == "arcbridge:nobody"
+        self.probes += 1
         await exchange.send(self.probe)
 
     async def patched(self, exchange: Exchange) -> None:
+        if exchange.request.target.endswith("?dryRun=All"):
+            assert json.loads(exchange.request.body) == {"status": {"withdrawn": {"user": "arcbridge:nobody"}}}
+            await exchange.send(self.decision)
+            return
         assert exchange.request.header("content-type") == [b"application/merge-patch+json"]
         assert not impersonation_of(exchange.request), "as itself"
         self.patches.append(json.loads(exchange.request.body))
@@ -321,7 +371,7 @@ class Answering:
 
 async def test_an_agent_begins_what_is_approved_by_the_api_servers_clock(bench: Bench, lending: Lending) -> None:
     api, elevation = Answering(bench), lending.elevation
-    elevation.policies_hold = False
+    lending.hold(False, None)
     lending.request(begins=0)
     await elevation.work()
     assert elevation.policies_hold
@@ -344,7 +394,7 @@ async def test_a_request_that_is_not_begun_is_said_once(code: int, tries: int, b
     assert len(api.patches) == tries
     said = [one for one in logs if one["event"] == "elevation not begun"]
     assert [one["reason"] for one in said] == ["not by you"] * (2 - tries)
-    lending.elevation._requests_listed([request_document()])
+    lending.elevation._requests_listed([request()])
     await lending.elevation.work()
     assert len(api.patches) == tries + 1, "a list begins anew"
 
@@ -352,15 +402,71 @@ async def test_a_request_that_is_not_begun_is_said_once(code: int, tries: int, b
 async def test_g7_without_the_policies_nothing_is_begun(bench: Bench, lending: Lending) -> None:
     api, elevation = Answering(bench, policies=False), lending.elevation
     lending.request(begins=0)
-    elevation._asked = False
     await elevation.work()
     assert (elevation.policies_hold, api.patches) == (False, [])
     api.probe = reply(422, b'{"message": "spec.user: Too long"}')
+    elevation._look_at = 0.0
     await elevation.work()
     assert elevation.policies_hold is False, "another refusal is none of theirs"
     api.probe = reply(403, f'{{"message": "{REFUSES}"}}'.encode())
+    elevation._look_at = 0.0
     await elevation.work()
     assert elevation.policies_hold
+
+
+async def test_g7_without_the_policy_on_decisions_nothing_is_begun(bench: Bench, lending: Lending) -> None:
+    """Else whoever may ask could write approvals in any name, and the times."""
+    api, elevation = Answering(bench), lending.elevation
+    lending.hold(False, None)
+    api.decision = reply(200, b"{}")
+    await elevation.work()
+    assert (elevation.policies_hold, elevation._decisions_hold) == (True, None), "there is no request to ask by"
+    lending.request()
+    assert bench.caller.lent is None
+    lending.request("alice-1", begins=0)
+    await elevation.work()
+    assert (elevation.policies_hold, api.patches) == (False, [])
+    for answer, holds in (
+        (reply(404, b"{}"), False),
+        (reply(422, f'{{"message": "{REFUSES_DECISION}"}}'.encode()), True),
+        (reply(404, b"{}"), True),
+        (reply(422, b'{"message": "too long"}'), False),
+    ):
+        api.decision, elevation._look_at = answer, 0.0
+        await elevation.work()
+        assert elevation.policies_hold is holds
+
+
+async def test_g7_missing_policies_are_asked_about_once_in_a_tick(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often the agent wakes: each question is one more event in the API server's audit log."""
+    monkeypatch.setattr("arcbridge.agent.elevation.elevation.TICK", 0.2)
+    api, elevation = Answering(bench, policies=False), Lending(bench.proxy.api).elevation
+    for one in (elevation.rules, elevation.requests):
+        monkeypatch.setattr(one, "run", asyncio.Event().wait)
+    task = asyncio.get_running_loop().create_task(elevation.run())
+    for _ in range(50):
+        elevation._wake()
+        await asyncio.sleep(0.01)
+    await cancel_and_wait(task)
+    assert 2 <= api.probes <= 4
+
+
+@pytest.mark.parametrize("code", [401, 429, 500, 503])
+async def test_a_request_that_a_slow_api_server_did_not_begin_begins_soon(
+    code: int, bench: Bench, lending: Lending
+) -> None:
+    """And not at the next list only, minutes later; nor do all that wait go to an API server that is overloaded."""
+    api = Answering(bench, code=code)
+    for name in ("alice-1", "alice-2"):
+        lending.request(name, begins=0)
+    await lending.elevation.work()
+    await lending.elevation.work()
+    assert len(api.patches) == 1
+    lending.elevation._begin_at = 0.0
+    await lending.elevation.work()
+    assert len(api.patches) == 2
 
 
 async def test_it_runs_from_an_empty_cluster_to_a_grant(bench: Bench) -> None:
@@ -369,7 +475,9 @@ async def test_it_runs_from_an_empty_cluster_to_a_grant(bench: Bench) -> None:
 
     def serve(resource: str) -> Any:
         async def route(exchange: Exchange) -> None:
-            if exchange.request.method == "POST":
+            if exchange.request.method == "PATCH":
+                await exchange.send(reply(422, f'{{"message": "{REFUSES_DECISION}"}}'.encode()))
+            elif exchange.request.method == "POST":
                 await exchange.send(reply(422, f'{{"message": "{REFUSES}"}}'.encode()))
             elif "watch=1" in exchange.request.target:
                 date = "Fri, 15 Jan 2027 08:10:00 GMT"
@@ -382,6 +490,7 @@ async def test_it_runs_from_an_empty_cluster_to_a_grant(bench: Bench) -> None:
 
     for resource in lists:
         bench.api.routes[f"{API}/{resource}"] = serve(resource)
+    bench.api.routes[f"{API}/accessrequests/alice-1/status"] = serve("accessrequests")
     elevation = Elevation(CONFIG, bench.proxy.api)
     elevation.enter(bench.caller)
     task = asyncio.get_running_loop().create_task(elevation.run())

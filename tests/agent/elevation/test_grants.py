@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 
-from arcbridge.agent.elevation.grants import LAPSES, MOST_KEPT, MOST_OF_USER, SLACK, GrantBook, by_user
+from arcbridge.agent.elevation.grants import (
+    LAPSES,
+    MOST_KEPT,
+    MOST_KEPT_OF_USER,
+    MOST_OF_USER,
+    SLACK,
+    GrantBook,
+    by_user,
+)
 from arcbridge.agent.elevation.objects import AccessRequest, AccessRule
 from arcbridge.identity.claims import Identity
 
@@ -80,6 +88,15 @@ def test_a_rule_that_became_narrower_ends_what_it_gave(narrower: dict[str, Any])
     assert granted(request(begins=NOW), rules=(rule(groups=["operators", "more"], seconds=86400),))
 
 
+def test_g1_a_request_that_is_older_than_its_rule_does_not_begin() -> None:
+    """The API server asks about the form of a reason as a request is made, and no rule was there; a grant that runs
+    when its rule is made again goes on."""
+    for created, begins in ((CREATED, True), (CREATED + 1, False)):
+        made = book(request(), rules=(rule(created=created),))
+        assert bool(made.may_begin(NOW)) is begins
+        assert granted(request(begins=NOW), rules=(rule(created=created),))
+
+
 def test_g2_no_group_is_lent_that_the_settings_do_not_name() -> None:
     wide = rule(groups=["operators", "masters"])
     assert not granted(request(begins=NOW, groups=["masters"]), rules=(wide,))
@@ -115,13 +132,25 @@ def test_a_request_that_nobody_saw_for_a_day_lapses() -> None:
 
 
 def test_g4_a_flood_of_requests_is_bounded_and_ends_no_grant() -> None:
-    flood = [request(f"flood-{n}", approved=()) for n in range(MOST_KEPT + 500)]
+    flood = [request(f"flood-{n}", user=f"u{n % 500}", approved=()) for n in range(MOST_KEPT + 500)]
     made = book(*flood, request("alice-1", begins=NOW))
     assert len(made.requests) == MOST_KEPT
     assert made.left_out == 501
     assert list(made.grants(NOW)) == ["uid-alice-1"]
     made.keep(request("alice-1", begins=NOW, withdrawn={"user": "alice"}), NOW)
     assert made.grants(NOW) == {}
+
+
+def test_g4_the_requests_of_one_user_keep_out_no_others() -> None:
+    flood = [request(f"a-{n}", user="mallory", approved=()) for n in range(MOST_KEPT + 500)]
+    asked = request("z-1")
+    for made in (book(*flood, asked), book(*flood)):
+        made.keep(asked, NOW)
+        assert len(made.requests) == MOST_KEPT_OF_USER + 1
+        assert [one.name for one in made.may_begin(NOW)] == ["z-1"]
+        made.keep(request("a-0", user="mallory", begins=NOW), NOW)
+        made.keep(request("b-0", user="mallory", approved=()), NOW)
+        assert "b-0" not in made.requests
 
 
 def test_of_many_grants_of_one_user_those_that_last_longest_count() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 import urllib.parse
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,15 +12,21 @@ from typing import Any
 
 import pytest
 
+from arcbridge.agent.elevation.grants import LAPSES
 from arcbridge.client.commands import elevation as module
 from arcbridge.client.commands.elevation import Elevations, choose, elevations_of, seconds_of
 from arcbridge.client.service import ClientContext
 from arcbridge.errors import ArcbridgeError, ConfigError, PermissionRefused, RemoteProtocolError, Unreachable
-from tests.agent.elevation.documents import request_document, rule_document
+from tests.agent.elevation import documents
+from tests.agent.elevation.documents import rule_document
 from tests.client.commands.test_proxy import Case
 from tests.client.far_side import FarSide
 
 API = "/apis/access.arcbridge.io/v1alpha1"
+
+
+def request_document(name: str, age: float = 60.0, **fields: Any) -> dict[str, Any]:
+    return documents.request_document(name, created=time.time() - age, **fields)
 
 
 class Api:
@@ -57,7 +64,7 @@ class Api:
             return 201, self.requests[name]
         if path == f"{API}/accessrequests":
             items, begin = list(self.requests.values()), int(query.get("continue", "0"))
-            end = begin + (self.page or len(items))
+            end = begin + min(self.page or len(items), int(query["limit"]))
             return 200, {"metadata": {"continue": str(end)} if end < len(items) else {}, "items": items[begin:end]}
         name = path.split("/")[5]
         if name not in self.requests:
@@ -113,7 +120,7 @@ async def test_a_user_asks_and_waits_until_the_cluster_lends(api: Api, cluster: 
         "user": "oidc:Alice.B@example.org", "rule": "incident", "groups": ["operators"], "seconds": 1800,
         "reason": "INC-42",
     }  # fmt: skip
-    waiting = asyncio.create_task(cluster.begun(asked.name))
+    waiting = asyncio.create_task(cluster.begun(asked.name, 1))
     while len(api.asked) < 6:
         await asyncio.sleep(0)
     assert not waiting.done()
@@ -127,10 +134,32 @@ async def test_a_user_asks_and_waits_until_the_cluster_lends(api: Api, cluster: 
 async def test_waiting_ends_where_the_request_does(how: str, api: Api, cluster: Elevations) -> None:
     api.requests["a"] = request_document("a", **{how: {"user": "bob", "reason": "not now\x1b[1m"}})
     with pytest.raises(PermissionRefused, match=f"was {how} by bob: not now") as caught:
-        await cluster.begun("a")
+        await cluster.begun("a", 1)
     assert "\x1b" not in caught.value.message
     with pytest.raises(ConfigError, match="nothing was done"):
         await cluster.withdraw("a")
+
+
+async def test_what_has_lapsed_is_waited_for_and_approved_by_nobody(api: Api, cluster: Elevations) -> None:
+    assert module.LAPSES == LAPSES
+    api.requests["a"] = request_document("a", age=LAPSES, approved=())
+    assert (await cluster.request("a")).state(time.time()) == "lapsed"
+    with pytest.raises(PermissionRefused, match="has lapsed"):
+        await cluster.begun("a", 1)
+    api.user, api.groups = "bob", ["leads"]
+    with pytest.raises(ConfigError, match="has lapsed"):
+        await cluster.approve("a")
+
+
+@pytest.mark.parametrize(("approved", "ends"), [((), False), ((("bob", "leads"),), True)])
+async def test_waiting_ends_where_no_agent_begins_what_is_approved(
+    approved: Any, ends: bool, api: Api, cluster: Elevations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "AGENTS", 0.0)
+    api.requests["a"] = request_document("a", approved=approved)
+    with pytest.raises(PermissionRefused if ends else TimeoutError, match="self-check" if ends else None):
+        async with asyncio.timeout(10 if ends else 0.2):
+            await cluster.begun("a", 1)
 
 
 async def test_an_approval_is_by_a_group_of_the_rule_and_keeps_those_before(api: Api, cluster: Elevations) -> None:
@@ -197,6 +226,16 @@ async def test_a_list_has_all_pages_the_newest_first(api: Api, cluster: Elevatio
         document["metadata"]["creationTimestamp"] = f"2026-11-29T12:00:0{number}Z"
     api.page = 3
     assert [one.name for one in await cluster.requests()] == [f"a{number}" for number in range(6, -1, -1)]
+
+
+async def test_one_users_long_requests_do_not_hide_all(
+    api: Api, cluster: Elevations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MOST_ANSWER", 4000)
+    for number in range(30):
+        api.requests[f"a{number}"] = document = request_document(f"a{number}")
+        document["metadata"]["annotations"] = {"a": "x" * 1000}
+    assert len(await cluster.requests()) == 30
 
 
 async def test_answers_that_are_none_are_errors(api: Api, cluster: Elevations, monkeypatch: pytest.MonkeyPatch) -> None:
