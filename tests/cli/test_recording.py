@@ -12,7 +12,7 @@ from arcbridge.agent.recording.sealed_file import ENDING, PART, FinishedFile, Re
 from arcbridge.cli import recording
 from arcbridge.cli.run import run
 from arcbridge.errors import ExitCode
-from tests.agent.recording.keys import RECIPIENTS
+from tests.agent.recording.keys import RECIPIENTS, published
 from tests.agent.recording.test_opened import log_of, recorded
 from tests.sealing.keys import X25519_IDENTITY
 
@@ -31,7 +31,7 @@ def made(directory: Path, name: str, output: bytes, *, ends: bool = True) -> Pat
     file.append(text.lines([Event(900.0, "o", output)]))
     if ends:
         file.append(text.end(901.0, 0, ""))
-    file.finish()
+    published(file)
     return path
 
 
@@ -79,7 +79,7 @@ def test_a_recording_that_broke_off(tmp_path: Path, key: str, capsys: pytest.Cap
 def test_what_the_log_says(tmp_path: Path, key: str, capsys: pytest.CaptureFixture[str]) -> None:
     path = made(tmp_path, "a", b"x")
     file = RecordingFile.create(tmp_path / ("b" + ENDING), RECIPIENTS)
-    log = str(log_of(tmp_path / "audit.jsonl", recorded(file.finish(), user="alice", namespace="shop", name="web")))
+    log = str(log_of(tmp_path / "audit.jsonl", recorded(published(file), user="alice", namespace="shop", name="web")))
     assert run(["recording", "list", log]) == ExitCode.DONE
     assert "alice" in capsys.readouterr().out
     assert run(["recording", "list", "-o", "name", log]) == ExitCode.DONE

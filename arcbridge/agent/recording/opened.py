@@ -40,7 +40,9 @@ def find_recordings(files: Iterable[Path], user: str = "", since: str = "") -> I
         if stage == "begun" and fields.get("subresource") in ("exec", "attach"):
             begun[request] = {key: fields[key] for key in _WHOSE if key in fields}
         elif stage == "recorded":
-            row = _row({**begun.pop(request, {}), **fields})
+            row = _row({**begun.get(request, {}), **fields})
+            if row["file"]:  # else the start of an agent may still find it
+                begun.pop(request, None)
             if (not user or row["user"] == user) and (not since or str(row["time"]) >= since):
                 yield row
 

@@ -2,8 +2,8 @@
 
 A session that must be recorded and cannot is refused here, before anything leaves for the API server; so is what could
 run a command past the recording: SPDY, other protocols, and a kubelet's own paths. One thread seals and writes for all
-sessions. Invariant: no recording ends without a record that names its file and the file's SHA-256, those included that
-a former agent process left behind.
+sessions. Invariant: a file gets its name only behind the record that has its SHA-256, so that a file without a record
+is one that the next start of an agent finishes and records.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from arcbridge.agent.recording.cast import CastWriter
 from arcbridge.agent.recording.channels import PROTOCOLS, STDERR, STDOUT, notice_frame
 from arcbridge.agent.recording.recorded_splice import RecordedSplice
 from arcbridge.agent.recording.rules import RecordingRules
-from arcbridge.agent.recording.sealed_file import ENDING, FinishedFile, RecordingFile
-from arcbridge.agent.recording.session_recording import SessionRecording, reason_of
+from arcbridge.agent.recording.sealed_file import ENDING, FinishedFile, RecordingFile, reason_of
+from arcbridge.agent.recording.session_recording import SessionRecording
 from arcbridge.agent.recording.spool import Spool
 from arcbridge.errors import ArcbridgeError
 from arcbridge.mux.splice import SpliceResult
@@ -202,8 +202,9 @@ class Recorder:
     async def _finish(self, recording: SessionRecording, record: AuditRecord) -> None:
         try:
             finished = await recording.finish()
-        except (ArcbridgeError, OSError) as error:
+        except (ArcbridgeError, OSError) as error:  # the next start of an agent finishes the file
             self._note_failure(record, reason_of(error))
+            self._audit.put(record.recorded_line({"failure": reason_of(error)}))
             return
         self.recorded += 1
         seconds = round(time.monotonic() - recording.began, 3)
@@ -212,25 +213,39 @@ class Recorder:
             fields["exit"] = recording.exit_code
         if recording.failure:
             fields["failure"] = recording.failure
-        self._index(finished, lambda found: record.recorded_line({**found, **fields}))
+        await self._index(finished, lambda found: record.recorded_line({**found, **fields}), recording.publish)
 
     async def _recover(self) -> None:
         """Finish what a former process left, and index it."""
         try:
-            left = await self._submit(lambda: [*self._spool.recover()])
             await self._submit(self._spool.measure)
+            for part in await self._submit(self._spool.left):
+                if (found := await self._submit(self._spool.recover, part)) is not None:
+                    await self._index_left(*found)
         except (ArcbridgeError, OSError) as error:
             log.warning("recordings not looked through", reason=reason_of(error))
-            return
-        for finished in left:
-            log.warning("recording broke off", file=finished.name)
-            request = finished.name.partition("-")[2].removesuffix(ENDING)
-            fields = {"failure": "the agent ended"}
-            self._index(finished, lambda found: left_behind_line(request, {**found, **fields}))  # noqa: B023 - at once
 
-    def _index(self, finished: FinishedFile, line: Callable[[dict[str, object]], str]) -> None:
+    async def _index_left(self, file: RecordingFile, finished: FinishedFile) -> None:
+        request = finished.name.partition("-")[2].removesuffix(ENDING)
+        fields = {} if file.whole else {"failure": "the agent ended"}
+        if fields:
+            log.warning("recording broke off", file=finished.name)
+        await self._index(
+            finished, lambda found: left_behind_line(request, {**found, **fields}), lambda: self._submit(file.publish)
+        )
+
+    async def _index(
+        self, finished: FinishedFile, line: Callable[[dict[str, object]], str], publish: Callable[[], Awaitable[None]]
+    ) -> None:
+        """Write the record of a file, and then give it its name."""
         where = finished.name if self.bucket is None else self.bucket.url(finished.name)
-        self._audit.put(line({"file": where, "sha256": finished.sha256, "bytes": finished.size}))
+        found: dict[str, object] = {"file": where, "sha256": finished.sha256, "bytes": finished.size}
+        try:
+            await self._audit.put_and_wait(lambda: line(found))
+            await publish()
+        except (ArcbridgeError, OSError) as error:
+            log.warning("recording not finished", file=finished.name, reason=reason_of(error))
+            return
         if self.bucket is not None:
             self.bucket.look_soon()
 

@@ -17,7 +17,7 @@ from arcbridge.agent.recording import cast, channels
 from arcbridge.agent.recording.cast import CastWriter, Event
 from arcbridge.agent.recording.channels import ChannelReader, Unreadable
 from arcbridge.agent.recording.rules import Demand
-from arcbridge.agent.recording.sealed_file import FinishedFile, RecordingFile
+from arcbridge.agent.recording.sealed_file import FinishedFile, RecordingFile, reason_of
 from arcbridge.agent.recording.spool import Spool
 from arcbridge.errors import ArcbridgeError
 from arcbridge.untrusted_json import read_json_object
@@ -132,7 +132,7 @@ class SessionRecording:
                 self._session.end(f"the recording failed: {reason}")
 
     async def finish(self) -> FinishedFile:
-        """End the recording; return its file, once it is whole. Raises OSError."""
+        """End the recording; return its file, once it is whole. It keeps its ending until `publish`. Raises OSError."""
         self._cancel_timers()
         self._session = None
         events, self._events = self._events, []
@@ -141,6 +141,10 @@ class SessionRecording:
         finished: FinishedFile = await self._submit(self._write_end, events, time.monotonic(), status, mark)
         self.failure = self.failure or self._stopped
         return finished
+
+    async def publish(self) -> None:
+        """Give the file its name: the index has it. Raises OSError."""
+        await self._submit(self._file.publish)
 
     async def discard(self) -> None:
         """Remove the file: the session did not begin. Raises OSError."""
@@ -254,16 +258,9 @@ class SessionRecording:
             text = self._text.lines(events)
         try:
             self._spool.used += self._file.append(text + self._text.end(at, status, mark))
-        except OSError as error:  # without its last line the file says that it broke off
+        except (ArcbridgeError, OSError) as error:  # without its last line the file says that it broke off
             self._stopped = reason_of(error)
         return self._file.finish()
-
-
-def reason_of(error: BaseException) -> str:
-    """Return why a recording cannot be written, as a log has it."""
-    if isinstance(error, ArcbridgeError):
-        return error.message
-    return error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
 
 
 def _missing(reason: str) -> str:

@@ -6,13 +6,13 @@ when there seems to be no room. Invariant: a file whose writer lives is never to
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import structlog
 
 from arcbridge.agent.recording.cast import broken_off
-from arcbridge.agent.recording.sealed_file import ENDING, PART, FinishedFile, RecordingFile
+from arcbridge.agent.recording.sealed_file import ENDING, PART, FinishedFile, RecordingFile, reason_of
 from arcbridge.errors import ArcbridgeError, ConfigError
 from arcbridge.sealing.recipients import Recipient
 
@@ -62,16 +62,27 @@ class Spool:
         """Return the files that are finished, the oldest first. Raises OSError."""
         return sorted(path for path in self.directory.iterdir() if path.name.endswith(ENDING))
 
-    def recover(self) -> Iterator[FinishedFile]:
-        """Finish the files whose writers are gone, with a mark where each broke off. Raises OSError."""
-        for part in sorted(self.directory.glob("*" + ENDING + PART)):
-            path = part.with_name(part.name.removesuffix(PART))
-            try:
-                if (file := RecordingFile.reopen(path, self.recipients)) is not None:
+    def left(self) -> list[Path]:
+        """Return the files that are not published, those of living writers included. Raises OSError."""
+        return sorted(self.directory.glob("*" + ENDING + PART))
+
+    def recover(self, part: Path) -> tuple[RecordingFile, FinishedFile] | None:
+        """Finish a file whose writer is gone, with a mark where it broke off; None where that is not to be done."""
+        try:
+            file = RecordingFile.reopen(part.with_name(part.name.removesuffix(PART)), self.recipients)
+            if file is None:
+                return None
+            if not file.whole:
+                try:
                     file.append(broken_off())
-                    yield file.finish()
-            except OSError as error:
-                log.warning("recording not finished", file=part.name, reason=error.strerror)
+                except (ArcbridgeError, OSError) as error:  # without the mark it says by its end that it broke off
+                    log.warning("recording not finished", file=part.name, reason=reason_of(error))
+            return file, file.finish()
+        except FileNotFoundError:  # its writer has published it
+            return None
+        except OSError as error:
+            log.warning("recording not finished", file=part.name, reason=reason_of(error))
+            return None
 
 
 def _is_recording(path: Path) -> bool:

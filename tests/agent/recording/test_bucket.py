@@ -23,7 +23,7 @@ from tests.support.eventually import until
 from tests.support.processes import ManagedProcess, require_or_skip
 from tests.support.world import fixed_port
 
-from .keys import RECIPIENTS, text_of
+from .keys import RECIPIENTS, published, text_of
 
 
 def test_the_signature_of_amazons_example() -> None:
@@ -95,7 +95,7 @@ def bucket_of(endpoint: str, spool: Spool) -> Iterator[RecordingBucket]:
 def finished(spool: Spool, name: str) -> Path:
     file = spool.create(name)
     spool.used += file.append(name.encode())
-    file.finish()
+    published(file)
     return spool.directory / (name + ENDING)
 
 

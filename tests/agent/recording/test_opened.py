@@ -14,7 +14,7 @@ from arcbridge.audit.chain import Chain
 from arcbridge.errors import ConfigError, SealingError
 from tests.sealing.keys import HYBRID_IDENTITY, X25519_IDENTITY
 
-from .keys import RECIPIENTS
+from .keys import RECIPIENTS, published
 
 
 def made(directory: Path, name: str, *texts: bytes) -> FinishedFile:
@@ -22,7 +22,7 @@ def made(directory: Path, name: str, *texts: bytes) -> FinishedFile:
     file = RecordingFile.create(directory / (name + ENDING), RECIPIENTS)
     for text in texts:
         file.append(text)
-    return file.finish()
+    return published(file)
 
 
 def log_of(path: Path, *records: dict[str, Any]) -> Path:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +17,8 @@ import pytest
 from arcbridge.agent.kube.caller import Lent
 from arcbridge.agent.recording import recorder as recorder_module
 from arcbridge.agent.recording.recorder import Recorder
-from arcbridge.agent.recording.sealed_file import ENDING, PART
-from arcbridge.errors import StreamReset
+from arcbridge.agent.recording.sealed_file import ENDING, PART, FinishedFile, RecordingFile
+from arcbridge.errors import StateError, StreamReset
 from arcbridge.settings.config import RecordingConfig, RecordingRuleConfig
 from tests.agent.kube.bench import Bench, Wire, running
 from tests.support.eventually import until
@@ -78,7 +79,9 @@ class Recorders:
         return sorted(self.directory.glob("*" + ENDING))
 
     def index(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.lines if '"stage":"recorded"' in line]
+        """The records whose files have their names, and those without a file."""
+        found = [json.loads(line) for line in self.lines if '"stage":"recorded"' in line]
+        return [one for one in found if (self.directory / one["recording"].get("file", "")).exists()]
 
     lines: list[str]
 
@@ -109,7 +112,14 @@ async def recording(directory: Path, **config: Any) -> AsyncIterator[Recorders]:
             made.lines.append(line)
             return put(line)
 
-        bench.audit.put = kept
+        put_and_wait = bench.audit.put_and_wait
+
+        async def kept_and_waited(line: Callable[[], str]) -> None:
+            assert not made.files() or made.index()  # no file has its name before its record
+            made.lines.append(line())
+            await put_and_wait(line)
+
+        bench.audit.put, bench.audit.put_and_wait = kept, kept_and_waited
         bench.proxy.context.recorder = made.recorder
         try:
             yield made
@@ -353,6 +363,7 @@ async def test_what_a_former_process_left_is_indexed(tmp_path: Path) -> None:
         await (await made.run(request())).rest()
         await until(made.index)
         (path,) = made.files()
+        path.write_bytes(path.read_bytes()[:-1024])  # without the end of the archive
         path.rename(path.with_name(path.name + PART))
     async with recording(tmp_path) as made:
         await until(made.index)
@@ -361,3 +372,34 @@ async def test_what_a_former_process_left_is_indexed(tmp_path: Path) -> None:
         assert index["recording"]["file"] == path.name
         assert index["recording"]["failure"] == "the agent ended"
         assert index["recording"]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+async def test_a_file_keeps_its_ending_where_its_record_is_not_written(tmp_path: Path) -> None:
+    """The next start finishes it, and records it."""
+    async with recording(tmp_path) as made:
+        made.bench.api.routes[EXEC] = serving(SUCCESS)
+
+        async def fails(line: Callable[[], str]) -> None:
+            raise StateError("the disk is full")
+
+        made.bench.audit.put_and_wait = fails
+        await (await made.run(request())).rest()
+        await until(lambda: made.recorder.recorded and not made.recorder._tasks)
+        assert made.files() == []
+        (part,) = made.directory.iterdir()
+        assert part.name.endswith(PART)
+
+
+async def test_a_file_that_cannot_be_ended_has_a_record_of_its_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: RecordingFile) -> FinishedFile:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(RecordingFile, "finish", broken)
+    async with recording(tmp_path) as made:
+        made.bench.api.routes[EXEC] = serving(SUCCESS)
+        await (await made.run(request())).rest()
+        await until(made.index)
+        assert made.index()[0]["recording"] == {"failure": "Input/output error"}
+        assert made.index()[0]["user"] == "alice"

@@ -74,7 +74,7 @@ class Recorded:
 
     @property
     def path(self) -> Path:
-        return self.spool.directory / ("session" + ENDING)
+        return self.spool.directory / ("session" + ENDING + PART)
 
 
 @pytest.fixture
@@ -157,7 +157,7 @@ async def test_a_status_is_read_up_to_a_bound(recorded: Recorded) -> None:
 async def test_a_segment_is_written_after_the_interval(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session_recording, "INTERVAL", 0.01)
     recording = recorded.begin()
-    part = recorded.path.with_name(recorded.path.name + PART)
+    part = recorded.path
     before = part.stat().st_size
     shown(recording, b"x")
     await until(lambda: part.stat().st_size > before)
