@@ -188,16 +188,16 @@ class Recorder:
     def _create(self, name: str, header: bytes) -> RecordingFile:
         file = self._spool.create(name)
         try:
-            self._spool.used += file.append(header)
+            self._spool.append(file, header)
         except BaseException:
-            file.discard()
+            self._spool.discard(file)
             raise
         return file
 
     def _drop(self, created: asyncio.Future[RecordingFile]) -> None:
         """Remove a file that came too late."""
         if not created.cancelled() and created.exception() is None:
-            self._tasks.start(_logged(self._submit(created.result().discard)))
+            self._tasks.start(_logged(self._submit(self._spool.discard, created.result())))
 
     async def _finish(self, recording: SessionRecording, record: AuditRecord) -> None:
         try:

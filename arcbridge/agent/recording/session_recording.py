@@ -149,7 +149,7 @@ class SessionRecording:
     async def discard(self) -> None:
         """Remove the file: the session did not begin. Raises OSError."""
         self._cancel_timers()
-        await self._submit(self._file.discard)
+        await self._submit(self._spool.discard, self._file)
 
     @property
     def exit_code(self) -> int | None:
@@ -245,7 +245,7 @@ class SessionRecording:
             if self._file.size + len(text) > self._most:
                 raise ArcbridgeError(f"it has more than {self._most} bytes (recording.session_bytes)")
             self._spool.make_room(len(text))
-            self._spool.used += self._file.append(text)
+            self._spool.append(self._file, text)
         except BaseException as error:
             self._stopped = reason_of(error)
             raise
@@ -257,7 +257,7 @@ class SessionRecording:
         else:
             text = self._text.lines(events)
         try:
-            self._spool.used += self._file.append(text + self._text.end(at, status, mark))
+            self._spool.append(self._file, text + self._text.end(at, status, mark))
         except (ArcbridgeError, OSError) as error:  # without its last line the file says that it broke off
             self._stopped = reason_of(error)
         return self._file.finish()

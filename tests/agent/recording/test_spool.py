@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from pathlib import Path
 
 import pytest
 
+from arcbridge.agent.recording import spool as spool_module
 from arcbridge.agent.recording.cast import BROKEN_OFF, CastReader
 from arcbridge.agent.recording.sealed_file import ENDING, PART, FinishedFile, sha256_of
 from arcbridge.agent.recording.spool import DirectoryFull, Spool
@@ -48,8 +50,43 @@ def test_a_full_directory_takes_no_further_recording_until_there_is_room(tmp_pat
         made.make_room(1)
     old.unlink()
     made.make_room(1)
-    made.create("new").discard()
+    new = made.create("new")
+    made.append(new, b"x")
+    assert made.used == new.size
+    made.discard(new)
     assert made.used == 0
+
+
+def test_what_another_agent_writes_is_seen_before_a_new_recording(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spool_module, "MEASURE", 0.0)
+    made = spool(tmp_path)
+    (made.directory / ("others" + ENDING)).write_bytes(bytes(100_000))
+    with pytest.raises(DirectoryFull):
+        made.create("new")
+
+
+def test_a_file_that_is_removed_during_a_measure_is_taken_off_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bucket's thread removes it while the recorder's thread counts."""
+    made = spool(tmp_path)
+    for name in ("one", "two"):
+        (made.directory / (name + ENDING)).write_bytes(bytes(1000))
+    removal = threading.Thread(target=made.remove, args=(made.directory / ("one" + ENDING), 1000))
+    size = spool_module._size
+
+    def meanwhile(path: Path) -> int:
+        if removal.ident is None:
+            removal.start()
+            removal.join(0.05)
+        return size(path)
+
+    monkeypatch.setattr(spool_module, "_size", meanwhile)
+    made.measure()
+    removal.join()
+    assert made.used == 1000
 
 
 def test_what_a_killed_agent_left_is_finished_and_says_that_it_broke_off(tmp_path: Path) -> None:
