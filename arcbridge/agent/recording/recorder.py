@@ -14,6 +14,7 @@ import shlex
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
@@ -111,34 +112,34 @@ class Recorder:
 
     # -- before a request leaves ----------------------------------------------------------------------------------
 
-    def check(self, caller: Caller, plan: Plan) -> None:
+    def check(self, caller: Caller, record: AuditRecord, plan: Plan) -> None:
         """Refuse what has to be recorded and cannot be. Raises RequestRefusal."""
         info, upgrade = plan.wanted.info, plan.upgrade
         if _reaches_kubelet(info) and (upgrade is not None or plan.facts.method not in ("GET", "HEAD")):
-            demand = self._rules.of(_recorded_as(caller), None)
+            demand = self._rules.of(_recorded_as(caller, record), None)
             if demand is not None and demand.required:
                 raise self._refuse(403, _KUBELET)
         elif upgrade is not None and _is_session(info) and not _is_suitable(upgrade):
-            demand = self._rules.of(_recorded_as(caller), info.namespace)
+            demand = self._rules.of(_recorded_as(caller, record), info.namespace)
             if demand is None:
                 return
             if demand.required:
                 raise self._cannot(self._failure) if self._failure else self._refuse(403, _UNSUITABLE)
-            self._goes_without(plan, "its protocol cannot be recorded")
+            self._goes_without(record, "its protocol cannot be recorded")
 
     async def begin(self, caller: Caller, record: AuditRecord, plan: Plan) -> RecordedSession | None:
         """Begin the recording of a session that is about to leave; None where it has none. Raises RequestRefusal."""
         info, upgrade = plan.wanted.info, plan.upgrade
         if upgrade is None or not _is_session(info) or not _is_suitable(upgrade):
             return None
-        identity = _recorded_as(caller)
-        demand = self._rules.of(identity, info.namespace)
+        identities = _recorded_as(caller, record)
+        demand = self._rules.of(identities, info.namespace)
         if demand is None:
             return None
         text = CastWriter(time.monotonic())
         query = plan.facts.target.partition("?")[2]
         command = shlex.join(query_values(query, "command"))[:MAX_COMMAND].encode(errors="replace").decode()
-        header = text.header(time.time(), f"{identity.username} in {info.namespace}/{info.name}", command)
+        header = text.header(time.time(), f"{identities[0].username} in {info.namespace}/{info.name}", command)
         name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{record.request}"
         created = self._submit(self._create, name, header)
         try:
@@ -150,7 +151,7 @@ class Recorder:
             log.warning("recording cannot begin", reason=self._failure, required=demand.required)
             if demand.required:
                 raise self._cannot(self._failure) from error
-            self._goes_without(plan, self._failure)
+            self._goes_without(record, self._failure)
             return None
         except BaseException:
             created.add_done_callback(self._drop)
@@ -253,9 +254,10 @@ class Recorder:
         self.failed += 1
         log.warning("recording failed", session=record.subject.session, request=record.request, reason=reason)
 
-    def _goes_without(self, plan: Plan, reason: str) -> None:
+    def _goes_without(self, record: AuditRecord, reason: str) -> None:
         self.unrecorded += 1
-        log.info("session not recorded", namespace=plan.wanted.info.namespace, reason=reason)
+        self._audit.put(record.recorded_line({"failure": reason}))
+        log.info("session not recorded", request=record.request, namespace=record.namespace, reason=reason)
 
     def _cannot(self, reason: str) -> RequestRefusal:
         sentence = f"this session has to be recorded, and the agent cannot write its recording ({reason})"
@@ -324,7 +326,8 @@ def _is_suitable(upgrade: UpgradeRequest) -> bool:
     return upgrade.protocol == "websocket" and bool(offered) and frozenset(offered) <= frozenset(PROTOCOLS)
 
 
-def _recorded_as(caller: Caller) -> Identity:
-    """Return the user and the groups by which rules are asked: with those that are lent for a time, so that a rule for
-    such a group records each session that has it."""
-    return caller.identity if caller.lent is None else caller.lent.identity
+def _recorded_as(caller: Caller, record: AuditRecord) -> list[Identity]:
+    """Return the identities by which rules are asked: the user's, with the groups that are lent for a time, and the one
+    of `--as`, so that a rule for a group records each session that has it."""
+    own = caller.identity if caller.lent is None else caller.lent.identity
+    return [own, replace(own, username=record.as_user, groups=record.as_groups)] if record.as_user else [own]

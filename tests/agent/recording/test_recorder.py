@@ -140,6 +140,24 @@ async def test_a_rule_for_a_group_that_is_lent_records_who_has_it(tmp_path: Path
         assert len(made.files()) == 1
 
 
+def as_other(head: bytes, groups: str = "operators") -> bytes:
+    other = f"Impersonate-User: root\r\nImpersonate-Group: {groups}\r\n"
+    return head.replace(b"Host: k\r\n", b"Host: k\r\n" + other.encode())
+
+
+@pytest.mark.parametrize("rule", [{"groups": ("operators",)}, {"users": ("root",)}, {"users": ("alice",)}])
+async def test_a_rule_counts_for_the_user_and_for_whom_as_names(tmp_path: Path, rule: dict[str, Any]) -> None:
+    async with recording(tmp_path, rule=rule) as made:
+        code, message = await made.refused(as_other(SPDY))
+        assert (code, "has to be recorded" in message) == (403, True)
+        code, message = await made.refused(as_other(KUBELET["run"]))
+        assert (code, "nodes/proxy" in message) == (403, True)
+        made.bench.api.routes[EXEC] = serving(SUCCESS)
+        await (await made.run(as_other(request()))).rest()
+        await until(made.index)
+        assert len(made.files()) == 1
+
+
 async def test_an_exec_its_notice_and_its_index(tmp_path: Path) -> None:
     async with recording(tmp_path) as made:
         made.bench.api.routes[EXEC] = serving(frame(b"\x01a\r\n") + frame(b"\x02oops") + SUCCESS)
@@ -240,6 +258,9 @@ async def test_where_it_is_not_required_it_goes_on_without(tmp_path: Path, head:
         assert len(made.bench.api.requests) == 1
         assert made.recorder.unrecorded == 1
         assert made.files() == []
+        (index,) = made.index()
+        assert index["recording"] == {"failure": "its protocol cannot be recorded"}
+        assert (index["user"], index["namespace"], index["name"]) == ("alice", "shop", "web")
 
 
 KUBELET = {
