@@ -13,9 +13,8 @@ import re
 import shlex
 import time
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
@@ -29,6 +28,7 @@ from arcbridge.agent.recording.rules import RecordingRules
 from arcbridge.agent.recording.sealed_file import ENDING, FinishedFile, RecordingFile, reason_of
 from arcbridge.agent.recording.session_recording import SessionRecording
 from arcbridge.agent.recording.spool import Spool
+from arcbridge.agent.recording.writer_thread import WriterThread
 from arcbridge.errors import ArcbridgeError
 from arcbridge.mux.splice import SpliceResult
 from arcbridge.mux.stream import StreamTransport
@@ -76,7 +76,7 @@ class Recorder:
         self._spool = Spool(config.directory, config.directory_bytes, recipients)
         self._most = config.session_bytes
         self._audit = audit
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="recordings")
+        self._thread = WriterThread()
         self._tasks = TaskSet()
         """What `close` waits for."""
         self._failure = ""
@@ -141,13 +141,13 @@ class Recorder:
         command = shlex.join(query_values(query, "command"))[:MAX_COMMAND].encode(errors="replace").decode()
         header = text.header(time.time(), f"{identities[0].username} in {info.namespace}/{info.name}", command)
         name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{record.request}"
-        created = self._submit(self._create, name, header)
+        created = self._thread.submit(self._create, name, header, urgent=True)
         try:
             async with asyncio.timeout(BEGIN_DEADLINE):
                 file = await asyncio.shield(created)
         except (ArcbridgeError, OSError) as error:  # TimeoutError is an OSError
             created.add_done_callback(self._drop)
-            self._failure = reason_of(error) if not isinstance(error, TimeoutError) else "its directory takes no data"
+            self._failure = self._late() if isinstance(error, TimeoutError) else reason_of(error)
             log.warning("recording cannot begin", reason=self._failure, required=demand.required)
             if demand.required:
                 raise self._cannot(self._failure) from error
@@ -158,7 +158,7 @@ class Recorder:
             raise
         self._failure = ""
         self.open += 1
-        recording = SessionRecording(demand, file, self._spool, text, self._submit, self._most)
+        recording = SessionRecording(demand, file, self._spool, text, self._thread, self._most)
         recording.on_failure = lambda reason: self._note_failure(record, reason)
         return RecordedSession(recording, query)
 
@@ -179,12 +179,9 @@ class Recorder:
             await asyncio.wait(self._tasks, timeout=CLOSE_DEADLINE)
         if self.bucket is not None:
             await asyncio.to_thread(self.bucket.close)
-        self._thread.shutdown(wait=False)
+        self._thread.close()
 
     # -- inside ---------------------------------------------------------------------------------------------------
-
-    def _submit(self, work: Callable[..., Any], *arguments: Any) -> asyncio.Future[Any]:
-        return asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
 
     def _create(self, name: str, header: bytes) -> RecordingFile:
         file = self._spool.create(name)
@@ -195,10 +192,16 @@ class Recorder:
             raise
         return file
 
+    def _late(self) -> str:
+        """Return why a recording could not begin in time."""
+        if time.monotonic() - self._thread.progress < BEGIN_DEADLINE:
+            return "it has more to record at once than it can write"
+        return "its directory takes no data"
+
     def _drop(self, created: asyncio.Future[RecordingFile]) -> None:
         """Remove a file that came too late."""
         if not created.cancelled() and created.exception() is None:
-            self._tasks.start(_logged(self._submit(self._spool.discard, created.result())))
+            self._tasks.start(_logged(self._thread.submit(self._spool.discard, created.result())))
 
     async def _finish(self, recording: SessionRecording, record: AuditRecord) -> None:
         try:
@@ -219,9 +222,9 @@ class Recorder:
     async def _recover(self) -> None:
         """Finish what a former process left, and index it."""
         try:
-            await self._submit(self._spool.measure)
-            for part in await self._submit(self._spool.left):
-                if (found := await self._submit(self._spool.recover, part)) is not None:
+            await self._thread.submit(self._spool.measure)
+            for part in await self._thread.submit(self._spool.left):
+                if (found := await self._thread.submit(self._spool.recover, part)) is not None:
                     await self._index_left(*found)
         except (ArcbridgeError, OSError) as error:
             log.warning("recordings not looked through", reason=reason_of(error))
@@ -232,7 +235,9 @@ class Recorder:
         if fields:
             log.warning("recording broke off", file=finished.name)
         await self._index(
-            finished, lambda found: left_behind_line(request, {**found, **fields}), lambda: self._submit(file.publish)
+            finished,
+            lambda found: left_behind_line(request, {**found, **fields}),
+            lambda: self._thread.submit(file.publish),
         )
 
     async def _index(

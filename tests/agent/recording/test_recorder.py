@@ -6,6 +6,7 @@ import asyncio
 import errno
 import hashlib
 import json
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -319,13 +320,19 @@ async def test_a_directory_that_takes_nothing_refuses_in_time(tmp_path: Path, mo
     monkeypatch.setattr(recorder_module, "BEGIN_DEADLINE", 0.05)
     async with recording(tmp_path) as made:
         gate = asyncio.Event()
-        submit = made.recorder._submit
+        submit = made.recorder._thread.submit
 
         async def late(*arguments: Any) -> Any:
             await gate.wait()
             return await submit(*arguments)
 
-        monkeypatch.setattr(made.recorder, "_submit", lambda *given: asyncio.ensure_future(late(*given)))
+        monkeypatch.setattr(
+            made.recorder._thread, "submit", lambda *given, urgent=False: asyncio.ensure_future(late(*given))
+        )
+        made.recorder._thread.progress = time.monotonic() + 60
+        code, message = await made.refused(request())
+        assert (code, "more to record at once than it can write" in message) == (503, True)
+        made.recorder._thread.progress = 0.0
         code, message = await made.refused(request())
         assert code == 503
         assert "its directory takes no data" in message
