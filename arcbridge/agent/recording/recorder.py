@@ -220,14 +220,17 @@ class Recorder:
         await self._index(finished, lambda found: record.recorded_line({**found, **fields}), recording.publish)
 
     async def _recover(self) -> None:
-        """Finish what a former process left, and index it."""
+        """Finish what a former process left, and index it; in a thread of its own, because whole files are read."""
+        thread = WriterThread()
         try:
             await self._thread.submit(self._spool.measure)
-            for part in await self._thread.submit(self._spool.left):
-                if (found := await self._thread.submit(self._spool.recover, part)) is not None:
+            for part in await thread.submit(self._spool.left):
+                if (found := await thread.submit(self._spool.recover, part)) is not None:
                     await self._index_left(*found)
         except (ArcbridgeError, OSError) as error:
             log.warning("recordings not looked through", reason=reason_of(error))
+        finally:
+            thread.close()
 
     async def _index_left(self, file: RecordingFile, finished: FinishedFile) -> None:
         request = finished.name.partition("-")[2].removesuffix(ENDING)

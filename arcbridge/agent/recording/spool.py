@@ -1,8 +1,8 @@
 """Keeps the directory of recordings within its bound, and finishes what a former agent process left.
 
-It runs in the recorder's thread, and `remove` in the bucket's. A file counts from its first byte on; what others write
-to the directory or remove from it is noticed each `MEASURE` seconds, and when there seems to be no room. Invariant: a
-file whose writer lives is never touched.
+It runs in the recorder's thread, `remove` in the bucket's, and `recover` in one of its own. A file counts from its
+first byte on; what others write to the directory or remove from it is noticed each `MEASURE` seconds, and when there
+seems to be no room. Invariant: a file whose writer lives is never touched.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import hashlib
 import json
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -431,3 +432,17 @@ async def test_a_file_that_cannot_be_ended_has_a_record_of_its_failure(
         await until(made.index)
         assert made.index()[0]["recording"] == {"failure": "Input/output error"}
         assert made.index()[0]["user"] == "alice"
+
+
+async def test_a_session_does_not_wait_for_what_a_former_process_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = threading.Event()
+    (tmp_path / "recordings").mkdir()
+    (tmp_path / "recordings" / f"large{ENDING}{PART}").touch()
+    monkeypatch.setattr(RecordingFile, "reopen", lambda *_: gate.wait() and None)
+    async with recording(tmp_path) as made:
+        made.bench.api.routes[EXEC] = serving(SUCCESS)
+        await (await made.run(request())).rest()
+        await until(made.index)
+        gate.set()
