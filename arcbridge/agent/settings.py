@@ -46,6 +46,8 @@ MOST_LENDABLE = 32
 
 MIN_RECORDINGS = 1024 * 1024
 """Bytes: the least bound on one recording, and on all of them."""
+MAX_STORED_RECORDING = 5 * 1024**3 - 1024**2
+"""Bytes: what stores take in one request is 5 GiB, and the last lines of a recording come on top."""
 BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 """https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html"""
 
@@ -344,6 +346,8 @@ def _recording(recording: RecordingConfig, problems: Problems) -> None:
         problems.error("recording.directory_bytes", f"must be at least {MIN_RECORDINGS}")
     if recording.session_bytes < MIN_RECORDINGS:
         problems.error("recording.session_bytes", f"must be at least {MIN_RECORDINGS}")
+    elif recording.bucket.endpoint and recording.session_bytes > MAX_STORED_RECORDING:
+        problems.error("recording.session_bytes", f"must be at most {MAX_STORED_RECORDING} with a bucket")
     _bucket(recording.bucket, problems)
 
 

@@ -44,8 +44,9 @@ def list_recordings(invocation: Invocation) -> int:
     since = invocation.text("since")
     files = [Path(name) for name in invocation.texts("file")] or own_files(invocation)
     found = find_recordings(files, invocation.text("user"), parse_since(since, time.time()) if since else "")
-    rows = [{**row, "name": row["file"]} for row in found]
-    print_rows(rows, _COLUMNS, invocation.text("output", "table"))
+    rows = [{**row, "name": str(row["file"]).rpartition("/")[2]} for row in found]
+    output = invocation.text("output", "table")
+    print_rows([row for row in rows if row["name"] or output != "name"], _COLUMNS, output)
     return ExitCode.DONE
 
 
@@ -115,16 +116,23 @@ def _shown_lines(events: Iterable[tuple[float, str, bytes]]) -> Iterator[str]:
 
 def verify_recordings(invocation: Invocation) -> int:
     """Print which files are not what the audit log says of them. Exit code 1: there are some."""
-    from arcbridge.agent.recording.opened import compare, find_recordings
+    from arcbridge.agent.recording.opened import compare, find_recordings, unfinished
 
     logs = [Path(name) for name in invocation.texts("audit")] or own_files(invocation)
-    good, found = compare([Path(name) for name in invocation.texts("file")], find_recordings(logs))
+    paths = [Path(name) for name in invocation.texts("file")]
+    good, found = compare(paths, find_recordings(logs))
+    parts = unfinished(paths)
     output = invocation.text("output", "text")
     if output in DOCUMENTS:
         differences = [{"file": one.file, "kind": one.kind, "text": one.text} for one in found]
-        print_document({"ok": not found, "good": good, "differences": differences}, output)
+        print_document(
+            {"ok": not found, "good": good, "unfinished": [*map(str, parts)], "differences": differences}, output
+        )
     else:
         lines = [f"{one.file}: {one.kind}: {one.text}" for one in found]
+        lines += [
+            f"{part}: not checked: it is still written, or the next start of its agent finishes it" for part in parts
+        ]
         lines.append(
             f"{good} as they were finished" + (f", {len(found)} found wrong" if found else ", nothing is wrong")
         )

@@ -114,6 +114,10 @@ ERRORS: list[tuple[Callable[[Path], dict[str, Any]], str]] = [
     (lambda at: {"recording": recording(at, directory_bytes=9)}, "recording.directory_bytes: must be at least 1048576"),
     (lambda at: {"recording": recording(at, session_bytes=9)}, "recording.session_bytes: must be at least 1048576"),
     (
+        lambda at: {"recording": recording(at, bucket=bucket(at), session_bytes=5 * 1024**3)},
+        "recording.session_bytes: must be at most 5367660544 with a bucket",
+    ),
+    (
         lambda at: {"recording": recording(at, bucket=RecordingBucketConfig(bucket="x"))},
         "recording.bucket.bucket: is of no",
     ),

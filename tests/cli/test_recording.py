@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from arcbridge.agent.recording.cast import CastWriter, Event
-from arcbridge.agent.recording.sealed_file import ENDING, RecordingFile
+from arcbridge.agent.recording.sealed_file import ENDING, PART, FinishedFile, RecordingFile, sha256_of
 from arcbridge.cli import recording
 from arcbridge.cli.run import run
 from arcbridge.errors import ExitCode
-from tests.agent.recording.keys import RECIPIENTS
+from tests.agent.recording.keys import RECIPIENTS, published
 from tests.agent.recording.test_opened import log_of, recorded
 from tests.sealing.keys import X25519_IDENTITY
 
@@ -31,7 +31,7 @@ def made(directory: Path, name: str, output: bytes, *, ends: bool = True) -> Pat
     file.append(text.lines([Event(900.0, "o", output)]))
     if ends:
         file.append(text.end(901.0, 0, ""))
-    file.finish()
+    published(file)
     return path
 
 
@@ -79,7 +79,7 @@ def test_a_recording_that_broke_off(tmp_path: Path, key: str, capsys: pytest.Cap
 def test_what_the_log_says(tmp_path: Path, key: str, capsys: pytest.CaptureFixture[str]) -> None:
     path = made(tmp_path, "a", b"x")
     file = RecordingFile.create(tmp_path / ("b" + ENDING), RECIPIENTS)
-    log = str(log_of(tmp_path / "audit.jsonl", recorded(file.finish(), user="alice", namespace="shop", name="web")))
+    log = str(log_of(tmp_path / "audit.jsonl", recorded(published(file), user="alice", namespace="shop", name="web")))
     assert run(["recording", "list", log]) == ExitCode.DONE
     assert "alice" in capsys.readouterr().out
     assert run(["recording", "list", "-o", "name", log]) == ExitCode.DONE
@@ -88,7 +88,25 @@ def test_what_the_log_says(tmp_path: Path, key: str, capsys: pytest.CaptureFixtu
     assert f"{path}: unknown: no record" in capsys.readouterr().out
     path.unlink()
     assert run(["recording", "verify", "--audit", log, str(tmp_path), "-o", "json"]) == ExitCode.DONE
-    assert json.loads(capsys.readouterr().out) == {"ok": True, "good": 1, "differences": []}
+    assert json.loads(capsys.readouterr().out) == {"ok": True, "good": 1, "unfinished": [], "differences": []}
+
+
+def test_names_are_those_of_files_and_what_was_not_finished_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = made(tmp_path, "a", b"x")
+    digest, size = sha256_of(path)
+    stored = recorded(FinishedFile(f"s3://recordings/berlin/{path.name}", digest, size))
+    without = {"ts": "2026-11-29T11:00:00Z", "stage": "recorded", "request": "r-2", "recording": {"failure": "SPDY"}}
+    log = str(log_of(tmp_path / "audit.jsonl", stored, without))
+    assert run(["recording", "list", "-o", "name", log]) == ExitCode.DONE
+    assert capsys.readouterr().out == f"{path.name}\n"
+    assert run(["recording", "list", "-o", "wide", log]) == ExitCode.DONE
+    assert "SPDY" in capsys.readouterr().out
+    part = path.with_name(f"b{ENDING}{PART}")
+    part.touch()
+    assert run(["recording", "verify", "--audit", log, str(tmp_path)]) == ExitCode.DONE
+    assert f"{part}: not checked" in capsys.readouterr().out
 
 
 def test_mistakes(tmp_path: Path, key: str, capsys: pytest.CaptureFixture[str]) -> None:

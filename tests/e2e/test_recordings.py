@@ -65,7 +65,9 @@ def newest(world: World) -> tuple[dict[str, object], Path]:
     before = len([one for one in world.audit_lines() if one.get("stage") == "recorded"])
     index = recorded(world, max(1, before))[-1]["recording"]
     assert isinstance(index, dict)
-    return index, world.agent_config.parent / "recordings" / str(index["file"])
+    path = world.agent_config.parent / "recordings" / str(index["file"])
+    until(path.exists, "the file has its name, which it gets behind its record")
+    return index, path
 
 
 def shell_of(kubectl: Kubectl, pod: str, stop: Path) -> ManagedProcess:

@@ -133,7 +133,7 @@ class Attempt:
             record.acts_as(subject.user, subject.groups)
         plan = authorize(context.api, self.caller, facts, wanted, record.request, subject, approval)
         if context.recorder is not None:
-            context.recorder.check(self.caller, plan)
+            context.recorder.check(self.caller, record, plan)
         if self.span is not None:
             plan.head = self.span.passed_on(plan.head)
         if plan.upgrade is not None:

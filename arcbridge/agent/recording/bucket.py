@@ -2,8 +2,8 @@
 
 Source: the REST API of Amazon's object store (PutObject, AWS Signature Version 4), in paths that begin with the bucket.
 It runs in a thread of its own, one file at a time, and begins with those that a former process left. A store that is
-away holds up nothing but the files, for which the directory has a bound. Invariant: a file is removed only after the
-store has answered 200 to all of its bytes.
+away holds up nothing but the files, for which the directory has a bound; a file that was not taken comes behind the
+others. Invariant: a file is removed only after the store has answered 200 to all of its bytes.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ TIMEOUT: Final = 30.0
 """Seconds for each step of a request: the connection, a portion, the answer."""
 LOOK: Final = 60.0
 """Seconds between two looks for files, where nothing says that there are some."""
-CLOSING: Final = 2.0
-"""Seconds for what is under way when the agent stops; the rest is carried on by the next process."""
+CLOSING: Final = 5.0
+"""Seconds for the files that are there when the agent stops; the rest is carried on by the next process, where it has
+the same directory."""
 
 log = structlog.get_logger("arcbridge.recording")
 
@@ -63,6 +64,12 @@ class RecordingBucket:
         self.failures = 0
         self._failing = ""
         """Why the last file was not taken."""
+        self._file = ""
+        """Name of the file that is under way."""
+        self._refused: dict[str, int] = {}
+        """Failures of each file that is there, by its name."""
+        self._left = 0
+        """Files that were there at the last look and are not stored."""
         self._thread = threading.Thread(target=self._run, name="recordings-bucket", daemon=True)
         self._thread.start()
 
@@ -81,22 +88,22 @@ class RecordingBucket:
         self._wake.set()
 
     def close(self) -> None:
-        """End the thread, behind the file that is under way if that is soon."""
+        """End the thread, behind the files that are there if that is soon."""
         self._closing.set()
         self._wake.set()
         self._thread.join(CLOSING)
+        if self._left:
+            log.warning("recordings not stored before the end", files=self._left)
 
     # -- in the thread --------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         backoff = Backoff()
-        while not self._closing.is_set():
+        while True:
             self._wake.clear()
+            closing = self._closing.is_set()
             try:
-                for path in self._spool.finished():
-                    if self._closing.is_set():
-                        return
-                    self._carry(path)
+                self._carry_all()
                 backoff.reset()
                 delay = LOOK
                 if self._failing:
@@ -105,7 +112,22 @@ class RecordingBucket:
             except (ArcbridgeError, OSError, http.client.HTTPException) as error:
                 self._note_failure(error)
                 delay = backoff.next_delay()
+            if closing:  # so this look was behind the last file
+                return
             self._wait(delay)
+
+    def _carry_all(self) -> None:
+        """Send the files that are there; those that the store has not taken before come last, so that they hold up no
+        other. Raises OSError, HTTPException, ArcbridgeError."""
+        paths = self._spool.finished()
+        self._left = len(paths)
+        self._refused = {path.name: self._refused.get(path.name, 0) for path in paths}
+        for path in sorted(paths, key=lambda path: self._refused[path.name]):
+            self._refused[path.name] += 1
+            self._file = path.name
+            self._carry(path)
+            self._left -= 1
+        self._file = ""
 
     def _wait(self, seconds: float) -> None:
         """Wait for a file, or after a failure for the time alone."""
@@ -144,8 +166,7 @@ class RecordingBucket:
             connection.close()
         if answer.status != 200:
             raise StoreFailed(f"{self._where}: the store answered {answer.status}")
-        path.unlink(missing_ok=True)
-        self._spool.used = max(0, self._spool.used - size)
+        self._spool.remove(path, size)
         self.sent += 1
 
     def _connection(self) -> http.client.HTTPConnection:
@@ -161,9 +182,9 @@ class RecordingBucket:
             words = f"the store's certificate is not good: {error.verify_message}"
         elif isinstance(error, OSError) and error.strerror:
             words = error.strerror
-        if words != self._failing:
-            self._failing = words
-            log.warning("recording not stored", reason=words)
+        if f"{self._file}: {words}" != self._failing:
+            self._failing = f"{self._file}: {words}"
+            log.warning("recording not stored", file=self._file, reason=words)
 
 
 class Credentials:

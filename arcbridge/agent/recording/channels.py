@@ -16,7 +16,13 @@ from arcbridge.agent.kube.port_forward import unmasked
 PROTOCOLS: Final = ("v5.channel.k8s.io", "v4.channel.k8s.io")
 STDIN, STDOUT, STDERR, STATUS, RESIZE = range(5)
 """The channels; of `STATUS` comes one `metav1.Status` at the end."""
-_CONTINUATION, _TEXT, _BINARY, _FIRST_CONTROL = 0, 1, 2, 8
+_CONTINUATION, _TEXT, _BINARY, _CLOSE, _PING, _PONG = 0, 1, 2, 8, 9, 10
+_CONTROL: Final = (_CLOSE, _PING, _PONG)
+"""Opcodes that carry no data. The API server takes the reserved ones (0xB to 0xF) for data."""
+_MAX_CONTROL: Final = 125
+"""Bytes of a control frame's payload (RFC 6455 §5.5)."""
+_MAX_FROM_CALLER: Final = 32 * 1024 * 1024
+"""Bytes of a caller's frame: above it golang.org/x/net/websocket ends the connection (DefaultMaxPayloadBytes)."""
 _NO_CHANNEL: Final = -1
 
 
@@ -81,12 +87,19 @@ class ChannelReader:
             raise Unreadable("a WebSocket frame has an extension")
         if bool(masked) != self._from_caller:
             raise Unreadable("a WebSocket frame is masked as it should not be")
-        self._left = int.from_bytes(head[2 : 2 + extended], "big") if extended else length
+        if extended:
+            length = _read_length(head[2 : 2 + extended])
+        if self._from_caller and length > _MAX_FROM_CALLER:
+            raise Unreadable("a WebSocket frame is too long")
+        final = bool(head[0] & 0x80)
+        self._left = length
         self._mask = bytes(head[2 + extended :])
         self._offset = 0
-        self._control = opcode >= _FIRST_CONTROL
+        self._control = opcode in _CONTROL
         if not self._control:
-            self._begin_frame(opcode, final=bool(head[0] & 0x80))
+            self._begin_frame(opcode, final=final)
+        elif length > _MAX_CONTROL or not final:
+            raise Unreadable("a WebSocket control frame is too long or comes in parts")
         head.clear()
         self._head_size = 2
 
@@ -109,6 +122,15 @@ class ChannelReader:
             self._channel, data = data[0], data[1:]
         if data:
             self._took(self._channel, data)
+
+
+def _read_length(data: bytes | bytearray) -> int:
+    """Read the length of a payload that has 2 or 8 bytes of its own. Raises Unreadable: x/net leaves out the top bit of
+    8 bytes, and a length that fits a shorter form is refused by some readers."""
+    length = int.from_bytes(data, "big")
+    if length >= 1 << 63 or length < (126 if len(data) == 2 else 65536):
+        raise Unreadable("a WebSocket frame has a length that no sender may write")
+    return length
 
 
 def notice_frame(channel: int, text: str) -> bytes:

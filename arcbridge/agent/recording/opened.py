@@ -23,6 +23,8 @@ from arcbridge.sealing.recipients import AgeIdentity
 MAX_IDENTITY: Final = 1024 * 1024
 """Bytes of a file with identities."""
 
+_WHOSE: Final = ("user", "namespace", "name", "container", "command")
+
 Row = dict[str, object]
 
 
@@ -32,15 +34,15 @@ def find_recordings(files: Iterable[Path], user: str = "", since: str = "") -> I
     `user`: whose; `since`: RFC 3339. Both empty: all.
     """
     begun: dict[object, dict[str, object]] = {}
-    """Of requests that run: a recording that was left behind has no other word on whose it is."""
+    """Of requests without a record of their recording: one that was left behind has no other word on whose it is."""
     for fields in find_records(files, Wanted()):
         stage, request = fields.get("stage"), fields.get("request")
         if stage == "begun" and fields.get("subresource") in ("exec", "attach"):
-            begun[request] = fields
-        elif stage == "ended":
-            begun.pop(request, None)
+            begun[request] = {key: fields[key] for key in _WHOSE if key in fields}
         elif stage == "recorded":
             row = _row({**begun.get(request, {}), **fields})
+            if row["file"]:  # else the start of an agent may still find it
+                begun.pop(request, None)
             if (not user or row["user"] == user) and (not since or str(row["time"]) >= since):
                 yield row
 
@@ -78,10 +80,10 @@ def compare(paths: Sequence[Path], recorded: Iterable[Row]) -> tuple[int, list[D
     """Compare files, and all recordings in directories, with their records; return how many are as they were, and the
     differences. Raises ConfigError for a path that cannot be read.
 
-    A recording is missing where a directory is given and neither it nor any other path has the file; those that went to
-    a bucket are not looked for.
+    A recording is missing where a directory is given and neither it nor any other path has the file, those included
+    that went to a bucket: a directory stands for all of them.
     """
-    wanted = {str(row["file"]).rpartition("/")[2]: row for row in recorded}
+    wanted = {str(row["file"]).rpartition("/")[2]: row for row in recorded if row["file"]}
     found: list[Difference] = []
     seen: set[str] = set()
     good = 0
@@ -100,7 +102,7 @@ def compare(paths: Sequence[Path], recorded: Iterable[Row]) -> tuple[int, list[D
             good += 1
     if any(path.is_dir() for path in paths):
         for name, row in wanted.items():
-            if name not in seen and "/" not in str(row["file"]):
+            if name not in seen:
                 found.append(Difference(name, "missing", f"{row['user']} in {row['pod']}, finished {row['time']}"))
     return good, found
 
@@ -110,7 +112,12 @@ def _files(paths: Iterable[Path]) -> Iterator[Path]:
         if not path.is_dir():
             yield path
             continue
-        yield from sorted(one for one in path.iterdir() if one.name.endswith(ENDING))
+        yield from sorted(path.rglob("*" + ENDING))
+
+
+def unfinished(paths: Iterable[Path]) -> list[Path]:
+    """Return the files in directories that are still written, or that an agent has left and not finished."""
+    return sorted(one for path in paths if path.is_dir() for one in path.rglob("*" + ENDING + PART))
 
 
 def read_identities(path: Path) -> list[AgeIdentity]:

@@ -2,8 +2,8 @@
 
 A session that must be recorded and cannot is refused here, before anything leaves for the API server; so is what could
 run a command past the recording: SPDY, other protocols, and a kubelet's own paths. One thread seals and writes for all
-sessions. Invariant: no recording ends without a record that names its file and the file's SHA-256, those included that
-a former agent process left behind.
+sessions. Invariant: a file gets its name only behind the record that has its SHA-256, so that a file without a record
+is one that the next start of an agent finishes and records.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import re
 import shlex
 import time
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
@@ -25,9 +25,10 @@ from arcbridge.agent.recording.cast import CastWriter
 from arcbridge.agent.recording.channels import PROTOCOLS, STDERR, STDOUT, notice_frame
 from arcbridge.agent.recording.recorded_splice import RecordedSplice
 from arcbridge.agent.recording.rules import RecordingRules
-from arcbridge.agent.recording.sealed_file import ENDING, FinishedFile, RecordingFile
-from arcbridge.agent.recording.session_recording import SessionRecording, reason_of
+from arcbridge.agent.recording.sealed_file import ENDING, FinishedFile, RecordingFile, reason_of
+from arcbridge.agent.recording.session_recording import SessionRecording
 from arcbridge.agent.recording.spool import Spool
+from arcbridge.agent.recording.writer_thread import WriterThread
 from arcbridge.errors import ArcbridgeError
 from arcbridge.mux.splice import SpliceResult
 from arcbridge.mux.stream import StreamTransport
@@ -75,7 +76,7 @@ class Recorder:
         self._spool = Spool(config.directory, config.directory_bytes, recipients)
         self._most = config.session_bytes
         self._audit = audit
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="recordings")
+        self._thread = WriterThread()
         self._tasks = TaskSet()
         """What `close` waits for."""
         self._failure = ""
@@ -111,53 +112,53 @@ class Recorder:
 
     # -- before a request leaves ----------------------------------------------------------------------------------
 
-    def check(self, caller: Caller, plan: Plan) -> None:
+    def check(self, caller: Caller, record: AuditRecord, plan: Plan) -> None:
         """Refuse what has to be recorded and cannot be. Raises RequestRefusal."""
         info, upgrade = plan.wanted.info, plan.upgrade
         if _reaches_kubelet(info) and (upgrade is not None or plan.facts.method not in ("GET", "HEAD")):
-            demand = self._rules.of(_recorded_as(caller), None)
+            demand = self._rules.of(_recorded_as(caller, record), None)
             if demand is not None and demand.required:
                 raise self._refuse(403, _KUBELET)
         elif upgrade is not None and _is_session(info) and not _is_suitable(upgrade):
-            demand = self._rules.of(_recorded_as(caller), info.namespace)
+            demand = self._rules.of(_recorded_as(caller, record), info.namespace)
             if demand is None:
                 return
             if demand.required:
                 raise self._cannot(self._failure) if self._failure else self._refuse(403, _UNSUITABLE)
-            self._goes_without(plan, "its protocol cannot be recorded")
+            self._goes_without(record, "its protocol cannot be recorded")
 
     async def begin(self, caller: Caller, record: AuditRecord, plan: Plan) -> RecordedSession | None:
         """Begin the recording of a session that is about to leave; None where it has none. Raises RequestRefusal."""
         info, upgrade = plan.wanted.info, plan.upgrade
         if upgrade is None or not _is_session(info) or not _is_suitable(upgrade):
             return None
-        identity = _recorded_as(caller)
-        demand = self._rules.of(identity, info.namespace)
+        identities = _recorded_as(caller, record)
+        demand = self._rules.of(identities, info.namespace)
         if demand is None:
             return None
         text = CastWriter(time.monotonic())
         query = plan.facts.target.partition("?")[2]
         command = shlex.join(query_values(query, "command"))[:MAX_COMMAND].encode(errors="replace").decode()
-        header = text.header(time.time(), f"{identity.username} in {info.namespace}/{info.name}", command)
+        header = text.header(time.time(), f"{identities[0].username} in {info.namespace}/{info.name}", command)
         name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{record.request}"
-        created = self._submit(self._create, name, header)
+        created = self._thread.submit(self._create, name, header, urgent=True)
         try:
             async with asyncio.timeout(BEGIN_DEADLINE):
                 file = await asyncio.shield(created)
         except (ArcbridgeError, OSError) as error:  # TimeoutError is an OSError
             created.add_done_callback(self._drop)
-            self._failure = reason_of(error) if not isinstance(error, TimeoutError) else "its directory takes no data"
+            self._failure = self._late() if isinstance(error, TimeoutError) else reason_of(error)
             log.warning("recording cannot begin", reason=self._failure, required=demand.required)
             if demand.required:
                 raise self._cannot(self._failure) from error
-            self._goes_without(plan, self._failure)
+            self._goes_without(record, self._failure)
             return None
         except BaseException:
             created.add_done_callback(self._drop)
             raise
         self._failure = ""
         self.open += 1
-        recording = SessionRecording(demand, file, self._spool, text, self._submit, self._most)
+        recording = SessionRecording(demand, file, self._spool, text, self._thread, self._most)
         recording.on_failure = lambda reason: self._note_failure(record, reason)
         return RecordedSession(recording, query)
 
@@ -178,32 +179,36 @@ class Recorder:
             await asyncio.wait(self._tasks, timeout=CLOSE_DEADLINE)
         if self.bucket is not None:
             await asyncio.to_thread(self.bucket.close)
-        self._thread.shutdown(wait=False)
+        self._thread.close()
 
     # -- inside ---------------------------------------------------------------------------------------------------
-
-    def _submit(self, work: Callable[..., Any], *arguments: Any) -> asyncio.Future[Any]:
-        return asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
 
     def _create(self, name: str, header: bytes) -> RecordingFile:
         file = self._spool.create(name)
         try:
-            self._spool.used += file.append(header)
+            self._spool.append(file, header)
         except BaseException:
-            file.discard()
+            self._spool.discard(file)
             raise
         return file
+
+    def _late(self) -> str:
+        """Return why a recording could not begin in time."""
+        if time.monotonic() - self._thread.progress < BEGIN_DEADLINE:
+            return "it has more to record at once than it can write"
+        return "its directory takes no data"
 
     def _drop(self, created: asyncio.Future[RecordingFile]) -> None:
         """Remove a file that came too late."""
         if not created.cancelled() and created.exception() is None:
-            self._tasks.start(_logged(self._submit(created.result().discard)))
+            self._tasks.start(_logged(self._thread.submit(self._spool.discard, created.result())))
 
     async def _finish(self, recording: SessionRecording, record: AuditRecord) -> None:
         try:
             finished = await recording.finish()
-        except (ArcbridgeError, OSError) as error:
+        except (ArcbridgeError, OSError) as error:  # the next start of an agent finishes the file
             self._note_failure(record, reason_of(error))
+            self._audit.put(record.recorded_line({"failure": reason_of(error)}))
             return
         self.recorded += 1
         seconds = round(time.monotonic() - recording.began, 3)
@@ -212,25 +217,44 @@ class Recorder:
             fields["exit"] = recording.exit_code
         if recording.failure:
             fields["failure"] = recording.failure
-        self._index(finished, lambda found: record.recorded_line({**found, **fields}))
+        await self._index(finished, lambda found: record.recorded_line({**found, **fields}), recording.publish)
 
     async def _recover(self) -> None:
-        """Finish what a former process left, and index it."""
+        """Finish what a former process left, and index it; in a thread of its own, because whole files are read."""
+        thread = WriterThread()
         try:
-            left = await self._submit(lambda: [*self._spool.recover()])
-            await self._submit(self._spool.measure)
+            await self._thread.submit(self._spool.measure)
+            for part in await thread.submit(self._spool.left):
+                if (found := await thread.submit(self._spool.recover, part)) is not None:
+                    await self._index_left(*found)
         except (ArcbridgeError, OSError) as error:
             log.warning("recordings not looked through", reason=reason_of(error))
-            return
-        for finished in left:
-            log.warning("recording broke off", file=finished.name)
-            request = finished.name.partition("-")[2].removesuffix(ENDING)
-            fields = {"failure": "the agent ended"}
-            self._index(finished, lambda found: left_behind_line(request, {**found, **fields}))  # noqa: B023 - at once
+        finally:
+            thread.close()
 
-    def _index(self, finished: FinishedFile, line: Callable[[dict[str, object]], str]) -> None:
+    async def _index_left(self, file: RecordingFile, finished: FinishedFile) -> None:
+        request = finished.name.partition("-")[2].removesuffix(ENDING)
+        fields = {} if file.whole else {"failure": "the agent ended"}
+        if fields:
+            log.warning("recording broke off", file=finished.name)
+        await self._index(
+            finished,
+            lambda found: left_behind_line(request, {**found, **fields}),
+            lambda: self._thread.submit(file.publish),
+        )
+
+    async def _index(
+        self, finished: FinishedFile, line: Callable[[dict[str, object]], str], publish: Callable[[], Awaitable[None]]
+    ) -> None:
+        """Write the record of a file, and then give it its name."""
         where = finished.name if self.bucket is None else self.bucket.url(finished.name)
-        self._audit.put(line({"file": where, "sha256": finished.sha256, "bytes": finished.size}))
+        found: dict[str, object] = {"file": where, "sha256": finished.sha256, "bytes": finished.size}
+        try:
+            await self._audit.put_and_wait(lambda: line(found))
+            await publish()
+        except (ArcbridgeError, OSError) as error:
+            log.warning("recording not finished", file=finished.name, reason=reason_of(error))
+            return
         if self.bucket is not None:
             self.bucket.look_soon()
 
@@ -238,9 +262,10 @@ class Recorder:
         self.failed += 1
         log.warning("recording failed", session=record.subject.session, request=record.request, reason=reason)
 
-    def _goes_without(self, plan: Plan, reason: str) -> None:
+    def _goes_without(self, record: AuditRecord, reason: str) -> None:
         self.unrecorded += 1
-        log.info("session not recorded", namespace=plan.wanted.info.namespace, reason=reason)
+        self._audit.put(record.recorded_line({"failure": reason}))
+        log.info("session not recorded", request=record.request, namespace=record.namespace, reason=reason)
 
     def _cannot(self, reason: str) -> RequestRefusal:
         sentence = f"this session has to be recorded, and the agent cannot write its recording ({reason})"
@@ -309,7 +334,8 @@ def _is_suitable(upgrade: UpgradeRequest) -> bool:
     return upgrade.protocol == "websocket" and bool(offered) and frozenset(offered) <= frozenset(PROTOCOLS)
 
 
-def _recorded_as(caller: Caller) -> Identity:
-    """Return the user and the groups by which rules are asked: with those that are lent for a time, so that a rule for
-    such a group records each session that has it."""
-    return caller.identity if caller.lent is None else caller.lent.identity
+def _recorded_as(caller: Caller, record: AuditRecord) -> list[Identity]:
+    """Return the identities by which rules are asked: the user's, with the groups that are lent for a time, and the one
+    of `--as`, so that a rule for a group records each session that has it."""
+    own = caller.identity if caller.lent is None else caller.lent.identity
+    return [own, replace(own, username=record.as_user, groups=record.as_groups)] if record.as_user else [own]

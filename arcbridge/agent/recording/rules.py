@@ -6,7 +6,7 @@ recording away.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from arcbridge.identity.claims import Identity
@@ -29,9 +29,12 @@ class RecordingRules:
     def __init__(self, rules: Mapping[str, RecordingRuleConfig]) -> None:
         self._rules = tuple(rules.values())
 
-    def of(self, identity: Identity, namespace: str | None) -> Demand | None:
-        """Return how a session of this user in a pod of `namespace` (None: of any) is recorded; None: it is not."""
-        found = [rule for rule in self._rules if _is_for(rule, identity, namespace)]
+    def of(self, identities: Sequence[Identity], namespace: str | None) -> Demand | None:
+        """Return how a session in a pod of `namespace` (None: of any) is recorded; None: it is not.
+
+        `identities`: of the user, and the one of `--as` where there is one; a rule for either counts.
+        """
+        found = [rule for rule in self._rules if any(_is_for(rule, one, namespace) for one in identities)]
         if not found:
             return None
         return Demand(any(rule.required for rule in found), any(rule.typed_input for rule in found))

@@ -2,12 +2,14 @@
 
 A member has what came in a second, because an age file cannot be flushed: its chunks are of 64 KiB
 (docs/decisions/0062-sealed-recordings.md). All members opened and joined are the recording. A file has the ending
-`.part` and a lock of its writer until it is finished. It runs in the recorder's thread. Invariants: nothing is written
-that is not sealed; behind a write that failed the file is what it was before.
+`.part` and a lock of its writer until it is published. It runs in the recorder's thread. Invariants: nothing is written
+that is not sealed; behind a write that failed the file is what it was before; a file with its own name has no writer.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import os
 import tarfile
@@ -17,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
+from arcbridge.errors import ArcbridgeError
 from arcbridge.sealing.age import Sealer
 from arcbridge.sealing.recipients import Recipient
 
@@ -27,6 +30,7 @@ BLOCK: Final = 512
 MAX_MEMBER: Final = 4 * 1024 * 1024
 """Bytes of a member that is read; those that are written stay far below."""
 _READ: Final = 1024 * 1024
+_END: Final = bytes(2 * BLOCK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,24 +53,29 @@ class RecordingFile:
         self._digest = hashlib.sha256()
         self.size = 0
         self._members = 0
+        self.whole = False
+        """A file that was reopened has the end of its archive: its writer had nothing to add."""
 
     @classmethod
     def create(cls, path: Path, recipients: Sequence[Recipient]) -> RecordingFile:
-        """Make the file. Raises OSError."""
+        """Make the file. Raises OSError, also where another agent of the directory took it for one that was left."""
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
         descriptor = os.open(_part(path), flags, 0o600)
-        _lock(descriptor)
+        if not _lock(descriptor):
+            os.close(descriptor)
+            raise BlockingIOError(errno.EAGAIN, "another agent has locked the new file")
         return cls(path, recipients, descriptor)
 
     @classmethod
     def reopen(cls, path: Path, recipients: Sequence[Recipient]) -> RecordingFile | None:
-        """Open a file whose writer is gone, and cut what is no whole member of it; None where the writer lives.
+        """Open a file whose writer is gone, and cut what is no whole member of it; None where the writer lives, or has
+        published it meanwhile.
 
         Raises OSError.
         """
         descriptor = os.open(_part(path), os.O_RDWR | getattr(os, "O_CLOEXEC", 0))
         try:
-            if not _lock(descriptor):
+            if not _lock(descriptor) or not os.path.samestat(os.fstat(descriptor), _part(path).stat()):
                 os.close(descriptor)
                 return None
             file = cls(path, recipients, descriptor)
@@ -90,18 +99,30 @@ class RecordingFile:
         return len(data)
 
     def finish(self) -> FinishedFile:
-        """End the archive, close the file and give it its name. Raises OSError."""
-        try:
-            self._write(bytes(2 * BLOCK))
-        finally:
-            os.close(self._descriptor)
-        os.replace(_part(self.path), self.path)
+        """End the archive; the file keeps its lock and the ending `.part` until `publish`. Raises OSError.
+
+        Where the disk is full the archive has no end, which readers of tar take.
+        """
+        if not self.whole:
+            with contextlib.suppress(OSError):
+                self._write(_END)
+            if os.fstat(self._descriptor).st_size != self.size:
+                raise OSError(errno.EIO, "what was written in part cannot be cut")
         return FinishedFile(self.path.name, self._digest.hexdigest(), self.size)
 
+    def publish(self) -> None:
+        """Give the file its name, and close it: the index has it. Raises OSError."""
+        try:
+            os.replace(_part(self.path), self.path)
+        finally:
+            os.close(self._descriptor)
+
     def discard(self) -> None:
-        """Close and remove the file: nothing was recorded."""
-        os.close(self._descriptor)
-        _part(self.path).unlink(missing_ok=True)
+        """Remove and close the file: nothing was recorded."""
+        try:
+            _part(self.path).unlink(missing_ok=True)
+        finally:
+            os.close(self._descriptor)
 
     def _write(self, data: bytes) -> None:
         try:
@@ -122,6 +143,11 @@ class RecordingFile:
                 self._digest.update(data)
                 self.size += len(data)
                 self._members += 1
+            file.seek(self.size)
+            if file.read(len(_END) + 1) == _END:
+                self._digest.update(_END)
+                self.size += len(_END)
+                self.whole = True
         os.ftruncate(self._descriptor, self.size)
         os.lseek(self._descriptor, self.size, os.SEEK_SET)
 
@@ -155,6 +181,13 @@ def sha256_of(path: Path) -> tuple[str, int]:
             digest.update(data)
             size += len(data)
     return digest.hexdigest(), size
+
+
+def reason_of(error: BaseException) -> str:
+    """Return why a recording cannot be written, as a log has it."""
+    if isinstance(error, ArcbridgeError):
+        return error.message
+    return error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
 
 
 def _part(path: Path) -> Path:

@@ -1,9 +1,9 @@
 """Records one session: takes the bytes of both directions as they pass, and has a thread write them.
 
 It gathers what passes for a second, or up to 64 KiB, and then a segment is sealed and written. It changes no byte; the
-notice for the user is a message of its own before the first. Invariants: what waits for the thread is bounded, because
-both sides of the session are held while there is more; a failure ends the recording once, and with it the session
-where the recording is required.
+notice for the user is a message of its own before the first. Invariants: what waits for the thread is bounded, for each
+session and for all, because both sides of a session are held while there is more; a failure ends the recording once,
+and with it the session where the recording is required.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from arcbridge.agent.recording import cast, channels
 from arcbridge.agent.recording.cast import CastWriter, Event
 from arcbridge.agent.recording.channels import ChannelReader, Unreadable
 from arcbridge.agent.recording.rules import Demand
-from arcbridge.agent.recording.sealed_file import FinishedFile, RecordingFile
+from arcbridge.agent.recording.sealed_file import FinishedFile, RecordingFile, reason_of
 from arcbridge.agent.recording.spool import Spool
 from arcbridge.errors import ArcbridgeError
 from arcbridge.untrusted_json import read_json_object
@@ -30,8 +30,10 @@ EVENT_COST: Final = 64
 """Bytes as which an event counts besides its data."""
 WAITING: Final = 1024 * 1024
 """Bytes of one session that wait for the thread, above which the session is held."""
+WAITING_OF_ALL: Final = 16 * 1024 * 1024
+"""Bytes of all sessions that wait for the thread, above which each is held that has a segment there."""
 STALL: Final = 10.0
-"""Seconds for which a session is held; then the recording has failed."""
+"""Seconds for which a session is held while the thread writes nothing of any; then the recording has failed."""
 MAX_STATUS: Final = 64 * 1024
 """Bytes of the status at a session's end that are read; of more there is no exit code."""
 _CODES: Final = {channels.STDOUT: cast.OUTPUT, channels.STDERR: cast.ERRORS}
@@ -50,22 +52,30 @@ class SessionControl(Protocol):
         """End it, for a reason that its record has."""
 
 
-Submit = Callable[..., "asyncio.Future[Any]"]
-"""Runs a function in the recorder's thread."""
+class Writer(Protocol):
+    """The recorder's thread (`writer_thread.WriterThread`)."""
+
+    waiting: int
+    """Bytes of all sessions that are not written yet."""
+    progress: float
+    """When the thread last finished something, in monotonic seconds."""
+
+    def submit(self, work: Callable[..., Any], *arguments: Any) -> asyncio.Future[Any]:
+        """Run a function in the thread."""
 
 
 class SessionRecording:
     """The recording of one session, which runs from `start` to `finish`."""
 
     def __init__(
-        self, demand: Demand, file: RecordingFile, spool: Spool, text: CastWriter, submit: Submit, most: int
+        self, demand: Demand, file: RecordingFile, spool: Spool, text: CastWriter, writer: Writer, most: int
     ) -> None:
         """`text` has made the header, which is in `file`. `most`: bytes of the file."""
         self.demand = demand
         self._file = file
         self._spool = spool
         self._text = text
-        self._submit = submit
+        self._writer = writer
         self._most = most
         self.began = time.monotonic()
         self.failure = ""
@@ -132,20 +142,24 @@ class SessionRecording:
                 self._session.end(f"the recording failed: {reason}")
 
     async def finish(self) -> FinishedFile:
-        """End the recording; return its file, once it is whole. Raises OSError."""
+        """End the recording; return its file, once it is whole. It keeps its ending until `publish`. Raises OSError."""
         self._cancel_timers()
         self._session = None
         events, self._events = self._events, []
         mark = _missing(self.failure) if self.failure else "the session was cut"
         status = None if self.failure else self.exit_code
-        finished: FinishedFile = await self._submit(self._write_end, events, time.monotonic(), status, mark)
+        finished: FinishedFile = await self._writer.submit(self._write_end, events, time.monotonic(), status, mark)
         self.failure = self.failure or self._stopped
         return finished
+
+    async def publish(self) -> None:
+        """Give the file its name: the index has it. Raises OSError."""
+        await self._writer.submit(self._file.publish)
 
     async def discard(self) -> None:
         """Remove the file: the session did not begin. Raises OSError."""
         self._cancel_timers()
-        await self._submit(self._file.discard)
+        await self._writer.submit(self._spool.discard, self._file)
 
     @property
     def exit_code(self) -> int | None:
@@ -208,18 +222,28 @@ class SessionRecording:
         events, size = self._events, self._gathered
         self._events, self._gathered = [], 0
         self._waiting += size
-        self._submit(self._write, events).add_done_callback(lambda done: self._written(done, size))
-        if self._waiting > WAITING and self._stalled is None and self._session is not None:
+        self._writer.waiting += size
+        self._writer.submit(self._write, events).add_done_callback(lambda done: self._written(done, size))
+        over = self._waiting > WAITING or self._writer.waiting > WAITING_OF_ALL
+        if over and self._stalled is None and self._session is not None:
             self._session.hold()
-            late = "the directory of recordings takes no data"
-            self._stalled = asyncio.get_running_loop().call_later(STALL, self.fail, late)
+            self._stalled = asyncio.get_running_loop().call_later(STALL, self._look_for_stall)
+
+    def _look_for_stall(self) -> None:
+        """Fail where the thread writes nothing; while it writes for others, this session waits for its turn."""
+        if time.monotonic() - self._writer.progress < STALL:
+            self._stalled = asyncio.get_running_loop().call_later(STALL, self._look_for_stall)
+        else:
+            self.fail("the directory of recordings takes no data")
 
     def _written(self, done: asyncio.Future[None], size: int) -> None:
         self._waiting -= size
+        self._writer.waiting -= size
         error = done.exception()
         if error is not None:
             self.fail(reason_of(error))
-        if self._waiting <= WAITING // 2 and self._stalled is not None:
+        room = self._writer.waiting <= WAITING_OF_ALL or not self._waiting
+        if self._stalled is not None and room and self._waiting <= WAITING // 2:
             self._stalled.cancel()
             self._stalled = None
             if self._session is not None:
@@ -241,7 +265,7 @@ class SessionRecording:
             if self._file.size + len(text) > self._most:
                 raise ArcbridgeError(f"it has more than {self._most} bytes (recording.session_bytes)")
             self._spool.make_room(len(text))
-            self._spool.used += self._file.append(text)
+            self._spool.append(self._file, text)
         except BaseException as error:
             self._stopped = reason_of(error)
             raise
@@ -253,17 +277,10 @@ class SessionRecording:
         else:
             text = self._text.lines(events)
         try:
-            self._spool.used += self._file.append(text + self._text.end(at, status, mark))
-        except OSError as error:  # without its last line the file says that it broke off
+            self._spool.append(self._file, text + self._text.end(at, status, mark))
+        except (ArcbridgeError, OSError) as error:  # without its last line the file says that it broke off
             self._stopped = reason_of(error)
         return self._file.finish()
-
-
-def reason_of(error: BaseException) -> str:
-    """Return why a recording cannot be written, as a log has it."""
-    if isinstance(error, ArcbridgeError):
-        return error.message
-    return error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
 
 
 def _missing(reason: str) -> str:

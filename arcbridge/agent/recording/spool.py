@@ -1,20 +1,27 @@
 """Keeps the directory of recordings within its bound, and finishes what a former agent process left.
 
-It runs in the recorder's thread. A file counts from its first byte on; what others remove from the directory is noticed
-when there seems to be no room. Invariant: a file whose writer lives is never touched.
+It runs in the recorder's thread, `remove` in the bucket's, and `recover` in one of its own. A file counts from its
+first byte on; what others write to the directory or remove from it is noticed each `MEASURE` seconds, and when there
+seems to be no room. Invariant: a file whose writer lives is never touched.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import threading
+import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 import structlog
 
 from arcbridge.agent.recording.cast import broken_off
-from arcbridge.agent.recording.sealed_file import ENDING, PART, FinishedFile, RecordingFile
+from arcbridge.agent.recording.sealed_file import ENDING, PART, FinishedFile, RecordingFile, reason_of
 from arcbridge.errors import ArcbridgeError, ConfigError
 from arcbridge.sealing.recipients import Recipient
+
+MEASURE: Final = 10.0
+"""Seconds after which the directory is measured again before a new recording: other agents may write to it, too."""
 
 log = structlog.get_logger("arcbridge.recording")
 
@@ -37,9 +44,15 @@ class Spool:
         self._most = most
         self.used = 0
         """Bytes of recordings, as far as this process knows."""
+        self._lock = threading.Lock()
+        """Held while `used` changes."""
+        self._measured = -MEASURE
+        """When the directory was measured, in monotonic seconds."""
 
     def create(self, name: str) -> RecordingFile:
         """Make the file of a recording. Raises OSError, DirectoryFull."""
+        if time.monotonic() - self._measured >= MEASURE:
+            self.measure()
         self.make_room(0)
         return RecordingFile.create(self.directory / (name + ENDING), self.recipients)
 
@@ -56,22 +69,52 @@ class Spool:
 
     def measure(self) -> None:
         """Count the bytes of all recordings. Raises OSError."""
-        self.used = sum(_size(path) for path in self.directory.iterdir() if _is_recording(path))
+        with self._lock:  # a file that is removed meanwhile would be taken off twice
+            self.used = sum(_size(path) for path in self.directory.iterdir() if _is_recording(path))
+            self._measured = time.monotonic()
+
+    def append(self, file: RecordingFile, text: bytes) -> None:
+        """Append to a file, and count it. Raises OSError, SealingError."""
+        with self._lock:
+            self.used += file.append(text)
+
+    def discard(self, file: RecordingFile) -> None:
+        """Remove a file that is being written. Raises OSError."""
+        with self._lock:
+            file.discard()
+            self.used = max(0, self.used - file.size)
+
+    def remove(self, path: Path, size: int) -> None:
+        """Remove a finished file of so many bytes. Raises OSError."""
+        with self._lock:
+            path.unlink(missing_ok=True)
+            self.used = max(0, self.used - size)
 
     def finished(self) -> list[Path]:
         """Return the files that are finished, the oldest first. Raises OSError."""
         return sorted(path for path in self.directory.iterdir() if path.name.endswith(ENDING))
 
-    def recover(self) -> Iterator[FinishedFile]:
-        """Finish the files whose writers are gone, with a mark where each broke off. Raises OSError."""
-        for part in sorted(self.directory.glob("*" + ENDING + PART)):
-            path = part.with_name(part.name.removesuffix(PART))
-            try:
-                if (file := RecordingFile.reopen(path, self.recipients)) is not None:
+    def left(self) -> list[Path]:
+        """Return the files that are not published, those of living writers included. Raises OSError."""
+        return sorted(self.directory.glob("*" + ENDING + PART))
+
+    def recover(self, part: Path) -> tuple[RecordingFile, FinishedFile] | None:
+        """Finish a file whose writer is gone, with a mark where it broke off; None where that is not to be done."""
+        try:
+            file = RecordingFile.reopen(part.with_name(part.name.removesuffix(PART)), self.recipients)
+            if file is None:
+                return None
+            if not file.whole:
+                try:
                     file.append(broken_off())
-                    yield file.finish()
-            except OSError as error:
-                log.warning("recording not finished", file=part.name, reason=error.strerror)
+                except (ArcbridgeError, OSError) as error:  # without the mark it says by its end that it broke off
+                    log.warning("recording not finished", file=part.name, reason=reason_of(error))
+            return file, file.finish()
+        except FileNotFoundError:  # its writer has published it
+            return None
+        except OSError as error:
+            log.warning("recording not finished", file=part.name, reason=reason_of(error))
+            return None
 
 
 def _is_recording(path: Path) -> bool:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from arcbridge.agent.recording.cast import CastReader
 from arcbridge.agent.recording.opened import open_recording
+from arcbridge.agent.recording.sealed_file import FinishedFile, RecordingFile
 from arcbridge.sealing.age import parse_identity, parse_recipient
 from tests.sealing.keys import X25519_IDENTITY, X25519_RECIPIENT
 
@@ -26,6 +27,13 @@ def frame(payload: bytes, *, mask: bytes = b"", opcode: int = 2, final: bool = T
     if mask:
         payload = bytes(byte ^ mask[index % 4] for index, byte in enumerate(payload))
     return bytes([opcode | (0x80 if final else 0)]) + length + mask + payload
+
+
+def published(file: RecordingFile) -> FinishedFile:
+    """A file that is whole and has its name."""
+    found = file.finish()
+    file.publish()
+    return found
 
 
 def text_of(path: Path) -> bytes:

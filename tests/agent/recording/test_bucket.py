@@ -23,7 +23,7 @@ from tests.support.eventually import until
 from tests.support.processes import ManagedProcess, require_or_skip
 from tests.support.world import fixed_port
 
-from .keys import RECIPIENTS, text_of
+from .keys import RECIPIENTS, published, text_of
 
 
 def test_the_signature_of_amazons_example() -> None:
@@ -48,12 +48,15 @@ class Store(http.server.BaseHTTPRequestHandler):
     """A store that answers as its class says."""
 
     status = 200
+    refused = ""
+    """What the names have that are answered with 403, whatever the status."""
     got: ClassVar[list[tuple[str, str, bytes]]]
 
     def do_PUT(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         type(self).got.append((self.path, self.headers["Authorization"], body))
-        self.send_response(type(self).status)
+        refused = type(self).refused
+        self.send_response(403 if refused and refused in self.path else type(self).status)
         self.send_header("Content-Length", "0")
         self.end_headers()
 
@@ -95,7 +98,7 @@ def bucket_of(endpoint: str, spool: Spool) -> Iterator[RecordingBucket]:
 def finished(spool: Spool, name: str) -> Path:
     file = spool.create(name)
     spool.used += file.append(name.encode())
-    file.finish()
+    published(file)
     return spool.directory / (name + ENDING)
 
 
@@ -134,11 +137,36 @@ async def test_what_the_store_does_not_take_stays(
         await until(lambda: not path.exists())
 
 
+async def test_a_file_that_the_store_never_takes_holds_up_no_other(
+    spool: Spool, store: tuple[str, type[Store]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endpoint, kept = store
+    kept.refused = "a-bad"
+    monkeypatch.setattr("arcbridge.net.backoff.FIRST", 0.01)
+    bad = finished(spool, "a-bad")
+    with bucket_of(endpoint, spool) as bucket:
+        for name in ("b", "c"):
+            path = finished(spool, name)
+            await until(lambda path=path: not path.exists())
+        assert bad.exists()
+        assert bad.name in bucket._failing
+
+
+async def test_what_is_finished_at_the_end_is_sent_before_it(spool: Spool, store: tuple[str, type[Store]]) -> None:
+    endpoint, kept = store
+    with bucket_of(endpoint, spool) as bucket:
+        await until(lambda: bucket._left == 0)
+        paths = [finished(spool, f"{number}") for number in range(5)]
+    assert not any(path.exists() for path in paths)
+    assert len(kept.got) == 5
+
+
 async def test_a_store_that_is_away_holds_nothing_up(spool: Spool) -> None:
     path = finished(spool, "first")
     with bucket_of(f"http://127.0.0.1:{fixed_port()}", spool) as bucket:
         await until(lambda: bucket.failures)
     assert path.exists()
+    assert bucket._left == 1
 
 
 @pytest.fixture

@@ -109,6 +109,18 @@ UNREADABLE = {
     "a frame that continues nothing": (frame(b"a", opcode=0), False),
     "a message within a message": (frame(b"\x01a", final=False) + frame(b"\x01b"), False),
     "an opcode of the future": (frame(b"\x01a", opcode=3), False),
+    **{
+        f"a caller's frame of the reserved opcode {code:#x}": (frame(b"\x00ls\r", mask=MASK, opcode=code), True)
+        for code in (3, 7, *range(0xB, 0x10))
+    },
+    "a control frame of the future": (frame(b"\x01a", opcode=0xB), False),
+    "a control frame in parts": (frame(b"\x00a", mask=MASK, opcode=9, final=False), True),
+    "a control frame that is too long": (frame(bytes(126), mask=MASK, opcode=9), True),
+    "a length with the top bit": (b"\x82\xff\x80\0\0\0\0\0\0\x01" + MASK + b"\x06", True),
+    "a length of the API server with the top bit": (b"\x82\x7f\x80\0\0\0\0\0\0\x01\x07", False),
+    "more than the API server takes": (b"\x82\xff\0\0\0\0\x02\0\0\x01" + MASK, True),
+    "2 bytes for a short length": (b"\x82\xfe\0\x01" + MASK, True),
+    "8 bytes for a short length": (b"\x82\xff\0\0\0\0\0\0\xff\xff" + MASK, True),
 }
 
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from arcbridge.agent.recording.opened import compare, find_recordings, open_recording, read_identities
-from arcbridge.agent.recording.sealed_file import ENDING, FinishedFile, RecordingFile
+from arcbridge.agent.recording.opened import compare, find_recordings, open_recording, read_identities, unfinished
+from arcbridge.agent.recording.sealed_file import ENDING, PART, FinishedFile, RecordingFile
 from arcbridge.audit.chain import Chain
 from arcbridge.errors import ConfigError, SealingError
 from tests.sealing.keys import HYBRID_IDENTITY, X25519_IDENTITY
 
-from .keys import RECIPIENTS
+from .keys import RECIPIENTS, published
 
 
 def made(directory: Path, name: str, *texts: bytes) -> FinishedFile:
@@ -22,7 +22,7 @@ def made(directory: Path, name: str, *texts: bytes) -> FinishedFile:
     file = RecordingFile.create(directory / (name + ENDING), RECIPIENTS)
     for text in texts:
         file.append(text)
-    return file.finish()
+    return published(file)
 
 
 def log_of(path: Path, *records: dict[str, Any]) -> Path:
@@ -50,6 +50,7 @@ def test_recordings_of_a_log(tmp_path: Path) -> None:
         {**begun("r-1", "alice"), "stage": "ended"},
         recorded(first, user="alice", namespace="shop", name="web", container="app"),
         begun("r-2", "bob"),
+        {**begun("r-2", "bob"), "stage": "ended"},  # of a full disk: its file was finished later
         recorded(second, "r-2"),  # of an agent that was killed: `begun` says whose it is
     )
     rows = list(find_recordings([log]))
@@ -75,11 +76,24 @@ def test_what_differs_from_the_log(tmp_path: Path) -> None:
     count, found = compare([where], find_recordings([log]))
     assert count == 1
     assert {(Path(one.file).name, one.kind) for one in found} == {
-        (changed.name, "changed"), (gone.name, "missing"), (unknown.name, "unknown"),
+        (changed.name, "changed"), (gone.name, "missing"), (unknown.name, "unknown"), (f"x{ENDING}", "missing"),
     }  # fmt: skip
     assert compare([where / good.name], find_recordings([log])) == (1, [])
     with pytest.raises(ConfigError, match="cannot be read"):
         compare([where / "nowhere"], find_recordings([log]))
+
+
+def test_a_bucket_that_was_copied_is_compared_by_the_names_of_its_files(tmp_path: Path) -> None:
+    where = tmp_path / "recordings"
+    where.mkdir()
+    stored = made(where / "berlin", "a", b"a")
+    named = FinishedFile(f"s3://bucket/berlin/{stored.name}", stored.sha256, stored.size)
+    left = where / ("b" + ENDING + PART)
+    left.touch()
+    without = {"stage": "recorded", "request": "r-2", "recording": {"failure": "its protocol cannot be recorded"}}
+    log = log_of(tmp_path / "audit.jsonl", recorded(named), without)
+    assert compare([where], find_recordings([log])) == (1, [])
+    assert unfinished([where]) == [left]
 
 
 def test_a_recording_is_opened_by_its_recipient_alone(tmp_path: Path) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import json
-from collections.abc import AsyncIterator
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +19,8 @@ import pytest
 from arcbridge.agent.kube.caller import Lent
 from arcbridge.agent.recording import recorder as recorder_module
 from arcbridge.agent.recording.recorder import Recorder
-from arcbridge.agent.recording.sealed_file import ENDING, PART
-from arcbridge.errors import StreamReset
+from arcbridge.agent.recording.sealed_file import ENDING, PART, FinishedFile, RecordingFile
+from arcbridge.errors import StateError, StreamReset
 from arcbridge.settings.config import RecordingConfig, RecordingRuleConfig
 from tests.agent.kube.bench import Bench, Wire, running
 from tests.support.eventually import until
@@ -78,7 +81,9 @@ class Recorders:
         return sorted(self.directory.glob("*" + ENDING))
 
     def index(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.lines if '"stage":"recorded"' in line]
+        """The records whose files have their names, and those without a file."""
+        found = [json.loads(line) for line in self.lines if '"stage":"recorded"' in line]
+        return [one for one in found if (self.directory / one["recording"].get("file", "")).exists()]
 
     lines: list[str]
 
@@ -109,7 +114,14 @@ async def recording(directory: Path, **config: Any) -> AsyncIterator[Recorders]:
             made.lines.append(line)
             return put(line)
 
-        bench.audit.put = kept
+        put_and_wait = bench.audit.put_and_wait
+
+        async def kept_and_waited(line: Callable[[], str]) -> None:
+            assert not made.files() or made.index()  # no file has its name before its record
+            made.lines.append(line())
+            await put_and_wait(line)
+
+        bench.audit.put, bench.audit.put_and_wait = kept, kept_and_waited
         bench.proxy.context.recorder = made.recorder
         try:
             yield made
@@ -126,6 +138,24 @@ async def test_a_rule_for_a_group_that_is_lent_records_who_has_it(tmp_path: Path
         caller = made.bench.caller
         caller.lent = Lent(replace(caller.identity, groups=("operators",)), None)
         await (await made.run(request())).rest()
+        await until(made.index)
+        assert len(made.files()) == 1
+
+
+def as_other(head: bytes, groups: str = "operators") -> bytes:
+    other = f"Impersonate-User: root\r\nImpersonate-Group: {groups}\r\n"
+    return head.replace(b"Host: k\r\n", b"Host: k\r\n" + other.encode())
+
+
+@pytest.mark.parametrize("rule", [{"groups": ("operators",)}, {"users": ("root",)}, {"users": ("alice",)}])
+async def test_a_rule_counts_for_the_user_and_for_whom_as_names(tmp_path: Path, rule: dict[str, Any]) -> None:
+    async with recording(tmp_path, rule=rule) as made:
+        code, message = await made.refused(as_other(SPDY))
+        assert (code, "has to be recorded" in message) == (403, True)
+        code, message = await made.refused(as_other(KUBELET["run"]))
+        assert (code, "nodes/proxy" in message) == (403, True)
+        made.bench.api.routes[EXEC] = serving(SUCCESS)
+        await (await made.run(as_other(request()))).rest()
         await until(made.index)
         assert len(made.files()) == 1
 
@@ -230,6 +260,9 @@ async def test_where_it_is_not_required_it_goes_on_without(tmp_path: Path, head:
         assert len(made.bench.api.requests) == 1
         assert made.recorder.unrecorded == 1
         assert made.files() == []
+        (index,) = made.index()
+        assert index["recording"] == {"failure": "its protocol cannot be recorded"}
+        assert (index["user"], index["namespace"], index["name"]) == ("alice", "shop", "web")
 
 
 KUBELET = {
@@ -288,13 +321,19 @@ async def test_a_directory_that_takes_nothing_refuses_in_time(tmp_path: Path, mo
     monkeypatch.setattr(recorder_module, "BEGIN_DEADLINE", 0.05)
     async with recording(tmp_path) as made:
         gate = asyncio.Event()
-        submit = made.recorder._submit
+        submit = made.recorder._thread.submit
 
         async def late(*arguments: Any) -> Any:
             await gate.wait()
             return await submit(*arguments)
 
-        monkeypatch.setattr(made.recorder, "_submit", lambda *given: asyncio.ensure_future(late(*given)))
+        monkeypatch.setattr(
+            made.recorder._thread, "submit", lambda *given, urgent=False: asyncio.ensure_future(late(*given))
+        )
+        made.recorder._thread.progress = time.monotonic() + 60
+        code, message = await made.refused(request())
+        assert (code, "more to record at once than it can write" in message) == (503, True)
+        made.recorder._thread.progress = 0.0
         code, message = await made.refused(request())
         assert code == 503
         assert "its directory takes no data" in message
@@ -353,6 +392,7 @@ async def test_what_a_former_process_left_is_indexed(tmp_path: Path) -> None:
         await (await made.run(request())).rest()
         await until(made.index)
         (path,) = made.files()
+        path.write_bytes(path.read_bytes()[:-1024])  # without the end of the archive
         path.rename(path.with_name(path.name + PART))
     async with recording(tmp_path) as made:
         await until(made.index)
@@ -361,3 +401,48 @@ async def test_what_a_former_process_left_is_indexed(tmp_path: Path) -> None:
         assert index["recording"]["file"] == path.name
         assert index["recording"]["failure"] == "the agent ended"
         assert index["recording"]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+async def test_a_file_keeps_its_ending_where_its_record_is_not_written(tmp_path: Path) -> None:
+    """The next start finishes it, and records it."""
+    async with recording(tmp_path) as made:
+        made.bench.api.routes[EXEC] = serving(SUCCESS)
+
+        async def fails(line: Callable[[], str]) -> None:
+            raise StateError("the disk is full")
+
+        made.bench.audit.put_and_wait = fails
+        await (await made.run(request())).rest()
+        await until(lambda: made.recorder.recorded and not made.recorder._tasks)
+        assert made.files() == []
+        (part,) = made.directory.iterdir()
+        assert part.name.endswith(PART)
+
+
+async def test_a_file_that_cannot_be_ended_has_a_record_of_its_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: RecordingFile) -> FinishedFile:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(RecordingFile, "finish", broken)
+    async with recording(tmp_path) as made:
+        made.bench.api.routes[EXEC] = serving(SUCCESS)
+        await (await made.run(request())).rest()
+        await until(made.index)
+        assert made.index()[0]["recording"] == {"failure": "Input/output error"}
+        assert made.index()[0]["user"] == "alice"
+
+
+async def test_a_session_does_not_wait_for_what_a_former_process_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = threading.Event()
+    (tmp_path / "recordings").mkdir()
+    (tmp_path / "recordings" / f"large{ENDING}{PART}").touch()
+    monkeypatch.setattr(RecordingFile, "reopen", lambda *_: gate.wait() and None)
+    async with recording(tmp_path) as made:
+        made.bench.api.routes[EXEC] = serving(SUCCESS)
+        await (await made.run(request())).rest()
+        await until(made.index)
+        gate.set()

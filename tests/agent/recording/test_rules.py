@@ -28,17 +28,17 @@ RULES = RecordingRules(
     ],
 )
 def test_a_user_in_a_namespace(namespace: str | None, demand: Demand | None) -> None:
-    assert RULES.of(ALICE, namespace) == demand
+    assert RULES.of([ALICE], namespace) == demand
 
 
 def test_of_several_rules_the_strictest_counts() -> None:
     rules = RecordingRules(
         {"a": RecordingRuleConfig(required=False), "b": RecordingRuleConfig(users=("alice",), typed_input=True)}
     )
-    assert rules.of(ALICE, "x") == Demand(required=True, typed_input=True)
+    assert rules.of([ALICE], "x") == Demand(required=True, typed_input=True)
 
 
 def test_a_rule_of_others_is_none() -> None:
     rules = RecordingRules({"a": RecordingRuleConfig(users=("bob",), groups=("finance",))})
-    assert rules.of(ALICE, "shop") is None
-    assert rules.of(ALICE, None) is None
+    assert rules.of([ALICE], "shop") is None
+    assert rules.of([ALICE], None) is None

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from arcbridge.agent.recording import sealed_file
 from arcbridge.agent.recording.sealed_file import ENDING, MAX_MEMBER, PART, RecordingFile, members
 from tests.sealing.keys import X25519_IDENTITY, opened
 
-from .keys import IDENTITIES, RECIPIENTS, text_of
+from .keys import IDENTITIES, RECIPIENTS, published, text_of
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def test_a_file_from_its_beginning_to_its_end(path: Path) -> None:
     assert part(path).stat().st_mode & 0o777 == 0o600
     assert not path.exists()
     file.append(b" and the second")
-    found = file.finish()
+    found = published(file)
     data = path.read_bytes()
     assert (found.name, found.size) == (path.name, len(data))
     assert found.sha256 == hashlib.sha256(data).hexdigest()
@@ -45,7 +46,7 @@ def test_other_programs_read_it(path: Path) -> None:
     file = RecordingFile.create(path, RECIPIENTS)
     for text in (b"a" * 70_000, b"b"):
         file.append(text)
-    file.finish()
+    published(file)
     with tarfile.open(path) as archive:
         assert archive.getnames() == ["000001.cast.age", "000002.cast.age"]
         found = [archive.extractfile(member) for member in archive]
@@ -72,7 +73,7 @@ def test_a_file_whose_writer_is_gone_goes_on_behind_its_last_whole_member(path: 
     assert again is not None
     assert again.size == whole == part(path).stat().st_size
     again.append(b"three")
-    found = again.finish()
+    found = published(again)
     assert text_of(path) == b"one,two,three"
     assert found.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -95,7 +96,7 @@ def test_a_file_whose_writer_lives_is_left_alone(path: Path) -> None:
     file.append(b"one")
     assert RecordingFile.reopen(path, RECIPIENTS) is None
     file.append(b", two")
-    file.finish()
+    published(file)
     assert text_of(path) == b"one, two"
 
 
@@ -116,7 +117,7 @@ def test_behind_a_write_that_failed_the_file_is_what_it_was(path: Path, monkeypa
         with pytest.raises(OSError, match="No space"):
             file.append(b"lost")
     file.append(b"two")
-    found = file.finish()
+    found = published(file)
     assert text_of(path) == b"one,two"
     assert found.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -135,3 +136,28 @@ def test_a_file_that_is_discarded_is_gone(path: Path) -> None:
     file.discard()
     assert not part(path).exists()
     assert not path.exists()
+
+
+def test_a_file_that_is_published_or_taken_by_another_agent_is_not_written_to(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two agents of one directory: a file is locked until it has its name, and a new one that is locked is left."""
+    file = RecordingFile.create(path, RECIPIENTS)
+    file.append(b"one")
+    file.finish()
+    assert RecordingFile.reopen(path, RECIPIENTS) is None
+    data = part(path).read_bytes()
+
+    def published_meanwhile(descriptor: int) -> bool:
+        os.replace(part(path), path)
+        part(path).touch()  # the name is that of another file
+        return True
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sealed_file, "_lock", published_meanwhile)
+        assert RecordingFile.reopen(path, RECIPIENTS) is None
+    assert path.read_bytes() == data
+    part(path).unlink()
+    monkeypatch.setattr(sealed_file, "_lock", lambda descriptor: False)
+    with pytest.raises(BlockingIOError):
+        RecordingFile.create(path, RECIPIENTS)

@@ -55,12 +55,14 @@ class Recorded:
         self.gate = threading.Event()
         self.gate.set()
         self.failures: list[str] = []
+        self.waiting = 0
+        self.progress = 0.0
 
     def begin(self, *, required: bool = True, typed: bool = False, most: int = 1 << 30) -> SessionRecording:
         file = self.spool.create("session")
         text = CastWriter(time.monotonic())
         file.append(text.header(0, "t", ""))
-        recording = SessionRecording(Demand(required, typed), file, self.spool, text, self.submit, most)
+        recording = SessionRecording(Demand(required, typed), file, self.spool, text, self, most)
         recording.on_failure = self.failures.append
         recording.start(self.session, b"")
         return recording
@@ -74,7 +76,7 @@ class Recorded:
 
     @property
     def path(self) -> Path:
-        return self.spool.directory / ("session" + ENDING)
+        return self.spool.directory / ("session" + ENDING + PART)
 
 
 @pytest.fixture
@@ -157,7 +159,7 @@ async def test_a_status_is_read_up_to_a_bound(recorded: Recorded) -> None:
 async def test_a_segment_is_written_after_the_interval(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session_recording, "INTERVAL", 0.01)
     recording = recorded.begin()
-    part = recorded.path.with_name(recorded.path.name + PART)
+    part = recorded.path
     before = part.stat().st_size
     shown(recording, b"x")
     await until(lambda: part.stat().st_size > before)
@@ -187,6 +189,41 @@ async def test_the_session_is_held_while_the_thread_is_behind(recorded: Recorded
     recorded.gate.set()
     await until(lambda: recorded.session.let_go_count == 1)
     assert not recorded.session.ended
+    await recording.finish()
+
+
+async def test_sessions_are_held_at_a_bound_of_all_and_go_on_as_each_is_written(
+    recorded: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """500 sessions of a user would wait with 1 MiB each else."""
+    monkeypatch.setattr(session_recording, "WAITING_OF_ALL", 3 * SEGMENT)
+    recording = recorded.begin()
+    recorded.gate.clear()
+    recorded.waiting = 3 * SEGMENT  # of others
+    shown(recording, bytes(SEGMENT))
+    assert recorded.session.held == 1
+    assert recorded.waiting > 4 * SEGMENT
+    recorded.gate.set()
+    await until(lambda: recorded.session.let_go_count == 1)
+    assert recorded.waiting == 3 * SEGMENT
+    assert not recorded.failures
+    await recording.finish()
+
+
+async def test_a_session_that_waits_for_others_is_no_failure(
+    recorded: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_recording, "STALL", 0.02)
+    recording = recorded.begin()
+    recorded.gate.clear()
+    while not recorded.session.held:
+        shown(recording, bytes(60_000))
+    for _ in range(20):
+        recorded.progress = time.monotonic()  # the thread writes for others
+        await asyncio.sleep(0.005)
+    assert not recorded.failures
+    await until(lambda: bool(recorded.failures))
+    recorded.gate.set()
     await recording.finish()
 
 
