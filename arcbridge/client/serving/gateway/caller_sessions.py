@@ -155,7 +155,7 @@ class CallerSessions:
             self._end(one)
         error, until = self._failures.get(key, (None, 0.0))
         if error is not None and now < until:
-            raise error
+            raise error.copy()
         self._admit(key, address, now)
         one = self._sessions[key] = CallerSession(key, self._make(key.cluster, key.tokens), now)
         return one
@@ -197,7 +197,7 @@ class CallerSessions:
         self._failures.pop(one.key, None)
         while len(self._failures) >= FAILURES:
             self._failures.popitem(last=False)
-        self._failures[one.key] = error, self._loop.time() + (REFUSED if refused else FAILED)
+        self._failures[one.key] = error.copy(), self._loop.time() + (REFUSED if refused else FAILED)
         self._end(one)
 
     def _end(self, one: CallerSession) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from pathlib import Path
 
 import pytest
@@ -62,6 +64,33 @@ async def test_a_refused_token_is_not_asked_about_again_at_once(
             await session_of(place, CallerTokens("r", REFUSED))
         assert len(place.far.auths) == 2
         assert place.sessions.attempts == {"failed": 2}
+
+
+@pytest.mark.parametrize("after_a_session", [False, True])
+async def test_a_refusal_that_is_repeated_keeps_no_request_alive(tmp_path: Path, after_a_session: bool) -> None:
+    """The same error is raised for each of them: its traceback would hold the frames of all, with their headers."""
+
+    class Request:
+        pass
+
+    async def refused(tokens: CallerTokens) -> weakref.ref[Request]:
+        request = Request()
+        with pytest.raises(ArcbridgeError):
+            await session_of(place, tokens)
+        return weakref.ref(request)
+
+    async with station(tmp_path) as (place, _):
+        if after_a_session:
+            await session_of(place, ALICE)
+            place.far.reply = JoinReply(code=JoinCode.NO_AGENT)
+            place.far.sessions[0].abort()
+            one = next(iter(place.sessions._sessions.values()))
+            await until(lambda: one.manager.failure is not None)
+        tokens = ALICE if after_a_session else CallerTokens("r", REFUSED)
+        requests = [await refused(tokens) for _ in range(20)]
+        await until(lambda: not place.sessions._ending)
+        gc.collect()
+        assert [request() for request in requests] == [None] * 20
 
 
 async def test_the_relay_decides_about_the_callers_token(tmp_path: Path) -> None:
