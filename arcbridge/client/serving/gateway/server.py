@@ -27,6 +27,7 @@ from arcbridge.client.serving.gateway.upgrade import upgrade
 from arcbridge.client.session.refusal import RETRY_SOON, status_body
 from arcbridge.errors import ArcbridgeError, ConfigError
 from arcbridge.mux.session import MuxSession
+from arcbridge.mux.splice import reset_transport
 from arcbridge.net.descriptors import explain
 from arcbridge.net.sockets import ACCEPT_PAUSE, AcceptLoop, reset
 from arcbridge.net.tlstransport import accept_tls
@@ -242,9 +243,14 @@ class GatewayConnection(web.RequestHandler):
         """Answer what could not be parsed, or a failure of ours; quotes nothing of either."""
         if isinstance(exc, ConnectionError):
             raise exc  # the answer has begun: it can only be cut off
+        if request.writer.output_size > 0:
+            if isinstance(self.transport, asyncio.Transport):
+                reset_transport(self.transport)
+            log.error("request failed", reason=type(exc).__name__)
+            raise ConnectionResetError("the answer was cut")
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             log.error("request failed", reason=type(exc).__name__)
-            answer = refusal(ArcbridgeError("the gateway could not serve the request; its log says why"))
+            answer = refusal(ArcbridgeError("the gateway could not serve the request; its log names the failure"))
         else:
             self._gateway.requests["refused"] += 1
             answer = refusal(_BadRequest("the request is not well-formed HTTP/1.1, or its head is too long"))

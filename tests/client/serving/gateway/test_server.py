@@ -9,6 +9,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
 from yarl import URL
 
 from arcbridge.client.serving.gateway import server as module
@@ -125,6 +126,26 @@ async def test_what_a_head_may_hold_does_not_grow_with_it(tmp_path: Path, size: 
         line = b"x: " + b"y" * 1000 + b"\r\n"
         writer.write(b"GET /livez HTTP/1.1\r\nHost: g\r\n" + line * (size // len(line)) + b"\r\n")
         assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
+        writer.close()
+
+
+async def test_a_failure_behind_the_head_of_an_answer_is_a_reset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second head inside the body would be taken for the cluster's bytes."""
+
+    async def failing(request: web.BaseRequest, *_: object) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Length": "10000"})
+        await response.prepare(request)
+        await response.write(b"the beginning")
+        raise RuntimeError
+
+    monkeypatch.setattr(module, "exchange", failing)
+    async with station(tmp_path) as (place, _):
+        reader, writer = await place.connect()
+        writer.write(f"GET /clusters/{CLUSTER}/x HTTP/1.1\r\nHost: g\r\nAuthorization: Bearer t\r\n\r\n".encode())
+        with pytest.raises(ConnectionResetError):
+            await reader.read()
         writer.close()
 
 
