@@ -24,7 +24,8 @@ RELAY_HEADER: Final = "Arcbridge-Relay-Authorization"
 """The header of the token for the relay; Authorization has the token for the cluster."""
 TOKEN_PROTOCOL: Final = "base64url.bearer.authorization.k8s.io."
 """What the WebSocket subprotocol begins with in which a browser sends a token, as to the API server."""
-_SUBPROTOCOLS: Final = "Sec-WebSocket-Protocol"
+SUBPROTOCOLS: Final = "Sec-WebSocket-Protocol"
+"""The header of WebSocket subprotocols."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,9 @@ def caller_tokens(headers: CIMultiDictProxy[str], *, one_token: bool) -> CallerT
 
     Raises Unauthenticated, which names the header and quotes no token.
     """
-    found = _bearer(headers, "Authorization") + _of_subprotocols(headers)
+    found = _bearer(headers, "Authorization")
+    if headers.get("Upgrade", "").lower() == "websocket":
+        found += _of_subprotocols(headers)
     if not found:
         raise Unauthenticated("send your token for the cluster with each request: Authorization: Bearer TOKEN")
     if len(found) > 1:
@@ -103,10 +106,10 @@ def _of_subprotocols(headers: CIMultiDictProxy[str]) -> list[str]:
             try:
                 found.append(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)).decode("ascii"))
             except (binascii.Error, ValueError) as error:
-                raise Unauthenticated(f"the token in {_SUBPROTOCOLS} is not base64url") from error
+                raise Unauthenticated(f"the token in {SUBPROTOCOLS} is not base64url") from error
     return found
 
 
 def _subprotocols(headers: CIMultiDictProxy[str]) -> list[str]:
-    listed = ",".join(headers.getall(_SUBPROTOCOLS, ()))
+    listed = ",".join(headers.getall(SUBPROTOCOLS, ()))
     return [name.strip() for name in listed.split(",") if name.strip()]

@@ -18,6 +18,7 @@ from arcbridge.client.serving.gateway.caller_tokens import (
 from arcbridge.errors import Unauthenticated
 
 SECRET = "a-secret-token"
+WEBSOCKET = ("Upgrade", "websocket")
 
 
 def headers(*pairs: tuple[str, str]) -> CIMultiDictProxy[str]:
@@ -36,7 +37,7 @@ def test_the_tokens_of_a_request() -> None:
 
 @pytest.mark.parametrize("token", ["t", "to", "tok", SECRET])
 def test_a_browser_sends_its_token_as_a_subprotocol(token: str) -> None:
-    found = headers(("Sec-WebSocket-Protocol", f"{subprotocol(token)}, v5.channel.k8s.io"))
+    found = headers(WEBSOCKET, ("Sec-WebSocket-Protocol", f"{subprotocol(token)}, v5.channel.k8s.io"))
     assert caller_tokens(found, one_token=True).cluster == token
     assert other_subprotocols(found) == ["v5.channel.k8s.io"]
 
@@ -50,9 +51,13 @@ def test_a_browser_sends_its_token_as_a_subprotocol(token: str) -> None:
         ([("Authorization", f"Bearer {SECRET} {SECRET}")], "not hold one token"),
         ([("Authorization", f"Bearer {SECRET}é")], "form `Bearer TOKEN`"),
         ([("Authorization", f"Bearer {SECRET}")] * 2, "more than one token"),
-        ([("Authorization", f"Bearer {SECRET}"), ("Sec-WebSocket-Protocol", subprotocol(SECRET))], "more than one"),
-        ([("Sec-WebSocket-Protocol", f"{TOKEN_PROTOCOL}*")], "is empty"),
-        ([("Sec-WebSocket-Protocol", f"{TOKEN_PROTOCOL}abcde")], "not base64url"),
+        (
+            [WEBSOCKET, ("Authorization", f"Bearer {SECRET}"), ("Sec-WebSocket-Protocol", subprotocol(SECRET))],
+            "more than one",
+        ),
+        ([("Sec-WebSocket-Protocol", subprotocol(SECRET))], "send your token"),
+        ([WEBSOCKET, ("Sec-WebSocket-Protocol", f"{TOKEN_PROTOCOL}*")], "is empty"),
+        ([WEBSOCKET, ("Sec-WebSocket-Protocol", f"{TOKEN_PROTOCOL}abcde")], "not base64url"),
         ([("Authorization", "Bearer c"), (RELAY_HEADER, "Bearer a"), (RELAY_HEADER, "Bearer b")], "more than once"),
         ([("Authorization", f"Bearer {'x' * 70_000}")], "more than 64 KiB"),
         ([("Authorization", f"Bearer {SECRET}")], "relay and cluster would get the same token"),
