@@ -29,7 +29,7 @@ from arcbridge.errors import ArcbridgeError, ConfigError
 from arcbridge.mux.session import MuxSession
 from arcbridge.mux.splice import reset_transport
 from arcbridge.net.descriptors import explain
-from arcbridge.net.sockets import ACCEPT_PAUSE, AcceptLoop, reset
+from arcbridge.net.sockets import ACCEPT_PAUSE, AcceptLoop, reset, tune
 from arcbridge.net.tlstransport import accept_tls
 from arcbridge.pki.chain import load_chain
 from arcbridge.pki.names import check_cluster_name
@@ -105,7 +105,7 @@ class GatewayServer(web.Server):
                 reset(sock)
                 return
             self.open.pop(idle).abort()
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        tune(sock, user_timeout=False)  # callers may stop reading for as long as they like, and a dead one is noticed
         connection = GatewayConnection(self)
 
         def handshake_over(error: BaseException | None) -> None:

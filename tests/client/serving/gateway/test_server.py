@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +197,15 @@ async def test_a_slow_caller_costs_another_one_nothing(tmp_path: Path) -> None:
                 assert (await answer.json())["caller"] == "quick"
         writer.close()
         await until(lambda: place.sessions.requests == 0)
+
+
+async def test_a_connection_is_probed_for_a_caller_that_has_died(tmp_path: Path) -> None:
+    async with station(tmp_path) as (place, _):
+        _, writer = await place.connect()
+        await until(lambda: any(one.transport is not None for one in place.server.open))
+        sock = next(iter(place.server.open.values())).get_extra_info("socket")
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        writer.close()
 
 
 async def test_a_caller_that_goes_away_ends_its_request(tmp_path: Path) -> None:
