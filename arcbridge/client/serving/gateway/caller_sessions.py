@@ -17,9 +17,10 @@ from typing import Final, NamedTuple
 
 import structlog
 
+from arcbridge.client.credentials.tokens import OneToken
 from arcbridge.client.serving.gateway.caller_tokens import CallerTokens
 from arcbridge.client.session.session_manager import SessionManager
-from arcbridge.errors import ArcbridgeError, OverLimit, PermissionRefused, Unauthenticated, Unreachable
+from arcbridge.errors import ArcbridgeError, OverLimit, PermissionRefused, PinMismatch, Unauthenticated, Unreachable
 from arcbridge.limiters import KeyedTokenBucket
 from arcbridge.mux.session import MuxSession
 from arcbridge.tasks import cancel_and_wait
@@ -38,7 +39,8 @@ NEW_SESSIONS_PER_SECOND: Final = 20.0
 ADDRESSES: Final = 10_000
 """Addresses that are counted."""
 REFUSED: Final = 10.0
-"""Seconds for which tokens that were refused are refused again without another question."""
+"""Seconds for which tokens that were refused, and clusters that are not trusted, are refused again without another
+question."""
 FAILED: Final = 1.0
 """The same for tokens with which a cluster was not reached."""
 FAILURES: Final = 1000
@@ -132,8 +134,16 @@ class CallerSessions:
         try:
             try:
                 session = await one.ready()
+            except PinMismatch as error:
+                mismatch = Unreachable(
+                    f'this gateway cannot tell that cluster "{cluster}" is the right one, and sent nothing there; its '
+                    "operator has to put the cluster's pin in order"
+                )
+                if self._failed(one, mismatch, lasting=not one.counted):
+                    log.warning("no session", cluster=cluster, reason=error.message)
+                raise mismatch from None
             except ArcbridgeError as error:
-                self._failed(one, error)
+                self._failed(one, error, lasting=isinstance(error, Unauthenticated | PermissionRefused | OneToken))
                 raise
             self._count(one, "established")
             yield session
@@ -188,17 +198,20 @@ class CallerSessions:
             one.counted = True
             self.attempts[result] += 1
 
-    def _failed(self, one: CallerSession, error: ArcbridgeError) -> None:
-        """Note that a session is not there, for all its requests."""
-        refused = isinstance(error, Unauthenticated | PermissionRefused)
-        if self._sessions.get(one.key) is not one or (one.counted and not refused):
-            return  # another request has noted it, or the session comes back by itself
+    def _failed(self, one: CallerSession, error: ArcbridgeError, *, lasting: bool) -> bool:
+        """Note that a session is not there, for all its requests; return whether this request is the first to do so.
+
+        `lasting`: it will not come back by itself.
+        """
+        if self._sessions.get(one.key) is not one or (one.counted and not lasting):
+            return False  # another request has noted it, or the session comes back by itself
         self._count(one, "failed")
         self._failures.pop(one.key, None)
         while len(self._failures) >= FAILURES:
             self._failures.popitem(last=False)
-        self._failures[one.key] = error.copy(), self._loop.time() + (REFUSED if refused else FAILED)
+        self._failures[one.key] = error.copy(), self._loop.time() + (REFUSED if lasting else FAILED)
         self._end(one)
+        return True
 
     def _end(self, one: CallerSession) -> None:
         del self._sessions[one.key]

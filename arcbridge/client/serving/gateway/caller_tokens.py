@@ -39,12 +39,15 @@ class CallerTokens:
 class GivenTokens(Tokens):
     """The tokens of one caller as a session asks for them; there are no others, and none is renewed."""
 
-    def __init__(self, given: CallerTokens) -> None:
-        super().__init__(LoginConfig(), None)
+    def __init__(self, given: CallerTokens, login: LoginConfig) -> None:
+        """`login`: whether one token may serve both, and what audience says that one is for a cluster."""
+        super().__init__(login, None)
         self._given = given
 
     async def access(self) -> str:
-        """Return the token for the relay."""
+        """Return the token for the relay. Raises OneToken for one that has a cluster's audience."""
+        if self._audience() and not self._login.one_token:
+            self._refuse_for_both(self._given.relay)
         return self._given.relay
 
     async def cluster(self) -> ClusterToken:

@@ -11,6 +11,7 @@ import pytest
 
 from arcbridge.client.serving.gateway import caller_sessions
 from arcbridge.client.serving.gateway.caller_tokens import CallerTokens
+from arcbridge.client.session.trust import ClusterTrust
 from arcbridge.errors import ArcbridgeError, OverLimit, PermissionRefused, Unauthenticated, Unreachable
 from arcbridge.mux.session import MuxSession
 from arcbridge.net.join import JoinCode
@@ -91,6 +92,17 @@ async def test_a_refusal_that_is_repeated_keeps_no_request_alive(tmp_path: Path,
         await until(lambda: not place.sessions._ending)
         gc.collect()
         assert [request() for request in requests] == [None] * 20
+
+
+async def test_a_cluster_that_the_gateway_does_not_know(tmp_path: Path) -> None:
+    """Its caller cannot give a pin, and nothing was sent there."""
+    async with station(tmp_path) as (place, _):
+        place.trust = ClusterTrust()
+        for _ in range(5):
+            with pytest.raises(Unreachable, match="its operator has to put the cluster's pin in order") as found:
+                await session_of(place, ALICE)
+            assert found.value.status_code == 503
+        assert len(place.far.requests) == 1, "relay and agent are not asked again at once"
 
 
 async def test_the_relay_decides_about_the_callers_token(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import base64
 import pytest
 from multidict import CIMultiDict, CIMultiDictProxy
 
+from arcbridge.client.credentials.tokens import OneToken
 from arcbridge.client.serving.gateway.caller_tokens import (
     RELAY_HEADER,
     TOKEN_PROTOCOL,
@@ -16,6 +17,8 @@ from arcbridge.client.serving.gateway.caller_tokens import (
     other_subprotocols,
 )
 from arcbridge.errors import Unauthenticated
+from arcbridge.settings.config import LoginConfig
+from tests.client.session.test_session_manager import jwt_like
 
 SECRET = "a-secret-token"
 WEBSOCKET = ("Upgrade", "websocket")
@@ -75,8 +78,17 @@ def test_tokens_are_not_shown() -> None:
 
 
 async def test_a_session_gets_the_given_tokens_and_no_others() -> None:
-    tokens = GivenTokens(CallerTokens("of-relay", "of-cluster"))
+    tokens = GivenTokens(CallerTokens("of-relay", "of-cluster"), LoginConfig())
     tokens.refused()
     assert await tokens.access() == "of-relay"
     assert (await tokens.cluster()).text == tokens.cluster_at_hand() == "of-cluster"
     assert (await tokens.for_cluster("other").cluster()).text == "of-cluster"
+
+
+async def test_a_relays_token_that_is_good_in_a_cluster_is_refused() -> None:
+    """Such as two tokens that a tool has swapped, or two of one audience: their texts differ."""
+    given = CallerTokens(jwt_like(600, aud=["arcbridge-relay", "arcbridge-berlin"]), "of-cluster")
+    with pytest.raises(OneToken, match=r"audience of a cluster as well \(arcbridge-berlin\)"):
+        await GivenTokens(given, LoginConfig(cluster_audience="arcbridge-{cluster}")).access()
+    for login in (LoginConfig(), LoginConfig(cluster_audience="arcbridge-{cluster}", one_token=True)):
+        assert await GivenTokens(given, login).access() == given.relay
