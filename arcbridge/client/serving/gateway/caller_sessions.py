@@ -31,6 +31,8 @@ SESSIONS_OF_CALLER: Final = 100
 """Of them those of one pair of tokens, which are as many clusters."""
 REQUESTS: Final = 256
 """Requests of one caller to one cluster at a time. The agent has limits of its own for each user."""
+REQUESTS_OF_CALLER: Final = 1024
+"""Requests of one caller to all clusters at a time: each may have a connection, and others need some, too."""
 IDLE: Final = 300.0
 """Seconds after the last request at which a session ends."""
 NEW_SESSIONS: Final = 500
@@ -108,6 +110,8 @@ class CallerSessions:
         self._most = most
         self._loop = asyncio.get_running_loop()
         self._sessions: dict[CallersCluster, CallerSession] = {}
+        self._draining: set[CallerSession] = set()
+        """Those that take no new request because their tokens were refused, and have requests under way."""
         self._failures: OrderedDict[CallersCluster, tuple[ArcbridgeError, float]] = OrderedDict()
         """Errors for callers, each until a time; in the order of their begin."""
         self._new: KeyedTokenBucket[str] = KeyedTokenBucket(NEW_SESSIONS, NEW_SESSIONS_PER_SECOND, size=ADDRESSES)
@@ -116,12 +120,15 @@ class CallerSessions:
         """New sessions by how they went: `established`, `failed`, `limited`."""
 
     def __len__(self) -> int:
-        return len(self._sessions)
+        return len(self._sessions) + len(self._draining)
 
     @property
     def requests(self) -> int:
         """Requests under way."""
-        return sum(one.requests for one in self._sessions.values())
+        return sum(one.requests for one in self._all())
+
+    def _all(self) -> list[CallerSession]:
+        return [*self._sessions.values(), *self._draining]
 
     @asynccontextmanager
     async def session(self, tokens: CallerTokens, cluster: str, address: str) -> AsyncIterator[MuxSession]:
@@ -150,8 +157,14 @@ class CallerSessions:
         finally:
             one.requests -= 1
             one.used_at = self._loop.time()
+            if one in self._draining and not one.requests:
+                self._close(one)
 
     def _of(self, key: CallersCluster, address: str) -> CallerSession:
+        if sum(one.requests for one in self._all() if one.key.tokens == key.tokens) >= REQUESTS_OF_CALLER:
+            raise OverLimit(
+                f"you have {REQUESTS_OF_CALLER} requests under way at this gateway; wait for some", retry_after=1
+            )
         one = self._sessions.get(key)
         if one is not None and not one.is_over:
             if one.requests >= REQUESTS:
@@ -179,12 +192,12 @@ class CallerSessions:
                     "too many new sessions were asked for from your address; try again later",
                     retry_after=math.ceil(wait),
                 )
-            if sum(other.tokens == key.tokens for other in self._sessions) >= SESSIONS_OF_CALLER:
+            if sum(one.key.tokens == key.tokens for one in self._all()) >= SESSIONS_OF_CALLER:
                 raise OverLimit(
                     f"you have sessions to {SESSIONS_OF_CALLER} clusters at this gateway; wait until some have idled",
                     retry_after=math.ceil(self._idle),
                 )
-            if len(self._sessions) >= self._most:
+            if len(self) >= self._most:
                 idle = [one for one in self._sessions.values() if not one.requests]
                 if not idle:
                     raise Unreachable("this gateway has as many sessions as it may; try again later", retry_after=1)
@@ -214,7 +227,15 @@ class CallerSessions:
         return True
 
     def _end(self, one: CallerSession) -> None:
+        """Give a session to no request any more; it closes at once, or behind the last one that runs in it."""
         del self._sessions[one.key]
+        if one.requests and one.manager.sessions():
+            self._draining.add(one)  # an agent that drains lets them end, whatever the relay says of a new session
+        else:
+            self._close(one)
+
+    def _close(self, one: CallerSession) -> None:
+        self._draining.discard(one)
         ending = self._loop.create_task(one.close())
         self._ending.add(ending)
         ending.add_done_callback(self._ending.discard)
@@ -238,4 +259,6 @@ class CallerSessions:
         """End all sessions."""
         for one in list(self._sessions.values()):
             self._end(one)
+        for one in list(self._draining):
+            self._close(one)
         await asyncio.gather(*self._ending)

@@ -11,6 +11,7 @@ import pytest
 
 from arcbridge.client.serving.gateway import caller_sessions
 from arcbridge.client.serving.gateway.caller_tokens import CallerTokens
+from arcbridge.client.session.session_manager import TARGET
 from arcbridge.client.session.trust import ClusterTrust
 from arcbridge.errors import ArcbridgeError, OverLimit, PermissionRefused, Unauthenticated, Unreachable
 from arcbridge.mux.session import MuxSession
@@ -123,6 +124,27 @@ async def test_a_session_that_its_agent_ends_for_its_token_is_over(tmp_path: Pat
         assert len(place.sessions) == 0
 
 
+async def test_what_an_agent_lets_drain_outlives_the_relays_token(tmp_path: Path) -> None:
+    """An agent is rolled, and the relay refuses the next session; exec and logs go on in the former one."""
+    async with station(tmp_path) as (place, _):
+        async with place.sessions.session(ALICE, CLUSTER, "192.0.2.1") as draining:
+            stream = draining.open(TARGET, asyncio.Protocol())
+            await until(lambda: place.far.streams)
+            place.far.reply = JoinReply(code=JoinCode.UNAUTHENTICATED)
+            place.far.sessions[0].goaway(GoawayCode.DRAINING)
+            await until(lambda: all(one.is_over for one in place.sessions._sessions.values()))
+            place.sessions.end_idle()
+            with pytest.raises(Unauthenticated):
+                await session_of(place, ALICE)
+            assert not place.sessions._sessions
+            assert (len(place.sessions), place.sessions.requests) == (1, 1)
+            await asyncio.sleep(0.05)
+            assert not draining.closed
+            assert not stream.is_closing()
+        assert (len(place.sessions), place.sessions.requests) == (0, 0)
+        await until(lambda: draining.closed)
+
+
 async def test_a_session_ends_when_it_idles(tmp_path: Path) -> None:
     async with station(tmp_path, idle=0.0) as (place, _):
         async with place.sessions.session(ALICE, CLUSTER, "192.0.2.1") as session:
@@ -156,6 +178,10 @@ async def test_the_bounds_of_one_caller(tmp_path: Path, monkeypatch: pytest.Monk
             with pytest.raises(OverLimit, match="2 requests to cluster"):
                 await session_of(place, ALICE)
             await session_of(place, BOB)
+            monkeypatch.setattr(caller_sessions, "REQUESTS_OF_CALLER", 2)
+            with pytest.raises(OverLimit, match="2 requests under way at this gateway"):
+                async with place.sessions.session(ALICE, "other", "a"):
+                    pass
         with pytest.raises(OverLimit, match="sessions to 1 clusters"):
             async with place.sessions.session(ALICE, "other", "a"):
                 pass
