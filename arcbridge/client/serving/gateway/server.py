@@ -80,18 +80,15 @@ class GatewayServer(web.Server):
         self._accepting = AcceptLoop(sockets, self._accepted, self._exhausted)
         self.open: dict[GatewayConnection, asyncio.Transport] = {}
         """The connections, the one that was used last at the end."""
-        self._ready = False
         self.requests: Counter[str] = Counter()
         """By how they went: `passed_on`, `upgraded`, `refused`."""
 
     def start(self) -> None:
         """Accept from now on."""
         self._accepting.start()
-        self._ready = True
 
     async def close(self) -> None:
         """Stop accepting, and end what is open."""
-        self._ready = False
         self._accepting.close()
         self.pre_shutdown()
         await self.shutdown(GRACE)
@@ -124,9 +121,8 @@ class GatewayServer(web.Server):
         connection.begin(request)
         try:
             if request.path in ("/livez", "/readyz", "/healthz"):
-                ready = self._ready or request.path == "/livez"
-                return web.Response(text="ok\n" if ready else "ending\n", status=200 if ready else 503)
-            response = await self._pass_on(request)
+                return web.Response(text="ok\n")
+            response = await self._pass_on(request, connection)
             self.requests["passed_on"] += 1
             return response
         except ArcbridgeError as error:
@@ -138,11 +134,12 @@ class GatewayServer(web.Server):
         finally:
             connection.request_over()
 
-    async def _pass_on(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _pass_on(self, request: web.BaseRequest, connection: GatewayConnection) -> web.StreamResponse:
         cluster, target = target_of(request.raw_path)
         tokens = caller_tokens(request.headers, one_token=self._one_token)
         peer = request.transport.get_extra_info("peername") if request.transport is not None else None
         async with self._sessions.session(tokens, cluster, str(peer[0]) if peer else "") as session:
+            connection.busy = True
             if "Upgrade" not in request.headers:
                 return await exchange(request, session, cluster, target, f"/clusters/{cluster}")
             self.requests["upgraded"] += 1
@@ -186,7 +183,7 @@ class GatewayConnection(web.RequestHandler):
         )
         self._gateway = gateway
         self.busy = False
-        """A request is under way."""
+        """A request is under way that has a session; one that waits for a session makes room as if it idled."""
         self._in_head = True
         """What comes next is of a head, or of what is left of `_body` behind an early answer."""
         self._body: StreamReader | None = None
@@ -223,7 +220,6 @@ class GatewayConnection(web.RequestHandler):
         """Note that a request has come."""
         self._end_head()  # of one that came behind another
         self._body = request.content
-        self.busy = True
 
     def request_over(self) -> None:
         """Note that its answer is complete: another head may come."""

@@ -184,6 +184,26 @@ async def test_the_connection_that_has_idled_longest_makes_room(
             writer.close()
 
 
+async def test_requests_that_wait_for_a_session_keep_no_one_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No relay answers: what made-up tokens ask for must not keep out the probes by which the gateway is restarted."""
+    monkeypatch.setattr(module, "CONNECTIONS", 2)
+    async with station(tmp_path) as (place, _):
+        place.far.answers.clear()
+        held = [await place.connect() for _ in range(2)]
+        for n, (_, writer) in enumerate(held):
+            writer.write(f"GET /clusters/{CLUSTER}/x HTTP/1.1\r\nHost: g\r\nAuthorization: Bearer {n}\r\n\r\n".encode())
+        await until(lambda: place.sessions.requests == 2)
+        reader, probe = await place.connect()
+        probe.write(b"GET /livez HTTP/1.1\r\nHost: g\r\n\r\n")
+        assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
+        await until(lambda: place.sessions.requests == 1)
+        place.far.answers.set()
+        for _, writer in [*held, (reader, probe)]:
+            writer.close()
+
+
 async def test_a_slow_caller_costs_another_one_nothing(tmp_path: Path) -> None:
     async with station(tmp_path) as (place, client):
         _, writer = await place.connect()
