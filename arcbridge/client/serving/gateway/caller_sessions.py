@@ -17,6 +17,7 @@ from typing import Final, NamedTuple
 
 import structlog
 
+from arcbridge.client.credentials.jwt_unverified import read_unverified
 from arcbridge.client.credentials.tokens import OneToken
 from arcbridge.client.serving.gateway.caller_tokens import CallerTokens
 from arcbridge.client.session.session_manager import SessionManager
@@ -39,7 +40,11 @@ NEW_SESSIONS: Final = 500
 """New sessions for requests from one address in a burst. A tool inside the cluster has all its users behind one."""
 NEW_SESSIONS_PER_SECOND: Final = 20.0
 ADDRESSES: Final = 10_000
-"""Addresses that are counted."""
+"""Addresses that are counted, and users whose tokens were accepted."""
+RENEWALS: Final = 10
+"""New sessions in a burst, where an address has used up its own, for tokens that claim a user whose tokens were
+accepted before: many made-up tokens behind one tool must not end the work of its other users."""
+RENEWALS_PER_SECOND: Final = 0.2
 REFUSED: Final = 10.0
 """Seconds for which tokens that were refused, and clusters that are not trusted, are refused again without another
 question."""
@@ -115,6 +120,11 @@ class CallerSessions:
         self._failures: OrderedDict[CallersCluster, tuple[ArcbridgeError, float]] = OrderedDict()
         """Errors for callers, each until a time; in the order of their begin."""
         self._new: KeyedTokenBucket[str] = KeyedTokenBucket(NEW_SESSIONS, NEW_SESSIONS_PER_SECOND, size=ADDRESSES)
+        self._accepted: OrderedDict[tuple[str, str], None] = OrderedDict()
+        """Issuers and subjects of tokens for clusters that were accepted, the last ones at the end."""
+        self._renewals: KeyedTokenBucket[tuple[str, str]] = KeyedTokenBucket(
+            RENEWALS, RENEWALS_PER_SECOND, size=ADDRESSES
+        )
         self._ending: set[asyncio.Task[None]] = set()
         self.attempts: Counter[str] = Counter()
         """New sessions by how they went: `established`, `failed`, `limited`."""
@@ -186,7 +196,7 @@ class CallerSessions:
     def _admit(self, key: CallersCluster, address: str, now: float) -> None:
         """Make room for a new session. Raises OverLimit, Unreachable."""
         try:
-            if (wait := self._new.reserve(address, now)) is None:
+            if self._new.reserve(address, now) is None and not self._is_renewal(key.tokens, now):
                 wait = self._new.wait(address, now)
                 raise OverLimit(
                     "too many new sessions were asked for from your address; try again later",
@@ -206,10 +216,20 @@ class CallerSessions:
             self.attempts["limited"] += 1
             raise
 
+    def _is_renewal(self, tokens: CallerTokens, now: float) -> bool:
+        """Return whether tokens that nobody has verified yet may be asked about because of the user that they claim."""
+        user = _claimed_user(tokens)
+        return user in self._accepted and self._renewals.take(user, now)
+
     def _count(self, one: CallerSession, result: str) -> None:
         if not one.counted:
             one.counted = True
             self.attempts[result] += 1
+            if result == "established" and any(user := _claimed_user(one.key.tokens)):
+                self._accepted[user] = None
+                self._accepted.move_to_end(user)
+                if len(self._accepted) > ADDRESSES:
+                    self._accepted.popitem(last=False)
 
     def _failed(self, one: CallerSession, error: ArcbridgeError, *, lasting: bool) -> bool:
         """Note that a session is not there, for all its requests; return whether this request is the first to do so.
@@ -262,3 +282,8 @@ class CallerSessions:
         for one in list(self._draining):
             self._close(one)
         await asyncio.gather(*self._ending)
+
+
+def _claimed_user(tokens: CallerTokens) -> tuple[str, str]:
+    claims = read_unverified(tokens.cluster)
+    return claims.issuer, claims.subject

@@ -20,6 +20,7 @@ from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.records import JoinReply
 from tests.client.far_side import CLUSTER
 from tests.client.serving.gateway.station import REFUSED, Station, station
+from tests.client.session.test_session_manager import jwt_like
 from tests.support.eventually import until
 
 ALICE = CallerTokens("relay-alice", "cluster-alice")
@@ -206,6 +207,32 @@ async def test_made_up_tokens_cost_a_bounded_number_of_joins(tmp_path: Path, mon
         place.far.reply = JoinReply()
         async with place.sessions.session(ALICE, CLUSTER, "198.51.100.7"):
             pass  # another address has its own
+
+
+async def test_made_up_tokens_do_not_keep_out_a_user_who_was_accepted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All are behind one tool, and tokens are renewed every few minutes."""
+    monkeypatch.setattr(caller_sessions, "NEW_SESSIONS", 3)
+    monkeypatch.setattr(caller_sessions, "NEW_SESSIONS_PER_SECOND", 0.001)
+    monkeypatch.setattr(caller_sessions, "RENEWALS", 2)
+    monkeypatch.setattr(caller_sessions, "RENEWALS_PER_SECOND", 0.001)
+
+    def tokens(user: str, mark: str) -> CallerTokens:
+        return CallerTokens(f"relay-{user}", jwt_like(600, mark, iss="https://issuer", sub=user))
+
+    async with station(tmp_path) as (place, _):
+        await session_of(place, tokens("alice", "1"))
+        await session_of(place, CallerTokens("relay-opaque", "no-jwt"))
+        await session_of(place, tokens("bob", "1"))
+        for kept_out in (tokens("mallory", "1"), CallerTokens("relay-opaque", "another")):
+            with pytest.raises(OverLimit):
+                await session_of(place, kept_out)
+        for mark in "23":
+            await session_of(place, tokens("alice", mark))
+        with pytest.raises(OverLimit):
+            await session_of(place, tokens("alice", "4"))  # made up in alice's name: bounded, and bob's is his own
+        await session_of(place, tokens("bob", "2"))
 
 
 async def test_a_request_that_is_cancelled_affects_no_other(tmp_path: Path) -> None:
