@@ -8,6 +8,7 @@ library's own exception is chained as `__cause__` and stays in our log.
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Self
 
 from arcbridge.refusals import NO_REFUSAL, Refusal
 
@@ -77,6 +78,16 @@ class ArcbridgeError(Exception):
     def log_fields(self) -> dict[str, str]:
         """Return what a log has beside the message, which the peer reads too: the rule, and our own words."""
         return {name: text for name, text in (("rule", self.refusal.rule.value), ("detail", self.detail)) if text}
+
+    def copy(self) -> Self:
+        """Return an equal error without traceback and cause, for an error that is kept and raised for several callers.
+
+        Each raise of one instance would add the frames of its caller to that instance's traceback, and so keep alive
+        all that those frames hold, such as requests and tokens, for as long as the error is kept.
+        """
+        other = type(self).__new__(type(self), *self.args)
+        other.__dict__.update(self.__dict__)
+        return other
 
     def told(self) -> str:
         """Return the message, with the session's id behind it."""

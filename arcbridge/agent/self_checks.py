@@ -23,6 +23,7 @@ from arcbridge.agent.authenticator import REVIEW
 from arcbridge.agent.control import ControlConnections
 from arcbridge.agent.enrol import CredentialKeeper
 from arcbridge.agent.kube.apiserver import AnswerFailed, ApiServer
+from arcbridge.agent.kube.own_credential import POD_CERTIFICATE
 from arcbridge.agent.parts import AgentParts
 from arcbridge.agent.rights import (
     ACTOR,
@@ -49,6 +50,8 @@ ACCESS: Final = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 CERTIFICATE_SOON: Final = 86400.0
 """Seconds before its end at which a certificate should have been renewed long ago; of a life of less than ten days it
 is a tenth."""
+POD_CERTIFICATE_SOON: Final = 300.0
+"""The same for a pod's certificate, which the kubelet may renew as late as ten minutes before its end."""
 
 API_SERVER, CREDENTIAL, IMPERSONATION = "API server", "agent's credential at the API server", "right to impersonate"
 RELOAD, AUDIT, RELAYS, CERTIFICATE = "files of the API server", "audit log", "control connections", "certificate"
@@ -135,7 +138,8 @@ def credential_finding(user: str, kind: str, validity: tuple[float, float] | Non
         return ok(CREDENTIAL, detail)
     begin, end = validity
     detail = f"{detail} that ends in {duration(end - now)} ({rfc3339(end)})"
-    if end - now < min(CERTIFICATE_SOON, (end - begin) / 10):
+    soon = POD_CERTIFICATE_SOON if kind == POD_CERTIFICATE else CERTIFICATE_SOON
+    if end - now < min(soon, (end - begin) / 10):
         return _bad(CREDENTIAL, "credential_renewal", f"{detail} and was not renewed", warning)
     return ok(CREDENTIAL, detail)
 

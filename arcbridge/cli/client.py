@@ -322,6 +322,7 @@ def _tell_of_update(context: ClientContext) -> None:
 @answering
 async def clusters(invocation: Invocation, context: ClientContext) -> int:
     output = invocation.text("output", "table")
+    check_gateway_flags(invocation)
     from arcbridge.client.commands.directory import list_clusters
 
     found = await list_clusters(context.relays, context.tokens)
@@ -344,6 +345,14 @@ async def clusters(invocation: Invocation, context: ClientContext) -> int:
         found = [_as_document(one) for one in found]
     print_rows(found, _COLUMNS, output)
     return ExitCode.DONE
+
+
+def check_gateway_flags(invocation: Invocation) -> None:
+    """Raise ConfigError for flags of profiles that would have no effect."""
+    if invocation.text("gateway") and invocation.text("output", "table") != "clusterprofile":
+        raise ConfigError("flag --gateway: needs -o clusterprofile")
+    if invocation.text("gateway_ca_file") and not invocation.text("gateway"):
+        raise ConfigError("flag --gateway-ca-file: needs --gateway")
 
 
 def _profiles(invocation: Invocation, context: ClientContext, found: list[dict[str, Any]]) -> dict[str, Any]:

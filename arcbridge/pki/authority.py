@@ -418,6 +418,15 @@ def _require_issuer(certificate: x509.Certificate, ca_pem: str) -> None:
     raise InvalidSignature
 
 
+def certificates_alone(pem: str) -> str:
+    """Return the certificates of a PEM text and nothing else of it; raises `StateError` where there are none."""
+    try:
+        found = x509.load_pem_x509_certificates(pem.encode())
+    except (ValueError, TypeError, x509.InvalidVersion) as error:
+        raise StateError("there is no readable certificate") from error
+    return "".join(one.public_bytes(Encoding.PEM).decode() for one in found)
+
+
 def certificate_validity(certificate_pem: str) -> tuple[float, float]:
     """(notBefore, notAfter) of the first certificate, in unix seconds; raises `StateError` when unreadable."""
     try:

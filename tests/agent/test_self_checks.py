@@ -15,6 +15,7 @@ import trustme
 from arcbridge.agent import self_checks as looks
 from arcbridge.agent.authenticator import REVIEW
 from arcbridge.agent.kube.apiserver import ApiServer, endpoint_of
+from arcbridge.agent.kube.own_credential import POD_CERTIFICATE
 from arcbridge.agent.self_checks import checks_of
 from arcbridge.checks.diagnosis import Finding, FindingState
 from arcbridge.checks.self_checks import AGENT_CHECKS
@@ -90,6 +91,13 @@ def test_the_credential_and_its_end(
     found = looks.credential_finding("anna", "a token", validity, 3600.0)
     assert one(found) == expected
     assert detail in found.detail
+
+
+def test_a_pods_certificate_may_be_renewed_as_late_as_its_signer_says() -> None:
+    """The latest time that an API server takes is ten minutes before the end: of a day, not 2.4 hours."""
+    for left, state in ((3600, FindingState.OK), (590, FindingState.OK), (290, FindingState.WARNING)):
+        found = looks.credential_finding("anna", POD_CERTIFICATE, (0, 86400), 86400.0 - left)
+        assert one(found)[0] is state
 
 
 NO_ISSUER = AuthenticationConfig(())

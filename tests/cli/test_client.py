@@ -332,3 +332,17 @@ def test_what_a_gateway_cannot_be_started_with(
     monkeypatch.setattr(client, "_start", lambda invocation: (ClientConfig(), token))
     with pytest.raises(ConfigError, match=says):
         client.gateway(parse(["gateway", *line.split()], "client"))
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("--gateway https://a", "flag --gateway: needs -o clusterprofile"),
+        ("--gateway https://a -o json", "flag --gateway: needs -o clusterprofile"),
+        ("--gateway-ca-file ca -o clusterprofile", "flag --gateway-ca-file: needs --gateway"),
+    ],
+)
+def test_flags_of_profiles_that_would_have_no_effect(line: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        client.check_gateway_flags(parse(["clusters", *line.split()], "client"))
+    client.check_gateway_flags(parse(["clusters", "-o", "clusterprofile", "--gateway", "https://a"], "client"))

@@ -549,6 +549,8 @@ def test_a_changed_setting_rolls_the_pods(helm: Helm) -> None:
         ("session.maxAge=forever", "maxAge"), ("denylist.users={anna}", "users"),
         ("auditSinks.a.kind=ftp", "kind"), ("auditSpool.bytes=1", "bytes"),
         ("podCertificate.keyType=RSA2048", "keyType"), ("clusterTrustBundle.labelSelector=", "clusterTrustBundle"),
+        ("clusterTrustBundle.name=a,clusterTrustBundle.labelSelector.matchLabels.b=c", "clusterTrustBundle"),
+        ("clusterTrustBundle.name=a,clusterTrustBundle.signerName=b/c", "clusterTrustBundle"),
         ("podCertificate.maxExpirationSeconds=60", "maxExpirationSeconds"),
     ],
 )  # fmt: skip

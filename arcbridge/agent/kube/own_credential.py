@@ -2,8 +2,9 @@
 
 The credential is a ServiceAccount's token, a client certificate with its key, or a credential bundle: key and chain in
 one file, as the kubelet writes them for a `podCertificate` volume and renews them. It decides nothing about when files
-are read. Invariants: each file is opened once in a reading, so that a bundle which is replaced meanwhile is wholly the
-old one or the new one; with a bundle there is no token; no error quotes what a file holds.
+are read. Invariants: a bundle is opened once in a reading, so that one which is replaced meanwhile is wholly the old
+one or the new one (of other files that are, a reading may have both, and the next one mends it); with a bundle there is
+no token; no error quotes what a file holds.
 
 Source: Kubernetes, PodCertificateProjection (core/v1), `credentialBundlePath`.
 """

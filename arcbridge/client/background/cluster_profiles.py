@@ -18,8 +18,9 @@ from arcbridge.client.background_paths import BackgroundPaths
 from arcbridge.client.relay.relay_profile import organisation
 from arcbridge.client.service import ClientContext
 from arcbridge.client.session.restrictions import endpoint_name, restrictions_of
-from arcbridge.errors import ArcbridgeError, ConfigError
+from arcbridge.errors import ArcbridgeError, ConfigError, StateError
 from arcbridge.net.address import parse_address
+from arcbridge.pki.authority import certificates_alone
 from arcbridge.units import rfc3339
 
 API_VERSION: Final = "multicluster.x-k8s.io/v1alpha1"
@@ -99,9 +100,11 @@ def gateway_accesses(url: str, ca_file: str, names: Iterable[str]) -> dict[str, 
         raise ConfigError("flag --gateway: expected https://HOST:PORT")
     origin = parse_address(url.rstrip("/")).url.removesuffix(":443")
     try:
-        ca_pem = Path(ca_file).read_text("ascii") if ca_file else ""
+        ca_pem = certificates_alone(Path(ca_file).read_text("ascii")) if ca_file else ""
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"flag --gateway-ca-file: cannot read {ca_file}") from error
+    except StateError as error:
+        raise ConfigError(f"flag --gateway-ca-file: {ca_file}: {error.message}") from error
     return {name: _access(GATEWAY, f"{origin}/clusters/{name}", ca_pem) for name in names}
 
 

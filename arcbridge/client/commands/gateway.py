@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Final
 
@@ -24,12 +24,14 @@ from arcbridge.client.settings import required
 from arcbridge.errors import ArcbridgeError, ConfigError
 from arcbridge.net.address import parse_listen
 from arcbridge.net.loopback import listen_at
-from arcbridge.settings.config import ClientConfig
+from arcbridge.settings.config import ClientConfig, LoginConfig
 from arcbridge.tasks import cancel_and_wait
 
 CERTIFICATE_CHECK: Final = 30.0
 """Seconds between two looks at the files of the certificate."""
 _FILE_LIMIT: Final = 1024 * 1024
+_LOGIN_SETTINGS: Final = frozenset({"one_token", "cluster_audience", "audience"})
+"""Settings of `[login]` by which a gateway decides about tokens that it is given."""
 
 log = structlog.get_logger("arcbridge.client")
 
@@ -51,9 +53,12 @@ async def run_gateway(
     # Nobody sits before it who could be asked whether to trust a cluster.
     context = ClientContext(config, replace(terminal, ask_trust=None), environment=environment)
     relays = context.relays
+    _refuse_settings_of_a_login(config)
     required(config, environment)
     if config.cluster_ca_pin:
         raise ConfigError("cluster_ca_pin: is for one cluster; give a pins_file with those of all")
+    if config.pins_file is None and not config.trust_first_use:
+        raise ConfigError("pins_file: required, because nobody is asked here whether to trust a cluster")
     context.trust()  # raises where the pins cannot be read
     address = parse_listen(listen)
     files = CertificateFiles(certificate, key)
@@ -63,7 +68,7 @@ async def run_gateway(
         return SessionManager(
             relays.with_own_record(cluster),
             cluster,
-            GivenTokens(tokens),
+            GivenTokens(tokens, config.login),
             context.trust(),
             resumption=config.resumption,
             restrictions=context.restrictions,
@@ -91,6 +96,14 @@ async def run_gateway(
         await sessions.close()
         if observer is not None:
             await observer.stop()
+
+
+def _refuse_settings_of_a_login(config: ClientConfig) -> None:
+    """Raise ConfigError for a setting of `[login]` that has no effect here: the callers bring their tokens."""
+    usual = LoginConfig()
+    for name in (field.name for field in fields(LoginConfig)):
+        if name not in _LOGIN_SETTINGS and getattr(config.login, name) != getattr(usual, name):
+            raise ConfigError(f"login.{name}: has no effect at a gateway, whose callers bring their tokens; remove it")
 
 
 class CertificateFiles:

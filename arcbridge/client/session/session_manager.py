@@ -119,7 +119,7 @@ class SessionManager(BaseHandler):
             raise Unreachable("arcbridge is ending")
         error = self._waiters.recent_failure(asyncio.get_running_loop().time())
         if error is not None:
-            raise error
+            raise error.copy()
         self._stream_wanted.set()
         if self._current is not None:
             self._current.retry_now()

@@ -66,7 +66,7 @@ class Waiters:
         """Give the error to all that wait now."""
         for waiter in self._all:
             if not waiter.done():
-                waiter.set_exception(error)
+                waiter.set_exception(error.copy())
                 waiter.exception()  # retrieved: a caller that was cancelled in this turn will not await it
 
 

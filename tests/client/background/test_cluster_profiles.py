@@ -14,6 +14,7 @@ from arcbridge.client.background_paths import BackgroundPaths
 from arcbridge.client.service import ClientContext, Terminal
 from arcbridge.errors import ConfigError
 from arcbridge.settings.config import ClientConfig
+from tests.client.far_side import RELAY_CA
 
 ROWS = [
     {"name": "berlin", "agents": 2, "last_seen": 1_700_000_000.5, "state": "Connected"},
@@ -39,10 +40,17 @@ def test_a_profile() -> None:
 
 def test_a_gateway_with_a_ca(tmp_path: Path) -> None:
     ca = tmp_path / "ca.pem"
-    ca.write_text("a PEM")
+    ca.write_text(RELAY_CA.certificate_pem)
     (access,) = gateway_accesses("https://gateway.example.org:8443", str(ca), ["berlin"]).values()
     assert access["cluster"]["server"] == "https://gateway.example.org:8443/clusters/berlin"
-    assert base64.b64decode(access["cluster"]["certificate-authority-data"]) == b"a PEM"
+    assert base64.b64decode(access["cluster"]["certificate-authority-data"]) == RELAY_CA.certificate_pem.encode()
+    key = RELAY_CA.issue_server(["localhost"]).key_pem
+    ca.write_text(key + RELAY_CA.certificate_pem)
+    (access,) = gateway_accesses("https://gateway.example.org", str(ca), ["berlin"]).values()
+    assert base64.b64decode(access["cluster"]["certificate-authority-data"]) == RELAY_CA.certificate_pem.encode()
+    ca.write_text(key)
+    with pytest.raises(ConfigError, match=r"flag --gateway-ca-file: .*no readable certificate"):
+        gateway_accesses("https://gateway.example.org", str(ca), ["berlin"])
     for url in ("http://gateway.example.org", "gateway.example.org"):
         with pytest.raises(ConfigError, match="flag --gateway"):
             gateway_accesses(url, "", ["berlin"])

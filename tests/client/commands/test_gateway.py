@@ -81,6 +81,13 @@ async def test_settings_that_cannot_work(tmp_path: Path, far: FarSide) -> None:
     with pytest.raises(ConfigError, match=r"observe\.listen"):
         async with case.running(replace(case.config, observe=ObserveConfig(listen="nowhere"))):
             pass
+    with pytest.raises(ConfigError, match="pins_file: required"):
+        async with case.running(replace(case.config, trust_first_use=False)):
+            pass
+    for login in (LoginConfig(require_bound=True), LoginConfig(access_token_file=case.key)):
+        with pytest.raises(ConfigError, match=r"login\..*has no effect at a gateway"):
+            async with case.running(replace(case.config, login=login)):
+                pass
     with pytest.raises(Unauthenticated, match="no relay"):
         async with Case(None, tmp_path).running():
             pass

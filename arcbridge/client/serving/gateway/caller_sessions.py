@@ -17,9 +17,11 @@ from typing import Final, NamedTuple
 
 import structlog
 
+from arcbridge.client.credentials.jwt_unverified import read_unverified
+from arcbridge.client.credentials.tokens import OneToken
 from arcbridge.client.serving.gateway.caller_tokens import CallerTokens
 from arcbridge.client.session.session_manager import SessionManager
-from arcbridge.errors import ArcbridgeError, OverLimit, PermissionRefused, Unauthenticated, Unreachable
+from arcbridge.errors import ArcbridgeError, OverLimit, PermissionRefused, PinMismatch, Unauthenticated, Unreachable
 from arcbridge.limiters import KeyedTokenBucket
 from arcbridge.mux.session import MuxSession
 from arcbridge.tasks import cancel_and_wait
@@ -30,15 +32,22 @@ SESSIONS_OF_CALLER: Final = 100
 """Of them those of one pair of tokens, which are as many clusters."""
 REQUESTS: Final = 256
 """Requests of one caller to one cluster at a time. The agent has limits of its own for each user."""
+REQUESTS_OF_CALLER: Final = 1024
+"""Requests of one caller to all clusters at a time: each may have a connection, and others need some, too."""
 IDLE: Final = 300.0
 """Seconds after the last request at which a session ends."""
 NEW_SESSIONS: Final = 500
 """New sessions for requests from one address in a burst. A tool inside the cluster has all its users behind one."""
 NEW_SESSIONS_PER_SECOND: Final = 20.0
 ADDRESSES: Final = 10_000
-"""Addresses that are counted."""
+"""Addresses that are counted, and users whose tokens were accepted."""
+RENEWALS: Final = 10
+"""New sessions in a burst, where an address has used up its own, for tokens that claim a user whose tokens were
+accepted before: many made-up tokens behind one tool must not end the work of its other users."""
+RENEWALS_PER_SECOND: Final = 0.2
 REFUSED: Final = 10.0
-"""Seconds for which tokens that were refused are refused again without another question."""
+"""Seconds for which tokens that were refused, and clusters that are not trusted, are refused again without another
+question."""
 FAILED: Final = 1.0
 """The same for tokens with which a cluster was not reached."""
 FAILURES: Final = 1000
@@ -106,20 +115,30 @@ class CallerSessions:
         self._most = most
         self._loop = asyncio.get_running_loop()
         self._sessions: dict[CallersCluster, CallerSession] = {}
+        self._draining: set[CallerSession] = set()
+        """Those that take no new request because their tokens were refused, and have requests under way."""
         self._failures: OrderedDict[CallersCluster, tuple[ArcbridgeError, float]] = OrderedDict()
         """Errors for callers, each until a time; in the order of their begin."""
         self._new: KeyedTokenBucket[str] = KeyedTokenBucket(NEW_SESSIONS, NEW_SESSIONS_PER_SECOND, size=ADDRESSES)
+        self._accepted: OrderedDict[tuple[str, str], None] = OrderedDict()
+        """Issuers and subjects of tokens for clusters that were accepted, the last ones at the end."""
+        self._renewals: KeyedTokenBucket[tuple[str, str]] = KeyedTokenBucket(
+            RENEWALS, RENEWALS_PER_SECOND, size=ADDRESSES
+        )
         self._ending: set[asyncio.Task[None]] = set()
         self.attempts: Counter[str] = Counter()
         """New sessions by how they went: `established`, `failed`, `limited`."""
 
     def __len__(self) -> int:
-        return len(self._sessions)
+        return len(self._sessions) + len(self._draining)
 
     @property
     def requests(self) -> int:
         """Requests under way."""
-        return sum(one.requests for one in self._sessions.values())
+        return sum(one.requests for one in self._all())
+
+    def _all(self) -> list[CallerSession]:
+        return [*self._sessions.values(), *self._draining]
 
     @asynccontextmanager
     async def session(self, tokens: CallerTokens, cluster: str, address: str) -> AsyncIterator[MuxSession]:
@@ -132,16 +151,30 @@ class CallerSessions:
         try:
             try:
                 session = await one.ready()
+            except PinMismatch as error:
+                mismatch = Unreachable(
+                    f'this gateway cannot tell that cluster "{cluster}" is the right one, and sent nothing there; its '
+                    "operator has to put the cluster's pin in order"
+                )
+                if self._failed(one, mismatch, lasting=not one.counted):
+                    log.warning("no session", cluster=cluster, reason=error.message)
+                raise mismatch from None
             except ArcbridgeError as error:
-                self._failed(one, error)
+                self._failed(one, error, lasting=isinstance(error, Unauthenticated | PermissionRefused | OneToken))
                 raise
             self._count(one, "established")
             yield session
         finally:
             one.requests -= 1
             one.used_at = self._loop.time()
+            if one in self._draining and not one.requests:
+                self._close(one)
 
     def _of(self, key: CallersCluster, address: str) -> CallerSession:
+        if sum(one.requests for one in self._all() if one.key.tokens == key.tokens) >= REQUESTS_OF_CALLER:
+            raise OverLimit(
+                f"you have {REQUESTS_OF_CALLER} requests under way at this gateway; wait for some", retry_after=1
+            )
         one = self._sessions.get(key)
         if one is not None and not one.is_over:
             if one.requests >= REQUESTS:
@@ -155,7 +188,7 @@ class CallerSessions:
             self._end(one)
         error, until = self._failures.get(key, (None, 0.0))
         if error is not None and now < until:
-            raise error
+            raise error.copy()
         self._admit(key, address, now)
         one = self._sessions[key] = CallerSession(key, self._make(key.cluster, key.tokens), now)
         return one
@@ -163,18 +196,18 @@ class CallerSessions:
     def _admit(self, key: CallersCluster, address: str, now: float) -> None:
         """Make room for a new session. Raises OverLimit, Unreachable."""
         try:
-            if (wait := self._new.reserve(address, now)) is None:
+            if self._new.reserve(address, now) is None and not self._is_renewal(key.tokens, now):
                 wait = self._new.wait(address, now)
                 raise OverLimit(
                     "too many new sessions were asked for from your address; try again later",
                     retry_after=math.ceil(wait),
                 )
-            if sum(other.tokens == key.tokens for other in self._sessions) >= SESSIONS_OF_CALLER:
+            if sum(one.key.tokens == key.tokens for one in self._all()) >= SESSIONS_OF_CALLER:
                 raise OverLimit(
                     f"you have sessions to {SESSIONS_OF_CALLER} clusters at this gateway; wait until some have idled",
                     retry_after=math.ceil(self._idle),
                 )
-            if len(self._sessions) >= self._most:
+            if len(self) >= self._most:
                 idle = [one for one in self._sessions.values() if not one.requests]
                 if not idle:
                     raise Unreachable("this gateway has as many sessions as it may; try again later", retry_after=1)
@@ -183,25 +216,46 @@ class CallerSessions:
             self.attempts["limited"] += 1
             raise
 
+    def _is_renewal(self, tokens: CallerTokens, now: float) -> bool:
+        """Return whether tokens that nobody has verified yet may be asked about because of the user that they claim."""
+        user = _claimed_user(tokens)
+        return user in self._accepted and self._renewals.take(user, now)
+
     def _count(self, one: CallerSession, result: str) -> None:
         if not one.counted:
             one.counted = True
             self.attempts[result] += 1
+            if result == "established" and any(user := _claimed_user(one.key.tokens)):
+                self._accepted[user] = None
+                self._accepted.move_to_end(user)
+                if len(self._accepted) > ADDRESSES:
+                    self._accepted.popitem(last=False)
 
-    def _failed(self, one: CallerSession, error: ArcbridgeError) -> None:
-        """Note that a session is not there, for all its requests."""
-        refused = isinstance(error, Unauthenticated | PermissionRefused)
-        if self._sessions.get(one.key) is not one or (one.counted and not refused):
-            return  # another request has noted it, or the session comes back by itself
+    def _failed(self, one: CallerSession, error: ArcbridgeError, *, lasting: bool) -> bool:
+        """Note that a session is not there, for all its requests; return whether this request is the first to do so.
+
+        `lasting`: it will not come back by itself.
+        """
+        if self._sessions.get(one.key) is not one or (one.counted and not lasting):
+            return False  # another request has noted it, or the session comes back by itself
         self._count(one, "failed")
         self._failures.pop(one.key, None)
         while len(self._failures) >= FAILURES:
             self._failures.popitem(last=False)
-        self._failures[one.key] = error, self._loop.time() + (REFUSED if refused else FAILED)
+        self._failures[one.key] = error.copy(), self._loop.time() + (REFUSED if lasting else FAILED)
         self._end(one)
+        return True
 
     def _end(self, one: CallerSession) -> None:
+        """Give a session to no request any more; it closes at once, or behind the last one that runs in it."""
         del self._sessions[one.key]
+        if one.requests and one.manager.sessions():
+            self._draining.add(one)  # an agent that drains lets them end, whatever the relay says of a new session
+        else:
+            self._close(one)
+
+    def _close(self, one: CallerSession) -> None:
+        self._draining.discard(one)
         ending = self._loop.create_task(one.close())
         self._ending.add(ending)
         ending.add_done_callback(self._ending.discard)
@@ -225,4 +279,11 @@ class CallerSessions:
         """End all sessions."""
         for one in list(self._sessions.values()):
             self._end(one)
+        for one in list(self._draining):
+            self._close(one)
         await asyncio.gather(*self._ending)
+
+
+def _claimed_user(tokens: CallerTokens) -> tuple[str, str]:
+    claims = read_unverified(tokens.cluster)
+    return claims.issuer, claims.subject

@@ -24,7 +24,8 @@ RELAY_HEADER: Final = "Arcbridge-Relay-Authorization"
 """The header of the token for the relay; Authorization has the token for the cluster."""
 TOKEN_PROTOCOL: Final = "base64url.bearer.authorization.k8s.io."
 """What the WebSocket subprotocol begins with in which a browser sends a token, as to the API server."""
-_SUBPROTOCOLS: Final = "Sec-WebSocket-Protocol"
+SUBPROTOCOLS: Final = "Sec-WebSocket-Protocol"
+"""The header of WebSocket subprotocols."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +39,15 @@ class CallerTokens:
 class GivenTokens(Tokens):
     """The tokens of one caller as a session asks for them; there are no others, and none is renewed."""
 
-    def __init__(self, given: CallerTokens) -> None:
-        super().__init__(LoginConfig(), None)
+    def __init__(self, given: CallerTokens, login: LoginConfig) -> None:
+        """`login`: whether one token may serve both, and what audience says that one is for a cluster."""
+        super().__init__(login, None)
         self._given = given
 
     async def access(self) -> str:
-        """Return the token for the relay."""
+        """Return the token for the relay. Raises OneToken for one that has a cluster's audience."""
+        if self._audience() and not self._login.one_token:
+            self._refuse_for_both(self._given.relay)
         return self._given.relay
 
     async def cluster(self) -> ClusterToken:
@@ -60,7 +64,9 @@ def caller_tokens(headers: CIMultiDictProxy[str], *, one_token: bool) -> CallerT
 
     Raises Unauthenticated, which names the header and quotes no token.
     """
-    found = _bearer(headers, "Authorization") + _of_subprotocols(headers)
+    found = _bearer(headers, "Authorization")
+    if headers.get("Upgrade", "").lower() == "websocket":
+        found += _of_subprotocols(headers)
     if not found:
         raise Unauthenticated("send your token for the cluster with each request: Authorization: Bearer TOKEN")
     if len(found) > 1:
@@ -103,10 +109,10 @@ def _of_subprotocols(headers: CIMultiDictProxy[str]) -> list[str]:
             try:
                 found.append(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)).decode("ascii"))
             except (binascii.Error, ValueError) as error:
-                raise Unauthenticated(f"the token in {_SUBPROTOCOLS} is not base64url") from error
+                raise Unauthenticated(f"the token in {SUBPROTOCOLS} is not base64url") from error
     return found
 
 
 def _subprotocols(headers: CIMultiDictProxy[str]) -> list[str]:
-    listed = ",".join(headers.getall(_SUBPROTOCOLS, ()))
+    listed = ",".join(headers.getall(SUBPROTOCOLS, ()))
     return [name.strip() for name in listed.split(",") if name.strip()]

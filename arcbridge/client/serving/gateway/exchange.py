@@ -18,7 +18,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from arcbridge.client.serving.endpoint import answer_to_reset
-from arcbridge.client.serving.gateway.caller_tokens import RELAY_HEADER
+from arcbridge.client.serving.gateway.caller_tokens import RELAY_HEADER, SUBPROTOCOLS, other_subprotocols
 from arcbridge.client.session.refusal import of_session
 from arcbridge.client.session.session_manager import TARGET
 from arcbridge.errors import ArcbridgeError, ConnectionLost, StreamReset
@@ -45,7 +45,10 @@ _NOT_ADDED: Final = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
 
 def headers_of_request(request: web.BaseRequest) -> CIMultiDict[str]:
     """Return the headers of a request that go on to the cluster; none of them has a token of the caller's."""
-    return _end_to_end(request.headers, _OWN)
+    headers = _end_to_end(request.headers, _OWN)
+    if headers.popall(SUBPROTOCOLS, None) and (others := other_subprotocols(request.headers)):
+        headers[SUBPROTOCOLS] = ", ".join(others)
+    return headers
 
 
 def _end_to_end(headers: Mapping[str, str], but: frozenset[str] = frozenset()) -> CIMultiDict[str]:

@@ -27,8 +27,9 @@ from arcbridge.client.serving.gateway.upgrade import upgrade
 from arcbridge.client.session.refusal import RETRY_SOON, status_body
 from arcbridge.errors import ArcbridgeError, ConfigError
 from arcbridge.mux.session import MuxSession
+from arcbridge.mux.splice import reset_transport
 from arcbridge.net.descriptors import explain
-from arcbridge.net.sockets import ACCEPT_PAUSE, AcceptLoop, reset
+from arcbridge.net.sockets import ACCEPT_PAUSE, AcceptLoop, reset, tune
 from arcbridge.net.tlstransport import accept_tls
 from arcbridge.pki.chain import load_chain
 from arcbridge.pki.names import check_cluster_name
@@ -79,18 +80,15 @@ class GatewayServer(web.Server):
         self._accepting = AcceptLoop(sockets, self._accepted, self._exhausted)
         self.open: dict[GatewayConnection, asyncio.Transport] = {}
         """The connections, the one that was used last at the end."""
-        self._ready = False
         self.requests: Counter[str] = Counter()
         """By how they went: `passed_on`, `upgraded`, `refused`."""
 
     def start(self) -> None:
         """Accept from now on."""
         self._accepting.start()
-        self._ready = True
 
     async def close(self) -> None:
         """Stop accepting, and end what is open."""
-        self._ready = False
         self._accepting.close()
         self.pre_shutdown()
         await self.shutdown(GRACE)
@@ -104,7 +102,7 @@ class GatewayServer(web.Server):
                 reset(sock)
                 return
             self.open.pop(idle).abort()
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        tune(sock, user_timeout=False)  # callers may stop reading for as long as they like, and a dead one is noticed
         connection = GatewayConnection(self)
 
         def handshake_over(error: BaseException | None) -> None:
@@ -123,9 +121,8 @@ class GatewayServer(web.Server):
         connection.begin(request)
         try:
             if request.path in ("/livez", "/readyz", "/healthz"):
-                ready = self._ready or request.path == "/livez"
-                return web.Response(text="ok\n" if ready else "ending\n", status=200 if ready else 503)
-            response = await self._pass_on(request)
+                return web.Response(text="ok\n")
+            response = await self._pass_on(request, connection)
             self.requests["passed_on"] += 1
             return response
         except ArcbridgeError as error:
@@ -137,11 +134,12 @@ class GatewayServer(web.Server):
         finally:
             connection.request_over()
 
-    async def _pass_on(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _pass_on(self, request: web.BaseRequest, connection: GatewayConnection) -> web.StreamResponse:
         cluster, target = target_of(request.raw_path)
         tokens = caller_tokens(request.headers, one_token=self._one_token)
         peer = request.transport.get_extra_info("peername") if request.transport is not None else None
         async with self._sessions.session(tokens, cluster, str(peer[0]) if peer else "") as session:
+            connection.busy = True
             if "Upgrade" not in request.headers:
                 return await exchange(request, session, cluster, target, f"/clusters/{cluster}")
             self.requests["upgraded"] += 1
@@ -185,7 +183,7 @@ class GatewayConnection(web.RequestHandler):
         )
         self._gateway = gateway
         self.busy = False
-        """A request is under way."""
+        """A request is under way that has a session; one that waits for a session makes room as if it idled."""
         self._in_head = True
         """What comes next is of a head, or of what is left of `_body` behind an early answer."""
         self._body: StreamReader | None = None
@@ -222,7 +220,6 @@ class GatewayConnection(web.RequestHandler):
         """Note that a request has come."""
         self._end_head()  # of one that came behind another
         self._body = request.content
-        self.busy = True
 
     def request_over(self) -> None:
         """Note that its answer is complete: another head may come."""
@@ -242,9 +239,14 @@ class GatewayConnection(web.RequestHandler):
         """Answer what could not be parsed, or a failure of ours; quotes nothing of either."""
         if isinstance(exc, ConnectionError):
             raise exc  # the answer has begun: it can only be cut off
+        if request.writer.output_size > 0:
+            if isinstance(self.transport, asyncio.Transport):
+                reset_transport(self.transport)
+            log.error("request failed", reason=type(exc).__name__)
+            raise ConnectionResetError("the answer was cut")
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             log.error("request failed", reason=type(exc).__name__)
-            answer = refusal(ArcbridgeError("the gateway could not serve the request; its log says why"))
+            answer = refusal(ArcbridgeError("the gateway could not serve the request; its log names the failure"))
         else:
             self._gateway.requests["refused"] += 1
             answer = refusal(_BadRequest("the request is not well-formed HTTP/1.1, or its head is too long"))

@@ -12,7 +12,6 @@ from typing import Final, cast
 
 from aiohttp import web
 
-from arcbridge.client.serving.gateway.caller_tokens import other_subprotocols
 from arcbridge.client.serving.gateway.exchange import headers_of_request, reason
 from arcbridge.client.session.session_manager import TARGET
 from arcbridge.errors import ArcbridgeError, RemoteProtocolError, Unreachable
@@ -99,8 +98,6 @@ def _head(request: web.BaseRequest, target: str) -> bytes:
     headers["Host"] = "kubernetes"
     headers["Connection"] = "Upgrade"
     headers["Upgrade"] = request.headers["Upgrade"]
-    if headers.popall("Sec-WebSocket-Protocol", None) and (others := other_subprotocols(request.headers)):
-        headers["Sec-WebSocket-Protocol"] = ", ".join(others)
     lines = [f"{request.method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
     return "\r\n".join([*lines, "", ""]).encode("utf-8", "surrogateescape")
 

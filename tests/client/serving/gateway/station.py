@@ -25,6 +25,7 @@ from arcbridge.mux.stream import StreamTransport
 from arcbridge.net.backoff import Backoff
 from arcbridge.net.loopback import listen_at
 from arcbridge.pki.authority import Authority
+from arcbridge.settings.config import LoginConfig
 from arcbridge.wire.frames import GoawayCode, ResetCode
 from arcbridge.wire.records import Auth
 from tests.client.far_side import CLUSTER, CLUSTER_CA, RELAY_CA, FarSide
@@ -136,6 +137,8 @@ class Station:
         ca_file.write_text(RELAY_CA.certificate_pem)
         self.far = far
         self.relays = Relays([RelayAccess(far.address, ca_file=ca_file)], draw=lambda: 0.0)
+        self.login = LoginConfig(one_token=one_token)
+        self.trust = ClusterTrust(pin=CLUSTER_CA.pin)
         self.sessions = CallerSessions(self.make, **options)
         issued = GATEWAY_CA.issue_server(["127.0.0.1", "localhost"])
         sock = listen_at("127.0.0.1", 0)
@@ -149,8 +152,8 @@ class Station:
         return SessionManager(
             self.relays.with_own_record(cluster),
             cluster,
-            GivenTokens(tokens),
-            ClusterTrust(pin=CLUSTER_CA.pin),
+            GivenTokens(tokens, self.login),
+            self.trust,
             backoff=Backoff(first=0.01, cap=0.05),
         )
 

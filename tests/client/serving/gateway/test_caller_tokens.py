@@ -7,6 +7,7 @@ import base64
 import pytest
 from multidict import CIMultiDict, CIMultiDictProxy
 
+from arcbridge.client.credentials.tokens import OneToken
 from arcbridge.client.serving.gateway.caller_tokens import (
     RELAY_HEADER,
     TOKEN_PROTOCOL,
@@ -16,8 +17,11 @@ from arcbridge.client.serving.gateway.caller_tokens import (
     other_subprotocols,
 )
 from arcbridge.errors import Unauthenticated
+from arcbridge.settings.config import LoginConfig
+from tests.client.session.test_session_manager import jwt_like
 
 SECRET = "a-secret-token"
+WEBSOCKET = ("Upgrade", "websocket")
 
 
 def headers(*pairs: tuple[str, str]) -> CIMultiDictProxy[str]:
@@ -36,7 +40,7 @@ def test_the_tokens_of_a_request() -> None:
 
 @pytest.mark.parametrize("token", ["t", "to", "tok", SECRET])
 def test_a_browser_sends_its_token_as_a_subprotocol(token: str) -> None:
-    found = headers(("Sec-WebSocket-Protocol", f"{subprotocol(token)}, v5.channel.k8s.io"))
+    found = headers(WEBSOCKET, ("Sec-WebSocket-Protocol", f"{subprotocol(token)}, v5.channel.k8s.io"))
     assert caller_tokens(found, one_token=True).cluster == token
     assert other_subprotocols(found) == ["v5.channel.k8s.io"]
 
@@ -50,9 +54,13 @@ def test_a_browser_sends_its_token_as_a_subprotocol(token: str) -> None:
         ([("Authorization", f"Bearer {SECRET} {SECRET}")], "not hold one token"),
         ([("Authorization", f"Bearer {SECRET}é")], "form `Bearer TOKEN`"),
         ([("Authorization", f"Bearer {SECRET}")] * 2, "more than one token"),
-        ([("Authorization", f"Bearer {SECRET}"), ("Sec-WebSocket-Protocol", subprotocol(SECRET))], "more than one"),
-        ([("Sec-WebSocket-Protocol", f"{TOKEN_PROTOCOL}*")], "is empty"),
-        ([("Sec-WebSocket-Protocol", f"{TOKEN_PROTOCOL}abcde")], "not base64url"),
+        (
+            [WEBSOCKET, ("Authorization", f"Bearer {SECRET}"), ("Sec-WebSocket-Protocol", subprotocol(SECRET))],
+            "more than one",
+        ),
+        ([("Sec-WebSocket-Protocol", subprotocol(SECRET))], "send your token"),
+        ([WEBSOCKET, ("Sec-WebSocket-Protocol", f"{TOKEN_PROTOCOL}*")], "is empty"),
+        ([WEBSOCKET, ("Sec-WebSocket-Protocol", f"{TOKEN_PROTOCOL}abcde")], "not base64url"),
         ([("Authorization", "Bearer c"), (RELAY_HEADER, "Bearer a"), (RELAY_HEADER, "Bearer b")], "more than once"),
         ([("Authorization", f"Bearer {'x' * 70_000}")], "more than 64 KiB"),
         ([("Authorization", f"Bearer {SECRET}")], "relay and cluster would get the same token"),
@@ -70,8 +78,17 @@ def test_tokens_are_not_shown() -> None:
 
 
 async def test_a_session_gets_the_given_tokens_and_no_others() -> None:
-    tokens = GivenTokens(CallerTokens("of-relay", "of-cluster"))
+    tokens = GivenTokens(CallerTokens("of-relay", "of-cluster"), LoginConfig())
     tokens.refused()
     assert await tokens.access() == "of-relay"
     assert (await tokens.cluster()).text == tokens.cluster_at_hand() == "of-cluster"
     assert (await tokens.for_cluster("other").cluster()).text == "of-cluster"
+
+
+async def test_a_relays_token_that_is_good_in_a_cluster_is_refused() -> None:
+    """Such as two tokens that a tool has swapped, or two of one audience: their texts differ."""
+    given = CallerTokens(jwt_like(600, aud=["arcbridge-relay", "arcbridge-berlin"]), "of-cluster")
+    with pytest.raises(OneToken, match=r"audience of a cluster as well \(arcbridge-berlin\)"):
+        await GivenTokens(given, LoginConfig(cluster_audience="arcbridge-{cluster}")).access()
+    for login in (LoginConfig(), LoginConfig(cluster_audience="arcbridge-{cluster}", one_token=True)):
+        assert await GivenTokens(given, login).access() == given.relay

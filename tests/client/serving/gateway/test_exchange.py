@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from yarl import URL
 
+from arcbridge.client.serving.gateway.caller_tokens import TOKEN_PROTOCOL
 from arcbridge.client.serving.gateway.exchange import reason
 from arcbridge.errors import ConnectionLost, StreamReset
 from arcbridge.wire.frames import ResetCode
@@ -43,6 +44,16 @@ async def test_a_request_goes_on_without_its_tokens_and_hop_headers(tmp_path: Pa
             "user-agent": "tool/1",
         }
         assert [request.token for request in place.far.requests] == ["relay-alice"]
+
+
+async def test_the_token_of_a_browser_goes_on_with_no_request(tmp_path: Path) -> None:
+    """A proxy in front may drop `Upgrade` and leave the subprotocols, of which one is the token for the cluster."""
+    subprotocols = {"Sec-WebSocket-Protocol": f"{TOKEN_PROTOCOL}YWxpY2U, v5.channel.k8s.io"}
+    async with station(tmp_path) as (place, client):
+        _, got, _ = await status(client, place.path(), headers=headers("alice") | subprotocols)
+        assert got["headers"]["sec-websocket-protocol"] == "v5.channel.k8s.io"
+        code, _, _ = await status(client, place.path(), headers=subprotocols)
+        assert code == 401
 
 
 @pytest.mark.parametrize("chunked", [False, True])

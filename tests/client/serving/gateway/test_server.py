@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
 from yarl import URL
 
 from arcbridge.client.serving.gateway import server as module
@@ -128,6 +130,26 @@ async def test_what_a_head_may_hold_does_not_grow_with_it(tmp_path: Path, size: 
         writer.close()
 
 
+async def test_a_failure_behind_the_head_of_an_answer_is_a_reset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second head inside the body would be taken for the cluster's bytes."""
+
+    async def failing(request: web.BaseRequest, *_: object) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Length": "10000"})
+        await response.prepare(request)
+        await response.write(b"the beginning")
+        raise RuntimeError
+
+    monkeypatch.setattr(module, "exchange", failing)
+    async with station(tmp_path) as (place, _):
+        reader, writer = await place.connect()
+        writer.write(f"GET /clusters/{CLUSTER}/x HTTP/1.1\r\nHost: g\r\nAuthorization: Bearer t\r\n\r\n".encode())
+        with pytest.raises(ConnectionResetError):
+            await reader.read()
+        writer.close()
+
+
 async def test_what_is_no_http_gets_a_status_that_quotes_nothing(tmp_path: Path) -> None:
     async with station(tmp_path) as (place, _):
         for sent in (
@@ -162,6 +184,26 @@ async def test_the_connection_that_has_idled_longest_makes_room(
             writer.close()
 
 
+async def test_requests_that_wait_for_a_session_keep_no_one_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No relay answers: what made-up tokens ask for must not keep out the probes by which the gateway is restarted."""
+    monkeypatch.setattr(module, "CONNECTIONS", 2)
+    async with station(tmp_path) as (place, _):
+        place.far.answers.clear()
+        held = [await place.connect() for _ in range(2)]
+        for n, (_, writer) in enumerate(held):
+            writer.write(f"GET /clusters/{CLUSTER}/x HTTP/1.1\r\nHost: g\r\nAuthorization: Bearer {n}\r\n\r\n".encode())
+        await until(lambda: place.sessions.requests == 2)
+        reader, probe = await place.connect()
+        probe.write(b"GET /livez HTTP/1.1\r\nHost: g\r\n\r\n")
+        assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
+        await until(lambda: place.sessions.requests == 1)
+        place.far.answers.set()
+        for _, writer in [*held, (reader, probe)]:
+            writer.close()
+
+
 async def test_a_slow_caller_costs_another_one_nothing(tmp_path: Path) -> None:
     async with station(tmp_path) as (place, client):
         _, writer = await place.connect()
@@ -175,6 +217,15 @@ async def test_a_slow_caller_costs_another_one_nothing(tmp_path: Path) -> None:
                 assert (await answer.json())["caller"] == "quick"
         writer.close()
         await until(lambda: place.sessions.requests == 0)
+
+
+async def test_a_connection_is_probed_for_a_caller_that_has_died(tmp_path: Path) -> None:
+    async with station(tmp_path) as (place, _):
+        _, writer = await place.connect()
+        await until(lambda: any(one.transport is not None for one in place.server.open))
+        sock = next(iter(place.server.open.values())).get_extra_info("socket")
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        writer.close()
 
 
 async def test_a_caller_that_goes_away_ends_its_request(tmp_path: Path) -> None:
