@@ -219,6 +219,65 @@ def test_lintian_finds_no_error(dist: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def after_install(directory: Path, role: str, state: str, *words: str, check: str = "exit 0") -> tuple[list[str], str]:
+    """Run the script of an upgrade of `role`, whose unit is in `state`; return what it called, and what it printed."""
+    calls, programs = directory / "calls", directory / "bin"
+    calls.write_text("")
+    programs.mkdir(exist_ok=True)
+    for name, body in {
+        "systemctl": f'case "$1" in show) echo {state} ;; *) echo "systemctl $*" >> {calls} ;; esac',
+        "runuser": f'echo "runuser $1 $2" >> {calls}; shift 3; exec "$@"',
+        "systemd-sysusers": "exit 0",
+        "arcbridge": f'echo "another arcbridge" >> {calls}; exit 1',
+        "packaged": f'echo "config check" >> {calls}; {check}',
+    }.items():
+        (programs / name).write_text(f"#!/bin/sh\n{body}\n")
+        (programs / name).chmod(0o755)
+    users = "config/sysusers/arcbridge-@ROLE@.conf"
+    text = Path(".ci/release/linux/after-install.sh").read_text()
+    for path, here in (
+        ("/usr/bin/arcbridge", programs / "packaged"),
+        ("/run/systemd/system", directory),
+        ("/usr/lib/sysusers.d/arcbridge-@ROLE@.conf", users),
+        ("--kill-after=5 60 ", "--kill-after=1 1 "),
+    ):
+        assert path in text
+        text = text.replace(path, str(here))
+    script = linux_packages.filled(text, {"ROLE": role})
+    environment = {"PATH": f"{programs}:/usr/bin:/bin"}
+    done = subprocess.run(
+        ["sh", "-c", script, "script", *words], env=environment, capture_output=True, text=True, timeout=60, check=True
+    )
+    return calls.read_text().splitlines(), done.stdout + done.stderr
+
+
+RESTART = "systemctl --no-block try-restart arcbridge-{}.service"
+
+
+@pytest.mark.parametrize(("role", "check"), [("relay", []), ("agent", ["runuser -u arcbridge"])])
+@pytest.mark.parametrize("words", [("configure", "0.1.0"), ("2",)], ids=["dpkg", "rpm"])
+@pytest.mark.parametrize(
+    ("state", "runs"), [("active", True), ("activating", True), ("inactive", False), ("failed", False)]
+)
+def test_an_upgrade_restarts_what_runs_and_asks_the_package_s_own_program(
+    role: str, check: list[str], words: tuple[str, ...], state: str, runs: bool, tmp_path: Path
+) -> None:
+    """An agent that has not reached a relay yet is "activating". Root's PATH has another arcbridge first."""
+    calls, said = after_install(tmp_path, role, state, *words)
+    restarted = [*check, "config check", RESTART.format(role)] if runs else []
+    assert (calls, said) == (["systemctl daemon-reload", *restarted], "")
+
+
+@pytest.mark.parametrize("role", ["relay", "agent"])
+@pytest.mark.parametrize("check", ["exit 2", "exec sleep 50"])
+def test_settings_that_are_refused_or_hang_the_check_leave_the_version_before(
+    role: str, check: str, tmp_path: Path
+) -> None:
+    calls, said = after_install(tmp_path, role, "active", "configure", "0.1.0", check=check)
+    assert RESTART.format(role) not in calls
+    assert f"arcbridge-{role}: not restarted" in said
+
+
 @pytest.mark.parametrize(
     ("version", "packed"), [("0.2.0", "0.2.0"), ("0.2.0rc1", "0.2.0~rc1"), ("1.0.0a2", "1.0.0~a2")]
 )
