@@ -26,7 +26,10 @@ MAINTAINER: Final = "The arcbridge authors <security@arcbridge.example>"
 """A placeholder, as in SECURITY.md: the maintainers of a repository write theirs in its place."""
 ROLES: Final = ("relay", "agent")
 """Those that run as services."""
-_STATE: Final = {"relay": "/var/lib/arcbridge", "agent": "/var/lib/arcbridge-agent /var/log/arcbridge"}
+_STATE: Final = {
+    "relay": "/var/lib/arcbridge",
+    "agent": "/var/lib/arcbridge-agent /var/lib/arcbridge-recordings /var/log/arcbridge",
+}
 """What a service keeps, by role: it outlives the package."""
 _LICENCE: Final = re.compile(r"(?i)licen[cs]e|copying|notice|authors")
 _DESCRIPTIONS: Final = Path(".ci", "release", "linux")

@@ -62,7 +62,12 @@ def test_the_agents_unit_fits_its_settings() -> None:
     assert command.endswith("/arcbridge --role agent --config /etc/arcbridge/agent.toml")
     assert int(settings["TimeoutStopSec"][0]) > SessionConfig().drain
     example = (AGENT.parents[1] / "agent.toml").read_text()
-    assert f'directory = "/var/lib/{settings["StateDirectory"][0]}"' in example
+    state, recordings = settings["StateDirectory"][0].split()
+    assert f'directory = "/var/lib/{state}"' in example
+    # ProtectSystem=strict: what is written has to be a directory of the unit.
+    assert f'#directory = "/var/lib/{recordings}"' in example
+    how = (AGENT.parents[2] / "docs/how-to/recordings.md").read_text()
+    assert f'directory = "/var/lib/{recordings}"' in how
     assert settings["CapabilityBoundingSet"] == [""]
 
 
