@@ -102,7 +102,7 @@ def format_token(made: NewToken, output: str) -> str:
         "",
         "Where kubectl reaches the cluster, with the Helm chart (values.yaml says whose tokens count):"
         if made.in_cluster
-        else "On the agent's machine:",
+        else "On the agent's machine, in the foreground (for its package: docs/how-to/install.md#packages):",
         "",
         *(f"  {line}" for line in made.command.splitlines()),
         "",
