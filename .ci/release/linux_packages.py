@@ -41,7 +41,8 @@ from arcbridge.cli.commands import SHELLS
 from arcbridge.cli.completion import script
 from arcbridge.cli.initial_settings import initial_files
 from arcbridge.cli.parser import Invocation
-settings = {role: initial_files(Invocation(role, ("config", "init"), {}), root=True) for role in ("relay", "agent")}
+roles = ("relay", "agent")
+settings = {role: initial_files(Invocation(role, ("config", "init"), {}), root=True, service=True) for role in roles}
 paths = [sysconfig.get_path(name) for name in ("purelib", "stdlib")]
 print(json.dumps({"settings": settings, "completion": {shell: script(shell) for shell in SHELLS}, "paths": paths}))
 """

@@ -228,6 +228,7 @@ def after_install(directory: Path, role: str, state: str, *words: str, check: st
         "systemctl": f'case "$1" in show) echo {state} ;; *) echo "systemctl $*" >> {calls} ;; esac',
         "runuser": f'echo "runuser $1 $2" >> {calls}; shift 3; exec "$@"',
         "systemd-sysusers": "exit 0",
+        "install": "exit 0",
         "arcbridge": f'echo "another arcbridge" >> {calls}; exit 1',
         "packaged": f'echo "config check" >> {calls}; {check}',
     }.items():
@@ -243,7 +244,7 @@ def after_install(directory: Path, role: str, state: str, *words: str, check: st
     ):
         assert path in text
         text = text.replace(path, str(here))
-    script = linux_packages.filled(text, {"ROLE": role})
+    script = linux_packages.filled(text, {"ROLE": role, "STATE": "/state"})
     environment = {"PATH": f"{programs}:/usr/bin:/bin"}
     done = subprocess.run(
         ["sh", "-c", script, "script", *words], env=environment, capture_output=True, text=True, timeout=60, check=True

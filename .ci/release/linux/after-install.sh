@@ -5,6 +5,8 @@ set -e
 users=/usr/lib/sysusers.d/arcbridge-@ROLE@.conf
 if [ -e "$users" ]; then
     systemd-sysusers "$users"
+    # As the unit makes them, but before the first start: `config check` as this user looks whether they can be written.
+    install -d -o arcbridge -g arcbridge -m 0700 @STATE@
 fi
 unit=arcbridge-@ROLE@.service
 settings=/etc/arcbridge/@ROLE@.toml
