@@ -82,14 +82,18 @@ def test_logrotate_moves_the_audit_log_and_has_it_opened_anew(tmp_path: Path) ->
     if logrotate is None:
         require_or_skip("logrotate", "logrotate is not on this machine (Debian: package logrotate)")
     log, config = tmp_path / "audit.jsonl", tmp_path / "config"
-    log.write_text("record\n")
-    config.write_text(text.replace(path, str(log)).replace(reload, f"touch {tmp_path}/reloaded"))
-    config.chmod(0o644)
     tmp_path.chmod(0o700)
-    command = [logrotate, "--force", "--state", str(tmp_path / "state"), str(config)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert (tmp_path / "reloaded").exists()
+    asked = f"systemctl --quiet is-active {AGENT.name}"
+    assert text.count(asked) == 1
+    for runs in (False, True):
+        log.write_text("record\n")
+        answered = text.replace(path, str(log)).replace(asked, str(runs).lower())
+        config.write_text(answered.replace(reload, f"touch {tmp_path}/reloaded"))
+        config.chmod(0o644)
+        command = [logrotate, "--force", "--state", str(tmp_path / "state"), str(config)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert (tmp_path / "reloaded").exists() is runs
     assert (tmp_path / "audit.jsonl.1").read_text() == "record\n"
 
 

@@ -171,12 +171,14 @@ def test_edited_settings_survive_an_upgrade_and_a_removal(debian: LayeredMachine
     debian.run("dpkg", "--remove", "arcbridge-relay", "arcbridge-agent", "arcbridge")
     for gone in ("/usr/lib/arcbridge", "/usr/bin/arcbridge", *(f"/usr/lib/systemd/{unit}" for unit in UNITS)):
         assert not debian.has(gone)
-    assert not debian.run("find", "/etc/systemd/system", "-name", "arcbridge*").stdout
+    enabled = ("find", "/etc/systemd/system", "-name", "arcbridge*")
+    assert debian.run(*enabled).stdout.endswith(".wants/arcbridge-relay.service\n"), "kept as the settings are"
     assert debian.read("/etc/arcbridge/relay.toml") == mine
 
     done = debian.run("dpkg", "--purge", "arcbridge-relay", "arcbridge-agent", "arcbridge")
     assert not debian.has("/etc/arcbridge/relay.toml")
     assert not debian.has("/etc/arcbridge/agent.toml")
+    assert debian.run(*enabled).stdout == ""
     for role, kept in (("relay", "/var/lib/arcbridge"), ("agent", "/var/lib/arcbridge-agent")):
         assert debian.has(kept)
         assert f"arcbridge-{role}: {kept} is kept" in done.stderr
@@ -224,8 +226,9 @@ def after_install(directory: Path, role: str, state: str, *words: str, check: st
     calls, programs = directory / "calls", directory / "bin"
     calls.write_text("")
     programs.mkdir(exist_ok=True)
+    enabled = f'*is-enabled*) ;; *) echo "systemctl $*" >> {calls}'
     for name, body in {
-        "systemctl": f'case "$1" in show) echo {state} ;; *) echo "systemctl $*" >> {calls} ;; esac',
+        "systemctl": f'case "$*" in show*) echo {state} ;; {enabled} ;; esac',
         "runuser": f'echo "runuser $1 $2" >> {calls}; shift 3; exec "$@"',
         "systemd-sysusers": "exit 0",
         "install": "exit 0",
@@ -266,7 +269,9 @@ def test_an_upgrade_restarts_what_runs_and_asks_the_package_s_own_program(
     """An agent that has not reached a relay yet is "activating". Root's PATH has another arcbridge first."""
     calls, said = after_install(tmp_path, role, state, *words)
     restarted = [*check, "config check", RESTART.format(role)] if runs else []
-    assert (calls, said) == (["systemctl daemon-reload", *restarted], "")
+    assert calls == ["systemctl daemon-reload", *restarted]
+    stopped = f"arcbridge-{role} is enabled, and does not run: `systemctl start arcbridge-{role}` starts it.\n"
+    assert said == ("" if runs else stopped)
 
 
 @pytest.mark.parametrize("role", ["relay", "agent"])

@@ -30,7 +30,12 @@ elif [ -d /run/systemd/system ]; then
     # What runs has lost its files. An agent is ready ("active") once a relay is: before that it runs as well, and nothing here
     # waits for it.
     case $(systemctl show --property=ActiveState --value "$unit") in
-    inactive | failed | deactivating | "") ;;
+    inactive | failed | deactivating | "")
+        # Installed anew, with the settings of before, or stopped for a removal that failed.
+        if systemctl --quiet is-enabled "$unit"; then
+            echo "arcbridge-@ROLE@ is enabled, and does not run: \`systemctl start arcbridge-@ROLE@\` starts it." >&2
+        fi
+        ;;
     *)
         if starts; then
             systemctl --no-block try-restart "$unit"
