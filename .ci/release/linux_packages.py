@@ -33,7 +33,7 @@ _STATE: Final = {
 """What a service keeps, by role: it outlives the package."""
 _LICENCE: Final = re.compile(r"(?i)licen[cs]e|copying|notice|authors")
 _DESCRIPTIONS: Final = Path(".ci", "release", "linux")
-_EXAMPLES: Final = ("examples", "grafana", "monitoring", "prometheus")
+_EXAMPLES: Final = ("examples", "grafana", "helm", "kubernetes", "monitoring", "prometheus")
 """Of config/."""
 _FACTS: Final = """
 import json, sysconfig

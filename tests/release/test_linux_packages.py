@@ -85,6 +85,8 @@ def test_it_has_what_a_package_has(debian: LayeredMachine) -> None:
         "/usr/share/zsh/vendor-completions/_arcbridge",
         "/usr/share/doc/arcbridge/run.md",
         "/usr/share/doc/arcbridge/how-to/everyday.md",
+        "/usr/share/doc/arcbridge/examples/helm/arcbridge-agent/Chart.yaml",
+        "/usr/share/doc/arcbridge/examples/kubernetes/overlays/impersonation-constrained/kustomization.yaml",
         "/usr/share/doc/arcbridge/licences/python/LICENSE.txt",
     } <= files
     for unit in UNITS:
