@@ -26,11 +26,14 @@ MAINTAINER: Final = "The arcbridge authors <security@arcbridge.example>"
 """A placeholder, as in SECURITY.md: the maintainers of a repository write theirs in its place."""
 ROLES: Final = ("relay", "agent")
 """Those that run as services."""
-_STATE: Final = {"relay": "/var/lib/arcbridge", "agent": "/var/lib/arcbridge-agent /var/log/arcbridge"}
+_STATE: Final = {
+    "relay": "/var/lib/arcbridge",
+    "agent": "/var/lib/arcbridge-agent /var/lib/arcbridge-recordings /var/log/arcbridge",
+}
 """What a service keeps, by role: it outlives the package."""
 _LICENCE: Final = re.compile(r"(?i)licen[cs]e|copying|notice|authors")
 _DESCRIPTIONS: Final = Path(".ci", "release", "linux")
-_EXAMPLES: Final = ("examples", "grafana", "monitoring", "prometheus")
+_EXAMPLES: Final = ("examples", "grafana", "helm", "kubernetes", "monitoring", "prometheus")
 """Of config/."""
 _FACTS: Final = """
 import json, sysconfig
@@ -38,7 +41,8 @@ from arcbridge.cli.commands import SHELLS
 from arcbridge.cli.completion import script
 from arcbridge.cli.initial_settings import initial_files
 from arcbridge.cli.parser import Invocation
-settings = {role: initial_files(Invocation(role, ("config", "init"), {}), root=True) for role in ("relay", "agent")}
+roles = ("relay", "agent")
+settings = {role: initial_files(Invocation(role, ("config", "init"), {}), root=True, service=True) for role in roles}
 paths = [sysconfig.get_path(name) for name in ("purelib", "stdlib")]
 print(json.dumps({"settings": settings, "completion": {shell: script(shell) for shell in SHELLS}, "paths": paths}))
 """

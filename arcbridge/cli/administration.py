@@ -100,9 +100,10 @@ def format_token(made: NewToken, output: str) -> str:
         "",
         f"  {made.token}",
         "",
-        "Where kubectl reaches the cluster, with the Helm chart (values.yaml says whose tokens count):"
+        "Where kubectl reaches the cluster, with the Helm chart of a clone, or of the package in "
+        "/usr/share/doc/arcbridge/examples/helm (values.yaml says whose tokens count):"
         if made.in_cluster
-        else "On the agent's machine:",
+        else "On the agent's machine, in the foreground (for its package: docs/how-to/install.md#packages):",
         "",
         *(f"  {line}" for line in made.command.splitlines()),
         "",

@@ -34,14 +34,19 @@ _CLIENT_ID = "arcbridge"
 _PREFIX = "oidc:"
 """What the annotated authentication files put before users and groups."""
 _PORT = 443
+_UNITS = Path("/usr/lib/systemd/system")
+"""Where deb and rpm put the unit of a role."""
+_AUDIT_FILE = "/var/log/arcbridge/audit.jsonl"
+"""The file that the agent's unit makes room for, and that logrotate rotates."""
 _HEADER = re.compile(r"#?\[+([^\[\]]+)\]+")
 
 
 def init(invocation: Invocation) -> int:
     """Write the files, say what is still to be edited, and print the next command; returns the exit code."""
     directory = _directory(invocation, os.environ)
-    files = initial_files(invocation, root=_is_root())
-    untouched = initial_files(Invocation(invocation.role, invocation.command, {}), root=_is_root())
+    kind = {"root": _is_root(), "service": _is_service(invocation)}
+    files = initial_files(invocation, **kind)
+    untouched = initial_files(Invocation(invocation.role, invocation.command, {}), **kind)
     there = [str(directory / name) for name in files if _is_somebodys(directory / name, untouched[name])]
     if there:
         raise ConfigError(f"{', '.join(there)}: exists, and nothing is overwritten; give --directory DIR, or move it")
@@ -66,14 +71,16 @@ def init(invocation: Invocation) -> int:
     command = ["arcbridge", "--role", invocation.role, "--config", str(settings)]
     if errors:
         print(f"Edit what is named above, then:\n  {shlex.join([*command, 'config', 'check'])}")
+    elif kind["service"]:
+        print(f"Next:\n  systemctl enable --now arcbridge-{invocation.role}")
     else:
         print(f"Next:\n  {shlex.join(command)}")
     return ExitCode.DONE
 
 
-def initial_files(invocation: Invocation, *, root: bool) -> dict[str, str]:
-    """Return the files of the role, by name, in the order in which they are read. Raises ConfigError for a wrong
-    flag."""
+def initial_files(invocation: Invocation, *, root: bool, service: bool = False) -> dict[str, str]:
+    """Return the files of the role, by name, in the order in which they are read. `service`: for the unit of deb and
+    rpm. Raises ConfigError for a wrong flag."""
     role = invocation.role
     given = normalized(role, given_settings(invocation, {}))
     given.pop("relay", None)
@@ -99,6 +106,8 @@ def initial_files(invocation: Invocation, *, root: bool) -> dict[str, str]:
         _fit_machine(values, root)
     elif role == AGENT and not root and "state.directory" not in values:
         values["state.directory"] = "agent-state"
+    if role == AGENT and service:
+        values.setdefault("audit.file", _AUDIT_FILE)
     text = template(f"{role}.toml")
     for path, value in values.items():
         text = fill(text, path, value)
@@ -145,6 +154,12 @@ def _directory(invocation: Invocation, environment: Mapping[str, str]) -> Path:
 
 def _is_root() -> bool:
     return hasattr(os, "geteuid") and os.geteuid() == 0
+
+
+def _is_service(invocation: Invocation) -> bool:
+    """Return whether the settings are those of a unit that deb or rpm has installed."""
+    unit = _UNITS / f"arcbridge-{invocation.role}.service"
+    return _is_root() and _directory(invocation, os.environ) == shared_settings(os.environ) and unit.exists()
 
 
 def _is_somebodys(path: Path, untouched: str) -> bool:

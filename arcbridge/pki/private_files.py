@@ -170,11 +170,17 @@ def make_private(path: Path) -> None:
 def read_file(path: Path, *, limit: int = 1024 * 1024) -> bytes | None:
     """Read the bytes of `path`, or None when it is absent.
 
-    Raises `StateError` when it is unreadable, over `limit` bytes, or another user's.
+    Raises `StateError` when it is unreadable, over `limit` bytes, or another user's. Root waits for no pipe that the
+    owner of the directory has put in its place.
     """
     try:
-        with path.open("rb") as file:
-            if not _is_trusted(os.fstat(file.fileno()), path.parent):
+        with open(path, "rb", opener=_open_without_waiting) as file:
+            status = os.fstat(file.fileno())
+            if stat.S_ISFIFO(status.st_mode) and os.name == "posix":
+                if status.st_uid != os.geteuid():
+                    raise StateError(f"{path} is a pipe of another user and is not read: remove it")
+                os.set_blocking(file.fileno(), True)  # a shell's <(…)
+            if not _is_trusted(status, path.parent):
                 raise StateError(
                     f"{path} belongs to another user and is not used: remove it, or give it to the user who runs "
                     "arcbridge (chown)"
@@ -191,6 +197,10 @@ def read_file(path: Path, *, limit: int = 1024 * 1024) -> bytes | None:
     if len(data) > limit:
         raise StateError(f"{path} is larger than {limit} bytes: it is not a file of arcbridge")
     return data
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def others_may_use(status: os.stat_result) -> bool:

@@ -129,12 +129,14 @@ def cluster_names(data_dir: Path) -> list[str]:
     if not is_there(path):
         raise StateError(f"there is no registry in {data_dir}: is data_dir right, and has the relay ever run?")
     try:
+        if not path.is_file():
+            raise StateError(f"{path} cannot be read: it is not a file")
         # A reader that is alone would leave a -wal and a -shm of its own, which a relay of another user cannot open.
         alone = "" if is_there(data_dir / f"{DATABASE_FILE}-wal") else "&immutable=1"
         uri = f"{path.absolute().as_uri()}?mode=ro{alone}"
         with contextlib.closing(sqlite3.connect(uri, uri=True)) as database:
             return [str(name) for (name,) in database.execute("SELECT name FROM clusters ORDER BY name")]
-    except sqlite3.Error as error:
+    except (sqlite3.Error, OSError) as error:
         raise StateError(f"{path} cannot be read: {error}") from error
 
 
@@ -153,7 +155,8 @@ def is_locked(data_dir: Path) -> bool:
     from filelock import lock_descriptor
 
     try:
-        descriptor = os.open(data_dir / LOCK_FILE, os.O_RDONLY | os.O_CLOEXEC)
+        # Without O_NONBLOCK root would wait where the service has put a pipe in its place.
+        descriptor = os.open(data_dir / LOCK_FILE, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
         return False
     try:

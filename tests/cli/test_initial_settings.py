@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from arcbridge.cli import initial_settings
 from arcbridge.cli.initial_settings import fill, initial_files, template
 from arcbridge.cli.parser import parse
 from arcbridge.cli.run import run
 from arcbridge.errors import ConfigError, ExitCode
 from arcbridge.identity import authentication
 from arcbridge.identity.policy import Policy
+from arcbridge.pki.enrolment import JoinToken
 from arcbridge.settings.config import AgentConfig, ClientConfig, RelayConfig
 from arcbridge.settings.config_loader import load
 
@@ -113,6 +115,46 @@ def test_a_file_as_a_package_installs_it_is_filled(tmp_path: Path, capsys: pytes
     assert init("relay", tmp_path, *RELAY[:2]) == ExitCode.USAGE
     assert "exists, and nothing is overwritten" in capsys.readouterr().err
     assert {path: path.read_text() for path in tmp_path.iterdir()} == filled
+
+
+@pytest.mark.parametrize("role", ["relay", "agent"])
+def test_on_a_machine_with_the_package_the_unit_is_the_next_command(
+    role: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A command in the foreground would run as root, with state of root. An agent's records go to the rotated file."""
+    (tmp_path / f"arcbridge-{role}.service").touch()
+    monkeypatch.setattr(initial_settings, "_UNITS", tmp_path)
+    monkeypatch.setattr(initial_settings, "_AUDIT_FILE", str(tmp_path / "audit.jsonl"))
+    monkeypatch.setattr(initial_settings, "_is_root", lambda: True)
+    etc = tmp_path / "etc"
+    monkeypatch.setattr(initial_settings, "shared_settings", lambda _environment: etc)
+    etc.mkdir()
+    for name, text in initial_files(parse(["config", "init"], role), root=True, service=True).items():
+        (etc / name).write_text(text)
+    flags = {
+        "relay": [*RELAY, "--data-dir", str(tmp_path / "data")],
+        "agent": [
+            *("--relay", "https://relay.test", "--relay-ca-pin", PIN, "--issuer", "https://login.test"),
+            *("--audience", "arcbridge-berlin", "--state-dir", str(tmp_path / "state")),
+            *("--kube-server", "https://api.test:6443", "--kube-token-file", str(tmp_path / "token")),
+            *("--join-token-file", str(tmp_path / "join-token")),
+        ],
+    }[role]
+    for name, text in (("token", "x"), ("join-token", JoinToken.create().text)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o600)
+    assert run(["--role", role, "config", "init", *flags]) == 0
+    said = capsys.readouterr()
+    assert said.out.splitlines()[-1].strip() == f"systemctl enable --now arcbridge-{role}", said.err
+    if role == "agent":
+        assert load(AgentConfig, etc / "agent.toml").audit.file == str(tmp_path / "audit.jsonl")
+
+
+def test_the_agent_of_a_package_writes_the_audit_file_that_is_rotated() -> None:
+    config = Path(__file__).resolve().parents[2] / "config"
+    text = initial_files(parse(["config", "init"], "agent"), root=True, service=True)["agent.toml"]
+    (file,) = (line for line in text.splitlines() if line.startswith("file = "))
+    assert f"{json.loads(file.removeprefix('file = '))} {{" in (config / "logrotate/arcbridge-agent").read_text()
 
 
 def test_a_place_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

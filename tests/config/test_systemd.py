@@ -62,7 +62,12 @@ def test_the_agents_unit_fits_its_settings() -> None:
     assert command.endswith("/arcbridge --role agent --config /etc/arcbridge/agent.toml")
     assert int(settings["TimeoutStopSec"][0]) > SessionConfig().drain
     example = (AGENT.parents[1] / "agent.toml").read_text()
-    assert f'directory = "/var/lib/{settings["StateDirectory"][0]}"' in example
+    state, recordings = settings["StateDirectory"][0].split()
+    assert f'directory = "/var/lib/{state}"' in example
+    # ProtectSystem=strict: what is written has to be a directory of the unit.
+    assert f'#directory = "/var/lib/{recordings}"' in example
+    how = (AGENT.parents[2] / "docs/how-to/recordings.md").read_text()
+    assert f'directory = "/var/lib/{recordings}"' in how
     assert settings["CapabilityBoundingSet"] == [""]
 
 
@@ -77,14 +82,18 @@ def test_logrotate_moves_the_audit_log_and_has_it_opened_anew(tmp_path: Path) ->
     if logrotate is None:
         require_or_skip("logrotate", "logrotate is not on this machine (Debian: package logrotate)")
     log, config = tmp_path / "audit.jsonl", tmp_path / "config"
-    log.write_text("record\n")
-    config.write_text(text.replace(path, str(log)).replace(reload, f"touch {tmp_path}/reloaded"))
-    config.chmod(0o644)
     tmp_path.chmod(0o700)
-    command = [logrotate, "--force", "--state", str(tmp_path / "state"), str(config)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert (tmp_path / "reloaded").exists()
+    asked = f"systemctl --quiet is-active {AGENT.name}"
+    assert text.count(asked) == 1
+    for runs in (False, True):
+        log.write_text("record\n")
+        answered = text.replace(path, str(log)).replace(asked, str(runs).lower())
+        config.write_text(answered.replace(reload, f"touch {tmp_path}/reloaded"))
+        config.chmod(0o644)
+        command = [logrotate, "--force", "--state", str(tmp_path / "state"), str(config)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert (tmp_path / "reloaded").exists() is runs
     assert (tmp_path / "audit.jsonl.1").read_text() == "record\n"
 
 

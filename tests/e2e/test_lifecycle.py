@@ -63,7 +63,7 @@ def test_the_printed_command_starts_an_agent(world: World, tmp_path: Path) -> No
     api = world.api
     flags = ("--kube-server", api.url, "--kube-ca-file", str(api.ca_file), "--kube-token-file", str(api.token_file))
     text = relay_command(world, "token", "create", "--cluster", "printed", *flags)
-    *lines, last = text.partition("On the agent's machine:\n")[2].split("\n  ")[1:]
+    *lines, last = text.partition("install.md#packages):\n")[2].split("\n  ")[1:]
     script = "\n".join([*lines, f"exec {last}"])
     environment = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     with ManagedProcess(

@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from arcbridge.errors import ConfigError, EnrolmentRefused, StateError
+from arcbridge.pki import private_files
 from arcbridge.pki.authority import (
     _CLUSTER_CA_PIN,
     Authority,
@@ -385,10 +386,10 @@ class TestDirectory:
     def test_a_copy_that_belongs_to_another_user(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         Authority.load_or_create(tmp_path, "CA")
 
-        def refuse(path: Path, mode: str) -> None:
-            raise PermissionError(13, "Permission denied", str(path))
+        def refuse(path: str, _flags: int) -> int:
+            raise PermissionError(13, "Permission denied", path)
 
-        monkeypatch.setattr(Path, "open", refuse)
+        monkeypatch.setattr(private_files, "_open_without_waiting", refuse)
         with pytest.raises(StateError, match="chown"):
             Authority.load_or_create(tmp_path, "CA")
 

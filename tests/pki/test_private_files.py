@@ -210,3 +210,21 @@ def test_unusable_places_are_named(tmp_path: Path) -> None:
     ):
         with pytest.raises(StateError, match="below"):
             action()
+
+
+def test_root_waits_for_no_pipe_of_another_user_and_reads_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = tmp_path / "ca.key"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as pool:
+        reading, writing = os.pipe()
+        os.write(writing, b"key")
+        written = pool.submit(read_file, Path(f"/dev/fd/{reading}"))
+        os.close(writing)
+        assert written.result(10) == b"key"
+        os.close(reading)
+    own = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: own + 1)
+    with pytest.raises(StateError, match="is a pipe of another user and is not read"):
+        read_file(pipe)

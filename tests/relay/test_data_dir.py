@@ -1,9 +1,10 @@
+import os
 from pathlib import Path
 
 import pytest
 
 from arcbridge.errors import ConfigError, StateError
-from arcbridge.relay.data_dir import instance_lock, open_authority, open_registry
+from arcbridge.relay.data_dir import cluster_names, instance_lock, is_locked, open_authority, open_registry
 
 
 async def test_everything_is_there_the_next_time(tmp_path: Path) -> None:
@@ -26,3 +27,11 @@ def test_one_relay_at_a_time(tmp_path: Path) -> None:
         pass
     with instance_lock(tmp_path):
         pass
+
+
+def test_root_waits_for_no_pipe_that_the_service_has_put_in_a_file_s_place(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "relay.lock")
+    assert not is_locked(tmp_path)
+    os.mkfifo(tmp_path / "registry.db")
+    with pytest.raises(StateError, match="it is not a file"):
+        cluster_names(tmp_path)

@@ -85,6 +85,8 @@ def test_it_has_what_a_package_has(debian: LayeredMachine) -> None:
         "/usr/share/zsh/vendor-completions/_arcbridge",
         "/usr/share/doc/arcbridge/run.md",
         "/usr/share/doc/arcbridge/how-to/everyday.md",
+        "/usr/share/doc/arcbridge/examples/helm/arcbridge-agent/Chart.yaml",
+        "/usr/share/doc/arcbridge/examples/kubernetes/overlays/impersonation-constrained/kustomization.yaml",
         "/usr/share/doc/arcbridge/licences/python/LICENSE.txt",
     } <= files
     for unit in UNITS:
@@ -171,12 +173,14 @@ def test_edited_settings_survive_an_upgrade_and_a_removal(debian: LayeredMachine
     debian.run("dpkg", "--remove", "arcbridge-relay", "arcbridge-agent", "arcbridge")
     for gone in ("/usr/lib/arcbridge", "/usr/bin/arcbridge", *(f"/usr/lib/systemd/{unit}" for unit in UNITS)):
         assert not debian.has(gone)
-    assert not debian.run("find", "/etc/systemd/system", "-name", "arcbridge*").stdout
+    enabled = ("find", "/etc/systemd/system", "-name", "arcbridge*")
+    assert debian.run(*enabled).stdout.endswith(".wants/arcbridge-relay.service\n"), "kept as the settings are"
     assert debian.read("/etc/arcbridge/relay.toml") == mine
 
     done = debian.run("dpkg", "--purge", "arcbridge-relay", "arcbridge-agent", "arcbridge")
     assert not debian.has("/etc/arcbridge/relay.toml")
     assert not debian.has("/etc/arcbridge/agent.toml")
+    assert debian.run(*enabled).stdout == ""
     for role, kept in (("relay", "/var/lib/arcbridge"), ("agent", "/var/lib/arcbridge-agent")):
         assert debian.has(kept)
         assert f"arcbridge-{role}: {kept} is kept" in done.stderr
@@ -217,6 +221,69 @@ def test_lintian_finds_no_error(dist: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def after_install(directory: Path, role: str, state: str, *words: str, check: str = "exit 0") -> tuple[list[str], str]:
+    """Run the script of an upgrade of `role`, whose unit is in `state`; return what it called, and what it printed."""
+    calls, programs = directory / "calls", directory / "bin"
+    calls.write_text("")
+    programs.mkdir(exist_ok=True)
+    enabled = f'*is-enabled*) ;; *) echo "systemctl $*" >> {calls}'
+    for name, body in {
+        "systemctl": f'case "$*" in show*) echo {state} ;; {enabled} ;; esac',
+        "runuser": f'echo "runuser $1 $2" >> {calls}; shift 3; exec "$@"',
+        "systemd-sysusers": "exit 0",
+        "install": "exit 0",
+        "arcbridge": f'echo "another arcbridge" >> {calls}; exit 1',
+        "packaged": f'echo "config check" >> {calls}; {check}',
+    }.items():
+        (programs / name).write_text(f"#!/bin/sh\n{body}\n")
+        (programs / name).chmod(0o755)
+    users = "config/sysusers/arcbridge-@ROLE@.conf"
+    text = Path(".ci/release/linux/after-install.sh").read_text()
+    for path, here in (
+        ("/usr/bin/arcbridge", programs / "packaged"),
+        ("/run/systemd/system", directory),
+        ("/usr/lib/sysusers.d/arcbridge-@ROLE@.conf", users),
+        ("--kill-after=5 60 ", "--kill-after=1 1 "),
+    ):
+        assert path in text
+        text = text.replace(path, str(here))
+    script = linux_packages.filled(text, {"ROLE": role, "STATE": "/state"})
+    environment = {"PATH": f"{programs}:/usr/bin:/bin"}
+    done = subprocess.run(
+        ["sh", "-c", script, "script", *words], env=environment, capture_output=True, text=True, timeout=60, check=True
+    )
+    return calls.read_text().splitlines(), done.stdout + done.stderr
+
+
+RESTART = "systemctl --no-block try-restart arcbridge-{}.service"
+
+
+@pytest.mark.parametrize(("role", "check"), [("relay", []), ("agent", ["runuser -u arcbridge"])])
+@pytest.mark.parametrize("words", [("configure", "0.1.0"), ("2",)], ids=["dpkg", "rpm"])
+@pytest.mark.parametrize(
+    ("state", "runs"), [("active", True), ("activating", True), ("inactive", False), ("failed", False)]
+)
+def test_an_upgrade_restarts_what_runs_and_asks_the_package_s_own_program(
+    role: str, check: list[str], words: tuple[str, ...], state: str, runs: bool, tmp_path: Path
+) -> None:
+    """An agent that has not reached a relay yet is "activating". Root's PATH has another arcbridge first."""
+    calls, said = after_install(tmp_path, role, state, *words)
+    restarted = [*check, "config check", RESTART.format(role)] if runs else []
+    assert calls == ["systemctl daemon-reload", *restarted]
+    stopped = f"arcbridge-{role} is enabled, and does not run: `systemctl start arcbridge-{role}` starts it.\n"
+    assert said == ("" if runs else stopped)
+
+
+@pytest.mark.parametrize("role", ["relay", "agent"])
+@pytest.mark.parametrize("check", ["exit 2", "exec sleep 50"])
+def test_settings_that_are_refused_or_hang_the_check_leave_the_version_before(
+    role: str, check: str, tmp_path: Path
+) -> None:
+    calls, said = after_install(tmp_path, role, "active", "configure", "0.1.0", check=check)
+    assert RESTART.format(role) not in calls
+    assert f"arcbridge-{role}: not restarted" in said
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,9 @@
 # dpkg: "remove", "purge" and others; rpm: how many versions are left.
 set -e
 
+if [ "$1" = purge ]; then
+    rm -f /etc/systemd/system/multi-user.target.wants/arcbridge-@ROLE@.service
+fi
 if [ -d /run/systemd/system ]; then
     systemctl daemon-reload
 fi
