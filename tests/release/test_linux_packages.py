@@ -64,7 +64,7 @@ def test_the_program_brings_all_that_it_runs_on(debian: LayeredMachine) -> None:
     assert debian.run("kubectl-arcbridge", "--version").stdout == f"arcbridge {__version__}\n"
     depends = debian.run("dpkg-deb", "--field", f"/mnt/{DEBS[0]}", "Depends").stdout
     assert re.fullmatch(r"libc6 \(>= 2\.\d+\)\n", depends)
-    extras = "nats, nkeys, pyrage, cel_expr_python, sqlite3, uvloop, aiofastnet, truststore"
+    extras = "nats, nkeys, cel_expr_python, sqlite3, uvloop, aiofastnet, truststore"
     where = debian.run("arcbridge", "-c", f"import sys, {extras}; print(*sys.path, sys.executable, sep=chr(10))").stdout
     assert {line for line in where.splitlines() if not line.startswith("/usr/lib/arcbridge/")} == set()
     libraries = debian.run("arcbridge", "-c", "import aiofastnet; print(aiofastnet.OPENSSL_DYN_LIBS.libssl)").stdout
@@ -95,7 +95,7 @@ def test_it_has_what_a_package_has(debian: LayeredMachine) -> None:
     bill = json.loads(debian.read("/usr/share/doc/arcbridge/arcbridge.cdx.json"))
     licences = {Path(name).parent.name for name in files if name.startswith("/usr/share/doc/arcbridge/licences/")}
     without = {component["name"].lower().replace("_", "-") for component in bill["components"]} - licences
-    assert without <= {"aiofastnet", "nkeys", "pyrage", "cel-expr-python", "nats-py"}, "those have no file of it"
+    assert without <= {"aiofastnet", "nkeys", "cel-expr-python", "nats-py"}, "those have no file of it"
     assert {name for name in files if name.startswith("/etc/")} == set()
 
 
