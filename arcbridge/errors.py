@@ -8,9 +8,12 @@ library's own exception is chained as `__cause__` and stays in our log.
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Self
 
 from arcbridge.refusals import NO_REFUSAL, Refusal
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # typing is slow to import, and kubectl waits for what imports this
+    from typing import Self
 
 
 class ExitCode(IntEnum):

@@ -191,14 +191,10 @@ class Caller:
         return len(ended)
 
     @property
-    def held_to(self) -> SessionRestrictions | None:
-        """What requests are held to: what the session gave up, and what nobody has lent back."""
-        return self.restrictions if self.lent is None else self.lent.restrictions
-
-    @property
     def words(self) -> tuple[str, ...]:
         """What requests are held to, a word each, as records have it."""
-        return () if self.held_to is None else self.held_to.words
+        held_to = (self.lent or self).restrictions
+        return () if held_to is None else held_to.words
 
     def audit_subject(self, identity: Identity, budget: AuditBudget | None = None) -> AuditSubject:
         """Return the subject of records about this session that are of an identity."""

@@ -106,7 +106,7 @@ class KubeProxy:
                 if (recorder := self.context.recorder) is not None:
                     return await self._upgrade_recorded(recorder, protocol, plan, attempt)
                 return await self._upgrade(protocol, plan, attempt)
-            restrictions = stream.caller.held_to
+            restrictions = (stream.caller.lent or stream.caller).restrictions
             if restrictions is not None and restrictions.answers(plan.wanted.info):
                 return await self._review_own(protocol, plan, attempt, restrictions, request)
             body: RequestBody | None = None
