@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import http.server
-import shutil
+import subprocess
+import sys
 import threading
 import time
 import urllib.request
@@ -24,6 +25,10 @@ from tests.support.processes import ManagedProcess, require_or_skip
 from tests.support.world import fixed_port
 
 from .keys import RECIPIENTS, published, text_of
+
+MOTO = "moto[s3,server]>=5.1,<6"
+SCRIPTS = "import sysconfig; print(sysconfig.get_path('scripts'))"
+"""Prints where an environment has its programs."""
 
 
 def test_the_signature_of_amazons_example() -> None:
@@ -172,11 +177,15 @@ async def test_a_store_that_is_away_holds_nothing_up(spool: Spool) -> None:
 @pytest.fixture
 def moto(tmp_path: Path) -> Iterator[str]:
     """moto's server with a bucket; its endpoint."""
-    if (program := shutil.which("moto_server")) is None:
-        require_or_skip("moto", "moto's server is not there: pip install 'moto[server]'")
+    # By uv in an environment of its own: botocore and the kubernetes client want two versions of one library.
+    there = [str(Path(sys.executable).with_name("uv")), "--no-config", "tool", "run", "--from", MOTO]
+    found = subprocess.run([*there, "python", "-c", SCRIPTS], capture_output=True, text=True, timeout=120)
+    if found.returncode:
+        require_or_skip("moto", f"uv cannot install moto's server: {found.stderr[-300:]}")
+    program = Path(found.stdout.strip()) / "moto_server"
     port = fixed_port()
     endpoint = f"http://127.0.0.1:{port}"
-    with ManagedProcess([program, "-p", str(port)], log_dir=tmp_path) as process:
+    with ManagedProcess([str(program), "-p", str(port)], log_dir=tmp_path) as process:
         process.wait_for_url(f"{endpoint}/moto-api/", timeout=60)
         asked(endpoint, "PUT", "/recordings")
         yield endpoint
