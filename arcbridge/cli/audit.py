@@ -37,7 +37,8 @@ def show(invocation: Invocation) -> int:
     wanted = Wanted(
         invocation.text("user"), invocation.text("cluster"), parse_since(since, time.time()) if since else ""
     )
-    files = [Path(name) for name in invocation.texts("file")] or own_files(invocation)
+    other = "" if invocation.role == RELAY else ", or --role relay for a relay's log"
+    files = [Path(name) for name in invocation.texts("file")] or own_files(invocation, f"name the files{other}")
     output, before = invocation.text("output", "text"), "[\n"
     screen = Screen.of(sys.stdout)
     for fields in find_records(files, wanted):
@@ -77,8 +78,8 @@ def _rfc3339(when: float) -> str:
     return datetime.fromtimestamp(when, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
 
 
-def own_files(invocation: Invocation) -> list[Path]:
-    """Return the role's own audit log, and what was rotated of it. Raises ConfigError."""
+def own_files(invocation: Invocation, otherwise: str) -> list[Path]:
+    """Return the role's own audit log, and what was rotated of it. Raises ConfigError, with what to do."""
     from arcbridge.audit.query import with_rotated
 
     config = load_settings(invocation, os.environ)
@@ -89,8 +90,7 @@ def own_files(invocation: Invocation) -> list[Path]:
     else:
         file = config.audit.file
     if file in ("", "-"):
-        other = "" if invocation.role == RELAY else ", or --role relay for a relay's log"
-        raise ConfigError(f'which audit log? audit.file is "{file}": name the files{other}')
+        raise ConfigError(f'audit.file is "{file}", so that no audit log can be read: {otherwise}')
     return with_rotated(Path(file))
 
 

@@ -42,7 +42,7 @@ def list_recordings(invocation: Invocation) -> int:
     from arcbridge.agent.recording.opened import find_recordings
 
     since = invocation.text("since")
-    files = [Path(name) for name in invocation.texts("file")] or own_files(invocation)
+    files = [Path(name) for name in invocation.texts("file")] or own_files(invocation, "name an agent's log")
     found = find_recordings(files, invocation.text("user"), parse_since(since, time.time()) if since else "")
     rows = [{**row, "name": str(row["file"]).rpartition("/")[2]} for row in found]
     output = invocation.text("output", "table")
@@ -118,7 +118,7 @@ def verify_recordings(invocation: Invocation) -> int:
     """Print which files are not what the audit log says of them. Exit code 1: there are some."""
     from arcbridge.agent.recording.opened import compare, find_recordings, unfinished
 
-    logs = [Path(name) for name in invocation.texts("audit")] or own_files(invocation)
+    logs = [Path(name) for name in invocation.texts("audit")] or own_files(invocation, "name an agent's with --audit")
     paths = [Path(name) for name in invocation.texts("file")]
     good, found = compare(paths, find_recordings(logs))
     parts = unfinished(paths)

@@ -106,7 +106,10 @@ def test_show_of_the_roles_own_log(acts: Path, tmp_path: Path, capsys: pytest.Ca
     assert "pods" in capsys.readouterr().out
     (tmp_path / "agent.toml").write_text('[audit]\nfile = "-"\n')
     assert run(["--config", config, "audit", "show"]) == ExitCode.USAGE
-    assert 'which audit log? audit.file is "-": name the files, or --role relay' in capsys.readouterr().err
+    assert (
+        'audit.file is "-", so that no audit log can be read: name the files, or --role relay'
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(

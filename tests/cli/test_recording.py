@@ -116,3 +116,9 @@ def test_mistakes(tmp_path: Path, key: str, capsys: pytest.CaptureFixture[str]) 
     assert run(["recording", "open", "--identity", str(tmp_path / "no"), str(path)]) == ExitCode.USAGE
     assert run(["recording", "open", "--identity", key, key]) == ExitCode.FAILURE
     assert run(["recording", "list", str(tmp_path / "no")]) == ExitCode.USAGE
+
+
+def test_without_a_log_each_command_says_how_to_name_one(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, how in ((["list"], "name an agent's log"), (["verify", "a"], "name an agent's with --audit")):
+        assert run(["recording", *words]) == ExitCode.USAGE
+        assert f'audit.file is "-", so that no audit log can be read: {how}' in capsys.readouterr().err
