@@ -197,8 +197,6 @@ class GatewayConnection(web.RequestHandler):
     def data_received(self, data: bytes) -> None:
         """Parse, within the bounds of a head."""
         if self._in_head and data and (self._body is None or self._body.is_eof()):
-            if self._head_timer is None:
-                self._head_timer = self._loop.call_later(HEAD_DEADLINE, self.force_close)
             self._head += len(data)
             if _END in self._tail + data:
                 self._end_head()
@@ -208,6 +206,8 @@ class GatewayConnection(web.RequestHandler):
                 return
             else:
                 self._tail = (self._tail + data)[-3:]
+                if self._head_timer is None:
+                    self._head_timer = self._loop.call_later(HEAD_DEADLINE, self.force_close)
         super().data_received(data)
 
     def _end_head(self) -> None:
