@@ -16,9 +16,10 @@ from typing import Final
 import structlog
 
 from arcbridge.client.service import ClientContext, Terminal
+from arcbridge.client.serving.endpoint import https_context
 from arcbridge.client.serving.gateway.caller_sessions import CallerSessions
 from arcbridge.client.serving.gateway.caller_tokens import CallerTokens, GivenTokens
-from arcbridge.client.serving.gateway.server import GatewayServer, server_context
+from arcbridge.client.serving.gateway.server import GatewayServer
 from arcbridge.client.session.session_manager import SessionManager
 from arcbridge.client.settings import required
 from arcbridge.errors import ArcbridgeError, ConfigError
@@ -118,7 +119,7 @@ class CertificateFiles:
         """Return a TLS context. Raises ConfigError, which names the file."""
         self._read = texts = tuple(map(_text, ("--certificate", "--key"), self._paths))
         try:
-            return server_context(*texts)
+            return https_context(*texts)
         except ConfigError as error:
             raise ConfigError(f"flags --certificate and --key: {error.message}") from error
 

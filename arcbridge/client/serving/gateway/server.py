@@ -31,7 +31,6 @@ from arcbridge.mux.splice import reset_transport
 from arcbridge.net.descriptors import explain
 from arcbridge.net.sockets import ACCEPT_PAUSE, AcceptLoop, reset, tune
 from arcbridge.net.tlstransport import accept_tls
-from arcbridge.pki.chain import load_chain
 from arcbridge.pki.names import check_cluster_name
 
 MAX_HEAD: Final = 128 * 1024
@@ -279,13 +278,3 @@ def refusal(error: ArcbridgeError) -> web.Response:
     return web.Response(
         body=status_body(error), status=error.status_code, headers=headers, content_type="application/json"
     )
-
-
-def server_context(certificate_pem: str, key_pem: str) -> ssl.SSLContext:
-    """Make the TLS context of the gateway. Raises ConfigError."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
-    context.set_alpn_protocols(["http/1.1"])
-    load_chain(context, certificate_pem, key_pem)
-    return context

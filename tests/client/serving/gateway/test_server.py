@@ -13,8 +13,9 @@ import pytest
 from aiohttp import web
 from yarl import URL
 
+from arcbridge.client.serving.endpoint import https_context
 from arcbridge.client.serving.gateway import server as module
-from arcbridge.client.serving.gateway.server import UnknownPath, server_context, target_of
+from arcbridge.client.serving.gateway.server import UnknownPath, target_of
 from arcbridge.errors import ConfigError
 from arcbridge.net.join import JoinCode
 from arcbridge.wire.records import JoinReply
@@ -241,7 +242,7 @@ async def test_a_caller_that_goes_away_ends_its_request(tmp_path: Path) -> None:
 def test_certificates_that_do_not_belong_together_are_refused() -> None:
     one, other = (GATEWAY_CA.issue_server(["localhost"]) for _ in range(2))
     with pytest.raises(ConfigError, match="do not belong together"):
-        server_context(one.certificate_pem, other.key_pem)
+        https_context(one.certificate_pem, other.key_pem)
 
 
 async def test_a_younger_certificate_is_shown_to_new_connections(tmp_path: Path) -> None:
@@ -252,5 +253,5 @@ async def test_a_younger_certificate_is_shown_to_new_connections(tmp_path: Path)
             shown.append(writer.get_extra_info("ssl_object").getpeercert(binary_form=True))
             writer.close()
             issued = GATEWAY_CA.issue_server(["127.0.0.1"])
-            place.server.context = server_context(issued.certificate_pem, issued.key_pem)
+            place.server.context = https_context(issued.certificate_pem, issued.key_pem)
         assert shown[0] != shown[1]
