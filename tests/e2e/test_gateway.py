@@ -1,6 +1,6 @@
 """The gateway with real users, a real relay that restarts, kubectl, and a program that reads an inventory.
 
-Nobody's answer is ever another one's: each says whose request the API server saw.
+No caller gets another caller's answer: each answer says whose request the API server saw.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ class Callers:
                 await asyncio.sleep(0.1)  # as a client does that is told to come again
 
     async def one(self) -> None:
-        """One request of anybody, and what must be in its answer."""
+        """Send one request of a random user, and check its answer."""
         user = random.choices([ALICE, BOB, MALLORY], [10, 10, 1])[0]
         what = random.choice(["review", "pods", "secrets"])
         self.counts[user.name, what] += 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -95,7 +95,12 @@ async def _outcomes(data: bytes, size: int) -> list[Outcome]:
     context: Any = SimpleNamespace(
         caller=SimpleNamespace(account=Account(Accounts(), _ALICE), connected_since=-math.inf)
     )
-    protocol = KubeProtocol(server, context, asyncio.get_running_loop())
+    await feed(KubeProtocol(server, context, asyncio.get_running_loop()), data, size)
+    return found
+
+
+async def feed(protocol: web.RequestHandler, data: bytes, size: int, check: Callable[[], None] = lambda: None) -> None:
+    """Give a server's connection bytes in pieces of `size` until it ends; `check` is called behind each piece."""
     stream = _Stream()
     protocol.connection_made(stream)
     try:
@@ -103,13 +108,13 @@ async def _outcomes(data: bytes, size: int) -> list[Outcome]:
             if stream.over:
                 break
             protocol.data_received(data[at : at + size])
+            check()
             await asyncio.sleep(0)
-        for _ in range(3):
+        for _ in range(5):
             await asyncio.sleep(0)
     finally:
         protocol.connection_lost(None)
         await asyncio.sleep(0)
-    return found
 
 
 def read_head(data: bytes, size: int = 16 * 1024) -> list[Outcome]:

@@ -8,7 +8,7 @@ from typing import Any, cast
 from aiohttp import web
 
 from arcbridge.client.serving.gateway.server import MAX_HEAD, GatewayConnection, UnknownPath, target_of
-from tests.fuzz.caller_targets import _Stream
+from tests.fuzz.caller_targets import feed
 
 _LOOP = asyncio.new_event_loop()
 Found = tuple[str, str, tuple[tuple[bytes, bytes], ...]]
@@ -33,20 +33,12 @@ async def _requests(data: bytes, size: int) -> list[Found]:
     found: list[Found] = []
     server: Any = _Server(found)
     server.open, server.requests = {}, {"refused": 0}
-    connection, stream = GatewayConnection(server), _Stream()
-    connection.connection_made(stream)
-    try:
-        for at in range(0, len(data), size):
-            if stream.over:
-                break
-            connection.data_received(data[at : at + size])
-            assert connection._head <= MAX_HEAD, "more than a connection may hold"
-            await asyncio.sleep(0)
-        for _ in range(5):
-            await asyncio.sleep(0)
-    finally:
-        connection.connection_lost(None)
-        await asyncio.sleep(0)
+    connection = GatewayConnection(server)
+
+    def bounded() -> None:
+        assert connection._head <= MAX_HEAD, "more than a connection may hold"
+
+    await feed(connection, data, size, bounded)
     return found
 
 

@@ -16,9 +16,10 @@ from typing import Final
 import structlog
 
 from arcbridge.client.service import ClientContext, Terminal
+from arcbridge.client.serving.endpoint import https_context
 from arcbridge.client.serving.gateway.caller_sessions import CallerSessions
 from arcbridge.client.serving.gateway.caller_tokens import CallerTokens, GivenTokens
-from arcbridge.client.serving.gateway.server import GatewayServer, server_context
+from arcbridge.client.serving.gateway.server import GatewayServer
 from arcbridge.client.session.session_manager import SessionManager
 from arcbridge.client.settings import required
 from arcbridge.errors import ArcbridgeError, ConfigError
@@ -28,7 +29,7 @@ from arcbridge.settings.config import ClientConfig, LoginConfig
 from arcbridge.tasks import cancel_and_wait
 
 CERTIFICATE_CHECK: Final = 30.0
-"""Seconds between two looks at the files of the certificate."""
+"""Seconds between two reads of the files of the certificate."""
 _FILE_LIMIT: Final = 1024 * 1024
 _LOGIN_SETTINGS: Final = frozenset({"one_token", "cluster_audience", "audience"})
 """Settings of `[login]` by which a gateway decides about tokens that it is given."""
@@ -50,7 +51,7 @@ async def run_gateway(
 
     Raises ArcbridgeError when the start fails.
     """
-    # Nobody sits before it who could be asked whether to trust a cluster.
+    # A gateway has no user at a terminal whom it could ask whether to trust a cluster.
     context = ClientContext(config, replace(terminal, ask_trust=None), environment=environment)
     relays = context.relays
     _refuse_settings_of_a_login(config)
@@ -58,7 +59,7 @@ async def run_gateway(
     if config.cluster_ca_pin:
         raise ConfigError("cluster_ca_pin: is for one cluster; give a pins_file with those of all")
     if config.pins_file is None and not config.trust_first_use:
-        raise ConfigError("pins_file: required, because nobody is asked here whether to trust a cluster")
+        raise ConfigError("pins_file: required, because a gateway has no user to ask whether to trust a cluster")
     context.trust()  # raises where the pins cannot be read
     address = parse_listen(listen)
     files = CertificateFiles(certificate, key)
@@ -112,13 +113,13 @@ class CertificateFiles:
     def __init__(self, certificate: Path, key: Path) -> None:
         self._paths = (certificate, key)
         self._read: tuple[str, ...] = ()
-        """What they held when they were loaded last."""
+        """The contents of both files when they were loaded last."""
 
     def load(self) -> ssl.SSLContext:
         """Return a TLS context. Raises ConfigError, which names the file."""
         self._read = texts = tuple(map(_text, ("--certificate", "--key"), self._paths))
         try:
-            return server_context(*texts)
+            return https_context(*texts)
         except ConfigError as error:
             raise ConfigError(f"flags --certificate and --key: {error.message}") from error
 

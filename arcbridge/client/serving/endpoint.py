@@ -384,16 +384,23 @@ def answer_to_reset(exc: Exception | None, cluster: str) -> ArcbridgeError | Non
     return answers.get(exc.code) if isinstance(exc, StreamReset) else None
 
 
-def server_context(certificates: LocalCertificates) -> ssl.SSLContext:
-    """Make the TLS context of the local endpoint. 1.2 is for client libraries of old systems; the peer is this
-    machine."""
+def https_context(certificate_pem: str, key_pem: str) -> ssl.SSLContext:
+    """Make a TLS context for callers that speak HTTP/1.1; 1.2 is for client libraries of old systems. Raises
+    ConfigError."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    # No tickets: a resumed handshake could do without the client certificate.
-    context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
-    context.num_tickets = 0
+    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
     context.set_alpn_protocols(["http/1.1"])
-    load_chain(context, certificates.server_certificate_pem, certificates.server_key_pem)
+    load_chain(context, certificate_pem, key_pem)
+    return context
+
+
+def server_context(certificates: LocalCertificates) -> ssl.SSLContext:
+    """Make the TLS context of the local endpoint."""
+    context = https_context(certificates.server_certificate_pem, certificates.server_key_pem)
+    # No tickets: a resumed handshake could do without the client certificate.
+    context.options |= ssl.OP_NO_TICKET
+    context.num_tickets = 0
     context.load_verify_locations(cadata=certificates.ca_pem)
     context.verify_mode = ssl.CERT_OPTIONAL
     return context

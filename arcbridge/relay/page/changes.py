@@ -2,7 +2,7 @@
 
 It reads as much of the end as the time that is asked for needs, `TAIL` bytes at most, in a thread, and only where the
 file has changed since; it checks no chain (`audit verify`), and what is older stays with `audit show`. Invariants: a
-line that is no whole record is left out; what peers without a right were refused, of which anybody can cause any
+line that is no whole record is left out; what peers without a right were refused, of which each can cause any
 number, takes no place from what was done; where records of that time were not read, `ChangeList` says so.
 """
 

@@ -117,6 +117,8 @@ class CallerSessions:
         self._sessions: dict[CallersCluster, CallerSession] = {}
         self._draining: set[CallerSession] = set()
         """Those that take no new request because their tokens were refused, and have requests under way."""
+        self._requests: Counter[CallerTokens] = Counter()
+        """Requests under way by caller: kept, because a sum over all sessions would be made for each request."""
         self._failures: OrderedDict[CallersCluster, tuple[ArcbridgeError, float]] = OrderedDict()
         """Errors for callers, each until a time; in the order of their begin."""
         self._new: KeyedTokenBucket[str] = KeyedTokenBucket(NEW_SESSIONS, NEW_SESSIONS_PER_SECOND, size=ADDRESSES)
@@ -135,10 +137,7 @@ class CallerSessions:
     @property
     def requests(self) -> int:
         """Requests under way."""
-        return sum(one.requests for one in self._all())
-
-    def _all(self) -> list[CallerSession]:
-        return [*self._sessions.values(), *self._draining]
+        return self._requests.total()
 
     @asynccontextmanager
     async def session(self, tokens: CallerTokens, cluster: str, address: str) -> AsyncIterator[MuxSession]:
@@ -148,6 +147,7 @@ class CallerSessions:
         """
         one = self._of(CallersCluster(cluster, tokens), address)
         one.requests += 1
+        self._requests[tokens] += 1
         try:
             try:
                 session = await one.ready()
@@ -167,11 +167,14 @@ class CallerSessions:
         finally:
             one.requests -= 1
             one.used_at = self._loop.time()
+            self._requests[tokens] -= 1
+            if not self._requests[tokens]:
+                del self._requests[tokens]
             if one in self._draining and not one.requests:
                 self._close(one)
 
     def _of(self, key: CallersCluster, address: str) -> CallerSession:
-        if sum(one.requests for one in self._all() if one.key.tokens == key.tokens) >= REQUESTS_OF_CALLER:
+        if self._requests[key.tokens] >= REQUESTS_OF_CALLER:
             raise OverLimit(
                 f"you have {REQUESTS_OF_CALLER} requests under way at this gateway; wait for some", retry_after=1
             )
@@ -202,7 +205,8 @@ class CallerSessions:
                     "too many new sessions were asked for from your address; try again later",
                     retry_after=math.ceil(wait),
                 )
-            if sum(one.key.tokens == key.tokens for one in self._all()) >= SESSIONS_OF_CALLER:
+            sessions = (*self._sessions.values(), *self._draining)
+            if sum(one.key.tokens == key.tokens for one in sessions) >= SESSIONS_OF_CALLER:
                 raise OverLimit(
                     f"you have sessions to {SESSIONS_OF_CALLER} clusters at this gateway; wait until some have idled",
                     retry_after=math.ceil(self._idle),
@@ -217,7 +221,7 @@ class CallerSessions:
             raise
 
     def _is_renewal(self, tokens: CallerTokens, now: float) -> bool:
-        """Return whether tokens that nobody has verified yet may be asked about because of the user that they claim."""
+        """Return whether unverified tokens may be asked about because of the user that they claim."""
         user = _claimed_user(tokens)
         return user in self._accepted and self._renewals.take(user, now)
 

@@ -1,7 +1,7 @@
 """Reads the tokens that come with a request, and hands them on to the relay and to the cluster.
 
 The gateway verifies no token; the relay and the agent do, before a session is established. So a caller is known by the
-very texts of its tokens. Invariant: no claim of a token chooses a session, because anyone can write a claim.
+very texts of its tokens. Invariant: no claim of a token chooses a session, because every sender can write any claim.
 """
 
 from __future__ import annotations

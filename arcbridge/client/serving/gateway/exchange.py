@@ -1,8 +1,8 @@
 """Carries one request to a cluster over a stream of its caller's session, and the answer back.
 
-aiohttp speaks on both sides, so that each message is parsed whole and written anew: what a request is, and where it
-ends, is decided here, and by nobody behind. Each request has a stream of its own. Invariant: an answer that was cut is
-a reset of the caller's connection, never its end.
+aiohttp speaks on both sides, so that each message is parsed whole and written anew: the gateway alone decides what a
+request is and where it ends, and no program behind it does. Each request has a stream of its own. Invariant: an answer
+that was cut is a reset of the caller's connection, never its end.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class _OneStream(aiohttp.BaseConnector):
 
 
 class _CallersBody:
-    """The body of a request, read once, and no further than its answer wants."""
+    """The body of a request, read once, and no further than its answer needs."""
 
     def __init__(self, request: web.BaseRequest) -> None:
         self._request = request
@@ -170,4 +170,7 @@ def reason(lost: Exception | None, cluster: str) -> ArcbridgeError:
         return known
     if isinstance(lost, ArcbridgeError) and not isinstance(lost, StreamReset):
         return of_session(lost, cluster)
-    return StreamReset(ResetCode.TRUNCATED, f'cluster "{cluster}" did not answer the request, which may have been done')
+    return StreamReset(
+        ResetCode.TRUNCATED,
+        f'cluster "{cluster}" did not answer the request, which may have been done; look before you send it again',
+    )

@@ -5,6 +5,9 @@ It counts nothing itself. Invariant: no label has a value that comes from outsid
 
 from __future__ import annotations
 
+from collections import Counter
+from functools import partial
+
 import structlog
 
 from arcbridge.client.serving.gateway.caller_sessions import CallerSessions
@@ -30,17 +33,14 @@ def register(metrics: Metrics, server: GatewayServer, sessions: CallerSessions) 
     metrics.gauge("gateway_connections", "Connections of callers that are open.", None, lambda: len(server.open))
     metrics.gauge("gateway_sessions", "Sessions of callers to clusters.", None, lambda: len(sessions))
     metrics.gauge("gateway_requests_under_way", "Requests that are under way.", None, lambda: sessions.requests)
-    metrics.counter("gateway_requests_total", "Requests by how they went.",
-                    {"result": ("passed_on", "upgraded", "refused")},
-                    lambda: {
-                        "passed_on": server.requests["passed_on"],
-                        "upgraded": server.requests["upgraded"],
-                        "refused": server.requests["refused"],
-                    })  # fmt: skip
-    metrics.counter("gateway_new_sessions_total", "New sessions by how they went.",
-                    {"result": ("established", "failed", "limited")},
-                    lambda: {
-                        "established": sessions.attempts["established"],
-                        "failed": sessions.attempts["failed"],
-                        "limited": sessions.attempts["limited"],
-                    })  # fmt: skip
+    for name, help, results, counts in (
+        ("gateway_requests_total", "Requests", ("passed_on", "upgraded", "refused"), server.requests),
+        ("gateway_new_sessions_total", "New sessions", ("established", "failed", "limited"), sessions.attempts),
+    ):
+        read = partial(_values, counts, results)
+        metrics.counter(name, f"{help} by how they went.", {"result": results}, read)
+
+
+def _values(counts: Counter[str], results: tuple[str, ...]) -> dict[str, int]:
+    """Return the counts by result, with the 0 of those that are not in `counts` yet."""
+    return {one: counts[one] for one in results}

@@ -31,7 +31,6 @@ from arcbridge.mux.splice import reset_transport
 from arcbridge.net.descriptors import explain
 from arcbridge.net.sockets import ACCEPT_PAUSE, AcceptLoop, reset, tune
 from arcbridge.net.tlstransport import accept_tls
-from arcbridge.pki.chain import load_chain
 from arcbridge.pki.names import check_cluster_name
 
 MAX_HEAD: Final = 128 * 1024
@@ -197,8 +196,6 @@ class GatewayConnection(web.RequestHandler):
     def data_received(self, data: bytes) -> None:
         """Parse, within the bounds of a head."""
         if self._in_head and data and (self._body is None or self._body.is_eof()):
-            if self._head_timer is None:
-                self._head_timer = self._loop.call_later(HEAD_DEADLINE, self.force_close)
             self._head += len(data)
             if _END in self._tail + data:
                 self._end_head()
@@ -208,6 +205,8 @@ class GatewayConnection(web.RequestHandler):
                 return
             else:
                 self._tail = (self._tail + data)[-3:]
+                if self._head_timer is None:
+                    self._head_timer = self._loop.call_later(HEAD_DEADLINE, self.force_close)
         super().data_received(data)
 
     def _end_head(self) -> None:
@@ -279,13 +278,3 @@ def refusal(error: ArcbridgeError) -> web.Response:
     return web.Response(
         body=status_body(error), status=error.status_code, headers=headers, content_type="application/json"
     )
-
-
-def server_context(certificate_pem: str, key_pem: str) -> ssl.SSLContext:
-    """Make the TLS context of the gateway. Raises ConfigError."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
-    context.set_alpn_protocols(["http/1.1"])
-    load_chain(context, certificate_pem, key_pem)
-    return context

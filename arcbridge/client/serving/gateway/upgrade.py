@@ -70,7 +70,8 @@ async def upgrade(request: web.BaseRequest, session: MuxSession, cluster: str, t
     try:
         stream.write(_head(request, target))
         try:
-            async with within(ANSWER_DEADLINE, Unreachable(f'cluster "{cluster}" did not answer the upgrade in time')):
+            late = Unreachable(f'cluster "{cluster}" did not answer the upgrade in time; try again later')
+            async with within(ANSWER_DEADLINE, late):
                 received = await answer.head
         except ArcbridgeError as error:
             raise reason(stream.error or error, cluster) from error

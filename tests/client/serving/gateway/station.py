@@ -15,9 +15,10 @@ from aiohttp import web
 
 from arcbridge.client.relay.relay_access import RelayAccess
 from arcbridge.client.relay.relays import Relays
+from arcbridge.client.serving.endpoint import https_context
 from arcbridge.client.serving.gateway.caller_sessions import CallerSessions
 from arcbridge.client.serving.gateway.caller_tokens import RELAY_HEADER, CallerTokens, GivenTokens
-from arcbridge.client.serving.gateway.server import GatewayServer, server_context
+from arcbridge.client.serving.gateway.server import GatewayServer
 from arcbridge.client.session.session_manager import SessionManager
 from arcbridge.client.session.trust import ClusterTrust
 from arcbridge.mux.session import MuxSession
@@ -143,7 +144,7 @@ class Station:
         issued = GATEWAY_CA.issue_server(["127.0.0.1", "localhost"])
         sock = listen_at("127.0.0.1", 0)
         self.port = int(sock.getsockname()[1])
-        context = server_context(issued.certificate_pem, issued.key_pem)
+        context = https_context(issued.certificate_pem, issued.key_pem)
         self.server = GatewayServer([sock], context, self.sessions, one_token=one_token)
         self.tls = ssl.create_default_context(cadata=GATEWAY_CA.certificate_pem)
         self.url = f"https://127.0.0.1:{self.port}"

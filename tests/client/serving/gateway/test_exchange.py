@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -86,12 +85,12 @@ async def test_a_path_goes_on_as_it_came(tmp_path: Path, path: str) -> None:
         writer.close()
 
 
-async def test_an_answer_that_is_cut_is_no_whole_one(tmp_path: Path) -> None:
+async def test_an_answer_that_is_cut_is_a_reset(tmp_path: Path) -> None:
     async with station(tmp_path) as (place, _):
         place.far.cuts.add("/cut")
         reader, writer = await place.connect()
         writer.write(f"GET /clusters/{CLUSTER}/cut HTTP/1.1\r\nHost: g\r\nAuthorization: Bearer t\r\n\r\n".encode())
-        with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
+        with pytest.raises(ConnectionResetError):
             await reader.readexactly(10_000)
         writer.close()
 

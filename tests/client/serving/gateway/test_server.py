@@ -13,8 +13,9 @@ import pytest
 from aiohttp import web
 from yarl import URL
 
+from arcbridge.client.serving.endpoint import https_context
 from arcbridge.client.serving.gateway import server as module
-from arcbridge.client.serving.gateway.server import UnknownPath, server_context, target_of
+from arcbridge.client.serving.gateway.server import UnknownPath, target_of
 from arcbridge.errors import ConfigError
 from arcbridge.net.join import JoinCode
 from arcbridge.wire.records import JoinReply
@@ -105,23 +106,25 @@ async def read_answer(reader: asyncio.StreamReader) -> bytes:
     return await reader.readexactly(int(fields["content-length"]))
 
 
-async def test_a_head_is_bounded_in_size_and_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "HEAD_DEADLINE", 0.05)
+@pytest.mark.parametrize(("deadline", "lines"), [(0.05, b""), (3600.0, (b"a: " + b"b" * 60_000 + b"\r\n") * 3)])
+async def test_a_head_is_bounded_in_size_and_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deadline: float, lines: bytes
+) -> None:
+    monkeypatch.setattr(module, "HEAD_DEADLINE", deadline)
     async with station(tmp_path) as (place, _):
-        for sent in (b"GET / HTTP/1.1\r\n", b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 200_000):
-            reader, writer = await place.connect()
-            writer.write(sent)
-            try:
-                answer = await reader.read()
-            except ConnectionError:
-                answer = b""
-            assert b" 200 " not in answer
-            writer.close()
+        reader, writer = await place.connect()
+        writer.write(b"GET /livez HTTP/1.1\r\n" + lines)
+        try:
+            answer = await reader.read()
+        except ConnectionError:
+            answer = b""
+        assert b" 200 " not in answer
+        writer.close()
         await until(lambda: not place.server.open)
 
 
 @pytest.mark.parametrize("size", [1_000, 10_000, 100_000])
-async def test_what_a_head_may_hold_does_not_grow_with_it(tmp_path: Path, size: int) -> None:
+async def test_a_head_within_its_bound_is_taken(tmp_path: Path, size: int) -> None:
     async with station(tmp_path) as (place, _):
         reader, writer = await place.connect()
         line = b"x: " + b"y" * 1000 + b"\r\n"
@@ -241,7 +244,7 @@ async def test_a_caller_that_goes_away_ends_its_request(tmp_path: Path) -> None:
 def test_certificates_that_do_not_belong_together_are_refused() -> None:
     one, other = (GATEWAY_CA.issue_server(["localhost"]) for _ in range(2))
     with pytest.raises(ConfigError, match="do not belong together"):
-        server_context(one.certificate_pem, other.key_pem)
+        https_context(one.certificate_pem, other.key_pem)
 
 
 async def test_a_younger_certificate_is_shown_to_new_connections(tmp_path: Path) -> None:
@@ -252,5 +255,5 @@ async def test_a_younger_certificate_is_shown_to_new_connections(tmp_path: Path)
             shown.append(writer.get_extra_info("ssl_object").getpeercert(binary_form=True))
             writer.close()
             issued = GATEWAY_CA.issue_server(["127.0.0.1"])
-            place.server.context = server_context(issued.certificate_pem, issued.key_pem)
+            place.server.context = https_context(issued.certificate_pem, issued.key_pem)
         assert shown[0] != shown[1]

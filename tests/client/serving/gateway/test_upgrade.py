@@ -12,7 +12,7 @@ from arcbridge.client.serving.gateway import upgrade as module
 from arcbridge.client.serving.gateway.caller_tokens import TOKEN_PROTOCOL
 from arcbridge.wire.frames import ResetCode
 from tests.client.far_side import CLUSTER
-from tests.client.serving.gateway.station import REFUSED, Station, station
+from tests.client.serving.gateway.station import REFUSED, Station, headers, station
 from tests.support.eventually import until
 
 TARGET = "/api/v1/namespaces/default/pods/web/exec?command=sh&stdin=true"
@@ -25,9 +25,14 @@ def head(token: str = "alice", *more: str, protocol: str = "websocket") -> bytes
     return "\r\n".join([*lines, *more, "", ""]).encode()
 
 
-async def switched(place: Station, sent: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def connect_and_send(place: Station, sent: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     reader, writer = await place.connect()
     writer.write(sent)
+    return reader, writer
+
+
+async def switched(place: Station, sent: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    reader, writer = await connect_and_send(place, sent)
     assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
     return reader, writer
 
@@ -62,8 +67,7 @@ async def test_what_follows_an_answer_that_does_not_switch_reaches_no_stream(tmp
     """A hostile cluster keeps the connection open, and the tool in front sends another caller's request on it."""
     async with station(tmp_path) as (place, _):
         place.far.switches = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\nno"
-        reader, writer = await place.connect()
-        writer.write(head("alice"))
+        reader, writer = await connect_and_send(place, head("alice"))
         assert (await reader.readuntil(b"no")).startswith(b"HTTP/1.1 403 ")
         writer.write(b"GET /clusters/other/api HTTP/1.1\r\nHost: g\r\nAuthorization: Bearer bob-secret\r\n\r\n")
         place.far.streams[0].write(b"!")  # behind which the gateway has read what the caller sent
@@ -75,22 +79,24 @@ async def test_what_follows_an_answer_that_does_not_switch_reaches_no_stream(tmp
 
 
 async def test_an_early_byte_reaches_no_stream_before_the_switch(tmp_path: Path) -> None:
-    async with station(tmp_path) as (place, _):
+    async with station(tmp_path) as (place, client):
         place.far.switches = b""
-        _, writer = await place.connect()
-        writer.write(head("alice"))
+        reader, writer = await connect_and_send(place, head("alice"))
         await place.far.switched.wait()
         writer.write(b"early")
-        await until(lambda: place.far.heads)
+        async with client.get(place.path(), headers=headers("alice")) as later:  # in the same session, behind it
+            assert later.status == 200
         assert place.far.after_upgrade == []
+        place.far.streams[0].write(b"HTTP/1.1 101 Switching Protocols\r\n\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+        assert await reader.readexactly(5) == b"early"
         writer.close()
 
 
 @pytest.mark.parametrize("token", ["", REFUSED])
 async def test_a_refused_upgrade_gets_a_status_and_the_connection_ends(tmp_path: Path, token: str) -> None:
     async with station(tmp_path) as (place, _):
-        reader, writer = await place.connect()
-        writer.write(head(token) + head("bob"))
+        reader, writer = await connect_and_send(place, head(token) + head("bob"))
         answer = await reader.read()
         assert answer.startswith(b"HTTP/1.1 401 ")
         assert answer.count(b"HTTP/1.1 ") == 1
@@ -102,8 +108,7 @@ async def test_an_upgrade_that_is_not_answered_ends(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(module, "ANSWER_DEADLINE", 0.05)
     async with station(tmp_path) as (place, _):
         place.far.switches = b""
-        reader, writer = await place.connect()
-        writer.write(head())
+        reader, writer = await connect_and_send(place, head())
         answer = await reader.read()
         assert answer.startswith(b"HTTP/1.1 503 ")
         assert b"did not answer the upgrade in time" in answer
@@ -114,8 +119,7 @@ async def test_an_upgrade_that_is_not_answered_ends(tmp_path: Path, monkeypatch:
 async def test_the_head_of_an_answer_is_bounded(tmp_path: Path) -> None:
     async with station(tmp_path) as (place, _):
         place.far.switches = b"HTTP/1.1 101 Switching Protocols\r\n" + b"a: b\r\n" * 100_000
-        reader, writer = await place.connect()
-        writer.write(head())
+        reader, writer = await connect_and_send(place, head())
         assert b" 503 " in await reader.readline()
         writer.close()
 
@@ -123,8 +127,7 @@ async def test_the_head_of_an_answer_is_bounded(tmp_path: Path) -> None:
 async def test_a_stream_that_is_refused(tmp_path: Path) -> None:
     async with station(tmp_path) as (place, _):
         place.far.resets.append(ResetCode.FORBIDDEN)
-        reader, writer = await place.connect()
-        writer.write(head())
+        reader, writer = await connect_and_send(place, head())
         assert b" 403 " in await reader.readline()
         writer.close()
 
