@@ -19,6 +19,8 @@ from arcbridge.errors import ConfigError, StateError
 
 STALL = 5.0
 """Seconds that a write may take, and that a request waits for its record: longer means that the disk hangs."""
+ROUNDING = 0.001
+"""Seconds by which uvloop's timers, of whole milliseconds, may be early: a look that is would look again without end."""
 CONTINUE, REFUSE = "continue", "refuse"
 
 Recorded = Callable[[str], None]
@@ -186,7 +188,7 @@ class ChainedLog:
             first = self._undecided[0]
             left = first.since + STALL - now
             if left > 0.0 and first.recorded is not None:
-                self._look_timer = first.loop.call_later(left, self._look)
+                self._look_timer = first.loop.call_later(left + ROUNDING, self._look)
                 break
             overdue.append(self._undecided.popleft())
         for one in overdue:  # behind the timer: what is called may raise, or have its next record wait
