@@ -20,7 +20,7 @@ from arcbridge.errors import ConfigError, StateError
 STALL = 5.0
 """Seconds that a write may take, and that a request waits for its record: longer means that the disk hangs."""
 ROUNDING = 0.001
-"""Seconds by which uvloop's timers, of whole milliseconds, may be early: a look that is would look again without end."""
+"""Seconds by which uvloop's timers, of whole milliseconds, may be early: such a look would at once look again."""
 CONTINUE, REFUSE = "continue", "refuse"
 
 Recorded = Callable[[str], None]
