@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from arcbridge.identity.authentication import AuthenticationConfig
 
+ACCESS: Final = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 LEGACY: Final = "impersonate"
 CONSTRAINED: Final = "impersonate:user-info"
 VERBS: Final = "impersonate-on:user-info:"
@@ -47,10 +48,10 @@ class Right:
             "scope"
         )
 
-    def question(self, verb: str) -> dict[str, Any]:
-        """Return the review that asks for it."""
+    def question(self, verb: str, name: str = "") -> dict[str, Any]:
+        """Return the review (`ACCESS`) that asks for it; `name`: for one user or group alone."""
         resource, _, key = self.resource.partition("/")
-        attributes = {"group": self.group(verb), "resource": resource, "subresource": key, "verb": verb}
+        attributes = {"group": self.group(verb), "resource": resource, "subresource": key, "verb": verb, "name": name}
         spec = {"resourceAttributes": {name: value for name, value in attributes.items() if value}}
         return {"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview", "spec": spec}
 

@@ -26,6 +26,7 @@ from arcbridge.agent.kube.apiserver import AnswerFailed, ApiServer
 from arcbridge.agent.kube.own_credential import POD_CERTIFICATE
 from arcbridge.agent.parts import AgentParts
 from arcbridge.agent.rights import (
+    ACCESS,
     ACTOR,
     CONSTRAINED,
     GROUPS,
@@ -46,7 +47,6 @@ from arcbridge.refusals import RefusalRule
 from arcbridge.units import duration, rfc3339
 
 RULES: Final = "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews"
-ACCESS: Final = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 CERTIFICATE_SOON: Final = 86400.0
 """Seconds before its end at which a certificate should have been renewed long ago; of a life of less than ten days it
 is a tenth."""

@@ -215,7 +215,7 @@ COMMANDS = (
             "elevate = elevation:elevate",
             "ask for groups for a time, and wait until the cluster lends them",
             Flag("--for DURATION", "for how long, as 30m (default: 1h, or what the rule gives at most)"),
-            Flag("--reason TEXT", "why; who approves reads it, and the records have it"),
+            Flag("--reason TEXT", "why; the approver reads it, and the records have it"),
             Flag("--group NAME…", "a group to ask for (default: all of the rule); may be repeated"),
             Flag("--rule NAME", "the AccessRule to ask by, where several give the groups"),
             "arcbridge elevate -n berlin --for 30m --reason INC-42",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from arcbridge.cli.client import answering, time_limit
@@ -15,7 +16,7 @@ from arcbridge.errors import ConfigError, ExitCode
 from arcbridge.units import duration
 
 if TYPE_CHECKING:
-    from arcbridge.client.commands.elevation import ElevationRequest
+    from arcbridge.client.commands.elevation import ElevationRequest, Elevations
     from arcbridge.client.service import ClientContext
 
 _COLUMNS = (
@@ -38,63 +39,45 @@ async def elevate(invocation: Invocation, context: ClientContext) -> int:
     seconds, reason = time_limit(invocation), invocation.text("reason").strip()
     if not reason or len(reason) > 256:
         raise ConfigError(
-            "flag --reason: say why, in 1 to 256 characters; who approves reads it, and the audit log has it"
+            "flag --reason: say why, in 1 to 256 characters; the approver reads it, and the audit log has it"
         )
     async with elevations_of(context) as cluster:
         user, own = await cluster.user()
-        wanted, name = invocation.texts("group"), invocation.text("rule")
-        rule, groups = choose(await cluster.rules(), user, own, wanted=wanted, name=name)
+        wanted, by_rule = invocation.texts("group"), invocation.text("rule")
+        rule, groups = choose(await cluster.rules(), user, own, wanted=wanted, name=by_rule)
         asked = await cluster.ask(user, rule, groups, seconds_of(rule, seconds), reason)
+        name, waiting = plain(asked.name), "Waiting for the agent"
         if rule.approvals:
-            by = plain(", ".join(rule.approvers))
-            print_note(
-                f"Asked as {plain(asked.name)}. Who is in {by} approves by: arcbridge approve {plain(asked.name)}"
-            )
-        waiting = f"Waiting for approval of {plain(asked.name)}" if rule.approvals else "Waiting for the agent"
+            by, waiting = plain(", ".join(rule.approvers)), f"Waiting for approval of {name}"
+            print_note(f"Asked as {name}. A user in {by} approves by: arcbridge approve {name}")
         with context.terminal.waiting(waiting, 0.0):
             try:
                 found = await cluster.begun(asked.name, rule.approvals)
             except asyncio.CancelledError:
-                name = plain(asked.name)
                 print_note(f"{name} stays, and may be approved; to take it back: arcbridge withdraw {name}")
                 raise
-    print_prose(
-        f"{plain(', '.join(found.groups))} until {_until(found)}; `arcbridge withdraw {plain(found.name)}` ends it"
-    )
+    until = _until(found, time.time())
+    print_prose(f"{plain(', '.join(found.groups))} until {until}; `arcbridge withdraw {name}` ends it")
     return ExitCode.DONE
 
 
 @answering
 async def approve(invocation: Invocation, context: ClientContext) -> int:
     """Approve a request."""
-    from arcbridge.client.commands.elevation import elevations_of
-
-    async with elevations_of(context) as cluster:
-        found = await cluster.approve(invocation.text("name"))
-    print_prose(f"approved: {_summary(found)}")
-    return ExitCode.DONE
+    return await _decide(context, "approved", lambda cluster: cluster.approve(invocation.text("name")))
 
 
 @answering
 async def deny(invocation: Invocation, context: ClientContext) -> int:
     """Deny a request, or end what it lends."""
-    from arcbridge.client.commands.elevation import elevations_of
-
-    async with elevations_of(context) as cluster:
-        found = await cluster.deny(invocation.text("name"), invocation.text("reason"))
-    print_prose(f"denied: {_summary(found)}")
-    return ExitCode.DONE
+    name, reason = invocation.text("name"), invocation.text("reason")
+    return await _decide(context, "denied", lambda cluster: cluster.deny(name, reason))
 
 
 @answering
 async def withdraw(invocation: Invocation, context: ClientContext) -> int:
     """Withdraw a request; what it lends ends."""
-    from arcbridge.client.commands.elevation import elevations_of
-
-    async with elevations_of(context) as cluster:
-        found = await cluster.withdraw(invocation.text("name"))
-    print_prose(f"withdrawn: {_summary(found)}")
-    return ExitCode.DONE
+    return await _decide(context, "withdrawn", lambda cluster: cluster.withdraw(invocation.text("name")))
 
 
 @answering
@@ -115,25 +98,29 @@ async def elevations(invocation: Invocation, context: ClientContext) -> int:
     return ExitCode.DONE
 
 
+async def _decide(
+    context: ClientContext, done: str, decide: Callable[[Elevations], Awaitable[ElevationRequest]]
+) -> int:
+    from arcbridge.client.commands.elevation import elevations_of
+
+    async with elevations_of(context) as cluster:
+        found = await decide(cluster)
+    groups, length = plain(", ".join(found.groups)), duration(found.seconds)
+    print_prose(f"{done}: {plain(found.user)}, {groups} for {length}, {plain(found.reason)} ({plain(found.name)})")
+    return ExitCode.DONE
+
+
 def _row(one: ElevationRequest, now: float, *, people: bool) -> dict[str, Any]:
     row: dict[str, Any] = {"name": one.name, "user": one.user, "state": one.state(now), "rule": one.rule}
     row |= {"reason": one.reason, "seconds": one.seconds, "ended": one.ended}
     if people:
-        until = f"{_clock(one.until)} ({duration(one.until - now)})" if one.until > now else ""
+        until = _until(one, now) if one.until > now else ""
         return {**row, "groups": ", ".join(one.groups), "approved_by": ", ".join(one.approved_by), "until": until}
     return {**row, "groups": list(one.groups), "approved_by": list(one.approved_by), "until": rfc3339(one.until)}
 
 
-def _summary(one: ElevationRequest) -> str:
-    groups, length = plain(", ".join(one.groups)), duration(one.seconds)
-    return f"{plain(one.user)}, {groups} for {length}, {plain(one.reason)} ({plain(one.name)})"
-
-
-def _until(one: ElevationRequest) -> str:
-    return f"{_clock(one.until)} ({duration(max(0.0, one.until - time.time()))})"
-
-
-def _clock(seconds: float) -> str:
-    """Return a time of day, with the day where it is another one than today."""
-    there, today = time.localtime(seconds), time.localtime(time.time())
-    return time.strftime("%H:%M" if there[:3] == today[:3] else "%Y-%m-%d %H:%M", there)
+def _until(one: ElevationRequest, now: float) -> str:
+    """Return the time of day at which a grant ends, with the day unless that is today, and how long it still lasts."""
+    there, today = time.localtime(one.until), time.localtime(now)
+    clock = time.strftime("%H:%M" if there[:3] == today[:3] else "%Y-%m-%d %H:%M", there)
+    return f"{clock} ({duration(one.until - now)})"

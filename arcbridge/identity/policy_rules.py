@@ -104,7 +104,8 @@ def explain(rules: Sequence[Rule], identity: Identity, cluster: str) -> Verdict:
     """Return what `rules` decide about `identity` and `cluster`."""
     for rule in rules:
         if rule.matches(identity, cluster):
-            return Verdict(True, rule, _by(rule, identity) + through(rule))
+            through = f" through the actors {quoted(rule.actors)}" if rule.actors else ""
+            return Verdict(True, rule, _by(rule, identity) + through)
     if not rules:
         return Verdict(False)
     own = {_bare(name) for name in (identity.username, *identity.groups)} - {""}
@@ -135,15 +136,10 @@ def named(user: str = "", groups: Iterable[str] = (), actor: str = "") -> Identi
 def who(identity: Identity) -> str:
     """Return a user, the groups and the actor in few words: `user "anna" in the groups "a", "b" through the actor
     "c"`."""
-    groups = f"the groups {quoted(identity.groups)}" if identity.groups else ""
+    groups = f" in the groups {quoted(identity.groups)}" if identity.groups else ""
     user = f'user "{identity.username}"' if identity.username else "a user"
-    through = f' through the actor "{identity.actor}"' if identity.actor else ""
-    return f"{user} in {groups}{through}" if groups else f"{user}{through}"
-
-
-def through(rule: Rule) -> str:
-    """Return how a rule names the actors that it is for: ` through the actors "a", "b"`; empty for users alone."""
-    return f" through the actors {quoted(rule.actors)}" if rule.actors else ""
+    actor = f' through the actor "{identity.actor}"' if identity.actor else ""
+    return f"{user}{groups}{actor}"
 
 
 def quoted(names: Iterable[str]) -> str:

@@ -8,6 +8,7 @@ import pytest
 
 from arcbridge.agent import self_checks as looks
 from arcbridge.agent.kube.apiserver import ApiServer
+from arcbridge.agent.rights import ACCESS
 from arcbridge.checks.diagnosis import FindingState
 from arcbridge.identity.authentication import parse
 from tests.support.fake_apiserver import Exchange, FakeApiServer, reply
@@ -64,7 +65,7 @@ async def test_the_rights_that_the_mappings_need(
         name = "/".join(filter(None, (asked["resource"], asked.get("subresource"))))
         await exchange.send(reply(201, json.dumps({"status": {"allowed": name in granted}}).encode()))
 
-    fake.routes[looks.ACCESS] = review
+    fake.routes[ACCESS] = review
     found = await looks.look_at_impersonation(api, parse(issuers))
     assert one(found) == (state, "impersonation_attributes" if missing else "")
     if missing:

@@ -16,6 +16,7 @@ from arcbridge.agent import self_checks as looks
 from arcbridge.agent.authenticator import REVIEW
 from arcbridge.agent.kube.apiserver import ApiServer, endpoint_of
 from arcbridge.agent.kube.own_credential import POD_CERTIFICATE
+from arcbridge.agent.rights import ACCESS
 from arcbridge.agent.self_checks import checks_of
 from arcbridge.checks.diagnosis import Finding, FindingState
 from arcbridge.checks.self_checks import AGENT_CHECKS
@@ -167,7 +168,7 @@ async def test_rules_of_an_agent_that_knew_no_restricted_sessions_or_no_actors(
     assert one(found) == (FindingState.WARNING, f"impersonation_{lacks}")
     assert f'resource "userextras/arcbridge.io/{lacks}" in API group "authentication.k8s.io"' in found.detail
     assert api.upstream.own_refusals.lacking is None
-    fake.routes[looks.ACCESS] = reply(201, b'{"status": {"allowed": true}}')
+    fake.routes[ACCESS] = reply(201, b'{"status": {"allowed": true}}')
     assert one(await looks.look_at_impersonation(api, NO_ISSUER)) == (FindingState.OK, "")
 
 

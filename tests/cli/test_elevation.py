@@ -85,7 +85,7 @@ def test_elevate_asks_waits_and_says_until_when(cluster: Cluster, capsys: pytest
     shown = capsys.readouterr()
     assert shown.out.startswith("operators until ")
     assert "`arcbridge withdraw alice-1` ends it" in shown.out
-    assert "Asked as alice-1. Who is in leads approves by: arcbridge approve alice-1" in shown.err.replace("\n  ", " ")
+    assert "Asked as alice-1. A user in leads approves by: arcbridge approve alice-1" in shown.err.replace("\n  ", " ")
 
 
 def test_who_stops_waiting_is_told_that_the_request_stays(cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
@@ -94,7 +94,7 @@ def test_who_stops_waiting_is_told_that_the_request_stays(cluster: Cluster, caps
     assert "arcbridge withdraw alice-1" in capsys.readouterr().err.replace("\n  ", " ")
 
 
-def test_without_approval_nobody_is_named(cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_approval_no_approver_is_named(cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
     cluster.rule = rule_document(approvers=())
     assert run([*FLAGS, "elevate", "--reason", "INC-42"]) == ExitCode.DONE
     assert cluster.asked[0][1] == 3600

@@ -83,6 +83,7 @@ def test_no_other_program_comes_in_and_one_has_no_more_sessions_than_it_may(worl
     world.claims = {"act": "bot"}
     done = world.run_client(ALICE, "run", "--", "true")
     assert done.returncode != 0
+    assert "cannot read who acts for its user" in " ".join(done.stderr.split()), done.stderr
     world.claims = {"act": {"sub": "bot"}}
     done = world.run_client(BOB, "run", "--", "true")
     assert done.returncode != 0, "the session of the test before counts, though it is another user's"

@@ -5,15 +5,14 @@ It changes nothing: the API server is asked for reviews of the agent.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 from arcbridge.agent.elevation.elevation import Elevation
 from arcbridge.agent.kube.apiserver import AnswerFailed, ApiServer
-from arcbridge.agent.rights import CONSTRAINED, GROUPS, LEGACY, Right
+from arcbridge.agent.rights import ACCESS, CONSTRAINED, GROUPS, LEGACY, Right
 from arcbridge.checks.diagnosis import Finding, failed, ok, skipped, warning
 
 HOP: Final = "elevation"
-ACCESS: Final = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 EXTRA: Final = Right("userextras/arcbridge.io/elevated", always=False)
 """What requests of elevated users need besides (`kube.impersonation.ELEVATED`)."""
 _CHART: Final = "install the chart of this version with elevation.enabled and these elevation.groups"
@@ -60,11 +59,8 @@ def _bad(code: str, detail: str) -> Finding:
 async def _may(api: ApiServer, right: Right, name: str) -> bool:
     """Return whether the agent has a right for one name, by either way of impersonation."""
     for verb in (CONSTRAINED, LEGACY):
-        question: dict[str, Any] = right.question(verb)
-        if name:
-            question["spec"]["resourceAttributes"]["name"] = name
         try:
-            code, answer = await api.ask("POST", ACCESS, question)
+            code, answer = await api.ask("POST", ACCESS, right.question(verb, name))
             if code in (200, 201) and answer["status"].get("allowed") is True:
                 return True
         except (AnswerFailed, KeyError, TypeError, AttributeError):

@@ -177,7 +177,7 @@ class Elevation:
         now = self.clock.now
         self.book.forget_past(now)
         grants = self.book.grants(now)
-        if not (self.current and self.policies_hold and self._decisions_hold):
+        if not (self.current and self._requests_hold and self._decisions_hold):
             grants = {uid: one for uid, one in grants.items() if uid in self._in_force}
         before, self._in_force = self._in_force, grants
         changed = {uid: one for uid, one in (before | grants).items() if before.get(uid) != grants.get(uid)}

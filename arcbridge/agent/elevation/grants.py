@@ -21,7 +21,7 @@ more."""
 MOST_KEPT: Final = 2000
 """Requests that are kept, those that lend first, then the oldest: about a kilobyte each."""
 MOST_KEPT_OF_USER: Final = 32
-"""Of these the requests of one user, so that nobody keeps out others'."""
+"""Of these the requests of one user, so that no user keeps out others'."""
 MOST_OF_USER: Final = 8
 """Grants of one user at a time: each is in every request and record of that user."""
 SLACK: Final = 2.0

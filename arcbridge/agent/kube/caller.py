@@ -130,7 +130,7 @@ class Caller:
     """When the session got its present connection, monotonic seconds; infinity while it has none."""
     actor: ActorAccount | None = None
     """What the program that acts for the user holds over all its users; None: no program does."""
-    subject_lines: SubjectLines = field(default_factory=SubjectLines)
+    subject_lines: SubjectLines = field(init=False)
     plain_lines: KnownLines = field(default_factory=KnownLines)
     """What became of header lines that came before; `fast_path_parser` fills and bounds it."""
     tokens: ReviewedTokens = field(default_factory=ReviewedTokens)
@@ -165,7 +165,7 @@ class Caller:
         self.borrow()
 
     def borrow(self) -> int:
-        """Take what is lent to the user now; end what runs by a grant that is over, and answer how much that was."""
+        """Take what is lent to the user now; end the streams that run by a grant that is over; return how many."""
         before = self.subject.grants if self.lent is not None else frozenset()
         if self.lender is not None:
             self.lent = self.lender.lend(self.identity, self.restrictions, token_mode=self.token_mode)

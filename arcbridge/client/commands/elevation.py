@@ -27,8 +27,8 @@ from arcbridge.untrusted_json import read_json_object
 if TYPE_CHECKING:
     from arcbridge.client.service import ClientContext
 
-_API: Final = "/apis/access.arcbridge.io/v1alpha1"
 _VERSION: Final = "access.arcbridge.io/v1alpha1"
+_API: Final = f"/apis/{_VERSION}"
 _WHO: Final = "/apis/authentication.k8s.io/v1/selfsubjectreviews"
 MOST_ANSWER: Final = 4 * 1024 * 1024
 """Bytes of one answer of the API server."""
@@ -202,7 +202,7 @@ class Elevations:
             try:
                 return _elevation(await self._ask("PATCH", f"{_path(name)}/status", patch))
             except _Conflict:
-                await asyncio.sleep(POLL / 4)  # somebody else has decided meanwhile
+                await asyncio.sleep(POLL / 4)  # another decision was written meanwhile
 
     async def _list(self, resource: str) -> list[Document]:
         found: list[Document] = []
@@ -327,16 +327,15 @@ def _words(names: Sequence[str]) -> str:
 
 
 def _rule(document: Document) -> OfferedRule:
-    groups, approvers = _at(document, "spec", "groups"), _at(document, "spec", "approvers")
-    count = _at(document, "spec", "approvers", "count")
+    approvers = _at(document, "spec", "approvers")
     return OfferedRule(
         str(_at(document, "metadata", "name")),
-        _texts(groups),
+        _texts(_at(document, "spec", "groups")),
         _whole(_at(document, "spec", "maxSeconds")),
         _texts(_at(document, "spec", "requesters", "users")),
         _texts(_at(document, "spec", "requesters", "groups")),
-        _texts(_at(document, "spec", "approvers", "groups")),
-        max(1, _whole(count)) if isinstance(approvers, dict) else 0,
+        _texts(_at(approvers, "groups")),
+        max(1, _whole(_at(approvers, "count"))) if isinstance(approvers, dict) else 0,
     )
 
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from arcbridge.agent.elevation.check import ACCESS, look_at_elevation
+from arcbridge.agent.elevation.check import look_at_elevation
 from arcbridge.agent.elevation.elevation import Elevation
 from arcbridge.agent.kube.apiserver import ApiServer
+from arcbridge.agent.rights import ACCESS
 from arcbridge.checks.diagnosis import FindingState
 from arcbridge.settings.config import ElevationConfig
 from tests.agent.kube.bench import Reachable, reachable

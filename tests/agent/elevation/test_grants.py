@@ -121,7 +121,7 @@ def test_whom_a_rule_names() -> None:
     assert not book(rules=()).rule_gives(asked, alice("dev"))
 
 
-def test_a_request_that_nobody_saw_for_a_day_lapses() -> None:
+def test_a_request_that_no_agent_began_for_a_day_lapses() -> None:
     made = book(request())
     made.forget_past(CREATED + LAPSES - 1)
     assert made.may_begin(NOW)
