@@ -299,7 +299,7 @@ def _elevation(config: AgentConfig, problems: Problems) -> None:
     if elevation.default not in DEFAULT_RIGHTS:
         problems.error("elevation.default", f"must be one of {', '.join(DEFAULT_RIGHTS)}")
     elif elevation.default != FULL and not elevation.groups:
-        problems.error("elevation.default", "without elevation.groups no user could ever do more: name what may be lent")
+        problems.error("elevation.default", "without elevation.groups no user could do more: name what may be lent")
     named = elevation.default_groups
     if not named or ("*" in named and named != ("*",)):
         problems.error("elevation.default_groups", 'either ["*"], which is every user, or names of groups')
