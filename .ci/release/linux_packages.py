@@ -20,6 +20,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from release.sbom import normal_name
+
 PROCESSORS: Final = {"x86_64": "amd64", "aarch64": "arm64"}
 """Python's name of each processor, and that of registries and of Debian."""
 MAINTAINER: Final = "The arcbridge authors <security@arcbridge.example>"
@@ -123,12 +125,12 @@ class Packager:
     def _licences(self, out: Path, bill: Path) -> None:
         """Write the licences of all that the program brings along: of Python, and of what the bill names."""
         packages, stdlib = map(Path, self._facts["paths"])
-        named = {_normal(component["name"]) for component in json.loads(bill.read_text())["components"]}
+        named = {normal_name(component["name"]) for component in json.loads(bill.read_text())["components"]}
         _write(out / "arcbridge" / "LICENSE", (self._source / "LICENSE").read_bytes())
         for file in stdlib.glob("LICENSE*"):
             _write(out / "python" / file.name, file.read_bytes())
         for information in packages.glob("*.dist-info"):
-            if (name := _normal(information.name.split("-")[0])) in named:
+            if (name := normal_name(information.name.split("-")[0])) in named:
                 for file in information.rglob("*"):
                     if file.is_file() and _LICENCE.match(file.name):
                         _write(out / name / file.name, file.read_bytes())
@@ -185,10 +187,6 @@ def glibc(directory: Path) -> str:
         if path.is_file():
             wanted.update((int(a), int(b)) for a, b in re.findall(rb"GLIBC_(\d+)\.(\d+)", path.read_bytes()))
     return ".".join(map(str, max(wanted)))
-
-
-def _normal(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _compressed(content: bytes) -> bytes:

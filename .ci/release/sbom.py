@@ -45,9 +45,9 @@ def complete(bill: dict[str, Any], artifacts: Mapping[str, str]) -> str:
     by_distribution = {_distribution(name): digest for name, digest in artifacts.items()}
     product = bill["metadata"]["component"]
     # pyproject.toml leaves the version to the source, so that cyclonedx-py does not find it there.
-    product["version"] = next(version for name, version in by_distribution if name == _normal(product["name"]))
+    product["version"] = next(version for name, version in by_distribution if name == normal_name(product["name"]))
     for component in [product, *bill["components"]]:
-        name = _normal(component["name"])
+        name = normal_name(component["name"])
         if (name, component["version"]) not in by_distribution:
             raise ValueError(f"{name} {component['version']} was installed from no file that was checked")
         if not component.get("licenses"):
@@ -67,8 +67,9 @@ def _distribution(file_name: str) -> tuple[str, str]:
         name, version = file_name.split("-")[:2]
     else:
         name, _, version = stem.rpartition("-")
-    return _normal(name), version
+    return normal_name(name), version
 
 
-def _normal(name: str) -> str:
+def normal_name(name: str) -> str:
+    """Return the name of a distribution as indexes compare it (PEP 503)."""
     return re.sub(r"[-_.]+", "-", name).lower()

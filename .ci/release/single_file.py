@@ -80,8 +80,8 @@ def gather(source: Path, python: Path, work: Path, *, epoch: int, all_roles: boo
 def _forget_search_paths(gathered: Path, patchelf: Path) -> None:
     """Take absolute search paths out of libraries: they name directories of the machine that built Python.
 
-    On another machine somebody else may own such a directory, and put a library there. Those that begin with `$ORIGIN`
-    are how a wheel finds its own.
+    On another machine another user may own such a directory, and put a library there. By those that begin with
+    `$ORIGIN` a wheel finds its own.
     """
     for path in _files(gathered):
         if path.is_file() and path.open("rb").read(4) == b"\x7fELF":

@@ -556,7 +556,7 @@ COMMANDS = (
         ),
         Command(
             "config init = initial_settings:init",
-            "write the annotated settings files of the role, filled from the flags; what somebody edited is left alone",
+            "write the annotated settings files of the role, filled from the flags; edited files are left alone",
             Flag(
                 "--directory DIR",
                 "where to (default: /etc/arcbridge for root, else the user's own directory of settings, on Linux "

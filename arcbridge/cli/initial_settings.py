@@ -1,8 +1,8 @@
 """`config init`: writes the annotated settings files of a role, filled from the command line.
 
 The files are those of config/, which travel in the wheel. A value takes the place of its line there, so that the
-comments stay beside it. Invariant: nothing that somebody wrote is overwritten; where one such file exists none is
-written. A file as `config init` writes it without flags is nobody's: deb and rpm install it, for this to fill.
+comments stay beside it. Invariant: no edited file is overwritten, and where there is one no file is written. Not edited
+is a file as `config init` writes it without flags: deb and rpm install such files, for this to fill.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def init(invocation: Invocation) -> int:
     kind = {"root": _is_root(), "service": _is_service(invocation)}
     files = initial_files(invocation, **kind)
     untouched = initial_files(Invocation(invocation.role, invocation.command, {}), **kind)
-    there = [str(directory / name) for name in files if _is_somebodys(directory / name, untouched[name])]
+    there = [str(directory / name) for name in files if _is_edited(directory / name, untouched[name])]
     if there:
         raise ConfigError(f"{', '.join(there)}: exists, and nothing is overwritten; give --directory DIR, or move it")
     try:
@@ -162,7 +162,7 @@ def _is_service(invocation: Invocation) -> bool:
     return _is_root() and _directory(invocation, os.environ) == shared_settings(os.environ) and unit.exists()
 
 
-def _is_somebodys(path: Path, untouched: str) -> bool:
+def _is_edited(path: Path, untouched: str) -> bool:
     """Return whether a file is there that is not as `config init` writes it without flags."""
     try:
         return path.exists() and path.read_bytes() != untouched.encode()

@@ -286,6 +286,16 @@ def test_settings_that_are_refused_or_hang_the_check_leave_the_version_before(
     assert f"arcbridge-{role}: not restarted" in said
 
 
+def test_what_is_kept_is_named_by_the_directory_behind_systemd_s_link(tmp_path: Path) -> None:
+    """Who removes the link of a unit with DynamicUser= alone has not removed the keys."""
+    (tmp_path / "private").mkdir()
+    (tmp_path / "state").symlink_to("private")
+    text = Path(".ci/release/linux/after-remove.sh").read_text().replace("/run/systemd/system", str(tmp_path / "none"))
+    script = linux_packages.filled(text, {"ROLE": "relay", "STATE": f"{tmp_path}/state {tmp_path}/never-made"})
+    done = subprocess.run(["sh", "-c", script, "script", "0"], capture_output=True, text=True, timeout=60, check=True)
+    assert re.findall(r"(\S+) is kept", done.stderr) == [str((tmp_path / "private").resolve())]
+
+
 @pytest.mark.parametrize(
     ("version", "packed"), [("0.2.0", "0.2.0"), ("0.2.0rc1", "0.2.0~rc1"), ("1.0.0a2", "1.0.0~a2")]
 )

@@ -12,7 +12,9 @@ if [ "$1" = purge ] || [ "$1" = 0 ]; then
     for kept in @STATE@; do
         # Keys, of which another installation has need, and records of what was done.
         if [ -e "$kept" ]; then
-            echo "arcbridge-@ROLE@: $kept is kept; remove it by hand once nobody needs its keys and records" >&2
+            # A relay's is a link that systemd has made: without it the keys would still be there.
+            echo "arcbridge-@ROLE@: $(readlink -f "$kept") is kept; remove it by hand when no installation needs its keys and" >&2
+            echo "no audit needs its records." >&2
         fi
     done
 fi
