@@ -282,16 +282,21 @@ def _tracing(tracing: TracingConfig, problems: Problems) -> None:
             if getattr(tracing, setting) is not None:
                 problems.error(f"tracing.{setting}", "is of no use without tracing.endpoint: set both, or take it out")
         return
-    with problems.collect("tracing.endpoint"):
-        try:
-            where, _ = http_address(tracing.endpoint)
-        except ConfigError as error:
-            raise ConfigError(f"tracing.endpoint: {error.message}") from error
-        named_files.check_not_placeholder(problems, "tracing.endpoint", where.host)
-    if tracing.ca_file is not None:
-        named_files.check_ca(problems, "tracing.ca_file", tracing.ca_file)
+    _http_server(problems, "tracing", tracing.endpoint, tracing.ca_file)
     if tracing.token_file is not None:
         named_files.check_secret(problems, "tracing.token_file", tracing.token_file, missing="warning")
+
+
+def _http_server(problems: Problems, table: str, endpoint: str, ca_file: Path | None) -> None:
+    """Check `endpoint` and `ca_file` of a table of settings."""
+    try:
+        where, _ = http_address(endpoint)
+    except ConfigError as error:
+        problems.error(f"{table}.endpoint", error.message)
+    else:
+        named_files.check_not_placeholder(problems, f"{table}.endpoint", where.host)
+    if ca_file is not None:
+        named_files.check_ca(problems, f"{table}.ca_file", ca_file)
 
 
 def _elevation(config: AgentConfig, problems: Problems) -> None:
@@ -356,14 +361,12 @@ def _bucket(bucket: RecordingBucketConfig, problems: Problems) -> None:
     if not bucket.endpoint:
         for setting, given in {"bucket": bucket.bucket, "ca_file": bucket.ca_file, **keys}.items():
             if given:
-                problems.error(f"recording.bucket.{setting}", "is of no use without recording.bucket.endpoint")
+                problems.error(
+                    f"recording.bucket.{setting}",
+                    "is of no use without recording.bucket.endpoint: set both, or take it out",
+                )
         return
-    with problems.collect("recording.bucket.endpoint"):
-        try:
-            where, _ = http_address(bucket.endpoint)
-        except ConfigError as error:
-            raise ConfigError(f"recording.bucket.endpoint: {error.message}") from error
-        named_files.check_not_placeholder(problems, "recording.bucket.endpoint", where.host)
+    _http_server(problems, "recording.bucket", bucket.endpoint, bucket.ca_file)
     if not BUCKET_NAME.fullmatch(bucket.bucket):
         problems.error("recording.bucket.bucket", "the name of a bucket is needed: small letters, digits, '-' and '.'")
     for setting, file in keys.items():
@@ -371,5 +374,3 @@ def _bucket(bucket: RecordingBucketConfig, problems: Problems) -> None:
             problems.error(f"recording.bucket.{setting}", "required: a file with one word")
         else:
             named_files.check_secret(problems, f"recording.bucket.{setting}", file)
-    if bucket.ca_file is not None:
-        named_files.check_ca(problems, "recording.bucket.ca_file", bucket.ca_file)

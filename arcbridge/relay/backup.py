@@ -35,7 +35,7 @@ from arcbridge.relay.audit.commands import acting
 from arcbridge.relay.backend import registry_of, running_relays
 from arcbridge.relay.data_dir import ROTATION_FILE, instance_lock, read_authority, read_ca, write_ca
 from arcbridge.relay.registry.base import Recovery
-from arcbridge.sealing.age import Sealer, open_sealed, parse_identities, parse_recipient
+from arcbridge.sealing.age import open_sealed, parse_identities, parse_recipient, seal
 from arcbridge.sealing.recipients import Recipient
 from arcbridge.settings.config import RelayConfig
 from arcbridge.settings.named_files import is_directory, is_there
@@ -125,7 +125,7 @@ async def make_backup(
     # The file has the CA's key: who made it, and for whom it can be read, is worth a record.
     async with acting(config, "backup", file=str(path), recipients=list(recipients)):
         if keys:
-            packed = await asyncio.to_thread(_encrypt, packed, keys)
+            packed = await asyncio.to_thread(seal, keys, packed)
         await asyncio.to_thread(write_private, path, packed)
     return manifest
 
@@ -344,14 +344,6 @@ def _recipient(text: str) -> Recipient:
         return parse_recipient(text)
     except SealingError as error:
         raise ConfigError(f"--recipient: {error.message}") from error
-
-
-def _encrypt(data: bytes, recipients: Sequence[Recipient]) -> bytes:
-    out: list[bytes] = []
-    sealer = Sealer(recipients, out.append)
-    sealer.write(data)
-    sealer.finish()
-    return b"".join(out)
 
 
 def _decrypt(path: Path, data: bytes, identity: Path) -> bytes:

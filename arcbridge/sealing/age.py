@@ -1,9 +1,9 @@
 """Seals a file to recipients while it is written, and opens it while it is read (https://c2sp.org/age).
 
-Only public keys are needed to seal: who has sealed a file cannot open it. `age -d` of other programs opens what is
-sealed here, and this opens what they sealed to keys that are known here; armor, passphrases and plugins are left out.
-The content goes in chunks of 64 KiB, each of which is authentic by itself, in its order and with the mark of the last
-one. Invariants: memory is that of two chunks and a header, however long a file is; whatever `open_sealed` yields was
+Only public keys are needed to seal, and they open nothing. `age -d` of other programs opens what is sealed here, and
+this opens what they sealed to keys that are known here; armor, passphrases and plugins are left out. The content
+goes in chunks of 64 KiB, each of which is authentic by itself, in its order and with the mark of the last one.
+Invariants: memory is that of two chunks and a header, however long a file is; whatever `open_sealed` yields was
 sealed just so, in this order from the beginning on; and a file without its end is `Truncated`.
 """
 
@@ -140,6 +140,15 @@ class Sealer:
         self._number += 1
 
 
+def seal(recipients: Sequence[Recipient], data: bytes) -> bytes:
+    """Return the file that has `data` for its content. Raises `SealingError`, as `Sealer` does."""
+    out: list[bytes] = []
+    sealer = Sealer(recipients, out.append)
+    sealer.write(data)
+    sealer.finish()
+    return b"".join(out)
+
+
 def open_sealed(read: Callable[[int], bytes], identities: Sequence[AgeIdentity]) -> Iterator[bytes]:
     """Return an iterator over a file's content, in chunks of 64 KiB at most; its header is read at once.
 
@@ -183,7 +192,7 @@ def _chunks(source: ByteSource, cipher: ChaCha20Poly1305) -> Iterator[bytes]:
         if chunk:
             yield chunk
         if source.take(1):
-            raise SealingError("this file has bytes behind its end, which nobody has sealed")
+            raise SealingError("this file has bytes behind its end, which were not sealed with it")
         return
 
 

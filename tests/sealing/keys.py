@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable
 
-from arcbridge.sealing.age import Sealer, open_sealed, parse_recipient
+from arcbridge.sealing.age import open_sealed, parse_recipient, seal
 from arcbridge.sealing.recipients import AgeIdentity, Recipient
 
 X25519_IDENTITY = "AGE-SECRET-KEY-1GFPYYSJZGFPYYSJZGFPYYSJZGFPYYSJZGFPYYSJZGFPYYSJZGFPQ4EGAEX"
@@ -37,12 +37,7 @@ HYBRID_RECIPIENT = (
 
 def sealed(data: bytes, *recipients: Recipient | str) -> bytes:
     """Return `data`, sealed."""
-    out: list[bytes] = []
-    keys = [parse_recipient(one) if isinstance(one, str) else one for one in recipients]
-    sealer = Sealer(keys, out.append)
-    sealer.write(data)
-    sealer.finish()
-    return b"".join(out)
+    return seal([parse_recipient(one) if isinstance(one, str) else one for one in recipients], data)
 
 
 def opened(data: bytes, identities: Iterable[AgeIdentity]) -> bytes:

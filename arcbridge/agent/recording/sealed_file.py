@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from arcbridge.errors import ArcbridgeError
-from arcbridge.sealing.age import Sealer
+from arcbridge.sealing.age import seal
 from arcbridge.sealing.recipients import Recipient
 
 ENDING: Final = ".cast.age.tar"
@@ -87,10 +87,7 @@ class RecordingFile:
 
     def append(self, text: bytes) -> int:
         """Seal a text as the next member; return its bytes in the file. Raises OSError: then nothing was written."""
-        sealed = bytearray()
-        sealer = Sealer(self._recipients, sealed.extend)
-        sealer.write(text)
-        sealer.finish()
+        sealed = seal(self._recipients, text)
         member = tarfile.TarInfo(f"{self._members + 1:06d}.cast.age")
         member.size, member.mode, member.mtime = len(sealed), 0o600, int(time.time())
         data = member.tobuf(tarfile.USTAR_FORMAT) + sealed + bytes(-len(sealed) % BLOCK)

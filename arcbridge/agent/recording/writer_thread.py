@@ -64,7 +64,7 @@ class WriterThread:
             self.progress = time.monotonic()
             try:
                 job.loop.call_soon_threadsafe(_settle, job.done, result, error)
-            except RuntimeError:  # the loop is closed: nobody waits
+            except RuntimeError:  # the loop is closed, and what waited with it
                 return
             del job, result, error
 

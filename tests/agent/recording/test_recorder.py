@@ -437,12 +437,19 @@ async def test_a_file_that_cannot_be_ended_has_a_record_of_its_failure(
 async def test_a_session_does_not_wait_for_what_a_former_process_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gate = threading.Event()
+    reached, gate = threading.Event(), threading.Event()
+
+    def slow(*_: object) -> None:
+        reached.set()
+        gate.wait()
+
     (tmp_path / "recordings").mkdir()
     (tmp_path / "recordings" / f"large{ENDING}{PART}").touch()
-    monkeypatch.setattr(RecordingFile, "reopen", lambda *_: gate.wait() and None)
+    monkeypatch.setattr(RecordingFile, "reopen", slow)
     async with recording(tmp_path) as made:
+        await until(reached.is_set)
         made.bench.api.routes[EXEC] = serving(SUCCESS)
         await (await made.run(request())).rest()
         await until(made.index)
+        assert made.recorder.recorded == 1
         gate.set()

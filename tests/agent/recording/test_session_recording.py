@@ -163,6 +163,7 @@ async def test_a_segment_is_written_after_the_interval(recorded: Recorded, monke
     before = part.stat().st_size
     shown(recording, b"x")
     await until(lambda: part.stat().st_size > before)
+    assert output_of(part) == b"x"
     await recording.finish()
 
 
