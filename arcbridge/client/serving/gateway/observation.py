@@ -17,6 +17,9 @@ from arcbridge.observe.metrics import Metrics
 from arcbridge.observe.server import ObserveServer
 
 log = structlog.get_logger("arcbridge.client")
+# The results that the counts have.
+_REQUESTS = ("passed_on", "upgraded", "refused")
+_NEW_SESSIONS = ("established", "failed", "limited")
 
 
 async def observe_gateway(listen: str, server: GatewayServer, sessions: CallerSessions) -> ObserveServer:
@@ -33,12 +36,10 @@ def register(metrics: Metrics, server: GatewayServer, sessions: CallerSessions) 
     metrics.gauge("gateway_connections", "Connections of callers that are open.", None, lambda: len(server.open))
     metrics.gauge("gateway_sessions", "Sessions of callers to clusters.", None, lambda: len(sessions))
     metrics.gauge("gateway_requests_under_way", "Requests that are under way.", None, lambda: sessions.requests)
-    for name, help, results, counts in (
-        ("gateway_requests_total", "Requests", ("passed_on", "upgraded", "refused"), server.requests),
-        ("gateway_new_sessions_total", "New sessions", ("established", "failed", "limited"), sessions.attempts),
-    ):
-        read = partial(_values, counts, results)
-        metrics.counter(name, f"{help} by how they went.", {"result": results}, read)
+    requests = partial(_values, server.requests, _REQUESTS)
+    metrics.counter("gateway_requests_total", "Requests by how they went.", {"result": _REQUESTS}, requests)
+    attempts = partial(_values, sessions.attempts, _NEW_SESSIONS)
+    metrics.counter("gateway_new_sessions_total", "New sessions by how they went.", {"result": _NEW_SESSIONS}, attempts)
 
 
 def _values(counts: Counter[str], results: tuple[str, ...]) -> dict[str, int]:
