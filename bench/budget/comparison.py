@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 MARGIN = 0.03
-SLACK = {"exec": {"wake-ups": 2, "allocations": 40, "": 8}, "": {"allocations": 8}}
+SLACK = {"exec": {"wake-ups": 2, "": 8}, "": {"allocations": 2}}
 """What figures may differ by, by path and by name, the empty name for all others. An exec: a timer of the relay falls
 into half of them, and API server and node write their parts of an answer as one piece or as several. Allocations are
-those of a dict that grows, too: of one commit's execs a client has 400 to 434, and of its opens 137 to 149."""
+those of a dict that grows, too."""
 NAMED = 8
 """Functions that explain one total."""
 
