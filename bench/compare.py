@@ -72,9 +72,9 @@ if "get" in loads:
     from bench.studies.kubernetes import MODULE, _setting
     tools = programs(MODULE, ("vegeta",), packages=("tool",))
     with scratch() as directory, _setting(Path(directory)) as setting:
-        for name in fast_path.PATHS:
+        for name in ('fast', 'general'):
             fast_path.measure(setting, tools, Path(directory), name, fast_path.WARM_UP)
-        for name in fast_path.PATHS:
+        for name in ('fast', 'general'):
             metrics = fast_path.measure(setting, tools, Path(directory), name, seconds)
             found.update({f"get_{name}_{metric}": value for metric, value in metrics.items()})
 if "exec" in loads:
