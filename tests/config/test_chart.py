@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import ssl
 import subprocess
@@ -37,6 +38,7 @@ from .rendered import (
     egress_ports,
     run_config_check,
 )
+from .test_manifests import built
 
 CHART = AGENT
 VALUES = CHART / "ci/values.yaml"
@@ -916,6 +918,32 @@ def test_what_may_be_lent_is_in_the_agents_role_and_settings(helm: Helm, mode: s
         "AccessRule", "AccessRequest"
     }  # fmt: skip
     assert not any("access.arcbridge.io" in str(one) for one in plain.objects), "only on demand"
+
+
+def lending(rendered: Rendered) -> list[str]:
+    """Return what is made for elevation, by the names of the manifests and without labels."""
+    named = re.compile(r"\w+([.:]arcbridge-agent[.:])")
+    objects = [one for one in rendered.objects if one["kind"] == "CustomResourceDefinition"
+               or named.match(one["metadata"]["name"])]  # fmt: skip
+    plain = [{**one, "metadata": {**one["metadata"], "labels": None}} for one in objects]
+    rules = [one for one in rendered.rules() if "access.arcbridge.io" in str(one) or "uids" in str(one)]
+    texts = [json.dumps(one, sort_keys=True) for one in (*plain, *rules)]
+    return sorted(named.sub(r"arcbridge\1", text).replace(ACCOUNT, "system:serviceaccount:arcbridge:arcbridge-agent")
+                  for text in texts)  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_manifests_lend_as_the_chart_does(helm: Helm, mode: str, tmp_path: Path) -> None:
+    place = os.path.relpath(ROOT / "config/kubernetes", tmp_path.resolve())
+    variant = {"resources": [f"{place}/overlays/impersonation-{mode}"], "components": [f"{place}/components/elevation"]}
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(variant))
+    manifests = built(tmp_path)
+    check_labels(manifests)
+    made = lending(manifests)
+    assert made == lending(helm.template("--set", f"impersonation.mode={mode}", *ELEVATION))
+    assert len(made) == 2 + 3 + 3 + 2 + 4  # definitions, policies, bindings, roles; rules of the account
+    (groups,) = [rule for rule in manifests.rules() if rule.get("resources") == ["groups"]]
+    assert groups["resourceNames"] == ["oidc:developers", "oidc:operators"]
 
 
 def test_elevation_of_an_agent_that_is_no_pod_knows_its_account(helm: Helm) -> None:

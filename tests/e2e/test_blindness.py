@@ -6,26 +6,20 @@ same recording, opened with the client's keys.
 
 from __future__ import annotations
 
-import errno
 import json
 import secrets
-import shutil
-import signal
-import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from tests.blindness.__main__ import main
-from tests.blindness.capture import connections
-from tests.blindness.sight import Seen, find, look, memory
+from tests.blindness.reviewed_world import ReviewedWorld
+from tests.blindness.sight import find, look
 from tests.blindness.tls import Closed, read_key_log
 from tests.support.cluster import KUBECTL_MINORS, Cluster
-from tests.support.processes import ManagedProcess, ProcessFailed, require_or_skip
-from tests.support.reports import page, until
-from tests.support.world import CLUSTER, CLUSTER_AUDIENCE, RELAY_AUDIENCE, ApiServer, User, World
+from tests.support.world import CLUSTER, CLUSTER_AUDIENCE, RELAY_AUDIENCE, ApiServer, User
 
 SECRET = ("user", "group", "namespace", "object", "written", "answered", "typed", "printed")
 """What the markers stand for that no relay may see: names at the cluster, what is sent, what comes back."""
@@ -35,10 +29,7 @@ SECRET = ("user", "group", "namespace", "object", "written", "answered", "typed"
 class Evidence:
     """One session's traffic, and what was at the relay at its end."""
 
-    world: World
-    recording: Path
-    relay_keys: Path
-    client_keys: Path
+    world: MarkedWorld
     marks: dict[str, str]
     access_token: str = ""
     cluster_token: str = ""
@@ -51,15 +42,9 @@ class Evidence:
         """Every text that no relay may see: each mark, and each part of the token for the cluster."""
         return [*(self.marks[name] for name in SECRET), *self.cluster_token.split(".")[1:]]
 
-    def look(self, *, client: bool = False) -> list[Seen]:
-        """Open the recording with the relay's keys, and with the client's if asked to."""
-        keys = read_key_log(self.client_keys) if client else None
-        return look(self.recording, self.world.relay_port, read_key_log(self.relay_keys), keys)
 
-
-class KeyGivingWorld(World):
-    """An organisation whose relay and client give their TLS keys away, and in which relay and cluster know each person
-    by different claims."""
+class MarkedWorld(ReviewedWorld):
+    """Relay and cluster know each person by different claims."""
 
     def __init__(self, api: ApiServer, directory: Path, marks: dict[str, str]) -> None:
         super().__init__(api, directory=directory)
@@ -83,28 +68,16 @@ class KeyGivingWorld(World):
             }
         return self.issuer.mint(sub=user.name, aud=audience, lifetime=lifetime, **claims)
 
-    def _start(self, name: str, argv: Sequence[str], env: Mapping[str, str] | None = None) -> ManagedProcess:
-        role = name.partition("-")[0]
-        if role in ("relay", "client"):
-            at = argv.index("arcbridge")
-            argv = [*argv[:at], "tests.blindness.keylog", str(self.directory / f"{role}.keys"), *argv[at + 1 :]]
-        return super()._start(name, argv, env)
-
 
 @pytest.fixture(scope="module")
 def evidence(cluster: Cluster, api: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Evidence]:
     """A person's work through three roles, recorded at the relay's port."""
     directory = tmp_path_factory.mktemp("blindness")
     marks = {name: f"{name}{secrets.token_hex(8)}" for name in (*SECRET, "subject")}
-    with KeyGivingWorld(api, directory, marks) as world:
-        recording = directory / "relay.pcap"
-        evidence = Evidence(world, recording, directory / "relay.keys", directory / "client.keys", marks)
+    with MarkedWorld(api, directory, marks) as world:
+        evidence = Evidence(world, marks)
         person = User(marks["subject"], ("platform",))
-        world.start_issuer()
-        tcpdump = start_tcpdump(world, recording)
-        world.start_relay()
-        world.start_agent()
-        client = world.start_client(person)
+        client = world.start().start_client(person)
         kubectl = cluster.kubectl_for(KUBECTL_MINORS[0], client.kubeconfig)
         cluster.ensure_namespace(marks["namespace"])
         cluster.apply(
@@ -129,59 +102,19 @@ def evidence(cluster: Cluster, api: ApiServer, tmp_path_factory: pytest.TempPath
         )
         assert marks["printed"] in done.stdout
         assert marks["user"] in kubectl.run("auth", "whoami").stdout
-        try:
-            evidence.relay_memory = memory(world.relay.pid)
-        except PermissionError:
-            require_or_skip("tcpdump", "only root may read the memory of a role")
-        evidence.relay_kept = {"metrics": page(world.relay_observe).encode()}
+        evidence.relay_memory, evidence.relay_kept = world.relay_memory(), world.relay_pages()
         evidence.access_token = (client.directory / "access-token").read_text()
         evidence.cluster_token = (client.directory / "id-token").read_text()
         client.process.stop()
         world.agent.stop()
         world.stop_relay()
-        for file in [*world.logs.glob("relay*"), *(world.relay_config.parent / "data").rglob("*")]:
-            if file.is_file():
-                evidence.relay_kept[file.name] = file.read_bytes()
-        stop_tcpdump(tcpdump, evidence)
+        evidence.relay_kept |= world.relay_kept()
+        world.stop_recording()
         yield evidence
 
 
-def start_tcpdump(world: World, recording: Path) -> ManagedProcess:
-    """Record all of the relay's port; skips where that is not possible."""
-    tcpdump = shutil.which("tcpdump") or shutil.which("tcpdump", path="/usr/sbin:/sbin")
-    if tcpdump is None:
-        require_or_skip("tcpdump", "tcpdump is missing; install it")
-    process = ManagedProcess(
-        [
-            *(tcpdump, "-i", "lo", "-s", "0", "-B", "65536", "--immediate-mode", "-U", "-w", recording),
-            *("tcp", "port", str(world.relay_port)),
-        ],
-        log_dir=world.logs,
-        name="tcpdump",
-    )
-    world.processes.append(process)
-    try:
-        process.wait_for_line("listening on", timeout=15)
-    except ProcessFailed:
-        require_or_skip("tcpdump", f"tcpdump may not record: {process.tail()}")
-    return process
-
-
-def stop_tcpdump(process: ManagedProcess, evidence: Evidence) -> None:
-    """End it as Ctrl-C does, once it has written the last packet: it leaves what the kernel still holds for it."""
-    port = evidence.world.relay_port
-    with socket.socket() as last:
-        last.bind(("127.0.0.1", 0))
-        assert last.connect_ex(("127.0.0.1", port)) == errno.ECONNREFUSED
-        near = last.getsockname()
-    until(lambda: near in [each.client for each in connections(evidence.recording, port)], "the last SYN is recorded")
-    process.signal(signal.SIGINT)
-    process.wait(15)
-    process.wait_for_line("^0 packets dropped by kernel", timeout=5)
-
-
 def test_no_mark_is_in_what_the_relay_sees(evidence: Evidence) -> None:
-    seen = evidence.look()
+    seen = evidence.world.look()
     assert sum(connection.inner is not None for connection in seen) >= 2, "both ends of a pair are recorded"
     assert all(connection.recorded.ended for connection in seen), "and all of it"
     for number, connection in enumerate(seen):
@@ -190,7 +123,7 @@ def test_no_mark_is_in_what_the_relay_sees(evidence: Evidence) -> None:
 
 def test_the_search_finds_each_mark_where_it_can_be_read(evidence: Evidence) -> None:
     """The client's keys open the same recording: all that was looked for in vain is there."""
-    carried = [seen.carried for seen in evidence.look(client=True) if seen.carried is not None]
+    carried = [seen.carried for seen in evidence.world.look(end=True) if seen.carried is not None]
     assert carried
     opened = b"".join(each.from_client + each.from_server for each in carried)
     for text in evidence.hidden:
@@ -199,7 +132,7 @@ def test_the_search_finds_each_mark_where_it_can_be_read(evidence: Evidence) -> 
 
 def test_what_the_page_lists_as_visible_is_what_the_relay_reads(evidence: Evidence) -> None:
     """Also shows that the relay's keys open what they are for: cluster, access token and subject are read."""
-    seen = evidence.look()
+    seen = evidence.world.look()
     told = {"told": b"".join(each.outer.from_client for each in seen)}
     for text in (CLUSTER, evidence.access_token.strip(), evidence.marks["subject"]):
         assert find([text], told), text
@@ -210,7 +143,7 @@ def test_what_the_page_lists_as_visible_is_what_the_relay_reads(evidence: Eviden
 
 def test_every_carried_byte_is_a_record_of_the_inner_tls(evidence: Evidence) -> None:
     """Behind the joins there is TLS from the first byte to the last, and the relay's keys open none of it."""
-    pairs = [seen.outer for seen in evidence.look() if seen.inner is not None]
+    pairs = [seen.outer for seen in evidence.world.look() if seen.inner is not None]
     for outer in pairs:
         for stream in (outer.rest_of_client, outer.rest_of_server):
             at = 0
@@ -218,7 +151,7 @@ def test_every_carried_byte_is_a_record_of_the_inner_tls(evidence: Evidence) -> 
                 assert stream[at] in (20, 22, 23), at
                 at += 5 + int.from_bytes(stream[at + 3 : at + 5])
             assert at == len(stream)
-    keys = read_key_log(evidence.relay_keys)
+    keys = read_key_log(evidence.world.keys_of("relay"))
     ways = {outer.rest_of_client for outer in pairs} | {outer.rest_of_server for outer in pairs}
     assert len(ways) == len(pairs), "what comes from one end goes to the other, byte for byte"
     for outer in pairs:
@@ -230,13 +163,13 @@ def test_no_mark_is_in_the_relay_s_memory_or_in_what_it_keeps(evidence: Evidence
     assert find(evidence.hidden, evidence.relay_kept) == []
     assert find([CLUSTER], evidence.relay_memory), "the memory was read"
     assert find([CLUSTER], evidence.relay_kept)
-    assert {"registry.db", "metrics"} < set(evidence.relay_kept)
+    assert {"registry.db", "/metrics"} < set(evidence.relay_kept)
     assert find([evidence.access_token.strip()], evidence.relay_kept) == []
 
 
 def test_the_command_of_the_page(evidence: Evidence, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--recording", str(evidence.recording), "--port", str(evidence.world.relay_port)]
-    arguments += ["--relay-keys", str(evidence.relay_keys)]
+    arguments = ["--recording", str(evidence.world.recording), "--port", str(evidence.world.relay_port)]
+    arguments += ["--relay-keys", str(evidence.world.keys_of("relay"))]
     marks = [word for text in evidence.hidden for word in ("--marker", text)]
     assert main([*arguments, *marks, "--write", str(tmp_path / "seen")]) == 0
     output = capsys.readouterr().out
@@ -244,7 +177,7 @@ def test_the_command_of_the_page(evidence: Evidence, tmp_path: Path, capsys: pyt
     assert "0 found" in output
     assert f"a ClientHello for '{CLUSTER}.cluster.arcbridge'" in output
     assert any(evidence.access_token.encode() in file.read_bytes() for file in (tmp_path / "seen").iterdir())
-    assert main([*arguments, *marks, "--client-keys", str(evidence.client_keys)]) == 1
+    assert main([*arguments, *marks, "--client-keys", str(evidence.world.keys_of("client"))]) == 1
     output = capsys.readouterr().out
     assert all(text in output for text in evidence.hidden)
     assert "OPENED WITH THE CLIENT'S KEYS" in output
@@ -252,9 +185,9 @@ def test_the_command_of_the_page(evidence: Evidence, tmp_path: Path, capsys: pyt
 
 def test_a_relay_whose_keys_are_not_all_given_is_noticed(evidence: Evidence, tmp_path: Path) -> None:
     """Else a connection that a relay hid from its reviewer would count as one that it cannot read."""
-    lines = evidence.relay_keys.read_text().splitlines()
+    lines = evidence.world.keys_of("relay").read_text().splitlines()
     random = lines[-1].split()[1]
     some = tmp_path / "some.keys"
     some.write_text("\n".join(line for line in lines if random not in line))
     with pytest.raises(Closed, match="no keys"):
-        look(evidence.recording, evidence.world.relay_port, read_key_log(some))
+        look(evidence.world.recording, evidence.world.relay_port, read_key_log(some))

@@ -17,14 +17,14 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.blindness.sight import memory
+from tests.blindness.reviewed_world import ReviewedWorld
 from tests.config.helm import AGENT, Helm
 from tests.e2e.test_restrictions import COLLECTIONS, SHOP, Answers
 from tests.readme.blocks import blocks
 from tests.readme.machines import ROOT, Machines
 from tests.support.cluster import Cluster, Unavailable, helm, kubectl_binary
 from tests.support.processes import ManagedProcess, require_or_skip, run
-from tests.support.reports import audited, metrics, page, records, until, wait_for_record
+from tests.support.reports import audited, metrics, records, until, wait_for_record
 from tests.support.world import ALICE, BOB, ApiServer, User, World, arcbridge
 
 CAROL = User("carol", ("staff",))
@@ -139,12 +139,14 @@ def people(cluster: Cluster, definitions: None, tmp_path_factory: pytest.TempPat
 
 
 @pytest.fixture(scope="module")
-def world(api: ApiServer, people: dict[str, Direct], tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def world(
+    api: ApiServer, people: dict[str, Direct], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ReviewedWorld]:
     """Two agents, of which the second one's clock is five minutes fast."""
     directory = tmp_path_factory.mktemp("elevation")
     (directory / "skewed").mkdir()
     (directory / "skewed" / "sitecustomize.py").write_text(SKEWED)
-    world = World(api, cluster="lending", directory=directory, agents=2)
+    world = ReviewedWorld(api, end="agent", cluster="lending", directory=directory, agents=2)
     world.policy = '[[allow]]\ngroups = ["platform", "developers", "staff"]\nclusters = ["*"]\n'
     world.agent_settings = (
         'elevation.groups = ["operators"]\nelevation.default = "read-only"\nelevation.default_groups = ["developers"]'
@@ -360,7 +362,6 @@ def test_g3_what_runs_by_a_grant_ends_with_it_and_nothing_else(
             one.wait_for_line("configmap/lasting", timeout=20)
     direct.run("delete", "configmap", "first", "lasting", "-n", SHOP)
     cluster.delete_pod("web", SHOP)
-    relay_learns_nothing(world)
 
 
 class Asked:
@@ -406,21 +407,6 @@ def test_what_is_refused_is_said_at_the_command(world: World) -> None:
         done = world.run_client(BOB, *words)
         assert (done.returncode, said in " ".join(done.stderr.split())) == (5, True), done.stderr
         assert "arcbridge clusters" not in done.stderr
-
-
-def relay_learns_nothing(world: World) -> None:
-    """Neither its log, nor its pages, nor its memory has a word of it; the agent's log has all."""
-    assert records(world.agents[0], "elevation begun", reason=MARK)
-    logs = "".join(path.read_text(errors="replace") for path in world.logs.glob("relay*"))
-    seen = {"log": logs.encode(), "pages": page(world.relay_observe).encode()}
-    kept = world.relay_config.parent / "data"
-    seen |= {path.name: path.read_bytes() for path in kept.rglob("*") if path.is_file()}
-    try:
-        seen |= memory(world.relay.pid)
-    except PermissionError:
-        require_or_skip("tcpdump", "only root may read the memory of a role")
-    for mark in (MARK, "accessrequests", "reasonPattern", "rule=incident"):
-        assert [name for name, data in seen.items() if mark.encode() in data] == [], mark
 
 
 def test_g7_without_the_policies_no_agent_lends(world: World, cluster: Cluster, people: dict[str, Direct]) -> None:
@@ -478,3 +464,12 @@ def login(world: World, user: User, directory: Path) -> dict[str, str]:
         "ARCBRIDGE_ID_TOKEN_FILE": str(identity),
         "ARCBRIDGE_TRUST_FIRST_USE": "true",
     }
+
+
+def test_the_relay_learns_nothing(world: ReviewedWorld) -> None:
+    """It carries a request, its reason, its approval and the rules, and has no word of them. Ends the organisation."""
+    asked = ask(world)
+    assert world.run_client(ALICE, "approve", asked.name).returncode == 0
+    assert asked.process.wait(30) == 0, asked.process.tail()
+    assert any(records(agent, "elevation begun", reason=MARK) for agent in world.agents)
+    world.end_and_search((MARK, asked.name, "accessrequests", "reasonPattern"))

@@ -106,7 +106,7 @@ class Machines:
         process = self._start(block, text)
         if block.types:
             process.wait_for_line(re.escape(block.after), timeout=30)
-            process.send(f"{block.types}\n")
+            process.send(f"{self._replace(block.types)}\n")
         if block.logs_in:
             self._log_in(process)
         if block.stays:
@@ -116,9 +116,13 @@ class Machines:
             process.wait(120)
         return process
 
-    def _start(self, block: Block, text: str) -> ManagedProcess:
+    def _replace(self, text: str) -> str:
         for said, run in self.replaced.items():
             text = text.replace(said, run)
+        return text
+
+    def _start(self, block: Block, text: str) -> ManagedProcess:
+        text = self._replace(text)
         directory = self.at(block.machine)
         environment: dict[str, str | None] = dict.fromkeys(
             (name for name in os.environ if name.startswith("XDG_") or name == "COLUMNS"), None
@@ -147,9 +151,7 @@ class Machines:
     def _compare(self, block: Block) -> None:
         assert self._last is not None, f"{block.place}: there is no block before it"
         process = self._last
-        shown = block.text
-        for said, run in self.replaced.items():
-            shown = shown.replace(said, run)
+        shown = self._replace(block.text)
         with contextlib.suppress(ProcessFailed):  # of a process that stays, some lines may come a moment later
             until(lambda: not (process.running and missing(shown, process.lines())), block.place, timeout=30)
         line = missing(shown, process.lines())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -113,3 +114,15 @@ class McpServer:
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(message) + "\n")
         self._process.stdin.flush()
+
+
+def main(binary: str, namespace: str, pod: str) -> None:
+    """Do what an AI client does whose model looks at a namespace and wants a pod gone."""
+    with McpServer([binary], os.environ) as server:
+        for tool, arguments in (("pods_list_in_namespace", {}), ("pods_delete", {"name": pod})):
+            failed, text = server.call(tool, namespace=namespace, **arguments)
+            print(f"{tool}{' failed' if failed else ''}: {text}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
