@@ -145,7 +145,7 @@ async def test_an_api_server_that_is_down(made: Made) -> None:
 
 
 async def test_modes_that_are_switched_off(made: Made) -> None:
-    closed = Authenticator(made[1]._api, None, made[1].proofs, token_mode=False)
+    closed = Authenticator(made[1].api, None, made[1].proofs, token_mode=False)
     for kind in ("oidc", "bearer"):
         with pytest.raises(PermissionRefused):
             await closed.authenticate(Auth(kind=kind, token="t"))

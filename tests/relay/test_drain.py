@@ -36,7 +36,7 @@ class Draining:
             relay.pumps,
             relay.counters,
             membership or Membership(),
-            random=lambda: draws.pop(0) if draws else 0.5,
+            draw=lambda: draws.pop(0) if draws else 0.5,
         )
         self.hurry = asyncio.Event()
         self.task = asyncio.get_running_loop().create_task(self.drain.run(self.hurry))

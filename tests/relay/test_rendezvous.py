@@ -106,7 +106,7 @@ async def test_of_what_a_session_gave_up_the_known_kinds_are_noted(tmp_path: Pat
 async def test_joins_are_counted_by_whether_the_client_keeps_the_newest_ca(tmp_path: Path) -> None:
     newest = [""]
     async with station(tmp_path, "prod") as relay, Agent(relay):
-        relay.clients._relay_cas = lambda: ("", newest[0])
+        relay.clients.relay_cas = lambda: ("", newest[0])
         for newest[0], relay_ca in (("", "x"), ("next", ""), ("next", "present"), ("next", "next")):
             (await relay.join(relay_ca=relay_ca))[0].close()
         assert relay.counters.joins_newest_ca == {"yes": 1, "no": 2}, "none before the first rotation"
