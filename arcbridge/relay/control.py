@@ -289,18 +289,16 @@ class ControlServer:
         *,
         audit: RelayAudit | None = None,
         cas: Callable[[], CaSuccession | None] = lambda: None,
-        random: Callable[[], float] = random.random,
         clock: Callable[[], float] = time.monotonic,
         acceptor: ControlAcceptor | None = None,
     ) -> None:
         """`audit`: where adoptions are recorded. `cas`: the relay's CAs as agents are told of them; None: there was no
-        rotation. `random` returns floats in [0, 1)."""
+        rotation."""
         self._audit = audit or RelayAudit("")
         self._cas = cas
         self._fleet = fleet
         self._registry = registry
         self._counters = counters
-        self._random = random
         self._clock = clock
         self._acceptor = acceptor or ControlAcceptor(context)
         self._open: AgentSlots[ControlConnection] = AgentSlots()
@@ -369,7 +367,7 @@ class ControlServer:
         try:
             if not in_turn:
                 backlog = self._handshakes.wait(self._clock())
-                retry_after = 1 + int(backlog * (1 + self._random()))
+                retry_after = 1 + int(backlog * (1 + random.random()))
                 session.close(GoawayCode.LIMIT, "too many agents come at once: this one comes later", retry_after)
                 return
             if not await self._admit(link, session, transport.get_extra_info("ssl_object"), ticket):
@@ -526,7 +524,7 @@ class ControlServer:
             return False
         try:
             link.cluster = agent_cluster(certificate)
-            link.lapses = agent_expiry(certificate) + LAPSED_MARGIN * (1 + self._random())
+            link.lapses = agent_expiry(certificate) + LAPSED_MARGIN * (1 + random.random())
             ticket.works()
             record = await self._registry.cluster(link.cluster)
             adoptable = record is None and agent_ca_pin(certificate) != ""
