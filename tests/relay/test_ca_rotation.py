@@ -35,7 +35,7 @@ from arcbridge.wire.records import CaSuccession, Status
 from tests.net.ends import authority
 from tests.relay.audit.test_log import records
 from tests.relay.conftest import relay_config
-from tests.relay.station import Agent, station
+from tests.relay.station import Agent, Station, station
 from tests.support.eventually import until
 
 
@@ -369,7 +369,7 @@ def der(pem: str) -> bytes:
 
 
 async def test_e14_a_flood_of_announcements_costs_the_relay_four_and_one_judgement_in_two_seconds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch, relay: Station
 ) -> None:
     assert (control.FOLLOW_PAUSE, ANNOUNCEMENTS) == (2.0, 4)
     monkeypatch.setattr(control, "FOLLOW_PAUSE", 3600.0)
@@ -381,7 +381,7 @@ async def test_e14_a_flood_of_announcements_costs_the_relay_four_and_one_judgeme
         return read(text, own=own)
 
     monkeypatch.setattr(Succession, "read", counted)
-    async with station(tmp_path, "prod") as relay, Agent(relay) as agent:
+    async with Agent(relay) as agent:
         (link,) = relay.fleet.links()
         assert isinstance(link, ControlConnection)
         for sent in (1, 10, 1000):
@@ -403,9 +403,9 @@ class Follower(Agent):
         self.cas = succession.cas
 
 
-async def test_agents_are_told_of_a_step_one_after_the_other(tmp_path: Path) -> None:
+async def test_agents_are_told_of_a_step_one_after_the_other(relay: Station) -> None:
     """Each renews then: all at once they would take the relay's loop, and wait for each other's durable writes."""
-    async with station(tmp_path, "prod") as relay, contextlib.AsyncExitStack() as stack:
+    async with contextlib.AsyncExitStack() as stack:
         agents = [await stack.enter_async_context(Follower(relay, instance=f"i{n}")) for n in range(4)]
         assert relay.control._pause == pytest.approx(3 / RelayLimitsConfig().agents_per_second)
         for step, pause in (("one", 3600.0), ("two", 0.0)):
