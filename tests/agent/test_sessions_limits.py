@@ -150,7 +150,6 @@ async def test_m22_the_windows_of_all_sessions_of_a_user_grow_within_one_bound(h
     growths = []
     for letter in "jk":
         session = held.old_of(letter).session
-        assert session is not None
         growths.append(session._machine.stream_table.growth)
     promised = next(iter(held.sessions._open))._caller.account.promised
     promised.most = promised.held + 1000

@@ -567,7 +567,6 @@ async def test_a_relay_that_holds_all_the_agents_it_may_sends_the_next_one_away(
         third, heard = await agent_comes(relay, "prod", "i3")
         async with asyncio.timeout(5):
             await third.wait_ended()
-        assert heard.goaway is not None
         assert heard.goaway.code == GoawayCode.LIMIT
         assert heard.goaway.retry_after == FULL_RETRY
         assert relay.counters.agents_refused == 1

@@ -79,7 +79,6 @@ async def test_what_changes_is_told_and_what_needs_a_restart_too(relay: Reloadin
     logs.reconfigure_level(relay.config.observe.log_level)
     level = logs.level()
     limits = RelayLimitsConfig(sessions=7, users={"oidc:alice": RelayUserLimitsConfig(sessions=1)})
-    assert relay.config.policy is not None
     relay.config.policy.write_text(POLICY.replace("alice", "bob"))
     relay.config = replace(relay.config, limits=limits, workers=2, listen="127.0.0.1:1")
     (told,) = await relay.told("ok", "settings reloaded")
@@ -109,7 +108,6 @@ async def test_a_reload_is_recorded_in_the_file_of_that_name(relay: Reloading) -
 
 
 async def test_a_mistake_changes_nothing(relay: Reloading) -> None:
-    assert relay.config.authentication is not None
     assert relay.config.policy is not None
     relay.config.authentication.write_text(CONFIG.replace("kind: Auth", "kind: Other"))
     relay.config.policy.write_text(POLICY)
@@ -132,7 +130,6 @@ async def test_an_issuer_that_is_taken_out_counts_no_more(config: RelayConfig, r
     with pytest.raises(JoinRefused) as refused:
         await relay.join()
     assert refused.value.code == JoinCode.FORBIDDEN, "the token is good, and there is no such cluster"
-    assert config.authentication is not None
     config.authentication.write_text(CONFIG.replace("issuer.example", "other.example"))
     await relay.reload("ok")
     with pytest.raises(JoinRefused) as refused:

@@ -140,7 +140,6 @@ async def test_one_process_writes_what_all_record(config: RelayConfig) -> None:
 
 
 async def test_an_error_at_the_start_is_the_relays_own(config: RelayConfig) -> None:
-    assert config.authentication is not None
     config.authentication.write_text("apiVersion: nonsense\n")
     with pytest.raises(ConfigError, match=r"authentication\.yaml"):
         await Running(config).serving()

@@ -47,7 +47,6 @@ class Two:
 
     @property
     def outcomes(self) -> dict[str, int]:
-        assert self.sender.detour is not None
         return self.sender.detour.outcomes
 
     def handing(self) -> int:
@@ -76,7 +75,6 @@ async def two(directory: Path, dial_deadline: float = 10.0) -> AsyncIterator[Two
         for one in stations:
             await one.close()
             await one.fleet.close()
-            assert one.siblings is not None
             one.siblings.close()
 
 
@@ -258,7 +256,6 @@ async def test_an_owner_that_does_not_answer(monkeypatch: pytest.MonkeyPatch, pa
     """A stopped owner does not reply: the sender ends the agent's connection, though the owner may hold it."""
     monkeypatch.setattr(module, "TAKEN_DEADLINE", 0.1)
     async with Agent(pair.owner, on_dial=pair.join_at_sender) as agent:
-        assert pair.owner.siblings is not None
         pair.owner.siblings.handlers["socket"] = lambda sibling, message: held.append(message.sock)
         held: list[socket.socket | None] = []
         joining = asyncio.ensure_future(pair.owner.join())
@@ -266,7 +263,6 @@ async def test_an_owner_that_does_not_answer(monkeypatch: pytest.MonkeyPatch, pa
         await until(lambda: _is_over(agent.sockets[0]))
         with pytest.raises((JoinRefused, ConnectionLost)):
             await joining
-        assert held[0] is not None
         held[0].close()
         assert pair.outcomes["failed"] == 1
 
@@ -274,7 +270,6 @@ async def test_an_owner_that_does_not_answer(monkeypatch: pytest.MonkeyPatch, pa
 async def test_an_owner_without_descriptors(pair: Two) -> None:
     """The socket is lost on its way to the owner, whose message comes without it."""
     async with Agent(pair.owner, on_dial=pair.join_at_sender) as agent:
-        assert pair.owner.siblings is not None
         handler = pair.owner.siblings.handlers["socket"]
 
         def cut_off(sibling: object, message: object) -> None:
@@ -292,7 +287,6 @@ async def test_a_refused_reply_is_passed_on(pair: Two) -> None:
     """What the owner says before the agent's TLS is over reaches the agent in words."""
     async with Agent(pair.owner) as agent:
         assert pair.owner.detour is not None
-        assert pair.owner.siblings is not None
         token = f"{pair.owner.siblings.worker_id}.x"
 
         def refusing(join: ClaimedJoin, request: JoinRequest, cluster: str) -> str:
