@@ -214,7 +214,6 @@ async def test_from_enrolment_to_a_joined_session(config: RelayConfig) -> None:
 
 
 async def test_what_is_done_to_a_relay_is_in_its_audit(config: RelayConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert config.policy is not None
     path = config.data_dir / "audit.jsonl"
     async with session_under_policy(config, monkeypatch) as (relay, _, _):
         status, _ = await relay.post("/v1/enrol", {"join_token": "x", "csr": make_csr(make_key()), "cluster_ca": "x"})

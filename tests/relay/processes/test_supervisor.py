@@ -117,7 +117,6 @@ async def test_a_worker_that_dies_is_started_again(config: RelayConfig) -> None:
 
 
 async def test_one_process_writes_what_all_record(config: RelayConfig) -> None:
-    assert config.policy is not None
     running = Running(config)
     await running.serving()
     config.policy.write_text('[[allow]]\nusers = ["alice"]\nclusters = ["*"]\n')

@@ -64,8 +64,6 @@ async def two(directory: Path, dial_deadline: float = 10.0) -> AsyncIterator[Two
     owner, sender = stations
     await owner.enrol("prod")
     await owner.enrol("other")
-    assert owner.siblings is not None
-    assert sender.siblings is not None
     joined(owner.siblings, sender.siblings)
     await owner.siblings.synced(1, 5)
     await sender.siblings.synced(1, 5)
@@ -286,7 +284,6 @@ async def test_an_owner_without_descriptors(pair: Two) -> None:
 async def test_a_refused_reply_is_passed_on(pair: Two) -> None:
     """What the owner says before the agent's TLS is over reaches the agent in words."""
     async with Agent(pair.owner) as agent:
-        assert pair.owner.detour is not None
         token = f"{pair.owner.siblings.worker_id}.x"
 
         def refusing(join: ClaimedJoin, request: JoinRequest, cluster: str) -> str:
