@@ -215,7 +215,7 @@ async def serving(
         counters,
         certificate_life=600.0,
         limits=RelayLimitsConfig(requests_per_minute_per_user=30),
-        login=login,
+        login_document=login,
         payer_of=lambda identity: made.payers.of(identity.username, 0.0),
     )
     api.clock = api.monotonic = clock

@@ -42,7 +42,7 @@ class Pair:
             one.agents.detour = hops
             one.dials._process_id = relay_id
             hops.attach(one.dials)
-            one.listener._handlers[client_hello.HOP] = partial(one.agents.serve_hop, hops.server_context)
+            one.listener.handlers[client_hello.HOP] = partial(one.agents.serve_hop, hops.server_context)
             self._hops[one] = hops
 
     async def address_of(self, relay_id: str) -> str:

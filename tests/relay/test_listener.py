@@ -298,7 +298,7 @@ class Starts:
     def _arrival(self) -> listener_module._Arrival:
         near, far = socket.socketpair()
         self._peers.append(far)
-        ticket = self.listener._admission.enter("127.0.0.1")
+        ticket = self.listener.admission.enter("127.0.0.1")
         assert isinstance(ticket, Ticket)
         return listener_module._Arrival(self.listener, near, ticket, False)
 
@@ -331,7 +331,7 @@ async def test_one_handshake_begins_between_two_turns_of_the_loop() -> None:
 async def test_connections_of_an_address_over_its_share_of_the_loop_wait() -> None:
     """docs/threats.md#L43."""
     starts = Starts()
-    admission = starts.listener._admission
+    admission = starts.listener.admission
     starts.arrive("arcbridge-join/1")
     await until(lambda: starts.order == ["join"])
     address = admission.loop_times.of("127.0.0.1", 0.0)
@@ -352,8 +352,8 @@ async def test_connections_of_an_address_over_its_share_of_the_loop_wait() -> No
 async def test_j26_what_comes_before_a_handler_is_charged_to_the_address() -> None:
     starts = Starts()
     starts.begin(b"SSH-2.0-x\r\n")
-    await until(lambda: starts.listener._counters.rejected["not_tls"] == 1)
-    assert starts.listener._admission.loop_times.of("127.0.0.1", 0.0).spent > 0.0
+    await until(lambda: starts.listener.counters.rejected["not_tls"] == 1)
+    assert starts.listener.admission.loop_times.of("127.0.0.1", 0.0).spent > 0.0
     await starts.close()
 
 
@@ -565,7 +565,7 @@ async def test_a_failing_room_ends_one_connection(relay: Station) -> None:
         sock.close()
         raise RuntimeError("a bug")
 
-    relay.listener._handlers[b"arcbridge-join/1"] = broken
+    relay.listener.handlers[b"arcbridge-join/1"] = broken
     for _ in range(2):
         with await relay.dial() as sock:
             await send_all(sock, client_hello(["arcbridge-join/1"]))
