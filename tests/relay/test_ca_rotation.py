@@ -407,7 +407,7 @@ async def test_agents_are_told_of_a_step_one_after_the_other(relay: Station) -> 
         agents = [await stack.enter_async_context(Follower(relay, instance=f"i{n}")) for n in range(4)]
         assert relay.control._pause == pytest.approx(3 / RelayLimitsConfig().agents_per_second)
         for step, pause in (("one", 3600.0), ("two", 0.0)):
-            relay.control._cas = lambda step=step: CaSuccession(step)
+            relay.control.cas = lambda step=step: CaSuccession(step)
             relay.control._pause = pause
             relay.control.announce()
             if pause:
@@ -450,7 +450,7 @@ async def test_what_an_agent_announces_is_recorded(tmp_path: Path, monkeypatch: 
     file, cluster_ca = tmp_path / "audit.jsonl", authority()
     made = Rotation(cluster_ca.certificate_pem, cluster_ca.key_pem).take("next", time.time())
     async with station(tmp_path, "prod") as relay, Agent(relay) as agent:
-        relay.control._audit = audit = RelayAudit(str(file))
+        relay.control.audit = audit = RelayAudit(str(file))
         agent.session.send(CaSuccession("# nothing"))
         agent.session.send(CaSuccession(made.succession, made.oldest))
         await until(lambda: audit.records == 2)

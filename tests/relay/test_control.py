@@ -302,7 +302,7 @@ async def test_an_unknown_cluster_is_adopted_and_serves(tmp_path: Path) -> None:
         session, _ = await agent_comes(relay, "prod", pin=ca.pin, cluster_ca=ca.certificate_pem)
         await connected(relay, 1)
         record = await known(relay.registry)
-        assert relay.control._audit.records == 1
+        assert relay.control.audit.records == 1
         assert (record.ca_pem, record.ca_pin) == (ca.certificate_pem, ca.pin)
         assert record.certificate_expires > record.created
         assert relay.counters.clusters_adopted == 1
