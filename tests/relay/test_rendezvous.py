@@ -424,9 +424,7 @@ async def test_a_session_counts_for_its_user_until_it_ends(tmp_path: Path) -> No
         near.close()
         socks.pop().close()
         agent.sockets[1].close()
-        async with asyncio.timeout(5):
-            while relay.clients.slots.sessions_of.get("https://issuer.test#alice") != 1:
-                await asyncio.sleep(0.005)
+        await until(lambda: relay.clients.slots.sessions_of.get("https://issuer.test#alice") == 1)
         socks.append((await relay.join())[0])
         for sock in socks:
             sock.close()

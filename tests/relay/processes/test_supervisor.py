@@ -202,9 +202,7 @@ async def test_metrics_of_more_clusters_than_a_message_holds_reach_the_page(conf
         _, text = await running.page("/metrics")
         return text.count("arcbridge_relay_cluster_agents{") == len(names)
 
-    async with asyncio.timeout(30):
-        while not await shown():
-            await asyncio.sleep(0.05)
+    await until(shown)
     running.stopping.set()
     running.hurry.set()
     await asyncio.wait_for(running.task, 30)
