@@ -147,11 +147,12 @@ async def test_a_renewal_changes_the_limits_of_the_session() -> None:
 
 
 async def test_m22_the_windows_of_all_sessions_of_a_user_grow_within_one_bound(held: Held) -> None:
-    growths = []
-    for letter in "jk":
-        session = held.old_of(letter).session
-        growths.append(session._machine.stream_table.growth)
-    promised = next(iter(held.sessions._open))._caller.account.promised
-    promised.most = promised.held + 1000
-    assert growths[0].take(600) == 600
-    assert growths[1].take(600) == 400
+    async with joined(held.sessions, join_id="k" * 16, alone=False):
+        growths = []
+        for letter in "jk":
+            session = held.old_of(letter).session
+            growths.append(session._machine.stream_table.growth)
+        promised = next(iter(held.sessions._open))._caller.account.promised
+        promised.most = promised.held + 1000
+        assert growths[0].take(600) == 600
+        assert growths[1].take(600) == 400

@@ -542,7 +542,7 @@ async def test_a_herd_is_let_in_at_a_pace(tmp_path: Path, monkeypatch: pytest.Mo
             # It stands still until the first one is turned away: a slow machine sends no herd in two seconds.
             return time.monotonic() if relay.counters.agents_paced else begun
 
-        monkeypatch.setattr(relay.control, "_clock", clock)
+        monkeypatch.setattr(relay.control, "clock", clock)
         async with asyncio.timeout(60):
             sessions = await asyncio.gather(*(comes(relay, number) for number in range(100)))
         await connected(relay, 100)
@@ -607,7 +607,7 @@ async def test_who_leaves_while_it_waits_costs_no_handshake(tmp_path: Path, monk
     monkeypatch.setattr(control_module, "BURST", 1)
     async with station(tmp_path, "prod", limits=RelayLimitsConfig(agents_per_second=2)) as relay:
         # No turn comes back while the first agent registers: the second connection waits, however long that takes.
-        monkeypatch.setattr(relay.control, "_clock", lambda: 1000.0)
+        monkeypatch.setattr(relay.control, "clock", lambda: 1000.0)
         async with Agent(relay):
             sock = await relay.dial()
             with sock:

@@ -229,7 +229,7 @@ async def test_sessions_are_looked_at_once_for_each_change_and_in_slices(
     assert asked == [pump.identity]
     at.relay.policy.allowed.discard(("alice", "prod"))
     # As many as make three slices: another task has its turn in between.
-    monkeypatch.setattr(at.enforcement, "_pumps", [pump] * (2 * SLICE + 10))
+    monkeypatch.setattr(at.enforcement, "pumps", [pump] * (2 * SLICE + 10))
     turns: list[int] = []
 
     async def other() -> None:
