@@ -13,7 +13,7 @@ import asyncio
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from arcbridge.agent.kube.apiserver import AnswerFailed, ApiServer
@@ -63,24 +63,17 @@ class UnprovedToken(Unauthenticated):
         self.refusal = error.refusal
 
 
+@dataclass(eq=False, repr=False)
 class Authenticator:
     """Authenticates AUTH. `verifier` None: no OIDC here. `token_mode` False: no service-account tokens."""
 
-    def __init__(
-        self,
-        api: ApiServer,
-        verifier: TokenVerifier | None,
-        proofs: ProofChecker,
-        *,
-        token_mode: bool,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        self._api = api
-        self._verifier = verifier
-        self.token_mode = token_mode
-        """Whether sessions may carry the caller's own ServiceAccount token."""
-        self.proofs = proofs
-        self._clock = clock
+    api: ApiServer
+    verifier: TokenVerifier | None
+    proofs: ProofChecker
+    _: KW_ONLY
+    token_mode: bool
+    """Whether sessions may carry the caller's own ServiceAccount token."""
+    clock: Callable[[], float] = time.time
 
     async def authenticate(self, auth: Auth, peer: Peer = NO_PEER) -> Authenticated:
         """Answer who an AUTH speaks for that came over a connection in which this agent showed itself as `peer`.
@@ -91,9 +84,9 @@ class Authenticator:
         kind = auth.kind.removeprefix(RESTRICTED)
         restrictions = _restrictions(auth) if kind != auth.kind or auth.restrictions else None
         if kind == "oidc":
-            if self._verifier is None:
+            if self.verifier is None:
                 raise PermissionRefused("this cluster takes service-account tokens only: use --token")
-            identity, digest = await self._verifier.verify(auth.token), b""
+            identity, digest = await self.verifier.verify(auth.token), b""
         elif kind == "bearer":
             if not self.token_mode:
                 raise PermissionRefused("this cluster takes no service-account tokens: log in instead of using --token")
@@ -124,7 +117,7 @@ class Authenticator:
         review = {"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}
         try:
             async with asyncio.timeout(DEADLINE):
-                code, answer = await self._api.ask("POST", REVIEW, review, token=token)
+                code, answer = await self.api.ask("POST", REVIEW, review, token=token)
             if code in (401, 403):
                 raise Unauthenticated("the cluster does not accept the token")
             if code != 201:
@@ -141,11 +134,11 @@ class Authenticator:
             raise Unauthenticated("the cluster does not know the token")
         groups = tuple(str(group) for group in info.get("groups") or ())
         uid = str(info.get("uid") or "")
-        now = self._clock()
+        now = self.clock()
         claims = _claims(token)  # the API server has accepted the token, and so its signature
         expires = min(_time(claims.get("exp")) or now + UNKNOWN_LIFE, now + MAX_LIFE)
         issued = _time(claims.get("iat"))
-        clients = () if self._verifier is None else self._verifier.acceptance.actor_clients
+        clients = () if self.verifier is None else self.verifier.acceptance.actor_clients
         return Identity(
             name,
             uid,

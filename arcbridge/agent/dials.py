@@ -14,6 +14,7 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from enum import IntEnum
 
 import structlog
@@ -61,26 +62,20 @@ class DialStatus(IntEnum):
     JOIN_ID = 6
 
 
+@dataclass(eq=False, repr=False)
 class Dials:
     """All dials of one agent. `close()` must be awaited; the counters are read by the metrics."""
 
-    def __init__(
-        self,
-        relays: Sequence[Address],
-        keeper: CredentialKeeper,
-        sessions: Sessions,
-        *,
-        instance: str,
-        clock: Callable[[], float] = time.monotonic,
-        round_trips: RoundTrips | None = None,
-    ) -> None:
-        """`round_trips`: those to the relays, by their addresses."""
-        self._round_trips = round_trips or RoundTrips()
-        self._relays = frozenset(relays)
-        self._keeper = keeper
-        self._sessions = sessions
-        self._instance = instance
-        self._clock = clock
+    relays: Sequence[Address]
+    keeper: CredentialKeeper
+    sessions: Sessions
+    _: KW_ONLY
+    instance: str
+    clock: Callable[[], float] = time.monotonic
+    round_trips: RoundTrips = field(default_factory=RoundTrips)
+    """Those to the relays, by their addresses."""
+
+    def __post_init__(self) -> None:
         self._certificate = SessionCertificate()
         self._open = TaskSet()
         self._dialling: dict[asyncio.Task[None], Address] = {}
@@ -101,7 +96,7 @@ class Dials:
 
     def unready(self, connected: Collection[Address]) -> str | None:
         """Return why the agent is not ready as far as joins tell, or None: one of the connected relays works."""
-        after = self._clock() - JOIN_MEMORY
+        after = self.clock() - JOIN_MEMORY
         if connected and all(self._join_failed_at.get(relay, -math.inf) > after for relay in connected):
             return "the last join that each connected relay asked for failed"
         return None
@@ -109,33 +104,33 @@ class Dials:
     @property
     def wrong_address(self) -> str:
         """The address of `relays` that is missing there, as a relay has said it lately; empty where none has."""
-        if self._wrong_address is None or self._clock() - self._wrong_address[1] >= WRONG_ADDRESS_MEMORY:
+        if self._wrong_address is None or self.clock() - self._wrong_address[1] >= WRONG_ADDRESS_MEMORY:
             return ""
         return self._wrong_address[0]
 
     def decide(self, dial: Dial, relay: Address, *, draining: bool) -> tuple[DialStatus, str]:
         """Decide about a DIAL of this relay; the text says why it is refused."""
-        may_come_back = dial.instance == self._instance
+        may_come_back = dial.instance == self.instance
         if draining and not may_come_back:
             return DialStatus.DRAINING, "the agent is stopping"
         address = self._address(dial)
         busy = sum(asked == relay for asked in self._dialling.values()) >= MAX_DIALS
-        if busy or not self._sessions.accepts_connection(str(address or ""), may_come_back=may_come_back):
+        if busy or not self.sessions.accepts_connection(str(address or ""), may_come_back=may_come_back):
             return DialStatus.OVERLOADED, "the agent has too many sessions or joins under way"
         if not JOIN_ID.fullmatch(dial.join_id):
             return DialStatus.JOIN_ID, "the join has an id that no relay makes"
-        if dial.cluster != self._keeper.current.cluster:
+        if dial.cluster != self.keeper.current.cluster:
             return DialStatus.CLUSTER, "the agent belongs to another cluster"
         if dial.instance and not may_come_back:
             return DialStatus.INSTANCE, "this is another instance of the agent"
         if address is None:
-            self._wrong_address = clean(dial.address, 100), self._clock()
+            self._wrong_address = clean(dial.address, 100), self.clock()
             return DialStatus.ADDRESS, "the address is not one of the agent's relays: add it to `relays`"
         return DialStatus.WILL_JOIN, ""
 
     def join(self, dial: Dial, relay: Address, done: Callable[[], None]) -> None:
         """Join, in a task, as `relay` asked for; `done` is called at its end, however it ends."""
-        payer = self._sessions.accounts.relays.of(str(relay), time.monotonic())
+        payer = self.sessions.accounts.relays.of(str(relay), time.monotonic())
         steps = payer.steps(self._join(dial, relay, payer))
         task = self._open.start(steps, f"join-{dial.join_id}")
         self._dialling[task] = relay
@@ -157,7 +152,7 @@ class Dials:
             address = parse_address(dial.address)
         except ConfigError:
             return None
-        return address if address in self._relays else None
+        return address if address in self.relays else None
 
     async def _join(self, dial: Dial, relay: Address, payer: LoopTime) -> None:
         log = _log.bind(session=dial.join_id)
@@ -172,7 +167,7 @@ class Dials:
             # A client that leaves during the join is usual, and tells nothing about this agent.
             own_failure = not isinstance(error, ConnectionLost) and getattr(error, "code", None) != JoinCode.GONE
             if own_failure:
-                self._join_failed_at[relay] = self._clock()
+                self._join_failed_at[relay] = self.clock()
             reason = error.message if isinstance(error, ArcbridgeError) else "not complete in time"
             (log.warning if own_failure or isinstance(error, BytesAltered) else log.info)("join failed", reason=reason)
         else:
@@ -182,13 +177,13 @@ class Dials:
     async def _join_and_serve(self, dial: Dial, deadline: float) -> None:
         address = self._address(dial)
         assert address is not None  # `decide` has checked it
-        credential = self._keeper.current
-        round_trip = self._round_trips.least(str(address))
+        credential = self.keeper.current
+        round_trip = self.round_trips.least(str(address))
         request = JoinRequest(
             role="agent",
             cluster=credential.cluster,
             token=dial.token,
-            instance=self._instance,
+            instance=self.instance,
             version=__version__,
             hops=dial.hops,
             round_trip=round(round_trip * 1e6) if math.isfinite(round_trip) else 0,
@@ -197,13 +192,13 @@ class Dials:
         sock = await connect(address, deadline=deadline)
 
         def measured(seconds: float) -> None:
-            if self._round_trips.age(str(address)) >= CURRENT:  # of a control connection more is known
-                self._round_trips.note(str(address), seconds)
+            if self.round_trips.age(str(address)) >= CURRENT:  # of a control connection more is known
+                self.round_trips.note(str(address), seconds)
 
         await client_join(sock, context, address.host, request, deadline=deadline, measured=measured)
         task = asyncio.current_task()
         if task is not None:
             self._dialling.pop(task, None)
-        await self._sessions.serve(
+        await self.sessions.serve(
             sock, inner.context, dial.join_id, via=str(address), peer=inner.peer, oldest_ca_pem=inner.oldest_ca_pem
         )

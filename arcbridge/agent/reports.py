@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 from arcbridge.checks.self_checks import SelfChecks
@@ -24,39 +25,34 @@ LOOK: Final = 1.0
 """Seconds between two looks whether anything has changed: so long a change waits."""
 
 
+@dataclass(eq=False, repr=False)
 class AgentReports:
     """What this agent reports now; `run` is a task of the agent's."""
 
-    def __init__(
-        self,
-        instance: str,
-        self_checks: SelfChecks,
-        checks: Checks,
-        sessions: Callable[[], int],
-        cas: Callable[[], tuple[str, str, str]] = lambda: ("", "", ""),
-    ) -> None:
-        """`checks`: those of readiness. `sessions`: how many the agent serves. `cas`: pins of the relay's newest CA
-        that is known, of the one that has issued the certificate, and of the newest of the cluster's CAs."""
-        self._cas = cas
-        self._instance = instance
-        self._self_checks = self_checks
-        self._checks = checks
-        self._sessions = sessions
+    instance: str
+    self_checks: SelfChecks
+    checks: Checks
+    """Those of readiness."""
+    sessions: Callable[[], int]
+    """How many the agent serves."""
+    cas: Callable[[], tuple[str, str, str]] = lambda: ("", "", "")
+    """Pins of the relay's newest CA that is known, of the one that has issued the certificate, and of the newest of the
+    cluster's CAs."""
 
     def status(self, round_trip: float) -> Status:
         """Return the report for a connection with this round trip, seconds."""
-        failures = self._checks.failures()
+        failures = self.checks.failures()
         words = []
-        for name in self._self_checks.names:
-            finding = self._self_checks.failed(name)
+        for name in self.self_checks.names:
+            finding = self.self_checks.failed(name)
             words.append(name if finding is None else f"{name}:{finding.code or 'failed'}")
-        known, issuer, cluster = self._cas()
+        known, issuer, cluster = self.cas()
         return Status(
-            instance=self._instance,
+            instance=self.instance,
             ready=not failures,
             unready=" ".join(failures),
             checks=" ".join(words),
-            sessions=self._sessions(),
+            sessions=self.sessions(),
             round_trip=round(round_trip * 1e6),
             relay_ca=known,
             certificate_ca=issuer,

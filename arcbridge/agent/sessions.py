@@ -20,7 +20,7 @@ import ssl
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING
 
 import structlog
@@ -81,37 +81,28 @@ class AgentSessionCounters:
     moves_asked: int = 0
 
 
+@dataclass(eq=False, repr=False)
 class Sessions:
     """All sessions of one agent. `close()` must be awaited."""
 
-    def __init__(
-        self,
-        authenticator: Authenticator,
-        proxy: KubeProxy,
-        targets: TcpTargets,
-        *,
-        instance: str = "",
-        limits: Limits = DEFAULT,
-        accounts: Accounts | None = None,
-        settings: SessionConfig | None = None,
-        clock: Callable[[], float] = time.time,
-        monotonic: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self.authenticator = authenticator
-        self.proxy = proxy
-        self.targets = targets
-        self.audit = targets.audit
-        self.accounts = accounts if accounts is not None else Accounts()
-        self.revocations = Revocations(clock=clock)
+    authenticator: Authenticator
+    proxy: KubeProxy
+    targets: TcpTargets
+    _: KW_ONLY
+    instance: str = ""
+    limits: Limits = DEFAULT
+    accounts: Accounts = field(default_factory=Accounts)
+    settings: SessionConfig = field(default_factory=SessionConfig)
+    clock: Callable[[], float] = time.time
+    monotonic: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
+        self.audit = self.targets.audit
+        self.revocations = Revocations(clock=self.clock)
         self.revocations.on_news = self._revocations_changed
         self.elevation: Elevation | None = None
         """Lends groups to users; None: no group is ever lent."""
-        self.settings = settings or SessionConfig()
-        self.clock = clock
-        self.monotonic = monotonic
-        self.resumes: Resumes[AgentSession] = Resumes(clock=monotonic)
-        self._instance = instance
-        self._limits = limits
+        self.resumes: Resumes[AgentSession] = Resumes(clock=self.monotonic)
         fast_tls()  # now, at the agent's start, and not while the first session waits
         self.relief = BacklogRelief(memory.backlog)
         self.ahead_relief = AheadRelief()
@@ -178,9 +169,9 @@ class Sessions:
             Side.ACCEPTOR,
             Kind.SESSION,
             handler,
-            limits=self._limits,
+            limits=self.limits,
             label=join_id,
-            introduction=Introduction(self._instance, __version__, oldest_ca_pem, RESTRICTIONS_FEATURE),
+            introduction=Introduction(self.instance, __version__, oldest_ca_pem, RESTRICTIONS_FEATURE),
         )
         handler.session = session
         if len(self._unauthenticated) >= MAX_UNAUTHENTICATED and (leaves := self._giving_way(via)) is not None:

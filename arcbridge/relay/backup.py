@@ -20,7 +20,7 @@ import io
 import json
 import tarfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -92,7 +92,6 @@ async def make_backup(
     settings_file: Path | None = None,
     recipients: Sequence[str] = (),
     overwrite: bool = False,
-    clock: Callable[[], float] = time.time,
 ) -> Manifest:
     """Write a backup to `path`, 0600. Raises `ConfigError`, `StateError`, `RegistryUnavailable`."""
     if is_there(path) and not overwrite:
@@ -101,8 +100,8 @@ async def make_backup(
     if await asyncio.to_thread(read_authority, config.data_dir) is None:
         raise StateError(f"there is no CA in {config.data_dir}: is data_dir right, and has the relay ever run?")
     ca = await asyncio.to_thread(read_ca, config.data_dir)
-    async with registry_of(config, must_exist=True, clock=clock) as registry:
-        now = clock()
+    async with registry_of(config, must_exist=True) as registry:
+        now = time.time()
         # The numbers first: what changes meanwhile is in the registry, and only a number is behind.
         clusters, users = await registry.clusters(), await registry.user_revocations()
         revoked, tokens = await registry.revocations(), await registry.list_join_tokens()
@@ -183,7 +182,6 @@ async def restore_backup(
     overwrite: bool = False,
     settings: Path | None = None,
     beside_relays: bool = False,
-    clock: Callable[[], float] = time.time,
 ) -> Restored:
     """Put what a backup contains where the settings say. Raises `ConfigError`, `StateError`, `RegistryUnavailable`.
 
@@ -201,26 +199,24 @@ async def restore_backup(
     with instance_lock(config.data_dir):
         made = rfc3339(manifest.made)
         async with acting(config, "restore", file=str(path), made=made, overwrite=overwrite) as result:
-            restored = await _replace(config, manifest, files, overwrite, clock)
+            restored = await _replace(config, manifest, files, overwrite)
             result.update(awaited=restored.awaited, kept=restored.kept)
     if settings is not None:
         _write_settings(files, settings)
     return restored
 
 
-async def _replace(
-    config: RelayConfig, manifest: Manifest, files: Mapping[str, bytes], overwrite: bool, clock: Callable[[], float]
-) -> Restored:
+async def _replace(config: RelayConfig, manifest: Manifest, files: Mapping[str, bytes], overwrite: bool) -> Restored:
     """Replace CA and registry by those of a backup."""
     mended, foreign = await asyncio.to_thread(_compare_ca, config.data_dir, files)
     if foreign and not overwrite:
         raise StateError(f"{config.data_dir} has another CA, which agents and clients may know, or one that cannot be "
                          "read: give --overwrite to replace it")  # fmt: skip
-    async with registry_of(config, clock=clock) as registry:
+    async with registry_of(config) as registry:
         if not overwrite and (await registry.clusters() or await registry.access_changes()):
             raise StateError("there is a registry with clusters or revocations: give --overwrite to replace it; "
                              "its revocations are kept, and the rest is written to registry.replaced-TIME")  # fmt: skip
-        former, now = await registry.access_changes(), clock()
+        former, now = await registry.access_changes(), time.time()
         if former or await registry.clusters():
             replaced = await registry.snapshot()
             await asyncio.to_thread(_set_aside, config.data_dir, "registry", replaced.data, now)

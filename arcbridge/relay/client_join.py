@@ -20,7 +20,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Final
 
 import structlog
@@ -83,36 +83,28 @@ class _JoinAttempt:
         return bool(self.request.instance)
 
 
+@dataclass(eq=False, repr=False)
 class ClientJoins:
     """The joins of clients at one process."""
 
-    def __init__(
-        self,
-        dials: PendingDials,
-        fleet: Fleet,
-        registry: Registry,
-        checks: CallerChecks,
-        pumps: Pumps,
-        counters: Counters,
-        *,
-        address: str,
-        limits: RelayLimitsConfig,
-        dial_deadline: float = DIAL_DEADLINE,
-        relay_cas: Callable[[], tuple[str, str]] = lambda: ("", ""),
-    ) -> None:
-        """`address` is this relay's `host:port` as agents reach it. `relay_cas`: its CAs, for clients to follow, and
-        the pin of the newest; empty where there was no rotation."""
-        self._relay_cas = relay_cas
-        self._dials = dials
-        self._fleet = fleet
-        self._registry = registry
-        self._checks = checks
-        self._pumps = pumps
-        self._counters = counters
-        self._address = address
-        self._longest_dial = dial_deadline
-        self.slots = SessionSlots(limits)
-        self.change_limits(limits)
+    dials: PendingDials
+    fleet: Fleet
+    registry: Registry
+    checks: CallerChecks
+    pumps: Pumps
+    counters: Counters
+    _: KW_ONLY
+    address: str
+    """This relay's `host:port` as agents reach it."""
+    limits: RelayLimitsConfig
+    dial_deadline: float = DIAL_DEADLINE
+    """Seconds for which an agent is waited for at most."""
+    relay_cas: Callable[[], tuple[str, str]] = lambda: ("", "")
+    """The relay's CAs, for clients to follow, and the pin of the newest; empty where there was no rotation."""
+
+    def __post_init__(self) -> None:
+        self.slots = SessionSlots(self.limits)
+        self.change_limits(self.limits)
         self.draining = False
         """Refuse new clients; agents that were asked to come are still let in."""
         self.joining = 0
@@ -121,32 +113,32 @@ class ClientJoins:
     @property
     def pending(self) -> int:
         """Clients that wait for their agent."""
-        return len(self._dials)
+        return len(self.dials)
 
     def change_limits(self, limits: RelayLimitsConfig) -> None:
         """Judge joins by these limits from now on; none that is under way, and no session, is touched."""
         self.limits = limits
-        self._dial_deadline = min(self._longest_dial, limits.join_deadline)
+        self._dial_deadline = min(self.dial_deadline, limits.join_deadline)
         self.slots.change(limits)
 
     def refuse_pending(self) -> None:
         """Refuse the clients that still wait for their agent, as new ones are refused while draining."""
-        self._dials.refuse(lambda dial: _going_away())
+        self.dials.refuse(lambda dial: _going_away())
 
     def recheck(self) -> None:
         """Refuse the clients that wait for their agent and have lost their right meanwhile."""
 
         def lost(dial: PendingDial) -> JoinRefused | None:
-            loss = self._checks.access.loss(dial.identity, dial.cluster)
+            loss = self.checks.access.loss(dial.identity, dial.cluster)
             return None if loss is None else self._refused(loss, dial.identity)
 
-        self._dials.refuse(lost)
+        self.dials.refuse(lost)
 
     def require_room(self) -> None:
         """Raise `JoinRefused` where no agent can be passed on: its session has a slot at the relay that waits."""
         if self.draining:
             raise _going_away()
-        if len(self._pumps) + len(self._dials) >= self.limits.sessions:
+        if len(self.pumps) + len(self.dials) >= self.limits.sessions:
             raise JoinRefused(
                 JoinCode.OVERLOADED, "this relay holds all the sessions it may; try again", retry_after=10
             )
@@ -179,12 +171,12 @@ class ClientJoins:
             failure.__cause__ = error
         else:
             seconds = loop.time() - begun
-            self._counters.joined(attempt.cluster, JoinCode.OK)
-            self._counters.join_seconds.observe(seconds)
+            self.counters.joined(attempt.cluster, JoinCode.OK)
+            self.counters.join_seconds.observe(seconds)
             log.info("joined", **attempt.fields, ms=round(seconds * 1000, 1), pump_open=not pump.closed)
             return True
         code = JoinCode(failure.code)
-        self._counters.joined(attempt.cluster, code)
+        self.counters.joined(attempt.cluster, code)
         self._log_failure(attempt, failure)
         if code is not JoinCode.GONE:
             attempt.ticket.waits()
@@ -208,7 +200,7 @@ class ClientJoins:
             user, rule = attempt.identity.username, failure.refusal.rule
             # What is about this machine is for the log: administrators of one cluster read this.
             known = failure.message if failure.code == JoinCode.INTERNAL else reason
-            self._checks.refusals.note(user, attempt.request.cluster[:MAX_SHOWN], code, str(rule), known, attempt.id)
+            self.checks.refusals.note(user, attempt.request.cluster[:MAX_SHOWN], code, str(rule), known, attempt.id)
         if isinstance(failure, JoinLimited):
             if (count := self.slots.refused_since_logged(failure)) is not None:
                 log.warning("joins refused", **attempt.fields, code=code, reason=failure.limit, joins=count)
@@ -217,7 +209,7 @@ class ClientJoins:
         if isinstance(cause, ArcbridgeError):
             attempt.fields |= cause.log_fields()
         if failure.refusal.rule is RefusalRule.POLICY_RULE and attempt.identity is not None:
-            groups = self._checks.access.known_groups(attempt.identity)
+            groups = self.checks.access.known_groups(attempt.identity)
             left_out = max(len(groups.names) - MOST_GROUPS, 0)
             attempt.fields |= {"groups": groups.names[:MOST_GROUPS], "more_groups": groups.more + left_out}
             if claim := attempt.identity.missing_groups_claim:
@@ -237,13 +229,13 @@ class ClientJoins:
         if attempt.resumes and JOIN_ID.fullmatch(request.first_session):
             fields["first_session"] = request.first_session
         self._require_proof(attempt.join, request, identity)
-        self._checks.recent.note(identity, self._checks.access.known_groups(identity), request.relay_ca)
-        _, newest = self._relay_cas()
+        self.checks.recent.note(identity, self.checks.access.known_groups(identity), request.relay_ca)
+        _, newest = self.relay_cas()
         if newest:
-            self._counters.joins_newest_ca["yes" if request.relay_ca == newest else "no"] += 1
+            self.counters.joins_newest_ca["yes" if request.relay_ca == newest else "no"] += 1
         attempt.ticket.leave()
         # The address paid until here, the user does from here on.
-        payer = self._pumps.payer_of(identity)
+        payer = self.pumps.payer_of(identity)
         wait = self.slots.wait_for(payer)
         self.slots.spend(identity, resumes=attempt.resumes)
         if wait:
@@ -255,7 +247,7 @@ class ClientJoins:
         attempt.cluster = attempt.request.cluster
         if self.draining:
             raise _going_away()
-        slot = self.slots.enter(identity, resumes=attempt.resumes, pending=len(self._dials), sessions=len(self._pumps))
+        slot = self.slots.enter(identity, resumes=attempt.resumes, pending=len(self.dials), sessions=len(self.pumps))
         try:
             return await self._pair(attempt, identity, record, slot)
         except BaseException:
@@ -264,7 +256,7 @@ class ClientJoins:
 
     async def _identify(self, request: JoinRequest) -> Identity:
         try:
-            return await self._checks.verifier.verify(request.token)
+            return await self.checks.verifier.verify(request.token)
         except Unauthenticated as error:
             raise _not_accepted(error, "; log in again") from error
         except GroupsUnavailable as error:
@@ -282,7 +274,7 @@ class ClientJoins:
     def _require_proof(self, join: ServerJoin, request: JoinRequest, identity: Identity) -> None:
         """Raise `JoinRefused` unless the client has shown that the token is its own."""
         try:
-            self._checks.proofs.check(identity.binding, request.token, request.proof, Peer(join.own_key))
+            self.checks.proofs.check(identity.binding, request.token, request.proof, Peer(join.own_key))
         except ProofRefused as error:
             raise _not_accepted(error) from error
 
@@ -290,10 +282,10 @@ class ClientJoins:
         """Return the cluster's record. A user whose login was revoked is told so, whatever the cluster. For the
         rest there is one refusal for every reason, and every question is asked each time (docs/threats.md#J22)."""
         try:
-            if (refused := self._checks.access.refusal(identity)) is not None:
+            if (refused := self.checks.access.refusal(identity)) is not None:
                 raise self._refused(refused, identity)
             name = check_cluster_name(request.cluster)
-            record = await self._registry.cluster(name)
+            record = await self.registry.cluster(name)
         except RegistryUnavailable as error:
             words = error.message if isinstance(error, RevocationsAwaited) else "the relay's registry does not answer"
             raise JoinRefused(
@@ -301,7 +293,7 @@ class ClientJoins:
             ) from error
         except ConfigError as error:
             raise self._refused(Loss("cluster", FORBIDDEN, error.message), identity) from error
-        loss = self._checks.access.loss(identity, name)
+        loss = self.checks.access.loss(identity, name)
         if record is None:
             raise self._refused(Loss("cluster", FORBIDDEN, "the cluster is unknown"), identity)
         if loss is not None:
@@ -312,13 +304,13 @@ class ClientJoins:
 
     def _require_right(self, identity: Identity, cluster: str) -> None:
         """Raise `JoinRefused` where the right was lost since it was asked for."""
-        if (loss := self._checks.access.loss(identity, cluster)) is not None:
+        if (loss := self.checks.access.loss(identity, cluster)) is not None:
             raise self._refused(loss, identity)
 
     def _refused(self, loss: Loss, identity: Identity) -> JoinRefused:
         """Return the refusal of a user who may not use the cluster, with the groups that came. Of an unknown cluster
         and one that is not allowed all fields are the same."""
-        groups = self._checks.access.known_groups(identity)
+        groups = self.checks.access.known_groups(identity)
         sent = sendable_groups(groups.names)
         more = groups.more + len(groups.names) - len(sent)
         refusal = JoinRefused(
@@ -336,16 +328,16 @@ class ClientJoins:
     async def _pair(self, attempt: _JoinAttempt, identity: Identity, record: ClusterRecord, slot: SessionSlot) -> Pump:
         """Bring client and agent together, and both their sockets into a pump."""
         join, request = attempt.join, attempt.request
-        dial = self._dials.open(attempt.id, identity, request.cluster)
+        dial = self.dials.open(attempt.id, identity, request.cluster)
         agent: ClaimedAgent | None = None
         try:
             try:
                 agent = await self._dial(join, dial, request)
             except BaseException:
                 # An agent that claimed the token just now is let go below.
-                agent = self._dials.close(dial)
+                agent = self.dials.close(dial)
                 raise
-            self._dials.close(dial)
+            self.dials.close(dial)
             attempt.fields["agent"] = agent.instance
             to_client = await self._end_agents_tls(agent, attempt.id)
             self._require_right(identity, request.cluster)
@@ -353,7 +345,7 @@ class ClientJoins:
                 join_id=attempt.id,
                 cluster_ca=record.ca_pem,
                 subject=identity.username,
-                relay_cas=self._relay_cas()[0],
+                relay_cas=self.relay_cas()[0],
                 cluster_cas=record.cas,
                 agent_round_trip=agent.round_trip,
             )
@@ -370,7 +362,7 @@ class ClientJoins:
                 await agent.join.refuse(VOID)
             raise
         slot.joined()
-        pump = self._pumps.join(
+        pump = self.pumps.join(
             join.sock,
             agent.join.sock,
             to_agent=to_agent,
@@ -390,15 +382,15 @@ class ClientJoins:
         loop = asyncio.get_running_loop()
         message = Dial(
             token=dial.token,
-            address=self._address,
+            address=self.address,
             cluster=dial.cluster,
             join_id=dial.join_id,
             instance=request.instance if len(request.instance) <= 128 else "",
             deadline=int(self._dial_deadline),
         )
         gone = loop.create_task(join.gone())
-        dialled = self._fleet.dial(dial.cluster, message, self._dial_deadline)
-        dialling = loop.create_task(self._pumps.payer_of(dial.identity).steps(dialled, inner=True))
+        dialled = self.fleet.dial(dial.cluster, message, self._dial_deadline)
+        dialling = loop.create_task(self.pumps.payer_of(dial.identity).steps(dialled, inner=True))
         watched: set[asyncio.Future[object]] = {gone, dialling, dial.claimed}  # type: ignore[arg-type]
         try:
             async with asyncio.timeout(self._dial_deadline):
@@ -415,7 +407,7 @@ class ClientJoins:
             raise JoinRefused(
                 JoinCode.AGENT_TIMEOUT,
                 f"an agent of cluster {dial.cluster} agreed to come but did not connect within "
-                f"{self._dial_deadline:.0f} s: check that it can reach {self._address}",
+                f"{self._dial_deadline:.0f} s: check that it can reach {self.address}",
                 retry_after=_RETRY_AFTER,
             ) from error
         finally:

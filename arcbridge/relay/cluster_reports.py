@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Final
 
 from arcbridge.checks.self_checks import AGENT_CHECKS
@@ -43,22 +44,19 @@ def read_report(status: Status) -> AgentReport:
     )
 
 
+@dataclass(eq=False, repr=False)
 class ClusterReports:
     """The metrics of clusters in one process. `learn` gives it the clusters that there are."""
 
-    def __init__(
-        self,
-        reports: Callable[[], Iterable[tuple[str, AgentReport]]],
-        counters: Counters,
-        most: int,
-        relay_ca: Callable[[], str] = lambda: "",
-    ) -> None:
-        """`reports`: cluster and report of each agent that is connected here. `most`: clusters with metrics of their
-        own; 0: none. `relay_ca`: pin of the newest of the relay's CAs."""
-        self._relay_ca = relay_ca
-        self._reports = reports
-        self._counters = counters
-        self._most = most
+    reports: Callable[[], Iterable[tuple[str, AgentReport]]]
+    """Cluster and report of each agent that is connected here."""
+    counters: Counters
+    most: int
+    """Clusters with metrics of their own; 0: none."""
+    relay_ca: Callable[[], str] = lambda: ""
+    """Pin of the newest of the relay's CAs."""
+
+    def __post_init__(self) -> None:
         self._expires: dict[str, float] = {}
         """When the agents' newest certificate of each cluster lapses, unix seconds."""
         self._cas: dict[str, tuple[int, str]] = {}
@@ -73,7 +71,7 @@ class ClusterReports:
         """Show these clusters from now on, those that are revoked excepted; the first ones by name."""
         records = list(records)
         self._known = frozenset(one.name for one in records)
-        self._unknown = frozenset(name for name, _ in self._reports()) - self._known
+        self._unknown = frozenset(name for name, _ in self.reports()) - self._known
         self._clusters = sorted((one.name, one.certificate_expires) for one in records if not one.revoked)
         known = self._cas
         self._cas = {
@@ -81,14 +79,14 @@ class ClusterReports:
             for one in records
             if (key := hash((one.ca_pin, one.cas)))
         }
-        self.change(self._most)
-        for counts in (self._counters.cluster_joins, self._counters.cluster_joins_failed):
+        self.change(self.most)
+        for counts in (self.counters.cluster_joins, self.counters.cluster_joins_failed):
             for gone in counts.keys() - self._known:
                 del counts[gone]
 
     def change(self, most: int) -> None:
         """Show at most so many clusters."""
-        self._most = most
+        self.most = most
         self._expires = dict(self._clusters[:most])
 
     @property
@@ -98,7 +96,7 @@ class ClusterReports:
 
     def misses_cluster(self) -> bool:
         """Return whether an agent is here of a cluster that has come since the clusters were learnt."""
-        return any(name not in self._known and name not in self._unknown for name, _ in self._reports())
+        return any(name not in self._known and name not in self._unknown for name, _ in self.reports())
 
     def register(self, metrics: Metrics) -> None:
         """Tell `metrics` where to read. Every cluster has a series at every relay: 0 is what an alert looks for."""
@@ -115,16 +113,16 @@ class ClusterReports:
                       "When the newest certificate of a cluster's agents lapses, unix time.", each,
                       lambda: {name: when for name, when in self._expires.items() if when}, most=most)  # fmt: skip
         metrics.counter("cluster_joins_total", "Joins of users to a cluster that were theirs to make.", each,
-                        lambda: self._shown_of(self._counters.cluster_joins), most=most)  # fmt: skip
+                        lambda: self._shown_of(self.counters.cluster_joins), most=most)  # fmt: skip
         metrics.counter("cluster_joins_failed_total", "Those of them that failed, for no fault of the user's.", each,
-                        lambda: self._shown_of(self._counters.cluster_joins_failed), most=most)  # fmt: skip
+                        lambda: self._shown_of(self.counters.cluster_joins_failed), most=most)  # fmt: skip
         metrics.gauge("clusters_without_metrics", "Clusters beyond `limits.clusters_with_metrics`.", None,
                       lambda: len(self._clusters) - len(self._expires))  # fmt: skip
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
     def _shown(self) -> list[tuple[str, AgentReport]]:
-        return [(name, report) for name, report in self._reports() if name in self._expires]
+        return [(name, report) for name, report in self.reports() if name in self._expires]
 
     def _shown_of(self, counts: Mapping[str, int]) -> Mapping[str, int]:
         return {name: counts.get(name, 0) for name in self._expires}
@@ -136,7 +134,7 @@ class ClusterReports:
         return found
 
     def _newest_cas(self) -> Mapping[tuple[str, str], int]:
-        newest, found = self._relay_ca(), {(name, ca): 0 for name in self._expires for ca in ("relay", "cluster")}
+        newest, found = self.relay_ca(), {(name, ca): 0 for name in self._expires for ca in ("relay", "cluster")}
         for name, report in self._shown():
             found[name, "relay"] += report.relay_ca == newest
             found[name, "cluster"] += report.cluster_ca == self._cas[name][1]

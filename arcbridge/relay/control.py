@@ -34,6 +34,7 @@ import ssl
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, InitVar, dataclass, field
 from functools import partial
 from typing import Final
 
@@ -276,33 +277,25 @@ class ControlAcceptor:
             return await accepted_tls(sock, self._context(), session.protocol(), deadline=HANDSHAKE_DEADLINE)
 
 
+@dataclass(eq=False, repr=False)
 class ControlServer:
     """Accepts control connections; `serve` is the listener's handler for control connections."""
 
-    def __init__(
-        self,
-        context: Callable[[], ssl.SSLContext],
-        fleet: Fleet,
-        registry: Registry,
-        counters: Counters,
-        limits: RelayLimitsConfig,
-        *,
-        audit: RelayAudit | None = None,
-        cas: Callable[[], CaSuccession | None] = lambda: None,
-        random: Callable[[], float] = random.random,
-        clock: Callable[[], float] = time.monotonic,
-        acceptor: ControlAcceptor | None = None,
-    ) -> None:
-        """`audit`: where adoptions are recorded. `cas`: the relay's CAs as agents are told of them; None: there was no
-        rotation. `random` returns floats in [0, 1)."""
-        self._audit = audit or RelayAudit("")
-        self._cas = cas
-        self._fleet = fleet
-        self._registry = registry
-        self._counters = counters
-        self._random = random
-        self._clock = clock
-        self._acceptor = acceptor or ControlAcceptor(context)
+    context: Callable[[], ssl.SSLContext]
+    fleet: Fleet
+    registry: Registry
+    counters: Counters
+    limits: InitVar[RelayLimitsConfig]
+    _: KW_ONLY
+    audit: RelayAudit = field(default_factory=lambda: RelayAudit(""))
+    """Where adoptions are recorded."""
+    cas: Callable[[], CaSuccession | None] = lambda: None
+    """The relay's CAs as agents are told of them; None: there was no rotation."""
+    clock: Callable[[], float] = time.monotonic
+    acceptor: ControlAcceptor | None = None
+
+    def __post_init__(self, limits: RelayLimitsConfig) -> None:
+        self._acceptor = self.acceptor or ControlAcceptor(self.context)
         self._open: AgentSlots[ControlConnection] = AgentSlots()
         self._instances: Counter[tuple[str, str]] = Counter()
         """How many connections of each (cluster, instance) are among them: mostly one."""
@@ -348,13 +341,13 @@ class ControlServer:
         if in_turn is None:
             return
         intake = None if self.book is None else Intake(self.book, time.time)
-        link = ControlConnection("", intake, self._fleet.reported)
+        link = ControlConnection("", intake, self.fleet.reported)
         session = self._acceptor.make_session(link)
         link.session = session
         try:
             transport = await self._acceptor.secure(session, sock, ticket)
         except (OSError, TimeoutError) as error:
-            self._counters.rejected["handshake"] += 1
+            self.counters.rejected["handshake"] += 1
             self._failed(ticket)
             log.info("control connection refused", source=ticket.address, reason=_reason(error))
             session.abort(ConnectionLost("the TLS handshake failed"))
@@ -368,8 +361,8 @@ class ControlServer:
             raise
         try:
             if not in_turn:
-                backlog = self._handshakes.wait(self._clock())
-                retry_after = 1 + int(backlog * (1 + self._random()))
+                backlog = self._handshakes.wait(self.clock())
+                retry_after = 1 + int(backlog * (1 + random.random()))
                 session.close(GoawayCode.LIMIT, "too many agents come at once: this one comes later", retry_after)
                 return
             if not await self._admit(link, session, transport.get_extra_info("ssl_object"), ticket):
@@ -382,7 +375,7 @@ class ControlServer:
 
     def change_limits(self, limits: RelayLimitsConfig) -> None:
         """Take so many agents from now on; none that is connected is cut."""
-        now = self._clock()
+        now = self.clock()
         self._most = limits.agents
         self._pause = ANNOUNCED / limits.agents_per_second
         self._handshakes.change(now, BURST, limits.agents_per_second)
@@ -395,8 +388,8 @@ class ControlServer:
         for link in links:
             link.draining = True
         # Before the GOAWAYs: another relay of the fleet must not count on an agent that is about to leave.
-        leaving = [asyncio.ensure_future(self._fleet.drain())]
-        leaving += [asyncio.ensure_future(self._fleet.unregister(link)) for link in links]
+        leaving = [asyncio.ensure_future(self.fleet.drain())]
+        leaving += [asyncio.ensure_future(self.fleet.unregister(link)) for link in links]
         await asyncio.wait(leaving, timeout=_UNREGISTER_DEADLINE)
         for link in links:
             if link.session is not None and not link.session.closed:
@@ -442,7 +435,7 @@ class ControlServer:
         while self._uninformed:
             link = next(iter(self._uninformed))
             del self._uninformed[link]
-            if (cas := self._cas()) is not None:
+            if (cas := self.cas()) is not None:
                 link.tell([cas])
             size = 0 if self.book is None else link.keep(self.book)
             await asyncio.sleep(max(self._pause, size / LEDGER_RATE))
@@ -482,11 +475,11 @@ class ControlServer:
 
     async def _turn(self, sock: socket.socket, ticket: Ticket) -> bool | None:
         """Wait for this connection's turn. Return false when it has none and may be told so, None when it is closed."""
-        now = self._clock()
+        now = self.clock()
         last_in_line = self._failures.wait(source_of(ticket.address), now) > 0
         wait = self._handshakes.reserve(now, 0.0 if last_in_line else LONGEST_WAIT)
         if wait is None:
-            self._counters.agents_paced += 1
+            self.counters.agents_paced += 1
             if self._refusals.reserve(now) is not None:
                 return False
             # Telling it costs the handshake that there is no time for. The agent's own jitter brings it back.
@@ -508,7 +501,7 @@ class ControlServer:
                 return None
             # From here on it waits for its peer, as any other: handshakes that stall are bounded by the places.
             if ticket.becomes(Purpose.CONTROL):
-                self._counters.agents_paced += 1
+                self.counters.agents_paced += 1
                 reset(sock)
                 return None
         return True
@@ -526,9 +519,9 @@ class ControlServer:
             return False
         try:
             link.cluster = agent_cluster(certificate)
-            link.lapses = agent_expiry(certificate) + LAPSED_MARGIN * (1 + self._random())
+            link.lapses = agent_expiry(certificate) + LAPSED_MARGIN * (1 + random.random())
             ticket.works()
-            record = await self._registry.cluster(link.cluster)
+            record = await self.registry.cluster(link.cluster)
             adoptable = record is None and agent_ca_pin(certificate) != ""
             foreign = not adoptable and _is_foreign(record, certificate)
             ticket.waits()
@@ -566,8 +559,8 @@ class ControlServer:
             reason = "its cluster held most places: see limits.agents"
             log.warning("agent gave way", cluster=leaves.cluster, connection=leaves.instance, reason=reason)
             leaves.leave(GoawayCode.LIMIT, FULL, FULL_RETRY)
-        if known and (wait := self._replacements.wait((link.cluster, link.instance), self._clock())):
-            self._counters.agents_flapping += 1
+        if known and (wait := self._replacements.wait((link.cluster, link.instance), self.clock())):
+            self.counters.agents_flapping += 1
             self._refused(ticket, link.cluster, "two agents with one instance id replace each other")
             session.close(
                 GoawayCode.REPLACED, "another agent with the same instance id has just connected", math.ceil(wait)
@@ -622,7 +615,7 @@ class ControlServer:
         await asyncio.wait([link.introduced], timeout=HELLO_DEADLINE)
         if link.announced:
             await self._take_succession(link, link.announced.pop(0))
-        admit(await self._registry.cluster(link.cluster), certificate)
+        admit(await self.registry.cluster(link.cluster), certificate)
 
     async def _adopt(self, cluster: str, certificate: bytes, hello: Hello | None, ticket: Ticket) -> None:
         """Take in a cluster that enrolled at another relay of the same CA; raises `EnrolmentRefused`.
@@ -642,14 +635,14 @@ class ControlServer:
                 f"this cluster is not enrolled here, and its agent sends another CA than its certificate states: "
                 f"expected {stated}, found {pin}. Restore the agent's stored credential, or enrol it again"
             )
-        if await self._registry.adopt(cluster, ca_pem, time.time()):
-            self._counters.clusters_adopted += 1
-            await self._registry.certificate_issued(cluster, agent_expiry(certificate))
+        if await self.registry.adopt(cluster, ca_pem, time.time()):
+            self.counters.clusters_adopted += 1
+            await self.registry.certificate_issued(cluster, agent_expiry(certificate))
             log.info("cluster adopted", cluster=cluster, cluster_ca_pin=pin, source=ticket.address)
             agent = Actor("agent", hello.agent, {"source": ticket.address})
-            self._audit.note("cluster adopt", {"cluster": cluster, "cluster_ca_pin": pin}, agent)
+            self.audit.note("cluster adopt", {"cluster": cluster, "cluster_ca_pin": pin}, agent)
         # Another relay may have adopted it meanwhile, with another CA; or the operator has revoked the name.
-        record = await self._registry.cluster(cluster)
+        record = await self.registry.cluster(cluster)
         if record is None:
             raise EnrolmentRefused(REVOKED)
         admit(record, certificate)
@@ -665,16 +658,16 @@ class ControlServer:
             link.tell(_all_users(self._users, first=complete or not self.recovering))
         if self.book is not None:
             link.keep(self.book)
-        if (cas := self._cas()) is not None:
+        if (cas := self.cas()) is not None:
             link.tell([cas])
         link.on_announced = partial(self._begin_to_follow, link)
         link.on_announced()
         try:
-            await self._fleet.register(link)
-            self._counters.agents_total += 1
+            await self.fleet.register(link)
+            self.counters.agents_total += 1
             if older:
-                self._replacements.reserve(key, self._clock())
-                self._counters.agents_replaced += 1
+                self._replacements.reserve(key, self.clock())
+                self.counters.agents_replaced += 1
                 bound.warning("agent replaced an older connection of the same instance id")
             bound.info("agent connected", version=link.version)
             await self._seen(link)
@@ -689,7 +682,7 @@ class ControlServer:
             self._instances[key] -= 1
             if not self._instances[key]:
                 del self._instances[key]
-            await self._fleet.unregister(link)
+            await self.fleet.unregister(link)
         if not self._leaving:
             # At the end of a drain all of them would be noted at once, for a date that is a minute old at most.
             await self._seen(link)
@@ -710,9 +703,9 @@ class ControlServer:
         """Take over one announcement; return whether it has changed what the registry holds."""
         bound, agent = log.bind(cluster=link.cluster, connection=link.instance), Actor("agent", link.instance)
         try:
-            if pin := await follow_cluster_ca(self._registry, link.cluster, announced):
+            if pin := await follow_cluster_ca(self.registry, link.cluster, announced):
                 bound.info("cluster CA followed", cluster_ca_pin=pin)
-                self._audit.note("cluster ca follow", {"cluster": link.cluster, "cluster_ca_pin": pin}, agent)
+                self.audit.note("cluster ca follow", {"cluster": link.cluster, "cluster_ca_pin": pin}, agent)
                 return True
         except RegistryUnavailable as error:
             bound.warning("cluster CA not followed yet", reason=error.message)
@@ -720,25 +713,25 @@ class ControlServer:
                 link.announced.append(announced)
         except ArcbridgeError as error:
             bound.error("cluster CA not followed", reason=error.message)
-            self._audit.note_stranger("cluster ca follow", {"cluster": link.cluster}, agent, error.message)
+            self.audit.note_stranger("cluster ca follow", {"cluster": link.cluster}, agent, error.message)
         return False
 
     async def _seen(self, link: ControlConnection) -> None:
         """Note that the cluster was seen, once in a second: the agents of one come and go together."""
-        if self._noted.reserve((link.cluster, link.version), self._clock()) is None:
+        if self._noted.reserve((link.cluster, link.version), self.clock()) is None:
             return
         try:
-            await self._registry.seen(link.cluster, time.time(), version=link.version)
+            await self.registry.seen(link.cluster, time.time(), version=link.version)
         except RegistryUnavailable as error:
             # Only a date for people; the agent stays connected.
             log.warning("cluster not noted as seen", cluster=link.cluster, reason=error.message)
 
     def _failed(self, ticket: Ticket) -> None:
         """Count a handshake that came to nothing because of the peer."""
-        self._failures.reserve(source_of(ticket.address), self._clock())
+        self._failures.reserve(source_of(ticket.address), self.clock())
 
     def _refused(self, ticket: Ticket, cluster: str, reason: str) -> None:
-        self._counters.agents_refused += 1
+        self.counters.agents_refused += 1
         log.warning("agent refused", source=ticket.address, cluster=cluster, reason=reason)
 
 

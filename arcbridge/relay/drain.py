@@ -23,6 +23,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
@@ -62,28 +63,18 @@ class Step(Enum):
     CLOSING = "closing"
 
 
+@dataclass(eq=False, repr=False)
 class Drain:
-    """The one drain of a relay. `random` returns floats in [0, 1)."""
+    """The one drain of a relay. `draw` returns floats in [0, 1)."""
 
-    def __init__(
-        self,
-        listener: Listener,
-        control: ControlServer,
-        clients: ClientJoins,
-        pumps: Pumps,
-        counters: Counters,
-        membership: Membership,
-        *,
-        random: Callable[[], float] = random.random,
-    ) -> None:
-        self._listener = listener
-        self._control = control
-        self._clients = clients
-        self._pumps = pumps
-        self._counters = counters
-        self._membership = membership
-        self._random = random
-        self.step = Step.SERVING
+    listener: Listener
+    control: ControlServer
+    clients: ClientJoins
+    pumps: Pumps
+    counters: Counters
+    membership: Membership
+    draw: Callable[[], float] = field(default=random.random, kw_only=True)
+    step: Step = field(default=Step.SERVING, init=False)
 
     def unready(self) -> str | None:
         """Return why the relay takes no new client, for the readiness check; None: it does."""
@@ -94,40 +85,38 @@ class Drain:
         loop = asyncio.get_running_loop()
         begun = loop.time()
         self._enter(Step.DRAINING)
-        self._clients.draining = True
-        await self._control.drain(_WORDS)
-        await self._until(lambda: not self._clients.joining, begun + JOINING, hurry)
-        self._clients.refuse_pending()
+        self.clients.draining = True
+        await self.control.drain(_WORDS)
+        await self._until(lambda: not self.clients.joining, begun + JOINING, hurry)
+        self.clients.refuse_pending()
         if not await self._until(self._idle, begun + PATIENCE, hurry):
             self._enter(Step.CUTTING)
             await self._cut(begun + PATIENCE + SPREAD, hurry)
         self._enter(Step.LEAVING)
-        await self._until(lambda: not len(self._control), loop.time() + LEAVING, hurry)
-        await self._membership.wait_to_close(hurry)
+        await self._until(lambda: not len(self.control), loop.time() + LEAVING, hurry)
+        await self.membership.wait_to_close(hurry)
         self._enter(Step.CLOSING)
-        if self._membership.shares_port:
-            self._listener.leave()
+        if self.membership.shares_port:
+            self.listener.leave()
             await self._until(
-                lambda: not self._listener.peeking and not self._clients.joining, loop.time() + _LAST, hurry
+                lambda: not self.listener.peeking and not self.clients.joining, loop.time() + _LAST, hurry
             )
-        self._listener.stop()
-        self._control.close()
-        await self._until(lambda: not len(self._control), loop.time() + _CLOSING, None)
+        self.listener.stop()
+        self.control.close()
+        await self._until(lambda: not len(self.control), loop.time() + _CLOSING, None)
 
     def _enter(self, step: Step) -> None:
         self.step = step
-        log.info("relay stopping", step=step.value, sessions=len(self._pumps), agents=len(self._control))
+        log.info("relay stopping", step=step.value, sessions=len(self.pumps), agents=len(self.control))
 
     def _idle(self) -> bool:
-        return not len(self._pumps) and not self._clients.joining
+        return not len(self.pumps) and not self.clients.joining
 
     async def _cut(self, end: float, hurry: asyncio.Event) -> None:
         """Cut each pump at a random moment before `end`, and those that come meanwhile then."""
         loop = asyncio.get_running_loop()
         begun = loop.time()
-        moments = sorted(
-            ((begun + self._random() * (end - begun), pump) for pump in self._pumps), key=lambda one: -one[0]
-        )
+        moments = sorted(((begun + self.draw() * (end - begun), pump) for pump in self.pumps), key=lambda one: -one[0])
 
         def due() -> bool:
             while moments and moments[-1][0] <= loop.time():
@@ -135,12 +124,12 @@ class Drain:
             return self._idle()
 
         await self._until(due, end, hurry)
-        for pump in list(self._pumps):
+        for pump in list(self.pumps):
             self._end(pump)
 
     def _end(self, pump: Pump) -> None:
         if not pump.closed:
-            self._counters.pumps_cut += 1
+            self.counters.pumps_cut += 1
             pump.abort("cut by the drain")
 
     async def _until(self, done: Callable[[], bool], end: float, hurry: asyncio.Event | None) -> bool:

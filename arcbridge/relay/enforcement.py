@@ -17,6 +17,7 @@ import math
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 import structlog
@@ -59,32 +60,22 @@ class _LostSession(NamedTuple):
     loss: Loss
 
 
+@dataclass(eq=False, repr=False)
 class Enforcement:
     """See the module's docstring."""
 
-    def __init__(
-        self,
-        access: Access,
-        pumps: Pumps,
-        clients: ClientJoins,
-        counters: Counters,
-        tell: Callable[[Lost], None],
-        *,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        """`tell`: have the agents of a cluster end a user's sessions, wherever they are connected."""
-        self._access = access
-        self._pumps = pumps
-        self._clients = clients
-        self._counters = counters
-        self._tell = tell
-        self._clock = clock
-        self._enforced: tuple[object, ...] | None = None
-        """The version of `access` for which every session was looked at."""
-        self._enforcing = asyncio.Lock()
-        """Policy and registry are looked at apart, and each look ends here."""
-        self._ended: OrderedDict[tuple[str, str, str], tuple[Identity, float]] = OrderedDict()
-        """Whose sessions ended, and when (monotonic seconds), by cluster and both names of the user."""
+    access: Access
+    pumps: Pumps
+    clients: ClientJoins
+    counters: Counters
+    tell: Callable[[Lost], None]
+    """Has the agents of a cluster end a user's sessions, wherever they are connected."""
+    _enforced: tuple[object, ...] | None = field(default=None, init=False)
+    """The version of `access` for which every session was looked at."""
+    _enforcing: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
+    """Policy and registry are looked at apart, and each look ends here."""
+    _ended: OrderedDict[tuple[str, str, str], tuple[Identity, float]] = field(default_factory=OrderedDict, init=False)
+    """Whose sessions ended, and when (monotonic seconds), by cluster and both names of the user."""
 
     def ended(self, pump: Pump) -> None:
         """Remember whose session has ended here: its agent may still hold it."""
@@ -98,7 +89,7 @@ class Enforcement:
 
     def held_sessions(self) -> Iterator[tuple[Identity, str]]:
         """Yield whose sessions run in this process, each with its cluster."""
-        return ((pump.identity, pump.cluster) for pump in self._pumps if pump.identity is not None)
+        return ((pump.identity, pump.cluster) for pump in self.pumps if pump.identity is not None)
 
     async def enforce(self) -> None:
         """End what has lost its right. Takes `GRACE` longer when there is something to cut."""
@@ -106,10 +97,10 @@ class Enforcement:
             await self._enforce()
 
     async def _enforce(self) -> None:
-        version = self._access.version
+        version = self.access.version
         if version == self._enforced:
             return
-        self._clients.recheck()
+        self.clients.recheck()
         lost = await self._lost()
         self._tell_agents(lost)
         if cut := [(one.pump, one.loss) for one in lost if one.pump is not None]:
@@ -131,20 +122,20 @@ class Enforcement:
         while self._ended and next(iter(self._ended.values()))[1] < oldest:
             self._ended.popitem(last=False)
         sessions: list[tuple[Pump | None, Identity | None, str]] = [
-            *((pump, pump.identity, pump.cluster) for pump in self._pumps),
+            *((pump, pump.identity, pump.cluster) for pump in self.pumps),
             *((None, identity, key[0]) for key, (identity, _) in self._ended.items()),
         ]
         lost = []
         for number, (pump, identity, cluster) in enumerate(sessions):
             if number % SLICE == SLICE - 1:
                 await asyncio.sleep(0)
-            if (loss := self._access.loss(identity, cluster)) is not None:
+            if (loss := self.access.loss(identity, cluster)) is not None:
                 lost.append(_LostSession(None if pump is None or pump.closed else pump, identity, cluster, loss))
         return lost
 
     def _tell_agents(self, lost: list[_LostSession]) -> None:
         """Have the agents end the sessions of these users, once for each. A revoked cluster's agents are cut off."""
-        ahead = math.ceil(self._clock()) + _AHEAD
+        ahead = math.ceil(time.time()) + _AHEAD
         told: dict[Lost, None] = {}
         for one in lost:
             if one.identity is None or one.loss.kind == "cluster":
@@ -153,7 +144,7 @@ class Enforcement:
             before, words = (ahead, _POLICY_WORDS) if entry is None else (entry.before, entry.reason)
             told[Lost(one.cluster, *one.identity.names, before, words)] = None
         for user in itertools.islice(told, MOST_TOLD):
-            self._tell(user)
+            self.tell(user)
         if len(told) > MOST_TOLD:
             log.warning("agents not told of all losses", users=len(told), users_told=MOST_TOLD)
 
@@ -161,7 +152,7 @@ class Enforcement:
         """Count and log: one line for each user of a cluster, and one for a whole cluster."""
         lines: Counter[tuple[str, str, str]] = Counter()
         for pump, loss in lost:
-            self._counters.sessions_cut[loss.kind] += 1
+            self.counters.sessions_cut[loss.kind] += 1
             user = "" if pump.identity is None or loss.kind == "cluster" else pump.identity.username
             lines[loss.cause, pump.cluster, user] += 1
         for (cause, cluster, user), sessions in lines.items():

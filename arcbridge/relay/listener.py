@@ -22,6 +22,7 @@ import errno
 import os
 import socket
 from collections.abc import Callable, Coroutine
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import Any, Final
 
@@ -63,25 +64,20 @@ ConnectionHandler = Callable[[socket.socket, Ticket], Coroutine[Any, Any, None]]
 """Takes over a socket; returns when the connection needs no task any more, and never leaks the socket."""
 
 
+@dataclass(eq=False, repr=False)
 class Listener:
     """`start`, then `stop` and `close`. `handlers` by ALPN protocol; `http/1.1` takes connections without one, too."""
 
-    def __init__(
-        self,
-        handlers: dict[bytes, ConnectionHandler],
-        admission: Admission,
-        counters: Counters,
-        *,
-        peek_deadline: float = PEEK_DEADLINE,
-        balancers: Networks = (),
-    ) -> None:
-        """`balancers`: where connections come from that begin with a PROXY protocol header."""
+    handlers: dict[bytes, ConnectionHandler]
+    admission: Admission
+    counters: Counters
+    _: KW_ONLY
+    peek_deadline: float = PEEK_DEADLINE
+    balancers: Networks = ()
+    """Where connections come from that begin with a PROXY protocol header."""
+
+    def __post_init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._handlers = handlers
-        self._admission = admission
-        self._counters = counters
-        self._peek_deadline = peek_deadline
-        self._balancers = balancers
         self._accepting: AcceptLoop | None = None
         self._spare = -1
         """A descriptor kept for the moment when there is no other; -1: none."""
@@ -143,26 +139,26 @@ class Listener:
     # -- accepting -------------------------------------------------------------------------------------------------
 
     def _accepted(self, sock: socket.socket, host: str) -> None:
-        self._counters.accepted += 1
-        through_proxy = is_among(host, self._balancers)
-        ticket = self._admission.enter(host, through_proxy=through_proxy)
+        self.counters.accepted += 1
+        through_proxy = is_among(host, self.balancers)
+        ticket = self.admission.enter(host, through_proxy=through_proxy)
         if isinstance(ticket, str):
             self._turn_away(sock, host, ticket)
             return
         try:
             tune(sock)
         except OSError:
-            self._counters.rejected["peek_closed"] += 1
+            self.counters.rejected["peek_closed"] += 1
             ticket.leave()
             sock.close()
             return
         arrival = _Arrival(self, sock, ticket, through_proxy)
         self._arrivals.add(arrival)
-        arrival.start(self._peek_deadline)
+        arrival.start(self.peek_deadline)
 
     def _exhausted(self, listening: socket.socket, _error: OSError, _again: bool) -> None:
         """Turn one connection away with the spare descriptor; the others wait in the kernel's queue."""
-        self._counters.accept_pauses += 1
+        self.counters.accept_pauses += 1
         log.warning(
             "out of file descriptors",
             available=limit(),
@@ -171,7 +167,7 @@ class Listener:
         self._close_spare()
         try:
             reset(listening.accept()[0])
-            self._counters.rejected["descriptors"] += 1
+            self.counters.rejected["descriptors"] += 1
         except OSError:
             # Another part of this process took the descriptor, or the queue is empty.
             pass
@@ -197,7 +193,7 @@ class Listener:
     def arrived(self, arrival: _Arrival, hello: client_hello.ClientHello) -> None:
         self._arrivals.discard(arrival)
         offered = hello.alpn or (client_hello.HTTP,)
-        protocol = next((name for name in offered if name in self._handlers), None)
+        protocol = next((name for name in offered if name in self.handlers), None)
         if protocol is None:
             self.rejected(arrival, "no_protocol")
             return
@@ -206,7 +202,7 @@ class Listener:
             self.refused(arrival, reason)
             return
         self._arrivals.add(arrival)
-        self._queues[purpose is Purpose.HTTP][arrival] = self._handlers[protocol]
+        self._queues[purpose is Purpose.HTTP][arrival] = self.handlers[protocol]
         arrival.ticket.on_evicted = partial(self.evict, arrival, purpose)
         self._start_soon()
 
@@ -236,7 +232,7 @@ class Listener:
 
     def rejected(self, arrival: _Arrival, reason: str) -> None:
         self._forget(arrival)
-        self._counters.rejected[reason] += 1
+        self.counters.rejected[reason] += 1
         if reason == client_hello.Reason.PLAIN_HTTP.value:
             self._run(_answer_plain_http, arrival)
         else:
@@ -261,7 +257,7 @@ class Listener:
 
     def _turn_away(self, sock: socket.socket, address: str, reason: str) -> None:
         """Close a connection for which there is no place."""
-        self._counters.rejected[reason] += 1
+        self.counters.rejected[reason] += 1
         reset(sock)
         self._tell("connections turned away", reason, address)
 
@@ -285,7 +281,7 @@ class Listener:
             raise
         except Exception:
             # One connection's bug ends one connection. The handler has closed the socket, or a transport owns it.
-            self._counters.rejected["failed"] += 1
+            self.counters.rejected["failed"] += 1
             log.exception("connection failed", source=ticket.address)
         finally:
             ticket.leave()

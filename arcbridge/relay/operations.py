@@ -12,6 +12,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Final
 
 import structlog
@@ -43,38 +44,32 @@ ENDED: Final = "no reason is given"
 log = structlog.get_logger("arcbridge.relay")
 
 
+@dataclass(eq=False, repr=False)
 class Operations:
     """Answers for one process."""
 
-    def __init__(
-        self,
-        pumps: Pumps,
-        fleet: Fleet,
-        tell: Callable[[Lost], None],
-        policy: PolicyFile,
-        recent: RecentUsers,
-        *,
-        relay: str,
-        worker: int | None = None,
-        authority: Authority | None = None,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        """`relay`: this relay's public address; `worker`: which of its processes this is. `tell`: have the agents of a
-        cluster end a session, wherever they are connected."""
-        self._pumps = pumps
-        self._fleet = fleet
-        self._tell = tell
-        self._policy = policy
-        self._recent = recent
-        self._authority = authority
+    pumps: Pumps
+    fleet: Fleet
+    tell: Callable[[Lost], None]
+    """Has the agents of a cluster end a session, wherever they are connected."""
+    policy: PolicyFile
+    recent: RecentUsers
+    _: KW_ONLY
+    relay: str
+    """This relay's public address."""
+    worker: int | None = None
+    """Which of the relay's processes this is."""
+    authority: Authority | None = None
+    clock: Callable[[], float] = time.time
+
+    def __post_init__(self) -> None:
         self.findings: Callable[[], list[Finding]] = list
         """What the self-checks found last; set once they are made."""
         self.certificate_expires: Callable[[], float] = lambda: 0.0
         """When the certificate that peers are shown ends, unix seconds; set once there is one."""
         self.refusals = RecentRefusals()
         """Who was refused which cluster lately; those of the joins, once these are made."""
-        self._origin: Row = {"relay": relay, "worker": worker}
-        self._clock = clock
+        self._origin: Row = {"relay": self.relay, "worker": self.worker}
         self._cuts = TaskSet()
 
     def answer(self, question: Question) -> list[Row]:
@@ -86,7 +81,7 @@ class Operations:
                 if isinstance(wanted := question.get("clusters"), list):
                     # Another relay counts the agents of these clusters.
                     named = {name for name in wanted if isinstance(name, str)}
-                    counted = [link for name in named for link in self._fleet.links(name)]
+                    counted = [link for name in named for link in self.fleet.links(name)]
                     return [{"cluster": one.cluster, "agent": one.instance} for one in counted if not one.draining]
                 # A relay of an earlier version answers with all.
                 asked = question.get("patterns")
@@ -98,7 +93,7 @@ class Operations:
                      "relay_ca": link.report.relay_ca, "certificate_ca": link.report.certificate_ca,
                      "cluster_ca": link.report.cluster_ca, "newest": link.report.relay_ca == self._newest_ca,
                      **self._origin}
-                    for link in self._fleet.links()
+                    for link in self.fleet.links()
                     if not link.draining and covers(patterns, link.cluster)
                 ]  # fmt: skip
             case "checks":
@@ -108,12 +103,12 @@ class Operations:
                     for one in self.findings()
                 ]  # fmt: skip
             case "ca":
-                if self._authority is None:
+                if self.authority is None:
                     return []
-                known = self._authority.succession
+                known = self.authority.succession
                 return [{"pins": list(known.pins), "present": known.present, "since": known.since, **self._origin}]
             case "users":
-                return self._recent.followers()
+                return self.recent.followers()
             case "policy":
                 return [self._policy_row()]
             case "policy_rules":
@@ -130,7 +125,7 @@ class Operations:
                 return self._connected(frozenset(names) if isinstance(names, list) else frozenset())
             case "accept_policy":
                 hash = clean(str(question.get("hash", "")), MAX_REASON)
-                held = self._policy.accept(hash)
+                held = self.policy.accept(hash)
                 log.warning("policy is accepted by an operator", hash=hash, held=held)
                 return [self._policy_row()] if held else []
             case "end":
@@ -146,11 +141,11 @@ class Operations:
 
     @property
     def _newest_ca(self) -> str | None:
-        return None if self._authority is None else self._authority.succession.pins[-1]
+        return None if self.authority is None else self.authority.succession.pins[-1]
 
     def _held(self) -> list[Pump]:
         """Return the sessions whose client is connected here. Where a join was passed on, another relay lists it."""
-        return sorted((pump for pump in self._pumps if pump.identity is not None), key=lambda pump: pump.started_at)
+        return sorted((pump for pump in self.pumps if pump.identity is not None), key=lambda pump: pump.started_at)
 
     def _asked_for(self, question: Question) -> list[Pump]:
         """Return the sessions of these `clusters` (names and patterns), of this user, with this id, the oldest `most`.
@@ -179,7 +174,7 @@ class Operations:
             "agent": pump.agent,
             "source": pump.source,
             "restricted": pump.restricted,
-            "since": self._clock() - lasted,
+            "since": self.clock() - lasted,
             "bytes_to_agent": pump.bytes_to_agent,
             "bytes_to_client": pump.bytes_to_client,
             "round_trip": pump.round_trip,
@@ -188,7 +183,7 @@ class Operations:
 
     def _policy_row(self) -> Row:
         """Return what this process serves by: its policy, its version, its certificate."""
-        policy, held = self._policy.current(), self._policy.held
+        policy, held = self.policy.current(), self.policy.held
         return {
             "hash": policy.hash,
             "rules": len(policy.rules),
@@ -203,7 +198,7 @@ class Operations:
     def _policy_rules(self) -> list[Row]:
         """Return the rules in force, then each `[[admin]]`, a name in each row: a rule of many may be larger than a
         message."""
-        policy = self._policy.current()
+        policy = self.policy.current()
         rules = [("rule", n, rule, frozenset[str]()) for n, rule in enumerate(policy.rules)]
         rules += [("admin", n, one.rule, one.what) for n, one in enumerate(policy.admins)]
         return [
@@ -218,11 +213,11 @@ class Operations:
 
     def _user(self, name: str) -> list[Row]:
         """Return the groups of the user's last token that the policy names, of a session or of a join."""
-        found = (pump.identity for pump in self._pumps if pump.identity and pump.identity.username == name)
+        found = (pump.identity for pump in self.pumps if pump.identity and pump.identity.username == name)
         newest = max(found, key=lambda one: one.issued_at, default=None)
         if newest is None:
-            return self._recent.rows(name)
-        return [token_row(newest, self._policy.current().known_groups(newest), "session", newest.issued_at)]
+            return self.recent.rows(name)
+        return [token_row(newest, self.policy.current().known_groups(newest), "session", newest.issued_at)]
 
     def _connected(self, groups: frozenset[str]) -> list[Row]:
         """Return the sessions, each with those of these groups that its user has."""
@@ -230,7 +225,7 @@ class Operations:
             {"session": pump.join_id, "user": pump.identity.username, "actor": pump.identity.actor,
              "cluster": pump.cluster,
              "groups": [group for group in pump.identity.groups if group in groups], **self._origin}
-            for pump in self._pumps if pump.identity is not None
+            for pump in self.pumps if pump.identity is not None
         ]  # fmt: skip
 
     def _end(self, session: str, reason: str) -> list[Row]:
@@ -248,7 +243,7 @@ class Operations:
                 reason=words,
             )
             # By both ids: after a resumption the agent knows the session by its first one as well.
-            self._tell(Lost(pump.cluster, *identity.names, 0, words or ENDED, pump.join_id))
+            self.tell(Lost(pump.cluster, *identity.names, 0, words or ENDED, pump.join_id))
             self._cuts.start(self._cut(pump), f"cut-{pump.join_id}")
         return [self._session(pump) for pump in found]
 

@@ -14,6 +14,7 @@ import math
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 import structlog
@@ -39,24 +40,19 @@ CLUSTERS: Final = 4096
 log = structlog.get_logger("arcbridge.relay")
 
 
+@dataclass(eq=False, repr=False)
 class AgentJoins:
     """The joins of agents at one process."""
 
-    def __init__(
-        self,
-        dials: PendingDials,
-        registry: Registry,
-        counters: Counters,
-        detour: Detour | None,
-        require_room: Callable[[], None],
-    ) -> None:
-        """`detour`: the way to other processes of the relay or the fleet. `require_room` raises `JoinRefused` where no
-        join can be passed on for which this process has a pump."""
-        self._dials = dials
-        self._registry = registry
-        self._counters = counters
-        self._detour = detour
-        self._require_room = require_room
+    dials: PendingDials
+    registry: Registry
+    counters: Counters
+    detour: Detour | None
+    """The way to other processes of the relay or the fleet."""
+    require_room: Callable[[], None]
+    """Raises `JoinRefused` where no join can be passed on for which this process has a pump."""
+
+    def __post_init__(self) -> None:
         self._guesses: KeyedTokenBucket[str] = KeyedTokenBucket(GUESSES, GUESSES_RATE, size=CLUSTERS)
 
     async def serve(self, join: ServerJoin, request: JoinRequest, ticket: Ticket) -> bool:
@@ -64,7 +60,7 @@ class AgentJoins:
         refusal, reason = await self._claim(join, request, ticket)
         if refusal is None:
             return True
-        self._counters.agent_joins_refused += 1
+        self.counters.agent_joins_refused += 1
         log.warning("agent's join refused", source=ticket.address, code=JoinCode(refusal.code).name, reason=reason)
         ticket.waits()
         await join.refuse(refusal)
@@ -77,19 +73,19 @@ class AgentJoins:
             return JoinReply(code=JoinCode.UNAUTHENTICATED, message="an agent's join needs its certificate"), "none"
         try:
             cluster = agent_cluster(certificate)
-            admit(await self._registry.cluster(cluster), certificate)
+            admit(await self.registry.cluster(cluster), certificate)
         except EnrolmentRefused as error:
             return JoinReply(code=JoinCode.FORBIDDEN, message=error.message), error.message
         except RegistryUnavailable as error:
             reply = JoinReply(code=JoinCode.INTERNAL, message="the relay's registry does not answer", retry_after=5)
             return reply, error.message
         ticket.leave()
-        detour = self._detour
+        detour = self.detour
         if detour is None or not detour.is_elsewhere(request):
-            reason = self._dials.claim(join, request, cluster)
+            reason = self.dials.claim(join, request, cluster)
         else:
             try:
-                reason = await detour.pass_on(join, request, cluster, self._require_room)
+                reason = await detour.pass_on(join, request, cluster, self.require_room)
             except JoinRefused as error:
                 reply = JoinReply(code=error.code, message=error.message, retry_after=error.retry_after or 0)
                 return reply, f"not passed on: {getattr(error.__cause__, 'message', '') or error.message}"
@@ -113,7 +109,7 @@ class AgentJoins:
         join = ServerJoin(sock, context(), ALPN_HOP)
         claimed = False
         try:
-            request = await read_request(join, ticket, self._counters)
+            request = await read_request(join, ticket, self.counters)
             if request is not None:
                 refusal, reason = self._claim_for_relay(join, request, ticket)
                 claimed = refusal is None
@@ -134,8 +130,8 @@ class AgentJoins:
         if request.role != "agent" or request.hops != 1:
             reply = JoinReply(code=JoinCode.BAD_REQUEST, message="a hop is an agent's, and the only one")
             return reply, "it is no first hop of an agent"
-        if reason := self._dials.claim(join, request, request.cluster):
-            self._counters.agent_joins_refused += 1
+        if reason := self.dials.claim(join, request, request.cluster):
+            self.counters.agent_joins_refused += 1
             return VOID, reason
         return None, ""
 
@@ -154,30 +150,28 @@ async def read_request(join: ServerJoin, ticket: Ticket, counters: Counters) -> 
         return None
 
 
+@dataclass(eq=False, repr=False)
 class Rendezvous:
     """`serve` is the listener's handler for `arcbridge-join/1`; both ends of every session come through it."""
 
-    def __init__(
-        self, context: Callable[[], ServerContext], clients: ClientJoins, agents: AgentJoins, counters: Counters
-    ) -> None:
-        self._context = context
-        self._clients = clients
-        self._agents = agents
-        self._counters = counters
+    context: Callable[[], ServerContext]
+    clients: ClientJoins
+    agents: AgentJoins
+    counters: Counters
 
     async def serve(self, sock: socket.socket, ticket: Ticket) -> None:
         """Serve one join connection, from its handshake to the pump or to its end."""
-        join = ServerJoin(sock, self._context())
+        join = ServerJoin(sock, self.context())
         handed_over = False
         try:
-            request = await read_request(join, ticket, self._counters)
+            request = await read_request(join, ticket, self.counters)
             if request is None:
                 return
             ticket.works()
             if request.role == "agent":
-                handed_over = await self._agents.serve(join, request, ticket)
+                handed_over = await self.agents.serve(join, request, ticket)
             elif request.role == "client":
-                handed_over = await self._clients.serve(join, request, ticket)
+                handed_over = await self.clients.serve(join, request, ticket)
             else:
                 await join.refuse(JoinReply(code=JoinCode.BAD_REQUEST, message="a join is for a client or an agent"))
         finally:

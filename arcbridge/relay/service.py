@@ -273,7 +273,7 @@ async def _serve_api(
         basis.counters,
         certificate_life=config.agent_certificate_life,
         limits=basis.limits,
-        login=login_document(config.login),
+        login_document=login_document(config.login),
         payer_of=pumps.payer_of,
         audit=basis.audit,
     )

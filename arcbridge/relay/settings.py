@@ -66,8 +66,8 @@ def check(config: RelayConfig) -> CheckedRelay:
     if not config.public_address:
         problems.error(
             "public_address",
-            "public_address: required but not set; give --public-address host:port that agents and clients dial, or "
-            "set it in the settings file",
+            "required but not set; give --public-address host:port that agents and clients dial, or set it in the "
+            "settings file",
         )
     with problems.collect("public_address"):
         if config.public_address:
@@ -85,8 +85,8 @@ def check(config: RelayConfig) -> CheckedRelay:
     if config.authentication is None:
         problems.error(
             "authentication",
-            "authentication: required but not set; give --authentication FILE (AuthenticationConfiguration for users' "
-            "tokens), or set it in the settings file",
+            "required but not set; give --authentication FILE (AuthenticationConfiguration for users' tokens), or set "
+            "it in the settings file",
         )
     tokens = token_settings.check(
         problems,
@@ -133,32 +133,32 @@ def _check_limits(config: RelayConfig, problems: Problems) -> None:
         value = getattr(limits, field.name)
         least = 0 if field.name == "clusters_with_metrics" else 1
         if isinstance(value, int) and value < least:
-            problems.error(f"limits.{field.name}", f"limits.{field.name}: must be at least {least}, not {value}")
+            problems.error(f"limits.{field.name}", f"must be at least {least}, not {value}")
     for path in ("limits.loop_share_per_address", "limits.loop_share_per_user"):
         if getattr(limits, path.removeprefix("limits.")) > 100:
-            problems.error(path, f"{path}: must be at most 100 (per cent)")
+            problems.error(path, "must be at most 100 (per cent)")
     if not 0 <= config.policy_share <= 100:
-        problems.error("policy_share", "policy_share: must be from 0, for none, to 100 (per cent)")
+        problems.error("policy_share", "must be from 0, for none, to 100 (per cent)")
     if config.policy_hold < 0:
-        problems.error("policy_hold", "policy_hold: must be 0 s, for no end, or above")
+        problems.error("policy_hold", "must be 0 s, for no end, or above")
     if not 0 <= config.recovery_wait <= 600:
-        problems.error("recovery_wait", "recovery_wait: must be between 0 s, for no wait, and 10m")
+        problems.error("recovery_wait", "must be between 0 s, for no wait, and 10m")
     if limits.join_deadline <= 0:
-        problems.error("limits.join_deadline", "limits.join_deadline: must be above 0 s")
+        problems.error("limits.join_deadline", "must be above 0 s")
     for kind, tables in (("groups", limits.groups), ("users", limits.users), ("actors", limits.actors)):
         for name, table in tables.items():
             for setting in ("sessions", "joins_per_minute"):
                 if getattr(table, setting) < 0:
                     path = f'limits.{kind}."{name}".{setting}'
                     none = "no bound" if kind == "actors" else "the number of every user"
-                    problems.error(path, f"{path}: must be 0, for {none}, or above")
+                    problems.error(path, f"must be 0, for {none}, or above")
     if config.agent_certificate_life <= 0:
-        problems.error("agent_certificate_life", "agent_certificate_life: must be above 0 s")
+        problems.error("agent_certificate_life", "must be above 0 s")
     elif config.agent_certificate_life < SHORT_LIFE:
         problems.warn(
             "agent_certificate_life",
-            f"agent_certificate_life: {config.agent_certificate_life:.0f} s has every agent renew all the time, and "
-            "enrol anew after a relay's outage of a third of it",
+            f"{config.agent_certificate_life:.0f} s has every agent renew all the time, and enrol anew after a relay's "
+            "outage of a third of it",
         )
 
 
@@ -182,8 +182,7 @@ def check_policy(
     if config.policy is None:
         problems.error(
             "policy",
-            "policy: required but not set; give --policy FILE (who may reach which cluster), or set it in the settings "
-            "file",
+            "required but not set; give --policy FILE (who may reach which cluster), or set it in the settings file",
         )
         return Policy(())
     data = named_files.read(problems, "policy", config.policy)
@@ -287,9 +286,7 @@ def _check_page(config: RelayConfig, issuers: AuthenticationConfig, policy: Poli
     if not page.client_id:
         given = [field.name for field in fields(page) if getattr(page, field.name) != field.default]
         if given:
-            problems.error(
-                "page.client_id", f"page.client_id: required with page.{given[0]}; the page's client at the issuer"
-            )
+            problems.error("page.client_id", f"required with page.{given[0]}; the page's client at the issuer")
         return
     if issuers.issuers:
         with problems.collect("page.issuer"):
@@ -297,13 +294,13 @@ def _check_page(config: RelayConfig, issuers: AuthenticationConfig, policy: Poli
             if issuer is not None and page.client_id in issuer.audiences:
                 problems.error(
                     "page.client_id",
-                    f"page.client_id: {page.client_id!r} is an audience of {issuer.path} in the authentication file, "
-                    "so that its id tokens would be access tokens; make a client for the page alone",
+                    f"{page.client_id!r} is an audience of {issuer.path} in the authentication file, so that its id "
+                    "tokens would be access tokens; make a client for the page alone",
                 )
     if "openid" not in page.scopes:
-        problems.error("page.scopes", 'page.scopes: must have "openid", without which an issuer gives no id token')
+        problems.error("page.scopes", 'must have "openid", without which an issuer gives no id token')
     if not SHORTEST_SESSION <= page.session <= LONGEST_SESSION:
-        problems.error("page.session", "page.session: must be between 5m and 12h")
+        problems.error("page.session", "must be between 5m and 12h")
     if page.client_secret_file is not None:
         named_files.check_secret(problems, "page.client_secret_file", page.client_secret_file)
     if config.tls.certificate is None:
@@ -319,13 +316,13 @@ def _check_page(config: RelayConfig, issuers: AuthenticationConfig, policy: Poli
 def _check_client_directory(directory: Path) -> None:
     """Raise `ConfigError` where `client.directory` is no directory, or another user can change what is in it."""
     if why := named_files.closed_to_this_user(directory):
-        raise ConfigError(f"client.directory: {directory} cannot be read by this user: {why}")
+        raise ConfigError(f"{directory} cannot be read by this user: {why}")
     if not named_files.is_directory(directory):
-        raise ConfigError(f"client.directory: {directory} is no directory; make it, or take the setting out")
+        raise ConfigError(f"{directory} is no directory; make it, or take the setting out")
     try:
         refuse_foreign_directory(directory)
     except StateError as error:
-        raise ConfigError(f"client.directory: {error.message}") from error
+        raise ConfigError(error.message) from error
 
 
 def _check_data_dir(config: RelayConfig, problems: Problems) -> None:
@@ -337,7 +334,7 @@ def _check_data_dir(config: RelayConfig, problems: Problems) -> None:
     try:
         Authority.read(config.data_dir)
     except StateError as error:
-        problems.error("data_dir", f"data_dir: {error.message}")
+        problems.error("data_dir", error.message)
 
 
 def _check_audit(config: RelayConfig, problems: Problems) -> None:
@@ -375,7 +372,7 @@ def _check_fleet(config: RelayConfig, problems: Problems) -> None:
     with problems.collect("fleet.servers"):
         require_library()
     if fleet.outage <= 0:
-        problems.error("fleet.outage", "fleet.outage: must be above 0 s")
+        problems.error("fleet.outage", "must be above 0 s")
 
 
 def required(config: RelayConfig) -> CheckedRelay:

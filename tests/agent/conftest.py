@@ -12,6 +12,8 @@ from arcbridge.audit import writer
 from arcbridge.settings.config import AgentConfig, AgentStateConfig, AuditConfig, KubernetesConfig
 from tests.support.fake_apiserver import FakeApiServer
 
+from .pair import Held, holding
+
 
 @pytest.fixture(autouse=True)
 def _audit_is_written_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,3 +49,10 @@ async def api(config: AgentConfig) -> AsyncIterator[ApiServer]:
     made = ApiServer(endpoint_of(config.kubernetes, {}))
     yield made
     await made.close()
+
+
+@pytest.fixture
+async def held() -> AsyncIterator[Held]:
+    """Alice's session at an agent."""
+    async with holding() as made:
+        yield made

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from arcbridge.net.backoff import Backoff
 from arcbridge.pki.authority import Authority
 from arcbridge.pki.credentials import DirectoryStore
 from tests.support.clock import Clock
+from tests.support.eventually import until
 
 from .fake_relay import FakeRelay
 from .pair import FakeAuthenticator, make_sessions
@@ -44,9 +44,7 @@ class World:
     async def until(self, condition: Callable[[], object], what: str) -> None:
         """Wait until `condition()` holds; fail after half a minute."""
         try:
-            async with asyncio.timeout(30):
-                while not condition():
-                    await asyncio.sleep(0.005)
+            await until(condition)
         except TimeoutError:
             raise AssertionError(f"never: {what}; connected to {self.connected}") from None
 

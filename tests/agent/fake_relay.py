@@ -166,7 +166,6 @@ class FakeRelay:
         }
         dial = Dial(**{**base, **fields})
         session = self.agents[-1].session
-        assert session is not None
         self.status_arrived.clear()
         session.send(dial)
         return dial

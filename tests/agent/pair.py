@@ -311,7 +311,6 @@ class Held:
 
     async def cut(self) -> None:
         """Lose the connection and wait until both ends have noticed."""
-        assert self.client.transport is not None
         self.client.transport.abort()
         await self.until(lambda: self.client.state is State.DETACHED and self.sessions.detached == 1)
 

@@ -145,7 +145,7 @@ async def test_an_api_server_that_is_down(made: Made) -> None:
 
 
 async def test_modes_that_are_switched_off(made: Made) -> None:
-    closed = Authenticator(made[1]._api, None, made[1].proofs, token_mode=False)
+    closed = Authenticator(made[1].api, None, made[1].proofs, token_mode=False)
     for kind in ("oidc", "bearer"):
         with pytest.raises(PermissionRefused):
             await closed.authenticate(Auth(kind=kind, token="t"))
@@ -221,7 +221,6 @@ async def test_t30_a_request_s_own_token_is_bound_to_the_key_of_its_session(made
 async def test_u6_restrictions_come_with_a_kind_that_older_agents_refuse(made: Made) -> None:
     authenticator, record = made[1], Restrictions(read_only=True).encode()
     found = await authenticator.authenticate(Auth("restricted-oidc", token(claims()), restrictions=record))
-    assert found.restrictions is not None
     assert (found.restrictions.words, found.token_mode) == (("read-only",), False)
     with pytest.raises(Unauthenticated, match="does not announce"):
         await authenticator.authenticate(Auth("oidc", token(claims()), restrictions=record))

@@ -64,7 +64,6 @@ async def test_an_agent_tells_its_relays_and_states_what_its_certificate_does(tm
     again = CredentialKeeper(DirectoryStore(tmp_path), (), clock=time.time)
     await again.start()
     announced = again.announcement
-    assert announced is not None
     assert announced.oldest == CLUSTER.certificate_pem == again.stated_ca_pem
     assert announced.cas == again.current.rotation.succession
     assert again.known_cluster_ca == again.current.rotation.list.pins[1] != CLUSTER.pin

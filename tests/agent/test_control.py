@@ -86,7 +86,6 @@ class Moves:
 
 async def test_it_says_who_it_is(world: World) -> None:
     hello = link_of(world).peer_hello
-    assert hello is not None
     assert hello.agent == "agent-1"
     assert hello.cluster_ca == world.control._keeper.current.cluster_ca_certificate_pem
     assert world.control.unready() is None
@@ -261,7 +260,6 @@ async def test_a_relay_that_goes_away_while_the_agent_leaves_it_has_its_sessions
     await three.until(lambda: three.relays[2].links[0].goaways == [GoawayCode.DONE], "the third is being left")
     moves = Moves(three)
     session = three.relays[2].links[0].session
-    assert session is not None
     session.goaway(GoawayCode.DRAINING, "an upgrade", 600)
     await three.until(lambda: moves.asked, "asked to move")
     assert moves.asked[0][0] == three.relays[2].address

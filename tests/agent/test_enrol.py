@@ -147,7 +147,6 @@ async def test_a_renewal_s_request_is_stored_before_it_is_sent(relay: FakeRelay,
         with pytest.raises(Unreachable):
             await one._check_store()
     snapshot = await DirectoryStore(tmp_path / "state").load()
-    assert snapshot is not None
     del relay.answers["/v1/renew"]
     again = keeper(relay, tmp_path, clock=clock)
     await again.start()
@@ -160,7 +159,6 @@ async def test_a_renewal_s_request_is_stored_before_it_is_sent(relay: FakeRelay,
     assert again.renewals == 2
     assert relay.calls[-1][1]["csr"] != requests[0]["csr"]
     snapshot = await DirectoryStore(tmp_path / "state").load()
-    assert snapshot is not None
     assert snapshot[entries.RENEWAL_REQUEST] == b""
 
 
@@ -201,7 +199,6 @@ async def test_a_stored_request_over_another_key_is_not_sent(relay: FakeRelay, t
     store = DirectoryStore(tmp_path / "state")
     for foreign in (make_csr(make_key()).encode(), b"nonsense"):
         snapshot = await store.load()
-        assert snapshot is not None
         await store.save({entries.RENEWAL_REQUEST: foreign}, expect_version=snapshot.version)
         clock.ahead = 3600 * 0.7
         await one._check_store()

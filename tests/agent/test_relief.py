@@ -53,7 +53,6 @@ async def stalled(count: int, process: Backlog) -> Any:
 
 async def end_of(caller: StreamIO) -> int:
     """The code with which a caller's stream was reset."""
-    assert caller.transport is not None
     caller.transport.resume_reading()
 
     async def read_on() -> None:

@@ -60,7 +60,6 @@ def real_sessions(clock: Clock, audit: AuditLog | None = None, policy: ProofPoli
 
 
 def lose(client: MuxSession) -> None:
-    assert client.transport is not None
     client.transport.abort()
 
 

@@ -17,7 +17,7 @@ from arcbridge.wire.limits import DEFAULT
 from tests.support.stream_io import StreamIO
 
 from .kube.bench import RecordedAudit
-from .pair import end_of, holding, joined, opened, reset_of, used
+from .pair import Held, end_of, holding, joined, opened, reset_of, used
 
 
 def limited(**limits: Any) -> Accounts:
@@ -48,25 +48,24 @@ async def test_l23_streams_of_all_sessions_count_and_one_over_the_limit_is_reset
     assert (rest["limit"], rest["verb"], rest["omitted"]) == ("streams", "limit", 2), "none is missing at the end"
 
 
-async def test_m7_streams_that_end_before_their_answers_count_per_user() -> None:
+async def test_m7_streams_that_end_before_their_answers_count_per_user(held: Held) -> None:
     """The user's next session has no burst of its own; another user has a whole one."""
-    async with holding() as held:
-        (account,) = held.sessions.accounts._present.values()
-        account.churn.rate = 0.0  # however long this takes
-        begun = 0
-        for join_id in ("k" * 16, "l" * 16):
-            async with joined(held.sessions, join_id=join_id, alone=False) as (client, _):
-                while not client.closed and begun < 2 * DEFAULT.churn_burst:
-                    io = opened(client, "nothing")
-                    begun += 1
-                    with contextlib.suppress(StreamReset, ConnectionLost, SessionEnded):
-                        await io.read()
-                assert "before their answers" in (await asyncio.wait_for(client.wait_ended(), 10)).message
-        assert DEFAULT.churn_burst < begun < 1.5 * DEFAULT.churn_burst
-        async with joined(held.sessions, "m", join_id="m" * 16, alone=False) as (mallory, _):
-            io = opened(mallory, "nothing")
-            assert await reset_of(io) == ResetCode.UNKNOWN_TARGET
-        await held.echo(b"what runs in a session without such streams goes on")
+    (account,) = held.sessions.accounts._present.values()
+    account.churn.rate = 0.0  # however long this takes
+    begun = 0
+    for join_id in ("k" * 16, "l" * 16):
+        async with joined(held.sessions, join_id=join_id, alone=False) as (client, _):
+            while not client.closed and begun < 2 * DEFAULT.churn_burst:
+                io = opened(client, "nothing")
+                begun += 1
+                with contextlib.suppress(StreamReset, ConnectionLost, SessionEnded):
+                    await io.read()
+            assert "before their answers" in (await asyncio.wait_for(client.wait_ended(), 10)).message
+    assert DEFAULT.churn_burst < begun < 1.5 * DEFAULT.churn_burst
+    async with joined(held.sessions, "m", join_id="m" * 16, alone=False) as (mallory, _):
+        io = opened(mallory, "nothing")
+        assert await reset_of(io) == ResetCode.UNKNOWN_TARGET
+    await held.echo(b"what runs in a session without such streams goes on")
 
 
 async def test_l23_another_user_is_not_touched() -> None:
@@ -147,15 +146,13 @@ async def test_a_renewal_changes_the_limits_of_the_session() -> None:
         await used(held.client)
 
 
-async def test_m22_the_windows_of_all_sessions_of_a_user_grow_within_one_bound() -> None:
-    async with holding() as held:  # noqa: SIM117  the one is made by the other
-        async with joined(held.sessions, join_id="k" * 16, alone=False):
-            growths = []
-            for letter in "jk":
-                session = held.old_of(letter).session
-                assert session is not None
-                growths.append(session._machine.stream_table.growth)
-            promised = next(iter(held.sessions._open))._caller.account.promised
-            promised.most = promised.held + 1000
-            assert growths[0].take(600) == 600
-            assert growths[1].take(600) == 400
+async def test_m22_the_windows_of_all_sessions_of_a_user_grow_within_one_bound(held: Held) -> None:
+    async with joined(held.sessions, join_id="k" * 16, alone=False):
+        growths = []
+        for letter in "jk":
+            session = held.old_of(letter).session
+            growths.append(session._machine.stream_table.growth)
+        promised = next(iter(held.sessions._open))._caller.account.promised
+        promised.most = promised.held + 1000
+        assert growths[0].take(600) == 600
+        assert growths[1].take(600) == 400

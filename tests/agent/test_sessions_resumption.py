@@ -20,7 +20,7 @@ from arcbridge.wire.limits import DEFAULT
 from arcbridge.wire.records import Auth, AuthOk, Goaway, Hello
 
 from .kube.bench import RecordedAudit
-from .pair import Clock, FakeAuthenticator, asks_for, holding, joined, knock, make_sessions, renew, resume, used
+from .pair import Clock, FakeAuthenticator, Held, asks_for, holding, joined, knock, make_sessions, renew, resume, used
 
 
 async def test_a_session_goes_on_over_another_connection() -> None:
@@ -49,36 +49,34 @@ async def test_a_session_goes_on_over_another_connection() -> None:
     assert len(held.sessions.resumes) == 0
 
 
-async def test_nothing_is_lost_or_doubled_across_cuts() -> None:
+async def test_nothing_is_lost_or_doubled_across_cuts(held: Held) -> None:
     payload = bytes(range(256)) * 4096 * 4
-    async with holding() as held:
-        got = bytearray()
+    got = bytearray()
 
-        async def read() -> None:
-            while len(got) < len(payload):
-                got.extend(await held.io.read())
+    async def read() -> None:
+        while len(got) < len(payload):
+            got.extend(await held.io.read())
 
-        reading = asyncio.ensure_future(read())
-        writing = asyncio.ensure_future(held.io.write(payload))
-        for _ in range(5):
-            have = len(got)
-            await held.until(lambda have=have: len(got) > have or len(got) == len(payload))
-            await held.cut()
-            await resume(held.sessions, held.client)
-        async with asyncio.timeout(20):
-            await asyncio.gather(reading, writing)
-        assert hashlib.sha256(got).digest() == hashlib.sha256(payload).digest()
-        assert held.sessions.counters.resumed == 5
-        assert held.sessions.replayed_bytes > 0
-
-
-async def test_s4_a_newer_connection_replaces_one_that_is_still_there() -> None:
-    async with holding() as held:
-        before = held.client.transport
+    reading = asyncio.ensure_future(read())
+    writing = asyncio.ensure_future(held.io.write(payload))
+    for _ in range(5):
+        have = len(got)
+        await held.until(lambda have=have: len(got) > have or len(got) == len(payload))
+        await held.cut()
         await resume(held.sessions, held.client)
-        assert held.client.transport is not before
-        await held.echo(b"after")
-        assert (held.sessions.counters.resumed, held.sessions.detached) == (1, 0)
+    async with asyncio.timeout(20):
+        await asyncio.gather(reading, writing)
+    assert hashlib.sha256(got).digest() == hashlib.sha256(payload).digest()
+    assert held.sessions.counters.resumed == 5
+    assert held.sessions.replayed_bytes > 0
+
+
+async def test_s4_a_newer_connection_replaces_one_that_is_still_there(held: Held) -> None:
+    before = held.client.transport
+    await resume(held.sessions, held.client)
+    assert held.client.transport is not before
+    await held.echo(b"after")
+    assert (held.sessions.counters.resumed, held.sessions.detached) == (1, 0)
 
 
 STRANGERS: list[tuple[dict[str, Any], str, str, str]] = [
@@ -94,40 +92,37 @@ STRANGERS: list[tuple[dict[str, Any], str, str, str]] = [
 
 @pytest.mark.parametrize(("changes", "token", "kind", "reason"), STRANGERS, ids=range(len(STRANGERS)))
 async def test_s5_s6_strangers_hear_one_answer_and_the_owner_goes_on(
-    changes: dict[str, Any], token: str, kind: str, reason: str
+    held: Held, changes: dict[str, Any], token: str, kind: str, reason: str
 ) -> None:
-    async with holding() as held:
-        held.judge.add("sa", "alice", token_mode=True)
-        await held.cut()
-        answer = await knock(held.sessions, asks_for(held.client, **changes), token, kind)
-        assert answer == Goaway(code=GoawayCode.GONE, message=GONE, final=True)
-        assert held.sessions.resumes.refused[reason] == 1
-        await held.until(lambda: not held.sessions._unauthenticated)
-        assert held.sessions.counters.opened == 1
-        await resume(held.sessions, held.client)
-        await held.echo(b"after")
+    held.judge.add("sa", "alice", token_mode=True)
+    await held.cut()
+    answer = await knock(held.sessions, asks_for(held.client, **changes), token, kind)
+    assert answer == Goaway(code=GoawayCode.GONE, message=GONE, final=True)
+    assert held.sessions.resumes.refused[reason] == 1
+    await held.until(lambda: not held.sessions._unauthenticated)
+    assert held.sessions.counters.opened == 1
+    await resume(held.sessions, held.client)
+    await held.echo(b"after")
 
 
-async def test_s5_the_attached_session_notices_nothing_of_wrong_tries() -> None:
-    async with holding() as held:
-        for token in ["m", "t"] * 15:
-            answer = await knock(held.sessions, asks_for(held.client, resume_secret=b"x" * 16), token)
-            assert isinstance(answer, Goaway)
-            assert (answer.code, answer.message) == (GoawayCode.GONE, GONE)
-        await held.echo(b"still")
-        assert held.client.stats.detached == 0
-        await held.cut()
-        await resume(held.sessions, held.client)
+async def test_s5_the_attached_session_notices_nothing_of_wrong_tries(held: Held) -> None:
+    for token in ["m", "t"] * 15:
+        answer = await knock(held.sessions, asks_for(held.client, resume_secret=b"x" * 16), token)
+        assert isinstance(answer, Goaway)
+        assert (answer.code, answer.message) == (GoawayCode.GONE, GONE)
+    await held.echo(b"still")
+    assert held.client.stats.detached == 0
+    await held.cut()
+    await resume(held.sessions, held.client)
 
 
-async def test_s5_without_a_good_token_a_caller_is_told_nothing() -> None:
-    async with holding() as held:
-        held.judge.add("old", "alice", expires=900.0)
-        await held.cut()
-        for token in ("none", "old"):
-            assert (await knock(held.sessions, asks_for(held.client), token)).code == GoawayCode.UNAUTHENTICATED
-        assert sum(held.sessions.resumes.refused.values()) == 0
-        await resume(held.sessions, held.client)
+async def test_s5_without_a_good_token_a_caller_is_told_nothing(held: Held) -> None:
+    held.judge.add("old", "alice", expires=900.0)
+    await held.cut()
+    for token in ("none", "old"):
+        assert (await knock(held.sessions, asks_for(held.client), token)).code == GoawayCode.UNAUTHENTICATED
+    assert sum(held.sessions.resumes.refused.values()) == 0
+    await resume(held.sessions, held.client)
 
 
 async def test_s6_a_stolen_secret_is_in_the_audit_log() -> None:
@@ -139,37 +134,34 @@ async def test_s6_a_stolen_secret_is_in_the_audit_log() -> None:
 
 
 @pytest.mark.parametrize("epoch", [0, 3])
-async def test_s3_an_epoch_that_is_not_higher(epoch: int) -> None:
-    async with holding() as held:
-        for _ in range(3):
-            await resume(held.sessions, held.client)
-        assert (await knock(held.sessions, asks_for(held.client, epoch=epoch))).code == GoawayCode.REPLACED
-        await held.echo(b"undisturbed")
-        assert held.client.stats.resumed == 3
+async def test_s3_an_epoch_that_is_not_higher(held: Held, epoch: int) -> None:
+    for _ in range(3):
+        await resume(held.sessions, held.client)
+    assert (await knock(held.sessions, asks_for(held.client, epoch=epoch))).code == GoawayCode.REPLACED
+    await held.echo(b"undisturbed")
+    assert held.client.stats.resumed == 3
 
 
-async def test_s3_an_epoch_far_ahead_attaches() -> None:
-    async with holding() as held:
-        answer = await knock(held.sessions, asks_for(held.client, epoch=2**32 + 5))
-        assert isinstance(answer, AuthOk)
-        assert answer.session_id == held.client.resumption.session_id
-        assert held.old.epoch == 2**32 + 5
+async def test_s3_an_epoch_far_ahead_attaches(held: Held) -> None:
+    answer = await knock(held.sessions, asks_for(held.client, epoch=2**32 + 5))
+    assert isinstance(answer, AuthOk)
+    assert answer.session_id == held.client.resumption.session_id
+    assert held.old.epoch == 2**32 + 5
 
 
-async def test_s3_two_at_once() -> None:
+async def test_s3_two_at_once(held: Held) -> None:
     """The agent judges both connections before either attaches: the higher epoch wins in either order."""
-    async with holding() as held:
-        await held.cut()
-        held.judge.hold = asyncio.Event()
-        low = asyncio.ensure_future(knock(held.sessions, asks_for(held.client, epoch=1)))
-        high = asyncio.ensure_future(knock(held.sessions, asks_for(held.client, epoch=2)))
-        await held.until(lambda: len(held.judge.asked) == 3)
-        held.judge.hold.set()
-        first, second = await asyncio.gather(low, high)
-        assert isinstance(second, AuthOk)
-        assert held.old.epoch == 2
-        # Attached and replaced at once, with or without a word, or too late.
-        assert not isinstance(first, Goaway) or first.code == GoawayCode.REPLACED
+    await held.cut()
+    held.judge.hold = asyncio.Event()
+    low = asyncio.ensure_future(knock(held.sessions, asks_for(held.client, epoch=1)))
+    high = asyncio.ensure_future(knock(held.sessions, asks_for(held.client, epoch=2)))
+    await held.until(lambda: len(held.judge.asked) == 3)
+    held.judge.hold.set()
+    first, second = await asyncio.gather(low, high)
+    assert isinstance(second, AuthOk)
+    assert held.old.epoch == 2
+    # Attached and replaced at once, with or without a word, or too late.
+    assert not isinstance(first, Goaway) or first.code == GoawayCode.REPLACED
 
 
 @pytest.mark.parametrize("join_id", ["knock", "", "of another user"])
@@ -187,12 +179,11 @@ async def test_b2_a_client_of_another_join_is_refused_before_its_token_is_looked
     await sessions.close()
 
 
-async def test_b2_a_resumption_over_another_join_leaves_the_session_to_its_owner() -> None:
-    async with holding() as held:
-        await held.cut()
-        assert (await knock(held.sessions, asks_for(held.client, join_id="of another user"))).code == GoawayCode.CROSSED
-        await resume(held.sessions, held.client)
-        await held.echo(b"still there")
+async def test_b2_a_resumption_over_another_join_leaves_the_session_to_its_owner(held: Held) -> None:
+    await held.cut()
+    assert (await knock(held.sessions, asks_for(held.client, join_id="of another user"))).code == GoawayCode.CROSSED
+    await resume(held.sessions, held.client)
+    await held.echo(b"still there")
 
 
 async def test_s1_counts_that_cannot_be_true_end_the_session() -> None:
@@ -208,65 +199,61 @@ async def test_s1_counts_that_cannot_be_true_end_the_session() -> None:
             assert (await held.refusal()).code == GoawayCode.GONE
 
 
-async def test_s8_the_token_lapses_while_the_session_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_s8_the_token_lapses_while_the_session_is_away(monkeypatch: pytest.MonkeyPatch, held: Held) -> None:
     monkeypatch.setattr(agent_session, "CLOCK_CHECK", 0.01)
-    async with holding() as held:
-        held.judge.add("new", "alice", expires=9000.0)
-        await held.cut()
-        held.clock.now = 2000.0
-        await held.until(lambda: len(held.sessions) == 0)
-        answer = await knock(held.sessions, asks_for(held.client), "m")
-        assert isinstance(answer, Goaway)
-        held.judge.add("m", "mallory", expires=9000.0)
-        answer = await knock(held.sessions, asks_for(held.client), "m")
-        assert answer == Goaway(code=GoawayCode.GONE, message=GONE, final=True), "others learn nothing"
-        with pytest.raises(SessionEnded, match="the token has expired") as caught:
-            await resume(held.sessions, held.client, "new")
-        assert caught.value.code == GoawayCode.EXPIRED
-        assert held.client.closed
-        with pytest.raises(SessionEnded):
-            await held.io.read()
-
-
-async def test_a_newer_token_at_the_resumption_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(agent_session, "CLOCK_CHECK", 0.01)
-    async with holding() as held:
-        held.judge.add("new", "alice", "ops", expires=9000.0)
-        await held.cut()
+    held.judge.add("new", "alice", expires=9000.0)
+    await held.cut()
+    held.clock.now = 2000.0
+    await held.until(lambda: len(held.sessions) == 0)
+    answer = await knock(held.sessions, asks_for(held.client), "m")
+    assert isinstance(answer, Goaway)
+    held.judge.add("m", "mallory", expires=9000.0)
+    answer = await knock(held.sessions, asks_for(held.client), "m")
+    assert answer == Goaway(code=GoawayCode.GONE, message=GONE, final=True), "others learn nothing"
+    with pytest.raises(SessionEnded, match="the token has expired") as caught:
         await resume(held.sessions, held.client, "new")
-        held.clock.now = 3000.0
-        await asyncio.sleep(0.05)
-        await held.echo(b"after")
-        assert held.proxy.callers[0].identity.groups == ("ops",)
-        assert held.handler.accepted[-1].expires_in == 8000
+    assert caught.value.code == GoawayCode.EXPIRED
+    assert held.client.closed
+    with pytest.raises(SessionEnded):
+        await held.io.read()
 
 
-async def test_s10_an_older_token_shortens_and_raises_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_newer_token_at_the_resumption_counts(monkeypatch: pytest.MonkeyPatch, held: Held) -> None:
     monkeypatch.setattr(agent_session, "CLOCK_CHECK", 0.01)
-    async with holding() as held:
-        held.judge.add("older", "alice", "dev", "admins", expires=1500.0)
-        await held.cut()
-        held.client.authenticate(Auth(kind="oidc", token="older"))  # sent again behind the resumption
-        await resume(held.sessions, held.client)
-        await held.until(lambda: len(held.handler.accepted) == 3)
-        assert held.proxy.callers[0].identity.groups == ("dev",)
-        await resume(held.sessions, held.client, "older")
-        assert held.proxy.callers[0].identity.groups == ("dev",)
-        held.clock.now = 1600.0
-        await asyncio.sleep(0.05)
-        await held.echo(b"still")
+    held.judge.add("new", "alice", "ops", expires=9000.0)
+    await held.cut()
+    await resume(held.sessions, held.client, "new")
+    held.clock.now = 3000.0
+    await asyncio.sleep(0.05)
+    await held.echo(b"after")
+    assert held.proxy.callers[0].identity.groups == ("ops",)
+    assert held.handler.accepted[-1].expires_in == 8000
 
 
-async def test_s10_a_renewal_that_lapsed_while_it_was_away_ends_nothing() -> None:
-    async with holding() as held:
-        held.judge.add("older", "alice", expires=1500.0)
-        held.judge.add("new", "alice", expires=9000.0)
-        await held.cut()
-        held.client.authenticate(Auth(kind="oidc", token="older"))
-        held.clock.now = 1600.0
-        await resume(held.sessions, held.client, "new")
-        await held.until(lambda: len(held.judge.asked) == 3)
-        await held.echo(b"still")
+async def test_s10_an_older_token_shortens_and_raises_nothing(monkeypatch: pytest.MonkeyPatch, held: Held) -> None:
+    monkeypatch.setattr(agent_session, "CLOCK_CHECK", 0.01)
+    held.judge.add("older", "alice", "dev", "admins", expires=1500.0)
+    await held.cut()
+    held.client.authenticate(Auth(kind="oidc", token="older"))  # sent again behind the resumption
+    await resume(held.sessions, held.client)
+    await held.until(lambda: len(held.handler.accepted) == 3)
+    assert held.proxy.callers[0].identity.groups == ("dev",)
+    await resume(held.sessions, held.client, "older")
+    assert held.proxy.callers[0].identity.groups == ("dev",)
+    held.clock.now = 1600.0
+    await asyncio.sleep(0.05)
+    await held.echo(b"still")
+
+
+async def test_s10_a_renewal_that_lapsed_while_it_was_away_ends_nothing(held: Held) -> None:
+    held.judge.add("older", "alice", expires=1500.0)
+    held.judge.add("new", "alice", expires=9000.0)
+    await held.cut()
+    held.client.authenticate(Auth(kind="oidc", token="older"))
+    held.clock.now = 1600.0
+    await resume(held.sessions, held.client, "new")
+    await held.until(lambda: len(held.judge.asked) == 3)
+    await held.echo(b"still")
 
 
 # Groups, time of issue and expiry of the session's token and of the renewal, and whose groups count afterwards.

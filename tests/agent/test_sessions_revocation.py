@@ -31,7 +31,20 @@ from tests.support.eventually import until
 from tests.support.stream_io import StreamIO
 
 from .kube.bench import RecordedAudit
-from .pair import Clock, FakeAuthenticator, asks_for, end_of, holding, joined, knock, make_sessions, renew, resume, used
+from .pair import (
+    Clock,
+    FakeAuthenticator,
+    Held,
+    asks_for,
+    end_of,
+    holding,
+    joined,
+    knock,
+    make_sessions,
+    renew,
+    resume,
+    used,
+)
 
 NOW = Revoke("alice", 1005, reason="left the company")
 """Revokes the token `t` of alice, which was issued at 1000, at 1005."""
@@ -137,35 +150,32 @@ async def test_v12_a_user_revoked_while_the_token_is_judged_does_not_get_in() ->
     assert proxy.callers == []
 
 
-async def test_v12_an_old_token_that_is_sent_again_ends_nothing() -> None:
+async def test_v12_an_old_token_that_is_sent_again_ends_nothing(held: Held) -> None:
     """After a resumption with a new token, a renewal from before the loss is repeated (docs/threats.md#S10)."""
-    async with holding() as held:
-        held.judge.add("new", "alice", "dev", issued=1100.0)
-        await held.renew("new")
-        held.sessions.revocations.hear("relay-1:443", NOW)
-        held.client.authenticate(Auth(kind="oidc", token="t"))
-        await held.until(lambda: len(held.handler.accepted) == 3)
-        await held.echo(b"still")
-        assert held.sessions.counters.revoked == 0
+    held.judge.add("new", "alice", "dev", issued=1100.0)
+    await held.renew("new")
+    held.sessions.revocations.hear("relay-1:443", NOW)
+    held.client.authenticate(Auth(kind="oidc", token="t"))
+    await held.until(lambda: len(held.handler.accepted) == 3)
+    await held.echo(b"still")
+    assert held.sessions.counters.revoked == 0
 
 
-async def test_v13_a_revocation_taken_back_at_once_ends_what_runs_and_leaves_nothing() -> None:
-    async with holding() as held:
-        held.sessions.revocations.hear("relay-1:443", NOW)
-        held.sessions.revocations.hear("relay-1:443", Revoke("alice", 0))
-        assert (await end_of(held.client)).code == GoawayCode.REVOKED
-        async with joined(held.sessions) as (client, _):
-            assert not client.closed
+async def test_v13_a_revocation_taken_back_at_once_ends_what_runs_and_leaves_nothing(held: Held) -> None:
+    held.sessions.revocations.hear("relay-1:443", NOW)
+    held.sessions.revocations.hear("relay-1:443", Revoke("alice", 0))
+    assert (await end_of(held.client)).code == GoawayCode.REVOKED
+    async with joined(held.sessions) as (client, _):
+        assert not client.closed
 
 
-async def test_a_long_list_is_acted_on_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with holding() as held:
-        swept = []
-        monkeypatch.setattr(held.old, "end_if_revoked", swept.append)
-        for number in range(1000):
-            held.sessions.revocations.hear("relay-1:443", Revoke(f"user-{number}", 1005))
-        await held.until(lambda: swept)
-        assert [len(news) for news in swept] == [1000]
+async def test_a_long_list_is_acted_on_once(monkeypatch: pytest.MonkeyPatch, held: Held) -> None:
+    swept = []
+    monkeypatch.setattr(held.old, "end_if_revoked", swept.append)
+    for number in range(1000):
+        held.sessions.revocations.hear("relay-1:443", Revoke(f"user-{number}", 1005))
+    await held.until(lambda: swept)
+    assert [len(news) for news in swept] == [1000]
 
 
 async def test_v16_a_session_ends_at_its_greatest_age(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,21 +216,19 @@ async def test_v16_a_clock_that_is_set_back_makes_no_session_younger(monkeypatch
         assert (await end_of(held.client)).message.startswith("a session lasts 1 min here at most")
 
 
-async def test_revoked_while_it_is_away() -> None:
-    async with holding() as held:
-        await held.cut()
-        held.sessions.revoke("relay-2:443", "revoked")
-        assert len(held.sessions) == 1, "it came through another relay"
-        held.sessions.revoke("relay-1:443", "this cluster is revoked")
-        await held.until(lambda: len(held.sessions) == 0)
-        with pytest.raises(SessionEnded, match="this cluster is revoked") as caught:
-            await resume(held.sessions, held.client)
-        assert caught.value.code == GoawayCode.REVOKED
+async def test_revoked_while_it_is_away(held: Held) -> None:
+    await held.cut()
+    held.sessions.revoke("relay-2:443", "revoked")
+    assert len(held.sessions) == 1, "it came through another relay"
+    held.sessions.revoke("relay-1:443", "this cluster is revoked")
+    await held.until(lambda: len(held.sessions) == 0)
+    with pytest.raises(SessionEnded, match="this cluster is revoked") as caught:
+        await resume(held.sessions, held.client)
+    assert caught.value.code == GoawayCode.REVOKED
 
 
 async def test_detached_for_too_long() -> None:
     async with holding(limits=replace(DEFAULT, detached_timeout=0.1)) as held:
-        assert held.client.transport is not None
         held.client.transport.abort()  # it may be over before anybody looks whether it was detached
         await held.until(lambda: held.client.state is State.DETACHED and len(held.sessions) == 0)
         with pytest.raises(SessionEnded) as caught:
@@ -233,109 +241,103 @@ async def test_without_resumption_a_session_ends_with_its_connection() -> None:
     async with holding(limits=replace(DEFAULT, replay=0)) as held:
         assert not held.client.resumption.possible
         assert len(held.sessions.resumes) == 0
-        assert held.client.transport is not None
         held.client.transport.abort()
         await held.until(lambda: len(held.sessions) == 0 and held.client.closed)
 
 
-async def test_at_the_limit_sessions_come_back_and_no_new_ones_come(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_at_the_limit_sessions_come_back_and_no_new_ones_come(
+    monkeypatch: pytest.MonkeyPatch, held: Held
+) -> None:
     monkeypatch.setattr(module, "MAX_SESSIONS", 1)
-    async with holding() as held:
-        assert not held.sessions.accepts_connection()
-        assert held.sessions.accepts_connection(may_come_back=True)
-        await held.cut()
-        assert (await knock(held.sessions, asks_for(held.client, **NEW))).code == GoawayCode.UNAVAILABLE
-        await resume(held.sessions, held.client)
-        await held.echo(b"after")
-        assert (held.sessions.counters.opened, held.sessions.counters.refused, len(held.sessions)) == (1, 1, 1)
+    assert not held.sessions.accepts_connection()
+    assert held.sessions.accepts_connection(may_come_back=True)
+    await held.cut()
+    assert (await knock(held.sessions, asks_for(held.client, **NEW))).code == GoawayCode.UNAVAILABLE
+    await resume(held.sessions, held.client)
+    await held.echo(b"after")
+    assert (held.sessions.counters.opened, held.sessions.counters.refused, len(held.sessions)) == (1, 1, 1)
 
 
-async def test_at_the_limit_a_detached_session_without_streams_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_at_the_limit_a_detached_session_without_streams_makes_room(
+    monkeypatch: pytest.MonkeyPatch, held: Held
+) -> None:
     monkeypatch.setattr(module, "MAX_SESSIONS", 1)
-    async with holding() as held:
-        await held.finish()
-        await held.cut()
-        answer = await knock(held.sessions, asks_for(held.client, **NEW))
-        assert isinstance(answer, AuthOk)
-        with pytest.raises(SessionEnded, match="needed its place"):
-            await resume(held.sessions, held.client)
-
-
-async def test_s7_new_sessions_are_refused_when_memory_is_spent(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with holding() as held:
-        monkeypatch.setattr(memory.budget, "most", 0)
-        assert not held.sessions.accepts_connection()
-        await held.cut()
+    await held.finish()
+    await held.cut()
+    answer = await knock(held.sessions, asks_for(held.client, **NEW))
+    assert isinstance(answer, AuthOk)
+    with pytest.raises(SessionEnded, match="needed its place"):
         await resume(held.sessions, held.client)
-        await held.echo(b"after")
 
 
-async def test_an_agent_that_stops_lets_a_detached_session_come_back_and_finish() -> None:
-    async with holding() as held:
-        await held.cut()
-        held.sessions.drain()
-        assert len(held.sessions) == 1
+async def test_s7_new_sessions_are_refused_when_memory_is_spent(monkeypatch: pytest.MonkeyPatch, held: Held) -> None:
+    monkeypatch.setattr(memory.budget, "most", 0)
+    assert not held.sessions.accepts_connection()
+    await held.cut()
+    await resume(held.sessions, held.client)
+    await held.echo(b"after")
+
+
+async def test_an_agent_that_stops_lets_a_detached_session_come_back_and_finish(held: Held) -> None:
+    await held.cut()
+    held.sessions.drain()
+    assert len(held.sessions) == 1
+    await resume(held.sessions, held.client)
+    await held.echo(b"after")
+    held.io.finish()
+    assert await held.io.read() == b""
+    await asyncio.wait_for(held.sessions.wait_empty(), 5)
+
+
+async def test_an_agent_that_stops_does_not_wait_for_a_detached_session_without_streams(held: Held) -> None:
+    await held.finish()
+    await held.cut()
+    held.sessions.drain()
+    await asyncio.wait_for(held.sessions.wait_empty(), 5)
+
+
+async def test_close_ends_detached_sessions(held: Held) -> None:
+    await held.cut()
+    await asyncio.wait_for(held.sessions.close(), 5)
+    assert len(held.sessions) == 0
+    with pytest.raises(SessionEnded, match="the agent has stopped") as caught:
         await resume(held.sessions, held.client)
-        await held.echo(b"after")
-        held.io.finish()
-        assert await held.io.read() == b""
-        await asyncio.wait_for(held.sessions.wait_empty(), 5)
+    assert caught.value.code == GoawayCode.GONE
 
 
-async def test_an_agent_that_stops_does_not_wait_for_a_detached_session_without_streams() -> None:
-    async with holding() as held:
-        await held.finish()
-        await held.cut()
-        held.sessions.drain()
-        await asyncio.wait_for(held.sessions.wait_empty(), 5)
+async def test_asked_to_move_are_those_that_came_through_that_relay_before(held: Held) -> None:
+    now = time.monotonic()
+    assert held.sessions.ask_to_move("relay-2:443", now) == 0
+    assert held.sessions.ask_to_move("relay-1:443", now - 60) == 0
+    assert held.sessions.ask_to_move("relay-1:443", now) == 1
+    await asyncio.wait_for(held.handler.move.wait(), 5)
+    await resume(held.sessions, held.client, via="relay-2:443")
+    assert held.sessions.ask_to_move("relay-1:443", time.monotonic()) == 0
+    await held.cut()
+    assert held.sessions.ask_to_move("relay-2:443", time.monotonic()) == 0, "it has no connection"
+    assert held.sessions.counters.moves_asked == 1
 
 
-async def test_close_ends_detached_sessions() -> None:
-    async with holding() as held:
-        await held.cut()
-        await asyncio.wait_for(held.sessions.close(), 5)
-        assert len(held.sessions) == 0
-        with pytest.raises(SessionEnded, match="the agent has stopped") as caught:
-            await resume(held.sessions, held.client)
-        assert caught.value.code == GoawayCode.GONE
+async def test_a_newcomer_that_leaves_while_it_is_judged_changes_nothing(held: Held) -> None:
+    await held.cut()
+    held.judge.hold = asyncio.Event()
+    knocking = asyncio.ensure_future(knock(held.sessions, asks_for(held.client)))
+    await held.until(lambda: len(held.judge.asked) == 2)
+    knocking.cancel()
+    await asyncio.gather(knocking, return_exceptions=True)
+    await held.until(lambda: not held.sessions._unauthenticated)
+    held.judge.hold.set()
+    await resume(held.sessions, held.client)
+    await held.echo(b"after")
 
 
-async def test_asked_to_move_are_those_that_came_through_that_relay_before() -> None:
-    async with holding() as held:
-        now = time.monotonic()
-        assert held.sessions.ask_to_move("relay-2:443", now) == 0
-        assert held.sessions.ask_to_move("relay-1:443", now - 60) == 0
-        assert held.sessions.ask_to_move("relay-1:443", now) == 1
-        await asyncio.wait_for(held.handler.move.wait(), 5)
-        await resume(held.sessions, held.client, via="relay-2:443")
-        assert held.sessions.ask_to_move("relay-1:443", time.monotonic()) == 0
-        await held.cut()
-        assert held.sessions.ask_to_move("relay-2:443", time.monotonic()) == 0, "it has no connection"
-        assert held.sessions.counters.moves_asked == 1
-
-
-async def test_a_newcomer_that_leaves_while_it_is_judged_changes_nothing() -> None:
-    async with holding() as held:
-        await held.cut()
-        held.judge.hold = asyncio.Event()
-        knocking = asyncio.ensure_future(knock(held.sessions, asks_for(held.client)))
-        await held.until(lambda: len(held.judge.asked) == 2)
-        knocking.cancel()
-        await asyncio.gather(knocking, return_exceptions=True)
-        await held.until(lambda: not held.sessions._unauthenticated)
-        held.judge.hold.set()
-        await resume(held.sessions, held.client)
-        await held.echo(b"after")
-
-
-async def test_the_callers_absence_is_known_to_what_has_deadlines_for_him() -> None:
-    async with holding() as held:
-        caller = held.proxy.callers[0]
-        assert caller.connected_since == 0
-        await held.cut()
-        assert caller.connected_since == math.inf
-        await resume(held.sessions, held.client)
-        assert 0 < caller.connected_since <= time.monotonic()
+async def test_the_callers_absence_is_known_to_what_has_deadlines_for_him(held: Held) -> None:
+    caller = held.proxy.callers[0]
+    assert caller.connected_since == 0
+    await held.cut()
+    assert caller.connected_since == math.inf
+    await resume(held.sessions, held.client)
+    assert 0 < caller.connected_since <= time.monotonic()
 
 
 async def test_a18_only_a_token_of_the_same_user_is_taken() -> None:
@@ -351,7 +353,6 @@ async def test_a18_only_a_token_of_the_same_user_is_taken() -> None:
         await until(lambda: proxy.callers)
         caller = proxy.callers[0]
         assert token_digest(b"t") in caller.tokens
-        assert caller.review_token is not None
         assert await caller.review_token("rotated")
         assert not await caller.review_token("stranger")
         assert not await caller.review_token("unknown")
@@ -376,7 +377,6 @@ async def test_t30_a_request_s_token_without_proof_is_recorded_with_its_owner() 
         client.open("kubernetes", StreamIO())
         await until(lambda: proxy.callers)
         review = proxy.callers[0].review_token
-        assert review is not None
         with pytest.raises(RequestRefusal) as caught:
             await review("stolen")
         assert (caught.value.status_code, caught.value.refusal.rule) == (401, "proof.key")

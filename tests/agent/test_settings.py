@@ -250,7 +250,6 @@ def test_a_secret_that_every_user_may_read_is_a_warning(good: AgentConfig, tmp_p
 def test_a_denylist_has_a_line(good: AgentConfig, tmp_path: Path) -> None:
     (tmp_path / "deny.toml").write_text('[[deny]]\nuser = "a"\n\n[[deny]]\nreason = "b"\nuser = 1\n')
     (found,) = check(replace(good, denylist_file=tmp_path / "deny.toml")).problems.errors
-    assert found.place is not None
     assert found.place.line == 6
 
 

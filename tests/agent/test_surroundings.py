@@ -69,7 +69,6 @@ def test_the_agent_that_runs_is_no_mistake_for_its_own_user() -> None:
     python = [*as_user(OWNER), sys.executable, "-c"]
     root = Path(__file__).parents[2]
     with subprocess.Popen([*python, HIDDEN], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=root) as agent:
-        assert agent.stdout is not None
         port = agent.stdout.readline().decode().strip()
         command = [*python, LOOK, port]
         done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True, timeout=60)

@@ -65,7 +65,7 @@ class OtherClusterAndCa(OtherCluster):
     async def _authorise(self, identity: Identity, request: JoinRequest) -> ClusterRecord:
         named = request.cluster
         if named == self.asked:
-            record = await self._registry.cluster(self.brought)
+            record = await self.registry.cluster(self.brought)
             assert record is not None
             return record
         return await super()._authorise(identity, request)
@@ -231,7 +231,7 @@ class OtherPod(ClientJoins):
     lied: ClassVar[int] = 0
 
     async def _dial(self, join: Any, dial: Any, request: JoinRequest) -> Any:
-        others = [link.instance for link in self._fleet.links() if link.instance != request.instance]
+        others = [link.instance for link in self.fleet.links() if link.instance != request.instance]
         if request.instance and others and not OtherPod.lied:
             OtherPod.lied = 1
             request = replace(request, instance=others[0])

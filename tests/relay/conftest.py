@@ -1,4 +1,5 @@
-"""What the relay's tests share: one NATS server, with room for each test of its own, and an HTTP API to ask."""
+"""What the relay's tests share: one NATS server, with room for each test of its own, and a relay's
+connection handlers."""
 
 from __future__ import annotations
 
@@ -12,11 +13,10 @@ from typing import Any
 import pytest
 import structlog
 
-from arcbridge.relay.http.login_settings import login_document
 from arcbridge.relay.nats import NatsConnection
-from arcbridge.settings.config import RelayConfig, RelayFleetConfig, RelayLoginConfig
+from arcbridge.settings.config import RelayConfig, RelayFleetConfig
 from tests.identity.issuer import CONFIG
-from tests.relay.api_station import Relay, serving
+from tests.relay.station import Station, station
 from tests.support.nats_server import NatsServer
 
 _numbers = itertools.count()
@@ -106,14 +106,7 @@ def everything_logged() -> Iterator[list[str]]:
 
 
 @pytest.fixture
-async def relay(tmp_path: Path, everything_logged: list[str]) -> AsyncIterator[Relay]:
-    async with serving(tmp_path, None) as relay:
-        yield relay
-
-
-@pytest.fixture
-async def login_relay(tmp_path: Path, everything_logged: list[str]) -> AsyncIterator[Relay]:
-    """A relay that says where clients log in."""
-    config = RelayLoginConfig("https://login.example.org", "arcbridge", cluster_audience="arcbridge-{cluster}")
-    async with serving(tmp_path, login_document(config)) as relay:
-        yield relay
+async def relay(tmp_path: Path) -> AsyncIterator[Station]:
+    """A relay with the cluster prod."""
+    async with station(tmp_path, "prod") as made:
+        yield made

@@ -5,7 +5,7 @@ import json
 import stat
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,6 +37,7 @@ from arcbridge.relay.admin import (
 from arcbridge.relay.admin_socket import AdminSocket
 from arcbridge.relay.audit.log import RelayAudit
 from arcbridge.relay.data_dir import open_authority, open_registry
+from arcbridge.relay.registry.base import Registry
 from arcbridge.settings.config import RelayConfig, RelayTlsConfig
 from tests.relay.conftest import relay_config
 
@@ -46,6 +47,14 @@ KEY = "a" * 64
 @pytest.fixture
 def config(tmp_path: Path) -> RelayConfig:
     return relay_config(tmp_path, "", public_address="relay.test:8443")
+
+
+@pytest.fixture
+async def registry(config: RelayConfig) -> AsyncIterator[Registry]:
+    """The registry, open as the relay that runs has it."""
+    opened = await open_registry(config.data_dir)
+    yield opened
+    await opened.close()
 
 
 def run(config: RelayConfig, *command: str, **given: object) -> str:
@@ -194,34 +203,30 @@ class TestTokens:
 
 
 class TestClusters:
-    async def test_while_the_relay_runs(self, config: RelayConfig) -> None:
+    async def test_while_the_relay_runs(self, config: RelayConfig, registry: Registry) -> None:
         """The commands use another connection to the registry's file than the relay that runs."""
-        relay = await open_registry(config.data_dir)
-        try:
-            made = await create_token(at(config), cluster="prod")
-            record = await relay.redeem_join_token(made.token, KEY, Authority.create("cluster CA").certificate_pem)
-            await relay.certificate_issued("prod", time.time() + 3600)
-            assert (await list_clusters(at(config))).rows[0]["state"] == "Connecting"
-            await relay.seen("prod", time.time(), version="0.1.0")
-            text = await asyncio.to_thread(run, config, "cluster", "list", output="json")
-            (row,) = json.loads(text)
-            assert (row["name"], row["state"], row["version"]) == ("prod", "Connected", "0.1.0")
-            assert row["cluster_ca_pin"] == record.ca_pin
-            assert "ca_pem" not in row
-            text = await asyncio.to_thread(run, config, "cluster", "revoke", cluster="prod")
-            assert "prod is revoked" in text
-            assert await relay.revocations() == {"prod"}
-            table = await asyncio.to_thread(run, config, "cluster", "list")
-            assert [line.split()[:2] for line in table.splitlines()] == [["NAME", "STATE"], ["prod", "Revoked"]]
-            with pytest.raises(ConfigError, match="cluster restore prod"):
-                await create_token(at(config), cluster="prod")
-            await asyncio.to_thread(run, config, "cluster", "restore", cluster="prod")
-            assert await relay.revocations() == frozenset()
-            later = time.time() + 400
-            assert (await list_clusters(at(config, clock=lambda: later))).rows[0]["state"] == "Offline"
-            assert (await list_clusters(at(config, clock=lambda: later + 3600))).rows[0]["state"] == "Expired"
-        finally:
-            await relay.close()
+        made = await create_token(at(config), cluster="prod")
+        record = await registry.redeem_join_token(made.token, KEY, Authority.create("cluster CA").certificate_pem)
+        await registry.certificate_issued("prod", time.time() + 3600)
+        assert (await list_clusters(at(config))).rows[0]["state"] == "Connecting"
+        await registry.seen("prod", time.time(), version="0.1.0")
+        text = await asyncio.to_thread(run, config, "cluster", "list", output="json")
+        (row,) = json.loads(text)
+        assert (row["name"], row["state"], row["version"]) == ("prod", "Connected", "0.1.0")
+        assert row["cluster_ca_pin"] == record.ca_pin
+        assert "ca_pem" not in row
+        text = await asyncio.to_thread(run, config, "cluster", "revoke", cluster="prod")
+        assert "prod is revoked" in text
+        assert await registry.revocations() == {"prod"}
+        table = await asyncio.to_thread(run, config, "cluster", "list")
+        assert [line.split()[:2] for line in table.splitlines()] == [["NAME", "STATE"], ["prod", "Revoked"]]
+        with pytest.raises(ConfigError, match="cluster restore prod"):
+            await create_token(at(config), cluster="prod")
+        await asyncio.to_thread(run, config, "cluster", "restore", cluster="prod")
+        assert await registry.revocations() == frozenset()
+        later = time.time() + 400
+        assert (await list_clusters(at(config, clock=lambda: later))).rows[0]["state"] == "Offline"
+        assert (await list_clusters(at(config, clock=lambda: later + 3600))).rows[0]["state"] == "Expired"
 
     @pytest.mark.parametrize("verb", ["revoke", "restore"])
     async def test_unknown_and_malformed_names(self, config: RelayConfig, verb: str) -> None:
@@ -236,24 +241,21 @@ class TestClusters:
         with pytest.raises(ConfigError):
             await asyncio.to_thread(run, config, "cluster", verb)
 
-    async def test_a_cluster_that_never_came(self, config: RelayConfig) -> None:
+    async def test_a_cluster_that_never_came(self, config: RelayConfig, registry: Registry) -> None:
         """docs/threats.md#E12: the command says so, and the name stays refused until it is restored."""
-        registry = await open_registry(config.data_dir)
-        try:
-            text = await asyncio.to_thread(run, config, "cluster", "revoke", cluster="prod")
-            assert "was not known here" in text
-            (row,) = json.loads(await asyncio.to_thread(run, config, "cluster", "list", output="json"))
-            assert (row["name"], row["state"], row["cluster_ca_pin"]) == ("prod", "Revoked", "")
-            assert not await registry.adopt("prod", Authority.create("cluster CA").certificate_pem, time.time())
-            with pytest.raises(ConfigError, match="cluster restore prod"):
-                await create_token(at(config), cluster="prod")
-            assert "is restored" in await asyncio.to_thread(run, config, "cluster", "restore", cluster="prod")
-            assert (await list_clusters(at(config))).rows == []
-        finally:
-            await registry.close()
+        text = await asyncio.to_thread(run, config, "cluster", "revoke", cluster="prod")
+        assert "was not known here" in text
+        (row,) = json.loads(await asyncio.to_thread(run, config, "cluster", "list", output="json"))
+        assert (row["name"], row["state"], row["cluster_ca_pin"]) == ("prod", "Revoked", "")
+        assert not await registry.adopt("prod", Authority.create("cluster CA").certificate_pem, time.time())
+        with pytest.raises(ConfigError, match="cluster restore prod"):
+            await create_token(at(config), cluster="prod")
+        assert "is restored" in await asyncio.to_thread(run, config, "cluster", "restore", cluster="prod")
+        assert (await list_clusters(at(config))).rows == []
 
-    async def test_who_is_connected_is_asked_of_the_relay_that_runs(self, config: RelayConfig) -> None:
-        registry = await open_registry(config.data_dir)
+    async def test_who_is_connected_is_asked_of_the_relay_that_runs(
+        self, config: RelayConfig, registry: Registry
+    ) -> None:
         agents = [{"cluster": "prod", "agent": "a-1", "relay": relay} for relay in ("one", "two")]
 
         async def answer(question: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -276,10 +278,11 @@ class TestClusters:
             assert await asyncio.to_thread(run, config, "session", "list", output="json") == "[]\n"
         finally:
             await socket.close()
-            await registry.close()
 
-    async def test_a_cluster_shows_how_many_agents_know_the_newest_cas(self, config: RelayConfig) -> None:
-        registry, own = await open_registry(config.data_dir), Authority.create("prod")
+    async def test_a_cluster_shows_how_many_agents_know_the_newest_cas(
+        self, config: RelayConfig, registry: Registry
+    ) -> None:
+        own = Authority.create("prod")
         rows = [("a", own.pin, True), ("a", own.pin, False), ("b", "", False), ("c", own.pin, None)]
         agents = [
             {"cluster": "prod", "agent": agent, "cluster_ca": pin} | ({} if newest is None else {"newest": newest})
@@ -289,45 +292,38 @@ class TestClusters:
         async def ask(question: Mapping[str, Any]) -> list[dict[str, Any]]:
             return agents
 
-        try:
-            await registry.adopt("prod", own.certificate_pem, time.time())
-            (row,) = (await list_clusters(replace(at(config), ask=ask))).rows
-            assert (row["agents"], row["newest_relay_ca"], row["newest_cluster_ca"]) == (3, 1, 2)
-            (row,) = (await list_clusters(at(config))).rows
-            assert (row["newest_relay_ca"], row["newest_cluster_ca"]) == (None, None), "no relay runs"
-        finally:
-            await registry.close()
+        await registry.adopt("prod", own.certificate_pem, time.time())
+        (row,) = (await list_clusters(replace(at(config), ask=ask))).rows
+        assert (row["agents"], row["newest_relay_ca"], row["newest_cluster_ca"]) == (3, 1, 2)
+        (row,) = (await list_clusters(at(config))).rows
+        assert (row["newest_relay_ca"], row["newest_cluster_ca"]) == (None, None), "no relay runs"
 
-    async def test_without_a_relay_that_runs(self, config: RelayConfig, capsys: pytest.CaptureFixture[str]) -> None:
-        registry = await open_registry(config.data_dir)
-        try:
-            await registry.adopt("prod", Authority.create("prod").certificate_pem, time.time())
-            await registry.seen("prod", time.time())
-            (row,) = (await list_clusters(at(config))).rows
-            assert (row["state"], row["agents"]) == ("Connected", None)
-            await asyncio.to_thread(run, config, "cluster", "list")
-            assert "no relay runs on" in capsys.readouterr().err
-            for asking in (list_sessions(at(config)), end_session(at(config), "a" * 16)):
-                with pytest.raises(StateError, match="no relay runs on"):
-                    await asking
-            with pytest.raises(ConfigError, match="which session"):
-                await end_session(at(config), "a session")
-        finally:
-            await registry.close()
+    async def test_without_a_relay_that_runs(
+        self, config: RelayConfig, registry: Registry, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        await registry.adopt("prod", Authority.create("prod").certificate_pem, time.time())
+        await registry.seen("prod", time.time())
+        (row,) = (await list_clusters(at(config))).rows
+        assert (row["state"], row["agents"]) == ("Connected", None)
+        await asyncio.to_thread(run, config, "cluster", "list")
+        assert "no relay runs on" in capsys.readouterr().err
+        for asking in (list_sessions(at(config)), end_session(at(config), "a" * 16)):
+            with pytest.raises(StateError, match="no relay runs on"):
+                await asking
+        with pytest.raises(ConfigError, match="which session"):
+            await end_session(at(config), "a session")
 
-    async def test_a_revoked_cluster_is_forgotten_when_its_certificates_have_lapsed(self, config: RelayConfig) -> None:
-        registry = await open_registry(config.data_dir)
-        try:
-            await registry.adopt("prod", Authority.create("prod").certificate_pem, time.time())
-            await registry.certificate_issued("prod", time.time() + 3600)
-            await registry.revoke_cluster("prod")
-            with pytest.raises(StateError, match="would be let in again"):
-                await delete_cluster(at(config), "prod")
-            assert await delete_cluster(at(config, clock=lambda: time.time() + 3601), "prod") == "prod"
-            with pytest.raises(StateError, match="no cluster prod"):
-                await delete_cluster(at(config), "prod")
-        finally:
-            await registry.close()
+    async def test_a_revoked_cluster_is_forgotten_when_its_certificates_have_lapsed(
+        self, config: RelayConfig, registry: Registry
+    ) -> None:
+        await registry.adopt("prod", Authority.create("prod").certificate_pem, time.time())
+        await registry.certificate_issued("prod", time.time() + 3600)
+        await registry.revoke_cluster("prod")
+        with pytest.raises(StateError, match="would be let in again"):
+            await delete_cluster(at(config), "prod")
+        assert await delete_cluster(at(config, clock=lambda: time.time() + 3601), "prod") == "prod"
+        with pytest.raises(StateError, match="no cluster prod"):
+            await delete_cluster(at(config), "prod")
 
     def test_an_empty_list_has_its_heads(self, config: RelayConfig) -> None:
         run(config, "token", "create", cluster="prod")
@@ -336,35 +332,31 @@ class TestClusters:
 
 
 class TestUsers:
-    async def test_revoke_list_and_restore_while_a_relay_has_the_registry(self, config: RelayConfig) -> None:
-        relay = await open_registry(config.data_dir)
-        try:
-            before = time.time()
-            text = await asyncio.to_thread(run, config, "user", "revoke", user="oidc:alice", reason=" left ")
-            assert "user oidc:alice is revoked: tokens issued before 20" in text
-            (entry,) = (await relay.user_revocations()).values()
-            assert (entry.user, entry.reason) == ("oidc:alice", "left")
-            assert before <= entry.before <= time.time() + 1
-            text = await asyncio.to_thread(
-                run, config, "user", "revoke", user="https://i.example#7", before="2026-01-01"
-            )
-            assert "before 2026-01-01T00:00:00Z are refused" in text
-            rows = json.loads(await asyncio.to_thread(run, config, "user", "list", output="json"))
-            assert [(row["user"], row["before"]) for row in rows] == [
-                ("https://i.example#7", "2026-01-01T00:00:00Z"), ("oidc:alice", rfc3339(entry.before))
-            ]  # fmt: skip
-            table = (await asyncio.to_thread(run, config, "user", "list")).splitlines()
-            assert table[0].split() == ["USER", "BEFORE", "REVOKED", "AT", "REASON"]
-            assert table[1].split()[:2] == ["https://i.example#7", "2026-01-01T00:00:00Z"]
-            assert table[2].split()[-1] == "left"
-            names = await asyncio.to_thread(run, config, "user", "list", output="name")
-            assert names == "https://i.example#7\noidc:alice\n"
-            assert "is restored" in await asyncio.to_thread(run, config, "user", "restore", user="oidc:alice")
-            assert set(await relay.user_revocations()) == {"https://i.example#7"}
-            with pytest.raises(StateError, match="not revoked: 'user list'"):
-                await asyncio.to_thread(run, config, "user", "restore", user="oidc:alice")
-        finally:
-            await relay.close()
+    async def test_revoke_list_and_restore_while_a_relay_has_the_registry(
+        self, config: RelayConfig, registry: Registry
+    ) -> None:
+        before = time.time()
+        text = await asyncio.to_thread(run, config, "user", "revoke", user="oidc:alice", reason=" left ")
+        assert "user oidc:alice is revoked: tokens issued before 20" in text
+        (entry,) = (await registry.user_revocations()).values()
+        assert (entry.user, entry.reason) == ("oidc:alice", "left")
+        assert before <= entry.before <= time.time() + 1
+        text = await asyncio.to_thread(run, config, "user", "revoke", user="https://i.example#7", before="2026-01-01")
+        assert "before 2026-01-01T00:00:00Z are refused" in text
+        rows = json.loads(await asyncio.to_thread(run, config, "user", "list", output="json"))
+        assert [(row["user"], row["before"]) for row in rows] == [
+            ("https://i.example#7", "2026-01-01T00:00:00Z"), ("oidc:alice", rfc3339(entry.before))
+        ]  # fmt: skip
+        table = (await asyncio.to_thread(run, config, "user", "list")).splitlines()
+        assert table[0].split() == ["USER", "BEFORE", "REVOKED", "AT", "REASON"]
+        assert table[1].split()[:2] == ["https://i.example#7", "2026-01-01T00:00:00Z"]
+        assert table[2].split()[-1] == "left"
+        names = await asyncio.to_thread(run, config, "user", "list", output="name")
+        assert names == "https://i.example#7\noidc:alice\n"
+        assert "is restored" in await asyncio.to_thread(run, config, "user", "restore", user="oidc:alice")
+        assert set(await registry.user_revocations()) == {"https://i.example#7"}
+        with pytest.raises(StateError, match="not revoked: 'user list'"):
+            await asyncio.to_thread(run, config, "user", "restore", user="oidc:alice")
 
     def test_without_a_registry_or_a_user(self, config: RelayConfig) -> None:
         for command, given in ((("user", "revoke"), {"user": "a"}), (("user", "list"), {})):

@@ -66,10 +66,8 @@ async def test_a_backup_brings_all_back_elsewhere(config: RelayConfig, tmp_path:
     assert [one.name for one in await registry.clusters()] == ["prod"]
     assert await registry.list_join_tokens() == []
     known = await registry.recovery()
-    assert known is not None
     assert (known.backup, known.awaited) == (made.made, ("prod",))
     await registry.close()
-    assert config.policy is not None
     assert (tmp_path / "settings" / config.policy.name).read_bytes() == config.policy.read_bytes()
     with pytest.raises(StateError, match="is there already"):
         await restore_backup(new, tmp_path / "file", overwrite=True, settings=tmp_path / "settings")

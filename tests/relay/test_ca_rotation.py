@@ -35,7 +35,7 @@ from arcbridge.wire.records import CaSuccession, Status
 from tests.net.ends import authority
 from tests.relay.audit.test_log import records
 from tests.relay.conftest import relay_config
-from tests.relay.station import Agent, station
+from tests.relay.station import Agent, Station, station
 from tests.support.eventually import until
 
 
@@ -322,11 +322,9 @@ def test_a_step_that_was_killed_between_its_files_is_completed(
         change_authority(config.data_dir, lambda state: state.take(step, time.time()))
     monkeypatch.undo()
     for found in (read_authority(config.data_dir), open_authority(config.data_dir)):
-        assert found is not None
         assert found.pin == read_rotation(config.data_dir).authority().pin
     assert (read_rotation(config.data_dir).step != step) == bool(written)
     pair = Authority.read(config.data_dir)
-    assert pair is not None
     assert pair.pin == open_authority(config.data_dir).pin, "for an arcbridge that knows no rotation"
     change_authority(config.data_dir, lambda state: state.take(state.step, time.time()))
 
@@ -369,7 +367,7 @@ def der(pem: str) -> bytes:
 
 
 async def test_e14_a_flood_of_announcements_costs_the_relay_four_and_one_judgement_in_two_seconds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch, relay: Station
 ) -> None:
     assert (control.FOLLOW_PAUSE, ANNOUNCEMENTS) == (2.0, 4)
     monkeypatch.setattr(control, "FOLLOW_PAUSE", 3600.0)
@@ -381,7 +379,7 @@ async def test_e14_a_flood_of_announcements_costs_the_relay_four_and_one_judgeme
         return read(text, own=own)
 
     monkeypatch.setattr(Succession, "read", counted)
-    async with station(tmp_path, "prod") as relay, Agent(relay) as agent:
+    async with Agent(relay) as agent:
         (link,) = relay.fleet.links()
         assert isinstance(link, ControlConnection)
         for sent in (1, 10, 1000):
@@ -403,19 +401,18 @@ class Follower(Agent):
         self.cas = succession.cas
 
 
-async def test_agents_are_told_of_a_step_one_after_the_other(tmp_path: Path) -> None:
+async def test_agents_are_told_of_a_step_one_after_the_other(relay: Station) -> None:
     """Each renews then: all at once they would take the relay's loop, and wait for each other's durable writes."""
-    async with station(tmp_path, "prod") as relay, contextlib.AsyncExitStack() as stack:
+    async with contextlib.AsyncExitStack() as stack:
         agents = [await stack.enter_async_context(Follower(relay, instance=f"i{n}")) for n in range(4)]
         assert relay.control._pause == pytest.approx(3 / RelayLimitsConfig().agents_per_second)
         for step, pause in (("one", 3600.0), ("two", 0.0)):
-            relay.control._cas = lambda step=step: CaSuccession(step)
+            relay.control.cas = lambda step=step: CaSuccession(step)
             relay.control._pause = pause
             relay.control.announce()
             if pause:
                 await until(lambda: any(one.cas for one in agents))
                 assert sum(one.cas == step for one in agents) == 1
-                assert relay.control._announcing is not None
                 relay.control._announcing.cancel()
                 await asyncio.sleep(0)
             else:
@@ -453,7 +450,7 @@ async def test_what_an_agent_announces_is_recorded(tmp_path: Path, monkeypatch: 
     file, cluster_ca = tmp_path / "audit.jsonl", authority()
     made = Rotation(cluster_ca.certificate_pem, cluster_ca.key_pem).take("next", time.time())
     async with station(tmp_path, "prod") as relay, Agent(relay) as agent:
-        relay.control._audit = audit = RelayAudit(str(file))
+        relay.control.audit = audit = RelayAudit(str(file))
         agent.session.send(CaSuccession("# nothing"))
         agent.session.send(CaSuccession(made.succession, made.oldest))
         await until(lambda: audit.records == 2)

@@ -33,8 +33,6 @@ def test_an_own_certificate_is_renewed_at_two_thirds() -> None:
 def test_given_files_are_taken_over_when_both_fit(tmp_path: Path) -> None:
     authority = Authority.create("test")
     files = RelayTlsConfig(certificate=tmp_path / "tls.crt", key=tmp_path / "tls.key")
-    assert files.certificate is not None
-    assert files.key is not None
     with pytest.raises(ConfigError, match=r"tls\.certificate"):
         ServerCertificate(files, authority, "relay.test")
     files.certificate.write_bytes(b"\x30\x82")  # as DER begins

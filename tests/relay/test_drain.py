@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
@@ -20,7 +19,7 @@ from arcbridge.relay.membership import Membership
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.records import JoinReply, JoinRequest
 from tests.net.ends import RELAY, client_context
-from tests.relay.station import Agent, Station, is_cut, refused, station, swallow
+from tests.relay.station import Agent, Station, is_cut, refused, swallow
 from tests.support.eventually import until
 
 
@@ -36,7 +35,7 @@ class Draining:
             relay.pumps,
             relay.counters,
             membership or Membership(),
-            random=lambda: draws.pop(0) if draws else 0.5,
+            draw=lambda: draws.pop(0) if draws else 0.5,
         )
         self.hurry = asyncio.Event()
         self.task = asyncio.get_running_loop().create_task(self.drain.run(self.hurry))
@@ -66,10 +65,10 @@ async def dialled(relay: Station, agent: Agent) -> asyncio.Task[tuple[socket.soc
     return joining
 
 
-async def test_some_leave_and_the_rest_is_cut_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_some_leave_and_the_rest_is_cut_one_by_one(monkeypatch: pytest.MonkeyPatch, relay: Station) -> None:
     monkeypatch.setattr(module, "PATIENCE", 0.5)
     monkeypatch.setattr(module, "SPREAD", 3600.0)
-    async with station(tmp_path, "prod") as relay, Agent(relay) as agent:
+    async with Agent(relay) as agent:
         async with sessions(relay, agent, 4) as near:
             # Two are cut in the first moments of the hour, the last one in its middle.
             draining = Draining(relay, [1e-6, 2e-6, 0.5])
@@ -88,18 +87,18 @@ async def test_some_leave_and_the_rest_is_cut_one_by_one(tmp_path: Path, monkeyp
         assert len(relay.control) == 0
 
 
-async def test_what_is_left_at_the_end_is_reset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_is_left_at_the_end_is_reset(monkeypatch: pytest.MonkeyPatch, relay: Station) -> None:
     monkeypatch.setattr(module, "PATIENCE", 0.05)
     monkeypatch.setattr(module, "SPREAD", 0.05)
-    async with station(tmp_path, "prod") as relay, Agent(relay) as agent, sessions(relay, agent, 3) as near:
+    async with Agent(relay) as agent, sessions(relay, agent, 3) as near:
         await Draining(relay, [1.0, 1.0, 1.0]).over()
         assert relay.counters.pumps_cut == 3
         await is_cut(*near, *agent.sockets)
 
 
-async def test_a_second_signal_cuts_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_second_signal_cuts_everything(monkeypatch: pytest.MonkeyPatch, relay: Station) -> None:
     monkeypatch.setattr(module, "PATIENCE", 3600.0)
-    async with station(tmp_path, "prod") as relay, Agent(relay) as agent, sessions(relay, agent, 2) as near:
+    async with Agent(relay) as agent, sessions(relay, agent, 2) as near:
         draining = Draining(relay)
         await draining.reaches(Step.DRAINING)
         draining.hurry.set()
@@ -108,8 +107,8 @@ async def test_a_second_signal_cuts_everything(tmp_path: Path, monkeypatch: pyte
         await asyncio.wait_for(agent.session.wait_ended(), 5)
 
 
-async def test_without_sessions_it_goes_through_and_says_goodbye(tmp_path: Path) -> None:
-    async with station(tmp_path, "prod") as relay, Agent(relay) as agent:
+async def test_without_sessions_it_goes_through_and_says_goodbye(relay: Station) -> None:
+    async with Agent(relay) as agent:
         draining = Draining(relay)
         assert draining.drain.unready() is None
         await draining.over()
@@ -120,10 +119,10 @@ async def test_without_sessions_it_goes_through_and_says_goodbye(tmp_path: Path)
             await relay.dial()
 
 
-async def test_clients_and_agents_are_told_while_it_lasts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_clients_and_agents_are_told_while_it_lasts(monkeypatch: pytest.MonkeyPatch, relay: Station) -> None:
     """The port stays open: a client and an agent that come now hear why and when to come back."""
     monkeypatch.setattr(module, "PATIENCE", 3600.0)
-    async with station(tmp_path, "prod") as relay, Agent(relay) as agent, sessions(relay, agent, 1) as near:
+    async with Agent(relay) as agent, sessions(relay, agent, 1) as near:
         draining = Draining(relay)
         await draining.reaches(Step.DRAINING)
         error = await refused(relay.join())
@@ -135,10 +134,10 @@ async def test_clients_and_agents_are_told_while_it_lasts(tmp_path: Path, monkey
         await draining.over()
 
 
-async def test_a_join_whose_agent_does_not_come_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_join_whose_agent_does_not_come_is_refused(monkeypatch: pytest.MonkeyPatch, relay: Station) -> None:
     """docs/threats.md#J21: within a second, in words, so that the client goes elsewhere."""
     monkeypatch.setattr(module, "JOINING", 0.1)
-    async with station(tmp_path, "prod") as relay, Agent(relay, on_dial=swallow) as agent:
+    async with Agent(relay, on_dial=swallow) as agent:
         joining = await dialled(relay, agent)
         draining = Draining(relay)
         error = await refused(asyncio.wait_for(joining, 5))
@@ -147,10 +146,10 @@ async def test_a_join_whose_agent_does_not_come_is_refused(tmp_path: Path, monke
         assert relay.clients.joining == 0
 
 
-async def test_a_join_under_way_completes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_join_under_way_completes(monkeypatch: pytest.MonkeyPatch, relay: Station) -> None:
     monkeypatch.setattr(module, "PATIENCE", 3600.0)
     monkeypatch.setattr(module, "JOINING", 3600.0)
-    async with station(tmp_path, "prod") as relay, Agent(relay, on_dial=swallow) as agent:
+    async with Agent(relay, on_dial=swallow) as agent:
         joining = await dialled(relay, agent)
         draining = Draining(relay)
         await draining.reaches(Step.DRAINING)
@@ -162,11 +161,11 @@ async def test_a_join_under_way_completes(tmp_path: Path, monkeypatch: pytest.Mo
             await draining.over()
 
 
-async def test_other_relays_stop_dialling_before_the_agents_hear(tmp_path: Path) -> None:
+async def test_other_relays_stop_dialling_before_the_agents_hear(relay: Station) -> None:
     """The fleet is told first; an engine that hangs does not hold the drain up."""
     told: list[str] = []
 
-    async with station(tmp_path, "prod") as relay, Agent(relay) as agent:
+    async with Agent(relay) as agent:
 
         async def unregister(link: AgentLink) -> None:
             told.append("GOAWAY first" if agent.goaway is not None else link.instance)
@@ -182,7 +181,7 @@ async def test_other_relays_stop_dialling_before_the_agents_hear(tmp_path: Path)
 
 
 async def test_one_of_several_keeps_the_port_until_all_are_ready(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch, relay: Station
 ) -> None:
     """A relay process that drains refuses new peers in words, also those that the kernel had queued."""
     monkeypatch.setattr(module, "_LAST", 10.0)
@@ -196,16 +195,15 @@ async def test_one_of_several_keeps_the_port_until_all_are_ready(
             await all_ready.wait()
 
     asked = asyncio.Event()
-    async with station(tmp_path, "prod") as relay:
-        draining = Draining(relay, membership=Together())
-        await asyncio.wait_for(asked.wait(), 5)
-        assert (await refused(relay.join())).code == JoinCode.DRAINING
-        assert draining.drain.step is Step.LEAVING
-        queued = socket.create_connection((relay.address.host, relay.address.port))
-        queued.setblocking(False)
-        all_ready.set()
-        request = JoinRequest(role="client", cluster="prod", token="alice")
-        assert (await refused(client_join(queued, client_context(), RELAY, request))).code == JoinCode.DRAINING
-        await draining.over()
-        with pytest.raises(ConnectionRefusedError):
-            socket.create_connection((relay.address.host, relay.address.port))
+    draining = Draining(relay, membership=Together())
+    await asyncio.wait_for(asked.wait(), 5)
+    assert (await refused(relay.join())).code == JoinCode.DRAINING
+    assert draining.drain.step is Step.LEAVING
+    queued = socket.create_connection((relay.address.host, relay.address.port))
+    queued.setblocking(False)
+    all_ready.set()
+    request = JoinRequest(role="client", cluster="prod", token="alice")
+    assert (await refused(client_join(queued, client_context(), RELAY, request))).code == JoinCode.DRAINING
+    await draining.over()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((relay.address.host, relay.address.port))

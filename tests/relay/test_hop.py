@@ -39,10 +39,10 @@ class Pair:
         self._hops: dict[Station, Hops] = {}
         for one, relay_id in ((a, A), (b, B)):
             hops = Hops(Peers(self, relay_id), authority=authority(), pumps=one.pumps)
-            one.agents._detour = hops
+            one.agents.detour = hops
             one.dials._process_id = relay_id
             hops.attach(one.dials)
-            one.listener._handlers[client_hello.HOP] = partial(one.agents.serve_hop, hops.server_context)
+            one.listener.handlers[client_hello.HOP] = partial(one.agents.serve_hop, hops.server_context)
             self._hops[one] = hops
 
     async def address_of(self, relay_id: str) -> str:

@@ -63,8 +63,8 @@ async def rejected(relay: Station, reason: str, count: int = 1) -> None:
     await until(lambda: relay.counters.rejected[reason] >= count)
 
 
-async def test_three_rooms_behind_one_port(tmp_path: Path) -> None:
-    async with station(tmp_path, "prod") as relay, Agent(relay):
+async def test_three_rooms_behind_one_port(relay: Station) -> None:
+    async with Agent(relay):
         await http_echo(relay)
         bare = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         bare.load_verify_locations(cadata=authority().certificate_pem)
@@ -108,27 +108,25 @@ async def test_a_hello_in_pieces_arrives(tmp_path: Path, pieces: str) -> None:
         (client_hello(["unknown/1"]), "no_protocol"),
     ],
 )
-async def test_the_rest_is_closed_and_counted(tmp_path: Path, data: bytes, reason: str) -> None:
-    async with station(tmp_path) as relay:
-        with await relay.dial() as sock:
-            await send_all(sock, data)
-            assert await is_closed(sock)
-        assert relay.counters.rejected[reason] == 1
-        assert relay.admission.waiting == 0
+async def test_the_rest_is_closed_and_counted(relay: Station, data: bytes, reason: str) -> None:
+    with await relay.dial() as sock:
+        await send_all(sock, data)
+        assert await is_closed(sock)
+    assert relay.counters.rejected[reason] == 1
+    assert relay.admission.waiting == 0
 
 
-async def test_plain_http_gets_one_answer(tmp_path: Path) -> None:
-    async with station(tmp_path) as relay:
-        with await relay.dial() as sock:
-            await send_all(sock, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-            answer = b""
-            while chunk := await receive(sock, 1000):
-                answer += chunk
-        head, _, body = answer.partition(b"\r\n\r\n")
-        assert head.startswith(b"HTTP/1.1 400 ")
-        assert f"Content-Length: {len(body)}".encode() in head
-        assert b"https://" in body
-        await relay.settled()
+async def test_plain_http_gets_one_answer(relay: Station) -> None:
+    with await relay.dial() as sock:
+        await send_all(sock, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        answer = b""
+        while chunk := await receive(sock, 1000):
+            answer += chunk
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert f"Content-Length: {len(body)}".encode() in head
+    assert b"https://" in body
+    await relay.settled()
 
 
 @pytest.mark.parametrize("size", [0, 1, 5, 300])
@@ -169,37 +167,35 @@ async def test_slow_hellos_cost_no_wake_ups_and_end_at_the_deadline(
 
 
 @pytest.mark.parametrize("size", [0, 3, 100])
-async def test_a_peer_that_leaves_is_noticed_at_once(tmp_path: Path, size: int) -> None:
+async def test_a_peer_that_leaves_is_noticed_at_once(relay: Station, size: int) -> None:
     hello = client_hello(["arcbridge-join/1"])
-    async with station(tmp_path) as relay:
-        with await relay.dial() as sock:
-            await send_all(sock, hello[:size])
-            await asyncio.sleep(0.05)
-        await rejected(relay, "peek_closed")
-        assert relay.admission.waiting == 0
+    with await relay.dial() as sock:
+        await send_all(sock, hello[:size])
+        await asyncio.sleep(0.05)
+    await rejected(relay, "peek_closed")
+    assert relay.admission.waiting == 0
 
 
-async def test_role_and_identity_come_from_the_handshake(tmp_path: Path) -> None:
+async def test_role_and_identity_come_from_the_handshake(relay: Station) -> None:
     """docs/threats.md#J13: a peer offers several protocols, does not speak the selected one, or asks for control
     without a certificate.
     """
-    async with station(tmp_path, "prod") as relay:
-        both = client_context.__wrapped__(ALPN_HTTP)
-        both.set_alpn_protocols(["nonsense", ALPN_HTTP, ALPN_CONTROL])
-        await http_echo(relay, both)
-        # The join handler takes nothing but a JOIN record.
-        with await relay.dial() as sock:
-            pipe = TlsPipe(sock, client_context(ALPN_JOIN), server_hostname=RELAY)
-            await pipe.handshake()
-            await pipe.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-            assert await until_the_end(pipe) == b""
-        with await relay.dial() as sock:
-            pipe = TlsPipe(sock, client_context(ALPN_CONTROL), server_hostname=RELAY)
-            await pipe.handshake()
-            await pipe.write(b"\0" * 8)
-            assert await until_the_end(pipe) == b""
-        await rejected(relay, "handshake", 2)
-        assert relay.fleet.links() == []
+    both = client_context.__wrapped__(ALPN_HTTP)
+    both.set_alpn_protocols(["nonsense", ALPN_HTTP, ALPN_CONTROL])
+    await http_echo(relay, both)
+    # The join handler takes nothing but a JOIN record.
+    with await relay.dial() as sock:
+        pipe = TlsPipe(sock, client_context(ALPN_JOIN), server_hostname=RELAY)
+        await pipe.handshake()
+        await pipe.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert await until_the_end(pipe) == b""
+    with await relay.dial() as sock:
+        pipe = TlsPipe(sock, client_context(ALPN_CONTROL), server_hostname=RELAY)
+        await pipe.handshake()
+        await pipe.write(b"\0" * 8)
+        assert await until_the_end(pipe) == b""
+    await rejected(relay, "handshake", 2)
+    assert relay.fleet.links() == []
 
 
 async def test_caps_drop_the_newest(tmp_path: Path) -> None:
@@ -302,7 +298,7 @@ class Starts:
     def _arrival(self) -> listener_module._Arrival:
         near, far = socket.socketpair()
         self._peers.append(far)
-        ticket = self.listener._admission.enter("127.0.0.1")
+        ticket = self.listener.admission.enter("127.0.0.1")
         assert isinstance(ticket, Ticket)
         return listener_module._Arrival(self.listener, near, ticket, False)
 
@@ -335,7 +331,7 @@ async def test_one_handshake_begins_between_two_turns_of_the_loop() -> None:
 async def test_connections_of_an_address_over_its_share_of_the_loop_wait() -> None:
     """docs/threats.md#L43."""
     starts = Starts()
-    admission = starts.listener._admission
+    admission = starts.listener.admission
     starts.arrive("arcbridge-join/1")
     await until(lambda: starts.order == ["join"])
     address = admission.loop_times.of("127.0.0.1", 0.0)
@@ -356,8 +352,8 @@ async def test_connections_of_an_address_over_its_share_of_the_loop_wait() -> No
 async def test_j26_what_comes_before_a_handler_is_charged_to_the_address() -> None:
     starts = Starts()
     starts.begin(b"SSH-2.0-x\r\n")
-    await until(lambda: starts.listener._counters.rejected["not_tls"] == 1)
-    assert starts.listener._admission.loop_times.of("127.0.0.1", 0.0).spent > 0.0
+    await until(lambda: starts.listener.counters.rejected["not_tls"] == 1)
+    assert starts.listener.admission.loop_times.of("127.0.0.1", 0.0).spent > 0.0
     await starts.close()
 
 
@@ -475,13 +471,12 @@ async def test_what_a_balancer_may_not_say(tmp_path: Path, data: bytes, reason: 
         assert relay.admission.sources == {}
 
 
-async def test_a_header_from_anywhere_else_is_no_hello(tmp_path: Path) -> None:
+async def test_a_header_from_anywhere_else_is_no_hello(relay: Station) -> None:
     """A stranger cannot choose the address that it counts for."""
-    async with station(tmp_path) as relay:
-        with await relay.dial() as sock:
-            await send_all(sock, header() + client_hello(["http/1.1"]))
-            assert await is_closed(sock)
-        await rejected(relay, "not_tls")
+    with await relay.dial() as sock:
+        await send_all(sock, header() + client_hello(["http/1.1"]))
+        assert await is_closed(sock)
+    await rejected(relay, "not_tls")
 
 
 @pytest.mark.parametrize("data", [header(command=0x20, block=b""), header(family=0x00, block=b"")])
@@ -508,40 +503,39 @@ async def test_behind_a_balancer_each_origin_has_its_own_places(tmp_path: Path) 
         await relay.settled()
 
 
-async def test_out_of_descriptors_pauses_and_recovers(tmp_path: Path) -> None:
+async def test_out_of_descriptors_pauses_and_recovers(relay: Station) -> None:
     """docs/threats.md#J16 and #R2."""
-    async with station(tmp_path) as relay:
-        await http_echo(relay)
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        waiting = [socket.socket() for _ in range(8)]
+    await http_echo(relay)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    waiting = [socket.socket() for _ in range(8)]
+    for sock in waiting:
+        sock.setblocking(False)
+    used = max(int(name) for name in os.listdir("/proc/self/fd") if name.isdigit())
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 1, hard))
+    # No number is free: what is closed below the limit is the listener's own spare one.
+    holes = []
+    try:
+        while True:
+            holes.append(os.dup(0))
+    except OSError:
+        pass
+    try:
         for sock in waiting:
-            sock.setblocking(False)
-        used = max(int(name) for name in os.listdir("/proc/self/fd") if name.isdigit())
-        resource.setrlimit(resource.RLIMIT_NOFILE, (used + 1, hard))
-        # No number is free: what is closed below the limit is the listener's own spare one.
-        holes = []
-        try:
-            while True:
-                holes.append(os.dup(0))
-        except OSError:
-            pass
-        try:
-            for sock in waiting:
-                sock.connect_ex((relay.address.host, relay.address.port))
-            begin, begin_used = time.monotonic(), time.process_time()
-            await asyncio.sleep(0.7)  # the interval in which no more pauses may begin than fit into it
-            await until(lambda: relay.counters.accept_pauses >= 2)
-            elapsed = time.monotonic() - begin
-            assert time.process_time() - begin_used < 0.3
-            assert relay.counters.accept_pauses <= elapsed / ACCEPT_PAUSE + 2
-            assert relay.counters.rejected["descriptors"] >= 1
-        finally:
-            for descriptor in holes:
-                os.close(descriptor)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-            for sock in waiting:
-                sock.close()
-        await http_echo(relay)
+            sock.connect_ex((relay.address.host, relay.address.port))
+        begin, begin_used = time.monotonic(), time.process_time()
+        await asyncio.sleep(0.7)  # the interval in which no more pauses may begin than fit into it
+        await until(lambda: relay.counters.accept_pauses >= 2)
+        elapsed = time.monotonic() - begin
+        assert time.process_time() - begin_used < 0.3
+        assert relay.counters.accept_pauses <= elapsed / ACCEPT_PAUSE + 2
+        assert relay.counters.rejected["descriptors"] >= 1
+    finally:
+        for descriptor in holes:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for sock in waiting:
+            sock.close()
+    await http_echo(relay)
 
 
 async def test_what_cannot_be_bound_names_the_setting() -> None:
@@ -562,7 +556,7 @@ async def test_what_cannot_be_bound_names_the_setting() -> None:
         await each.close()
 
 
-async def test_a_failing_room_ends_one_connection(tmp_path: Path) -> None:
+async def test_a_failing_room_ends_one_connection(relay: Station) -> None:
     calls = 0
 
     async def broken(sock: socket.socket, ticket: object) -> None:
@@ -571,32 +565,30 @@ async def test_a_failing_room_ends_one_connection(tmp_path: Path) -> None:
         sock.close()
         raise RuntimeError("a bug")
 
-    async with station(tmp_path) as relay:
-        relay.listener._handlers[b"arcbridge-join/1"] = broken
-        for _ in range(2):
-            with await relay.dial() as sock:
-                await send_all(sock, client_hello(["arcbridge-join/1"]))
-                assert await is_closed(sock)
-        await rejected(relay, "failed", 2)
-        assert calls == 2
-        assert relay.admission.waiting == 0
+    relay.listener.handlers[b"arcbridge-join/1"] = broken
+    for _ in range(2):
+        with await relay.dial() as sock:
+            await send_all(sock, client_hello(["arcbridge-join/1"]))
+            assert await is_closed(sock)
+    await rejected(relay, "failed", 2)
+    assert calls == 2
+    assert relay.admission.waiting == 0
 
 
-async def test_who_is_queued_when_the_port_is_left_is_served(tmp_path: Path) -> None:
+async def test_who_is_queued_when_the_port_is_left_is_served(relay: Station) -> None:
     """docs/threats.md#R7: what stays in the queue of a socket that is closed would be reset."""
-    async with station(tmp_path) as relay:
-        # The kernel accepts them while the listener does not run.
-        queued = [socket.create_connection((relay.address.host, relay.address.port)) for _ in range(100)]
-        relay.listener.leave()
-        with pytest.raises(ConnectionRefusedError):
-            socket.create_connection((relay.address.host, relay.address.port))
-        for sock in queued[::33]:
-            with sock:
-                sock.setblocking(False)
-                await echoes(sock)
-        assert relay.counters.accepted == 100
-        for sock in queued:
-            sock.close()
+    # The kernel accepts them while the listener does not run.
+    queued = [socket.create_connection((relay.address.host, relay.address.port)) for _ in range(100)]
+    relay.listener.leave()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((relay.address.host, relay.address.port))
+    for sock in queued[::33]:
+        with sock:
+            sock.setblocking(False)
+            await echoes(sock)
+    assert relay.counters.accepted == 100
+    for sock in queued:
+        sock.close()
 
 
 async def test_a_port_may_be_shared_by_those_who_say_so() -> None:

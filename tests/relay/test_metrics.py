@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
 from types import SimpleNamespace
 
 from arcbridge.identity.proof import ProofChecker, ProofPolicy
@@ -12,12 +11,12 @@ from arcbridge.relay.http.api import LIMITS as API_LIMITS
 from arcbridge.relay.metrics import register
 from arcbridge.relay.session_slots import LIMITS
 from tests.net.ends import authority
-from tests.relay.station import Agent, station
+from tests.relay.station import Agent, Station
 
 
-async def test_every_metric_reads_and_the_series_are_fixed(tmp_path: Path) -> None:
+async def test_every_metric_reads_and_the_series_are_fixed(relay: Station) -> None:
     rotated = Rotation(authority().certificate_pem, authority().key_pem).take("next", 5.0).authority()
-    async with station(tmp_path, "prod") as relay, Agent(relay):
+    async with Agent(relay):
         metrics = Metrics("relay")
         lookups = {"answered": 5, "failed": 6}
         verifier = SimpleNamespace(

@@ -115,7 +115,7 @@ async def test_agents_that_stay() -> None:
 
 def test_what_a_process_serves_by(monkeypatch: pytest.MonkeyPatch) -> None:
     made = operations()
-    monkeypatch.setattr(made, "_policy", SimpleNamespace(current=lambda: POLICY, held=None))
+    monkeypatch.setattr(made, "policy", SimpleNamespace(current=lambda: POLICY, held=None))
     made.certificate_expires = lambda: 5.0
     (found,) = made.answer({"ask": "policy"})
     assert (found["hash"], found["version"], found["certificate_expires"]) == (POLICY.hash, __version__, 5.0)

@@ -6,7 +6,7 @@ import asyncio
 import importlib
 import os
 import signal
-from collections.abc import MutableMapping
+from collections.abc import AsyncIterator, MutableMapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -68,42 +68,37 @@ class Reloading(Running):
 
 
 @pytest.fixture
-async def relay(config: RelayConfig) -> Reloading:  # noqa: F811
-    return Reloading(config)
+async def relay(config: RelayConfig) -> AsyncIterator[Reloading]:  # noqa: F811
+    made = Reloading(config)
+    await made.start()
+    yield made
+    await made.stop()
 
 
 async def test_what_changes_is_told_and_what_needs_a_restart_too(relay: Reloading) -> None:
     logs.reconfigure_level(relay.config.observe.log_level)
-    await relay.start()
-    try:
-        level = logs.level()
-        limits = RelayLimitsConfig(sessions=7, users={"oidc:alice": RelayUserLimitsConfig(sessions=1)})
-        assert relay.config.policy is not None
-        relay.config.policy.write_text(POLICY.replace("alice", "bob"))
-        relay.config = replace(relay.config, limits=limits, workers=2, listen="127.0.0.1:1")
-        (told,) = await relay.told("ok", "settings reloaded")
-        assert told["taken"] == ["limits.sessions", "limits.users", "policy"]
-        assert told["needs_restart"] == ["listen", "workers"]
-        assert logs.level() == level
-        # A second one has nothing new, and still names what waits for a restart.
-        (again,) = await relay.told("ok", "settings reloaded")
-        assert (again["taken"], again["needs_restart"]) == ([], ["listen", "workers"])
-    finally:
-        await relay.stop()
+    level = logs.level()
+    limits = RelayLimitsConfig(sessions=7, users={"oidc:alice": RelayUserLimitsConfig(sessions=1)})
+    relay.config.policy.write_text(POLICY.replace("alice", "bob"))
+    relay.config = replace(relay.config, limits=limits, workers=2, listen="127.0.0.1:1")
+    (told,) = await relay.told("ok", "settings reloaded")
+    assert told["taken"] == ["limits.sessions", "limits.users", "policy"]
+    assert told["needs_restart"] == ["listen", "workers"]
+    assert logs.level() == level
+    # A second one has nothing new, and still names what waits for a restart.
+    (again,) = await relay.told("ok", "settings reloaded")
+    assert (again["taken"], again["needs_restart"]) == ([], ["listen", "workers"])
 
 
 async def test_a_reload_is_recorded_in_the_file_of_that_name(relay: Reloading) -> None:
-    await relay.start()
     path = relay.config.data_dir / "audit.jsonl"
     rotated = path.with_name("audit.jsonl.1")
-    try:
-        path.rename(rotated)
-        relay.config = replace(relay.config, limits=RelayLimitsConfig(sessions=7), listen="127.0.0.1:1")
-        await relay.reload("ok")
-        relay.config = replace(relay.config, limits=RelayLimitsConfig(sessions=0))
-        await relay.reload("failed")
-    finally:
-        await relay.stop()
+    path.rename(rotated)
+    relay.config = replace(relay.config, limits=RelayLimitsConfig(sessions=7), listen="127.0.0.1:1")
+    await relay.reload("ok")
+    relay.config = replace(relay.config, limits=RelayLimitsConfig(sessions=0))
+    await relay.reload("failed")
+    await relay.stop()
     taken, refused, stop = records(path)
     assert taken["act"] == refused["act"] == "settings reload"
     assert taken["result"] == {"taken": ["limits.sessions"], "needs_restart": ["listen"]}
@@ -113,22 +108,16 @@ async def test_a_reload_is_recorded_in_the_file_of_that_name(relay: Reloading) -
 
 
 async def test_a_mistake_changes_nothing(relay: Reloading) -> None:
-    await relay.start()
-    try:
-        assert relay.config.authentication is not None
-        assert relay.config.policy is not None
-        relay.config.authentication.write_text(CONFIG.replace("kind: Auth", "kind: Other"))
-        relay.config.policy.write_text(POLICY)
-        relay.config = replace(relay.config, limits=RelayLimitsConfig(sessions=0))
-        (told,) = await relay.told("failed", "settings not reloaded")
-        assert "limits.sessions: must be at least 1, not 0 (and 1 more" in str(told["reason"])
-        assert await relay.count("ok") == 0
-        assert not relay.task.done()
-        relay.config.authentication.write_text(CONFIG)
-        relay.config = replace(relay.config, limits=RelayLimitsConfig())
-        await relay.reload("ok")
-    finally:
-        await relay.stop()
+    relay.config.authentication.write_text(CONFIG.replace("kind: Auth", "kind: Other"))
+    relay.config.policy.write_text(POLICY)
+    relay.config = replace(relay.config, limits=RelayLimitsConfig(sessions=0))
+    (told,) = await relay.told("failed", "settings not reloaded")
+    assert "limits.sessions: must be at least 1, not 0 (and 1 more" in str(told["reason"])
+    assert await relay.count("ok") == 0
+    assert not relay.task.done()
+    relay.config.authentication.write_text(CONFIG)
+    relay.config = replace(relay.config, limits=RelayLimitsConfig())
+    await relay.reload("ok")
 
 
 async def test_an_issuer_that_is_taken_out_counts_no_more(config: RelayConfig, relay: Reloading) -> None:  # noqa: F811
@@ -136,22 +125,15 @@ async def test_an_issuer_that_is_taken_out_counts_no_more(config: RelayConfig, r
     from arcbridge.net.dialer import DIRECT
     from arcbridge.net.tls import fetch_relay_cas
 
-    await relay.start()
-    try:
-        relay.ca = (
-            await fetch_relay_cas(parse_address(relay.info.address), relay.info.relay_ca_pin, proxy=DIRECT)
-        ).trusted
-        with pytest.raises(JoinRefused) as refused:
-            await relay.join()
-        assert refused.value.code == JoinCode.FORBIDDEN, "the token is good, and there is no such cluster"
-        assert config.authentication is not None
-        config.authentication.write_text(CONFIG.replace("issuer.example", "other.example"))
-        await relay.reload("ok")
-        with pytest.raises(JoinRefused) as refused:
-            await relay.join()
-        assert refused.value.code == JoinCode.UNAUTHENTICATED
-    finally:
-        await relay.stop()
+    relay.ca = (await fetch_relay_cas(parse_address(relay.info.address), relay.info.relay_ca_pin, proxy=DIRECT)).trusted
+    with pytest.raises(JoinRefused) as refused:
+        await relay.join()
+    assert refused.value.code == JoinCode.FORBIDDEN, "the token is good, and there is no such cluster"
+    config.authentication.write_text(CONFIG.replace("issuer.example", "other.example"))
+    await relay.reload("ok")
+    with pytest.raises(JoinRefused) as refused:
+        await relay.join()
+    assert refused.value.code == JoinCode.UNAUTHENTICATED
 
 
 @pytest.mark.parametrize(
@@ -164,7 +146,9 @@ async def test_an_issuer_that_is_taken_out_counts_no_more(config: RelayConfig, r
     ],
 )
 async def test_whatever_goes_wrong_the_last_good_settings_stay(
-    relay: Reloading, part: str, monkeypatch: pytest.MonkeyPatch
+    config: RelayConfig,  # noqa: F811
+    part: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Not an error of ours alone: the parts that had the new settings already get the old ones back."""
     # The relay looks at the policy's file by itself, too, and would take over what is right in it.
@@ -176,29 +160,26 @@ async def test_whatever_goes_wrong_the_last_good_settings_stay(
         return made[0]
 
     monkeypatch.setattr(service, "RelayReload", make)
+    relay = Reloading(config)
     await relay.start()
-    try:
-        before = in_force(made[0])
-        assert relay.config.policy is not None
-        assert relay.config.authentication is not None
-        good = relay.config
-        relay.config.policy.write_text(POLICY.replace("alice", "bob"))
-        relay.config.authentication.write_text(CONFIG.replace("issuer.example", "other.example"))
-        relay.config = replace(relay.config, proof="off", limits=RelayLimitsConfig(sessions=7, loop_share_per_user=7))
-        with monkeypatch.context() as patch:
-            patch.setattr(part, _once(part))
-            (told,) = await relay.told("failed", "settings not reloaded")
-        assert told["reason"] == "RuntimeError"
-        assert await relay.count("ok") == 0
-        assert in_force(made[0]) == before
-        # Nothing was noted as taken over either: to set that again takes nothing over.
-        relay.config = good
-        good.policy.write_text(POLICY)
-        good.authentication.write_text(CONFIG)
-        (told,) = await relay.told("ok", "settings reloaded")
-        assert told["taken"] == []
-    finally:
-        await relay.stop()
+    before = in_force(made[0])
+    good = relay.config
+    relay.config.policy.write_text(POLICY.replace("alice", "bob"))
+    relay.config.authentication.write_text(CONFIG.replace("issuer.example", "other.example"))
+    relay.config = replace(relay.config, proof="off", limits=RelayLimitsConfig(sessions=7, loop_share_per_user=7))
+    with monkeypatch.context() as patch:
+        patch.setattr(part, _once(part))
+        (told,) = await relay.told("failed", "settings not reloaded")
+    assert told["reason"] == "RuntimeError"
+    assert await relay.count("ok") == 0
+    assert in_force(made[0]) == before
+    # Nothing was noted as taken over either: to set that again takes nothing over.
+    relay.config = good
+    good.policy.write_text(POLICY)
+    good.authentication.write_text(CONFIG)
+    (told,) = await relay.told("ok", "settings reloaded")
+    assert told["taken"] == []
+    await relay.stop()
 
 
 def in_force(reload: RelayReload) -> list[object]:
@@ -233,44 +214,38 @@ def _once(path: str) -> object:
 
 async def test_files_are_checked_once_for_a_reload(relay: Reloading, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that is removed behind the check is no failure of settings that are in force."""
-    await relay.start()
-    try:
-        checks, check = 0, settings.check
+    checks, check = 0, settings.check
 
-        def counted(config: RelayConfig) -> settings.CheckedRelay:
-            nonlocal checks
-            checks += 1
-            return check(config)
+    def counted(of: RelayConfig) -> settings.CheckedRelay:
+        nonlocal checks
+        checks += 1
+        return check(of)
 
-        monkeypatch.setattr(settings, "check", counted)
-        await relay.reload("ok")
-        assert checks == 1
-    finally:
-        await relay.stop()
+    monkeypatch.setattr(settings, "check", counted)
+    await relay.reload("ok")
+    assert checks == 1
 
 
-async def test_the_self_checks_judge_by_the_certificate_in_force(relay: Reloading, tmp_path: Path) -> None:
+async def test_the_self_checks_judge_by_the_certificate_in_force(config: RelayConfig, tmp_path: Path) -> None:  # noqa: F811
     """From the relay's own CA to files of a private one: the public address still leads here, and is found to."""
     private = Authority.create("private")
     port = fixed_port()
-    relay.config = replace(relay.config, listen=f"127.0.0.1:{port}", public_address=f"127.0.0.1:{port}")
+    relay = Reloading(replace(config, listen=f"127.0.0.1:{port}", public_address=f"127.0.0.1:{port}"))
     await relay.start()
-    try:
-        own = await public_address(relay)
-        assert own["detail"] == f"127.0.0.1:{port} leads to this relay"
-        issued = private.issue_server(["127.0.0.1"])
-        (tmp_path / "tls.crt").write_text(issued.certificate_pem)
-        (tmp_path / "tls.key").write_text(issued.key_pem)
-        relay.config = replace(relay.config, tls=RelayTlsConfig(tmp_path / "tls.crt", tmp_path / "tls.key"))
-        await relay.reload("ok")
-        async with asyncio.timeout(10):
-            while (await public_address(relay))["detail"] == own["detail"]:
-                await asyncio.sleep(0.02)
-        found = await public_address(relay)
-        assert found["state"] == "ok"
-        assert "agents and clients need relay_ca_file" in found["detail"]
-    finally:
-        await relay.stop()
+    own = await public_address(relay)
+    assert own["detail"] == f"127.0.0.1:{port} leads to this relay"
+    issued = private.issue_server(["127.0.0.1"])
+    (tmp_path / "tls.crt").write_text(issued.certificate_pem)
+    (tmp_path / "tls.key").write_text(issued.key_pem)
+    relay.config = replace(relay.config, tls=RelayTlsConfig(tmp_path / "tls.crt", tmp_path / "tls.key"))
+    await relay.reload("ok")
+    async with asyncio.timeout(10):
+        while (await public_address(relay))["detail"] == own["detail"]:
+            await asyncio.sleep(0.02)
+    found = await public_address(relay)
+    assert found["state"] == "ok"
+    assert "agents and clients need relay_ca_file" in found["detail"]
+    await relay.stop()
 
 
 async def public_address(relay: Reloading) -> Row:

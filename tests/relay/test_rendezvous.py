@@ -42,8 +42,8 @@ async def first_socket(agent: Agent) -> socket.socket:
     return agent.sockets[0]
 
 
-async def test_a_client_and_its_agent_become_one_pump(tmp_path: Path) -> None:
-    async with station(tmp_path, "prod") as relay, Agent(relay) as agent:
+async def test_a_client_and_its_agent_become_one_pump(relay: Station) -> None:
+    async with Agent(relay) as agent:
         client, reply = await relay.join()
         with client:
             assert reply.code == 0
@@ -70,9 +70,9 @@ async def test_a_client_and_its_agent_become_one_pump(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("said", "noted"), [("a" * 16, "a" * 16), ("", ""), ("x" * 65, ""), ("a b", ""), ("a\nb", "")])
-async def test_the_first_session_is_for_logs_alone(tmp_path: Path, said: str, noted: str) -> None:
+async def test_the_first_session_is_for_logs_alone(relay: Station, said: str, noted: str) -> None:
     """docs/threats.md#K4: what the client says is noted, if it looks like an id, and nothing is decided by it."""
-    async with station(tmp_path, "prod") as relay, Agent(relay, instance="i1"):
+    async with Agent(relay, instance="i1"):
         with capture_logs() as lines:
             near, reply = await relay.join(instance="i1", first_session=said)
             await until(lambda: any(line["event"] == "joined" for line in lines))
@@ -83,8 +83,8 @@ async def test_the_first_session_is_for_logs_alone(tmp_path: Path, said: str, no
 
 
 @pytest.mark.parametrize(("said", "passed_on"), [(12_000, 12_000), (0, 0), (10_000_000, 0), (2**63, 0)])
-async def test_j33_the_client_learns_how_far_the_agent_is(tmp_path: Path, said: int, passed_on: int) -> None:
-    async with station(tmp_path, "prod") as relay, Agent(relay) as agent:
+async def test_j33_the_client_learns_how_far_the_agent_is(relay: Station, said: int, passed_on: int) -> None:
+    async with Agent(relay) as agent:
         agent.round_trip = said
         client, reply = await relay.join()
         with client:
@@ -94,19 +94,19 @@ async def test_j33_the_client_learns_how_far_the_agent_is(tmp_path: Path, said: 
             assert 0 < pump.round_trip < 1, "as both sockets show it"
 
 
-async def test_of_what_a_session_gave_up_the_known_kinds_are_noted(tmp_path: Path) -> None:
+async def test_of_what_a_session_gave_up_the_known_kinds_are_noted(relay: Station) -> None:
     """docs/threats.md#K4: a client says it, for operators to read; it decides nothing."""
-    async with station(tmp_path, "prod") as relay, Agent(relay):
+    async with Agent(relay):
         near, _ = await relay.join(restricted="read-only namespaces=secret-name \x1b[31m until")
         await until(lambda: len(relay.pumps) == 1)
         assert [pump.restricted for pump in relay.pumps] == ["read-only until"]
         near.close()
 
 
-async def test_joins_are_counted_by_whether_the_client_keeps_the_newest_ca(tmp_path: Path) -> None:
+async def test_joins_are_counted_by_whether_the_client_keeps_the_newest_ca(relay: Station) -> None:
     newest = [""]
-    async with station(tmp_path, "prod") as relay, Agent(relay):
-        relay.clients._relay_cas = lambda: ("", newest[0])
+    async with Agent(relay):
+        relay.clients.relay_cas = lambda: ("", newest[0])
         for newest[0], relay_ca in (("", "x"), ("next", ""), ("next", "present"), ("next", "next")):
             (await relay.join(relay_ca=relay_ca))[0].close()
         assert relay.counters.joins_newest_ca == {"yes": 1, "no": 2}, "none before the first rotation"
@@ -121,11 +121,10 @@ async def refused_and_logged(relay: Station, cluster: str = "prod") -> tuple[Joi
     return error, failed
 
 
-async def test_a_cluster_that_the_policy_does_not_allow_is_named_in_the_log(tmp_path: Path) -> None:
-    async with station(tmp_path, "prod") as relay:
-        relay.policy.allowed.clear()
-        _, failed = await refused_and_logged(relay, "munich")
-        assert failed["code"] == "FORBIDDEN"
+async def test_a_cluster_that_the_policy_does_not_allow_is_named_in_the_log(relay: Station) -> None:
+    relay.policy.allowed.clear()
+    _, failed = await refused_and_logged(relay, "munich")
+    assert failed["code"] == "FORBIDDEN"
 
 
 @pytest.mark.parametrize(
@@ -141,25 +140,24 @@ async def test_a_cluster_that_the_policy_does_not_allow_is_named_in_the_log(tmp_
     ],
 )  # fmt: skip
 async def test_the_client_gets_the_rule_and_the_log_the_cause(
-    tmp_path: Path, raised: ArcbridgeError, rule: str, logged: str, words: str, retry_after: int | None
+    relay: Station, raised: ArcbridgeError, rule: str, logged: str, words: str, retry_after: int | None
 ) -> None:
-    async with station(tmp_path, "prod") as relay:
 
-        async def refuse(token: str) -> Identity:
-            raise raised
+    async def refuse(token: str) -> Identity:
+        raise raised
 
-        relay.checks.verifier.verify = refuse
-        error, failed = await refused_and_logged(relay)
-        assert error.refusal.rule == rule == failed["rule"]
-        assert (words in error.message, logged in error.message) == (True, False)
-        assert error.retry_after == retry_after
-        assert logged in (failed.get("detail"), failed["reason"])
+    relay.checks.verifier.verify = refuse
+    error, failed = await refused_and_logged(relay)
+    assert error.refusal.rule == rule == failed["rule"]
+    assert (words in error.message, logged in error.message) == (True, False)
+    assert error.retry_after == retry_after
+    assert logged in (failed.get("detail"), failed["reason"])
 
 
-async def test_bytes_in_one_segment_with_close_notify_reach_the_agent(tmp_path: Path) -> None:
+async def test_bytes_in_one_segment_with_close_notify_reach_the_agent(relay: Station) -> None:
     """docs/threats.md#J5 through the whole relay: close_notify and a large ClientHello as one string, cut in two."""
     hello = secrets.token_bytes(9000)
-    async with station(tmp_path, "prod") as relay, Agent(relay) as agent:
+    async with Agent(relay) as agent:
         for cut in (1, 5, 23, 24, 25, 40, 4000):
             agent.sockets.clear()
             near = await relay.dial()
@@ -175,8 +173,8 @@ async def test_bytes_in_one_segment_with_close_notify_reach_the_agent(tmp_path: 
                 assert await exactly(await first_socket(agent), len(hello)) == hello
 
 
-async def test_before_it_is_known_who_is_revoked_every_client_is_told_to_try_again(tmp_path: Path) -> None:
-    async with station(tmp_path, "prod") as relay, Agent(relay):
+async def test_before_it_is_known_who_is_revoked_every_client_is_told_to_try_again(relay: Station) -> None:
+    async with Agent(relay):
         relay.access.users = None
         error = await refused(relay.join("alice"), "registry does not answer; try again")
         assert (error.code, error.retry_after) == (JoinCode.INTERNAL, 5)
@@ -189,9 +187,9 @@ async def test_before_it_is_known_who_is_revoked_every_client_is_told_to_try_aga
     [("carol", "prod"), ("alice", "unknown"), ("carol", "unknown"), ("alice", "PROD"), ("alice", "x" * 60_000),
      ("alice", "a..b"), ("alice", "*"), ("alice", "")],
 )  # fmt: skip
-async def test_unknown_and_forbidden_are_one_answer(tmp_path: Path, user: str, cluster: str) -> None:
+async def test_unknown_and_forbidden_are_one_answer(relay: Station, user: str, cluster: str) -> None:
     """docs/threats.md#J22."""
-    async with station(tmp_path, "prod") as relay, Agent(relay) as agent:
+    async with Agent(relay) as agent:
         error = await refused(relay.join(user, cluster))
         assert error.code == JoinCode.FORBIDDEN
         assert error.message.startswith("there is no such cluster, or you may not reach it")
@@ -225,26 +223,25 @@ async def test_the_caps_on_joins_and_sessions(tmp_path: Path) -> None:
 
 
 async def test_k11_what_is_about_the_relays_machine_is_for_its_log(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch, relay: Station
 ) -> None:
     """docs/threats.md#K11: who reads the refusals of one cluster reads no path of the relay's machine. Why the policy
     refuses is theirs."""
-    async with station(tmp_path, "prod") as relay:
-        await refused(relay.join("mallory"))
-        cause = StateError("cannot open /var/lib/arcbridge/registry.sqlite: disk I/O error")
+    await refused(relay.join("mallory"))
+    cause = StateError("cannot open /var/lib/arcbridge/registry.sqlite: disk I/O error")
 
-        async def broken(name: str) -> None:
-            raise cause
+    async def broken(name: str) -> None:
+        raise cause
 
-        monkeypatch.setattr(relay.registry, "cluster", broken)
-        with capture_logs() as logs:
-            error = await refused(relay.join("alice"))
-            await relay.settled()
-        assert error.code == JoinCode.INTERNAL
-        policy, internal = relay.checks.refusals.rows(["*"])
-        assert (internal["code"], internal["reason"]) == ("INTERNAL", error.message)
-        assert policy["reason"] == "the policy does not allow it"
-        assert [line["reason"] for line in logs if line["event"] == "join failed"] == [cause.message]
+    monkeypatch.setattr(relay.registry, "cluster", broken)
+    with capture_logs() as logs:
+        error = await refused(relay.join("alice"))
+        await relay.settled()
+    assert error.code == JoinCode.INTERNAL
+    policy, internal = relay.checks.refusals.rows(["*"])
+    assert (internal["code"], internal["reason"]) == ("INTERNAL", error.message)
+    assert policy["reason"] == "the policy does not allow it"
+    assert [line["reason"] for line in logs if line["event"] == "join failed"] == [cause.message]
 
 
 async def test_a_dial_token_counts_once_and_for_its_cluster_only(tmp_path: Path) -> None:
@@ -328,10 +325,10 @@ async def test_joins_without_end_of_one_user(tmp_path: Path) -> None:
 
 
 async def test_a_join_is_charged_to_its_address_and_then_to_its_user(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch, relay: Station
 ) -> None:
     """docs/threats.md#L45."""
-    async with station(tmp_path, "prod") as relay, Agent(relay):
+    async with Agent(relay):
         alice, address = relay.pumps.payer_of(person("alice")), relay.admission.loop_times.of("127.0.0.1", 0.0)
         judged: list[LoopTime] = []
         verify, loss = relay.checks.verifier.verify, relay.access.loss
@@ -358,9 +355,9 @@ async def test_a_join_is_charged_to_its_address_and_then_to_its_user(
         assert alice.inner >= 0.02 * judged.count(alice), "its address does not count it as one that waits"
 
 
-async def test_joins_of_a_user_who_takes_too_much_of_the_loop_wait_or_are_refused(tmp_path: Path) -> None:
+async def test_joins_of_a_user_who_takes_too_much_of_the_loop_wait_or_are_refused(relay: Station) -> None:
     """docs/threats.md#L45. Other users behind the same address come in meanwhile."""
-    async with station(tmp_path, "prod") as relay, Agent(relay):
+    async with Agent(relay):
         alice = relay.pumps.payer_of(person("alice"))
         alice.held_until = time.monotonic() + 0.5
         waiting = asyncio.create_task(relay.join("alice"))
@@ -377,12 +374,12 @@ async def test_joins_of_a_user_who_takes_too_much_of_the_loop_wait_or_are_refuse
 
 @pytest.mark.parametrize("others", [False, True])
 async def test_many_users_behind_one_address_all_come_back_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others: bool
+    monkeypatch: pytest.MonkeyPatch, others: bool, relay: Station
 ) -> None:
     """docs/threats.md#L49: after a restart of the relay. An address makes the loop late all the time and has nearly no
     share of it. Nobody is slowed down while no other address comes; else each connection waits once, a moment. None is
     refused or closed to make room."""
-    async with station(tmp_path, "prod") as relay, Agent(relay):
+    async with Agent(relay):
         times = relay.admission.loop_times
         times.change(0.001, time.monotonic())
         held: list[float] = []
@@ -427,9 +424,7 @@ async def test_a_session_counts_for_its_user_until_it_ends(tmp_path: Path) -> No
         near.close()
         socks.pop().close()
         agent.sockets[1].close()
-        async with asyncio.timeout(5):
-            while relay.clients.slots.sessions_of.get("https://issuer.test#alice") != 1:
-                await asyncio.sleep(0.005)
+        await until(lambda: relay.clients.slots.sessions_of.get("https://issuer.test#alice") == 1)
         socks.append((await relay.join())[0])
         for sock in socks:
             sock.close()
@@ -438,18 +433,17 @@ async def test_a_session_counts_for_its_user_until_it_ends(tmp_path: Path) -> No
         await until(lambda: not relay.clients.slots.sessions_of)
 
 
-async def test_an_agents_join_needs_a_certificate_of_an_enrolled_cluster(tmp_path: Path) -> None:
-    async with station(tmp_path, "prod") as relay:
-        for cluster, code in (("", JoinCode.UNAUTHENTICATED), ("never-enrolled", JoinCode.FORBIDDEN)):
-            sock = await relay.dial()
-            request = JoinRequest(role="agent", token="x")
-            assert (await refused(client_join(sock, client_context(ALPN_JOIN, cluster), RELAY, request))).code == code
+async def test_an_agents_join_needs_a_certificate_of_an_enrolled_cluster(relay: Station) -> None:
+    for cluster, code in (("", JoinCode.UNAUTHENTICATED), ("never-enrolled", JoinCode.FORBIDDEN)):
         sock = await relay.dial()
-        error = await refused(client_join(sock, client_context(), RELAY, JoinRequest(role="relay")))
-        assert error.code == JoinCode.BAD_REQUEST
+        request = JoinRequest(role="agent", token="x")
+        assert (await refused(client_join(sock, client_context(ALPN_JOIN, cluster), RELAY, request))).code == code
+    sock = await relay.dial()
+    error = await refused(client_join(sock, client_context(), RELAY, JoinRequest(role="relay")))
+    assert error.code == JoinCode.BAD_REQUEST
 
 
-async def test_of_two_agents_exactly_one_wins(tmp_path: Path) -> None:
+async def test_of_two_agents_exactly_one_wins(relay: Station) -> None:
     """docs/threats.md#J2, 25 rounds."""
 
     async def twice(agent: Agent, dial: Dial) -> None:
@@ -458,7 +452,7 @@ async def test_of_two_agents_exactly_one_wins(tmp_path: Path) -> None:
         outcomes.append(sorted(type(result).__name__ for result in results))
 
     outcomes: list[list[str]] = []
-    async with station(tmp_path, "prod") as relay, Agent(relay, on_dial=twice) as agent:
+    async with Agent(relay, on_dial=twice) as agent:
         for round_ in range(25):
             agent.sockets.clear()
             near, _ = await relay.join()
@@ -471,9 +465,9 @@ async def test_of_two_agents_exactly_one_wins(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["close", "reset"])
-async def test_a_client_that_left_voids_its_token_at_once(tmp_path: Path, how: str) -> None:
+async def test_a_client_that_left_voids_its_token_at_once(relay: Station, how: str) -> None:
     """docs/threats.md#J3."""
-    async with station(tmp_path, "prod") as relay, Agent(relay, on_dial=swallow) as agent:
+    async with Agent(relay, on_dial=swallow) as agent:
         near = await relay.dial()
         await asking(near)
         await until(lambda: agent.dials)
@@ -483,9 +477,9 @@ async def test_a_client_that_left_voids_its_token_at_once(tmp_path: Path, how: s
         assert relay.counters.joins["gone"] == 1
 
 
-async def test_raw_bytes_before_the_reply_refuse_the_join(tmp_path: Path) -> None:
+async def test_raw_bytes_before_the_reply_refuse_the_join(relay: Station) -> None:
     """docs/threats.md#J6."""
-    async with station(tmp_path, "prod") as relay, Agent(relay, on_dial=swallow) as agent:
+    async with Agent(relay, on_dial=swallow) as agent:
         with await relay.dial() as near:
             pipe = await asking(near)
             await until(lambda: agent.dials)
@@ -515,7 +509,7 @@ async def test_an_agent_that_does_not_come(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("who", ["client", "agent"])
-async def test_close_notify_withheld_ends_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, who: str) -> None:
+async def test_close_notify_withheld_ends_both(monkeypatch: pytest.MonkeyPatch, who: str, relay: Station) -> None:
     """docs/threats.md#J7."""
     # For the end that does as it should, too.
     monkeypatch.setattr(join_module, "CLOSE_DEADLINE", 1.0)
@@ -531,7 +525,7 @@ async def test_close_notify_withheld_ends_both(tmp_path: Path, monkeypatch: pyte
         await half(sock, "prod", JoinRequest(role="agent", token=dial.token))
 
     on_dial = withhold if who == "agent" else consent_and_join
-    async with station(tmp_path, "prod") as relay, Agent(relay, on_dial=on_dial) as agent:
+    async with Agent(relay, on_dial=on_dial) as agent:
         if who == "agent":
             assert (await refused(relay.join(), "did not finish the join")).code == JoinCode.AGENT_REFUSED
         else:
@@ -574,8 +568,8 @@ def proving(token: str = "alice", *, key: ProofKey = KEY, pin: str = "") -> Call
     return lambda shown: key.sign_proof(token, spki_of(shown), pin, time.time())
 
 
-async def test_t30_a_bound_token_joins_with_its_proof_alone(tmp_path: Path) -> None:
-    async with station(tmp_path, "prod") as relay, Agent(relay) as agent:
+async def test_t30_a_bound_token_joins_with_its_proof_alone(relay: Station) -> None:
+    async with Agent(relay) as agent:
         relay.bindings["alice"] = binding({"cnf": {"jkt": KEY.thumbprint}})
         recorded = KEY.sign_proof("alice", b"the key of another relay, which has seen it", "", time.time())
         with capture_logs() as logs:
@@ -599,37 +593,35 @@ async def test_t30_a_bound_token_joins_with_its_proof_alone(tmp_path: Path) -> N
         client.close()
 
 
-async def test_t31_required_takes_no_bearer_tokens(tmp_path: Path) -> None:
-    async with station(tmp_path, "prod") as relay, Agent(relay):
+async def test_t31_required_takes_no_bearer_tokens(relay: Station) -> None:
+    async with Agent(relay):
         relay.checks.proofs = ProofChecker(ProofPolicy.REQUIRED, "the relay")
         error = await refused(relay.join())
         assert error.refusal.rule == "proof.unbound"
         assert "docs/security.md" in error.message
 
 
-async def test_the_groups_that_came_are_told_to_the_log_and_to_their_user(tmp_path: Path) -> None:
+async def test_the_groups_that_came_are_told_to_the_log_and_to_their_user(relay: Station) -> None:
     """docs/threats.md#J22. Of the log those that the policy names, and of the user's no more than they have; of an
     unknown cluster the same."""
-    async with station(tmp_path, "prod") as relay:
-        relay.policy.allowed.clear()
-        relay.groups["alice"] = ("platform", "secret-1", "secret-2")
-        error, failed = await refused_and_logged(relay)
-        assert error.refusal == Refusal(RefusalRule.POLICY_RULE, "", ("platform",), 2)
-        assert (failed["groups"], failed["more_groups"], failed["rule"]) == (("platform",), 2, "policy.rule")
-        assert "secret" not in repr(failed)
-        unknown, _ = await refused_and_logged(relay, "munich")
-        assert (unknown.refusal, unknown.message) == (error.refusal, error.message)
-        relay.groups.clear()
-        error, failed = await refused_and_logged(relay)
-        assert error.refusal == Refusal(RefusalRule.POLICY_RULE, "groups")
-        assert failed["detail"] == "the token has no claim 'groups', from which its groups are taken"
-        (seen,) = relay.checks.recent.rows("alice")
-        assert (seen["missing_claim"], seen["more"]) == ("groups", 0)
+    relay.policy.allowed.clear()
+    relay.groups["alice"] = ("platform", "secret-1", "secret-2")
+    error, failed = await refused_and_logged(relay)
+    assert error.refusal == Refusal(RefusalRule.POLICY_RULE, "", ("platform",), 2)
+    assert (failed["groups"], failed["more_groups"], failed["rule"]) == (("platform",), 2, "policy.rule")
+    assert "secret" not in repr(failed)
+    unknown, _ = await refused_and_logged(relay, "munich")
+    assert (unknown.refusal, unknown.message) == (error.refusal, error.message)
+    relay.groups.clear()
+    error, failed = await refused_and_logged(relay)
+    assert error.refusal == Refusal(RefusalRule.POLICY_RULE, "groups")
+    assert failed["detail"] == "the token has no claim 'groups', from which its groups are taken"
+    (seen,) = relay.checks.recent.rows("alice")
+    assert (seen["missing_claim"], seen["more"]) == ("groups", 0)
 
 
-async def test_a_revoked_user_is_told_of_no_groups(tmp_path: Path) -> None:
-    async with station(tmp_path, "prod") as relay:
-        relay.access.learn_users({"alice": UserRevocation("alice", 4_000_000_000, 0, "")})
-        error, failed = await refused_and_logged(relay)
-        assert error.refusal == NO_REFUSAL
-        assert "groups" not in failed
+async def test_a_revoked_user_is_told_of_no_groups(relay: Station) -> None:
+    relay.access.learn_users({"alice": UserRevocation("alice", 4_000_000_000, 0, "")})
+    error, failed = await refused_and_logged(relay)
+    assert error.refusal == NO_REFUSAL
+    assert "groups" not in failed

@@ -214,7 +214,6 @@ async def test_from_enrolment_to_a_joined_session(config: RelayConfig) -> None:
 
 
 async def test_what_is_done_to_a_relay_is_in_its_audit(config: RelayConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert config.policy is not None
     path = config.data_dir / "audit.jsonl"
     async with session_under_policy(config, monkeypatch) as (relay, _, _):
         status, _ = await relay.post("/v1/enrol", {"join_token": "x", "csr": make_csr(make_key()), "cluster_ca": "x"})
@@ -243,7 +242,6 @@ async def test_the_policy_counts_whatever_has_become_of_the_registry(
     config: RelayConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """docs/threats.md#V1: the policy is asked for the sessions that run, too; a broken one cuts no session."""
-    assert config.policy is not None
     async with session_under_policy(config, monkeypatch) as (relay, near, far):
         config.policy.write_text("[[allow]]\nnonsense = 1\n")
 
@@ -263,7 +261,6 @@ async def test_the_policy_counts_whatever_has_become_of_the_registry(
 async def test_the_policy_counts_while_the_registry_hangs(config: RelayConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """docs/threats.md#V1: who is taken out is refused at the door, too, whatever else waits."""
     monkeypatch.setattr(service, "MAINTENANCE_INTERVAL", 0.05)
-    assert config.policy is not None
     async with session_under_policy(config, monkeypatch) as (relay, near, far):
         hangs = asyncio.Event()
 
@@ -302,7 +299,6 @@ async def test_a_revoked_user_is_cut_everywhere_and_the_agents_are_told(
 ) -> None:
     """docs/threats.md#V2: also while the registry does not answer."""
     monkeypatch.setattr(service, "MAINTENANCE_INTERVAL", 0.05)
-    assert config.policy is not None
     config.policy.write_text(POLICY.replace('"oidc:alice"', '"oidc:alice", "oidc:bob"'))
     async with running(config) as relay, EnrolledAgent(relay) as agent:
         await agent.hears(Revoke(first=True))

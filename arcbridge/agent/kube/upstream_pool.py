@@ -416,11 +416,9 @@ class UpstreamConnection(asyncio.BufferedProtocol):
 class UpstreamPool:
     """The idle connections, the last used first, and the dialling of new ones."""
 
-    def __init__(
-        self, host: str, port: int, *, limit: ConnectLimit | None = None, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._clock = clock
-        self.limit = limit or ConnectLimit()
+    def __init__(self, host: str, port: int) -> None:
+        self._clock = time.monotonic
+        self.limit = ConnectLimit()
         """Of how many connections there are, and of how many are made."""
         self._address = Address(host, port)
         self._idle: list[UpstreamConnection] = []

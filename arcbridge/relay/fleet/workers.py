@@ -15,7 +15,6 @@ agent has measured has become another), `dial` (a question: one dial request), `
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Final
 
 from arcbridge.errors import ArcbridgeError, JoinRefused
@@ -61,10 +60,9 @@ class _Remote:
 class WorkersFleet(Fleet):
     """See the module's docstring. The caller connects and closes `siblings`, after this object is made."""
 
-    def __init__(self, siblings: Siblings, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, siblings: Siblings) -> None:
         super().__init__()
         self._siblings = siblings
-        self._clock = clock
         self._own: dict[AgentLink, float] = {}
         self._trips: dict[AgentLink, float] = {}
         """What the siblings were told last of own links' round trips, seconds."""
@@ -90,7 +88,7 @@ class WorkersFleet(Fleet):
     async def register(self, link: AgentLink) -> None:
         if link in self._own:
             return
-        stamp = self._own[link] = self._clock()
+        stamp = self._own[link] = time.monotonic()
         self._trips[link] = link.report.round_trip
         self.add(link)
         for sibling in self._siblings:

@@ -27,6 +27,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import KW_ONLY, InitVar, dataclass, field
 from http import HTTPStatus
 
 import structlog
@@ -122,36 +123,29 @@ def tls_own_key(request: web.Request) -> bytes:
     return tls.context.spki if tls is not None and isinstance(tls.context, ServerContext) else b""
 
 
+@dataclass(eq=False, repr=False)
 class Api:
     """The handlers, with what they work on."""
 
-    def __init__(
-        self,
-        authority: Authority,
-        registry: Registry,
-        count_agents: CountAgents,
-        checks: CallerChecks,
-        counters: Counters,
-        *,
-        certificate_life: float,
-        limits: RelayLimitsConfig,
-        login: Mapping[str, object] | None,
-        payer_of: Callable[[Identity], LoopTime],
-        audit: RelayAudit | None = None,
-    ) -> None:
-        """`certificate_life`: seconds of an agent's certificate. `login`: what `/v1/login` answers (`login_settings`).
-        `payer_of`: who pays for the loop's time once the token is verified. `audit`: where enrolments are recorded."""
-        self.audit = audit or RelayAudit("")
-        self.authority = authority
-        self.registry = registry
-        self.count_agents = count_agents
+    authority: Authority
+    registry: Registry
+    count_agents: CountAgents
+    checks: CallerChecks
+    counters: Counters
+    _: KW_ONLY
+    certificate_life: float
+    """Seconds of an agent's certificate."""
+    limits: InitVar[RelayLimitsConfig]
+    login_document: Mapping[str, object] | None
+    """What `/v1/login` answers (`login_settings`)."""
+    payer_of: Callable[[Identity], LoopTime]
+    """Returns who pays for the loop's time once the token is verified."""
+    audit: RelayAudit = field(default_factory=lambda: RelayAudit(""))
+    """Where enrolments are recorded."""
+
+    def __post_init__(self, limits: RelayLimitsConfig) -> None:
         self.round_trip: Callable[[str], float] = lambda cluster: 0.0
         """Seconds between this process and the nearest agent of a cluster, by its report; 0: not known."""
-        self.checks = checks
-        self.counters = counters
-        self.certificate_life = certificate_life
-        self.login_document = login
-        self.payer_of = payer_of
         self.limited = dict.fromkeys(LIMITS, 0)
         """How many requests each limit has refused."""
         self._bursts = Bursts[str](LOG_INTERVAL)

@@ -16,6 +16,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
 from typing import Any, cast
@@ -363,6 +364,7 @@ def _connection(request: web.BaseRequest) -> _ApiConnection:
     return cast(_ApiConnection, request.protocol)
 
 
+@dataclass(eq=False, repr=False)
 class HttpHandler:
     """The listener's handler of the HTTP API; the listener calls `serve`.
 
@@ -370,27 +372,24 @@ class HttpHandler:
     peers bound the API's connections, too. The protocol gets the ticket, because it decides when to end the connection.
     """
 
-    def __init__(
-        self, context: Callable[[], ssl.SSLContext], protocol: Callable[[Ticket], asyncio.Protocol], counters: Counters
-    ) -> None:
-        self._context = context
-        self._protocol = protocol
-        self._counters = counters
+    context: Callable[[], ssl.SSLContext]
+    protocol: Callable[[Ticket], asyncio.Protocol]
+    counters: Counters
 
     async def serve(self, sock: socket.socket, ticket: Ticket) -> None:
         """Serve one connection until it is over; the socket is closed then."""
-        connection = _AlpnGate(partial(self._protocol, ticket))
+        connection = _AlpnGate(partial(self.protocol, ticket))
         try:
             await accept_charged_tls(
                 lambda: connection,
                 sock,
-                self._context(),
+                self.context(),
                 ticket.loop_time,
                 handshake_deadline=HANDSHAKE_DEADLINE,
                 shutdown_deadline=ANSWER_DEADLINE,
             )
         except (OSError, TimeoutError) as error:
-            self._counters.rejected["handshake"] += 1
+            self.counters.rejected["handshake"] += 1
             log.debug("http connection refused", source=ticket.address, reason=type(error).__name__)
             sock.close()
             return

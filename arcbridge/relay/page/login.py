@@ -21,7 +21,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote, urlencode
 
@@ -100,32 +100,24 @@ class BegunLogin(NamedTuple):
     answer: Mapping[str, str]
 
 
+@dataclass(eq=False, repr=False)
 class PageLogin:
     """Begins and ends logins at one issuer. `clock` returns unix seconds."""
 
-    def __init__(
-        self,
-        config: RelayPageConfig,
-        issuer_url: str,
-        redirect_uri: str,
-        verifier: TokenVerifier,
-        tokens: TokenVerifier,
-        ask: SendRequest,
-        seal: CookieSeal,
-        *,
-        clock: Callable[[], float] = time.time,
-        monotonic: Callable[[], float] = time.monotonic,
-    ) -> None:
-        """`verifier`: one of the page's own. `tokens`: the relay's, which follows each reload of the issuers."""
-        self._config = config
-        self._issuer_url = issuer_url
-        self._redirect_uri = redirect_uri
-        self._verifier = verifier
-        self._tokens = tokens
-        self._ask = ask
-        self._seal = seal
-        self._clock = clock
-        self._monotonic = monotonic
+    config: RelayPageConfig
+    issuer_url: str
+    redirect_uri: str
+    verifier: TokenVerifier
+    """One of the page's own."""
+    tokens: TokenVerifier
+    """The relay's, which follows each reload of the issuers."""
+    ask: SendRequest
+    seal: CookieSeal
+    _: KW_ONLY
+    clock: Callable[[], float] = time.time
+    monotonic: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
         self._issuer: IssuerConfig | None = None
         self._known: dict[str, Any] | ArcbridgeError = {}
         """The discovery document, or why the issuer does not send it."""
@@ -147,16 +139,16 @@ class PageLogin:
         challenge = base64.urlsafe_b64encode(hashlib.sha256(proof.encode()).digest()).rstrip(b"=").decode()
         query = {
             "response_type": "code",
-            "client_id": self._config.client_id,
-            "redirect_uri": self._redirect_uri,
-            "scope": " ".join(self._config.scopes),
+            "client_id": self.config.client_id,
+            "redirect_uri": self.redirect_uri,
+            "scope": " ".join(self.config.scopes),
             "state": state,
             "nonce": nonce,
             "code_challenge": challenge,
             "code_challenge_method": "S256",
         }
         url = document["authorization_endpoint"]
-        new = {"state": state, "nonce": nonce, "proof": proof, "at": int(self._clock())}
+        new = {"state": state, "nonce": nonce, "proof": proof, "at": int(self.clock())}
         return f"{url}{'&' if '?' in url else '?'}{urlencode(query)}", self._sealed([*self._begun(cookie), new])
 
     def recognise(self, cookie: str, answer: Mapping[str, str]) -> BegunLogin:
@@ -187,28 +179,28 @@ class PageLogin:
 
     def _begun(self, cookie: str) -> list[dict[str, Any]]:
         """Return the logins of a cookie that may still end; a cookie of an earlier version has none."""
-        now = self._clock()
-        logins = (self._seal.open(cookie, LOGIN_LIFE, now) or {}).get("logins", ())
+        now = self.clock()
+        logins = (self.seal.open(cookie, LOGIN_LIFE, now) or {}).get("logins", ())
         return [one for one in logins if now - one["at"] < LOGIN_LIFE]
 
     def _sealed(self, logins: list[dict[str, Any]]) -> str:
-        return self._seal.seal({"logins": logins[-MOST_LOGINS:]}, self._clock())
+        return self.seal.seal({"logins": logins[-MOST_LOGINS:]}, self.clock())
 
     async def _identity(self, begun: BegunLogin) -> Identity:
         answer, document = begun.answer, await self._discover()
         # RFC 9207 §2.4: an issuer that announces it always sends it.
-        if answer.get("iss", "" if self._sends_iss(document) else self._issuer_url) != self._issuer_url:
+        if answer.get("iss", "" if self._sends_iss(document) else self.issuer_url) != self.issuer_url:
             raise Unauthenticated(f"the answer comes from another issuer: {_AGAIN}")
         if "error" in answer or not answer.get("code"):
             code = _ERROR.fullmatch(answer.get("error", ""))
             why = f" ({code[0]})" if code else ""
             raise Unauthenticated(f"the issuer did not log you in{why}: {_AGAIN}, or ask who administers it")
         token = await self._redeem(document["token_endpoint"], answer["code"], begun.proof)
-        identity = await self._verifier.verify(token)
+        identity = await self.verifier.verify(token)
         claims = jwt.decode(token, options={"verify_signature": False})  # the very text that was verified
         if not hmac.compare_digest(str(claims.get("nonce", "")).encode(), begun.nonce.encode()):
             raise Unauthenticated(f"the id token belongs to another login: {_AGAIN}")
-        if claims.get("azp", self._config.client_id) != self._config.client_id:
+        if claims.get("azp", self.config.client_id) != self.config.client_id:
             raise Unauthenticated(f"the id token was issued to another client (azp): {_AGAIN}")
         return identity
 
@@ -218,12 +210,12 @@ class PageLogin:
 
     def _follow(self) -> IssuerConfig:
         """Return the issuer as the authentication file has it now, for the page's audience alone."""
-        current = self._tokens.config.issuer(self._issuer_url)
+        current = self.tokens.config.issuer(self.issuer_url)
         if current is None:
             raise Unauthenticated("the page's issuer is not in the relay's authentication file any more")
-        issuer, acceptance = replace(current, audiences=(self._config.client_id,)), self._tokens.acceptance
-        if (issuer, acceptance) != (self._issuer, self._verifier.acceptance):
-            self._verifier.replace(AuthenticationConfig((issuer,)), acceptance)
+        issuer, acceptance = replace(current, audiences=(self.config.client_id,)), self.tokens.acceptance
+        if (issuer, acceptance) != (self._issuer, self.verifier.acceptance):
+            self.verifier.replace(AuthenticationConfig((issuer,)), acceptance)
         if issuer != self._issuer:
             self._issuer, self._known_until, self._discovery = issuer, -math.inf, None
         return self._issuer
@@ -232,7 +224,7 @@ class PageLogin:
         """Return the discovery document. However many logins wait for it, the issuer is asked once, and not again for
         `FAILED` after a failure."""
         issuer = self._follow()
-        while self._monotonic() >= self._known_until:
+        while self.monotonic() >= self._known_until:
             if self._discovery is None:
                 self._discovery = self._discoveries.start(self._ask_discovery(issuer))
             await asyncio.shield(self._discovery)
@@ -252,11 +244,11 @@ class PageLogin:
             if self._issuer is issuer:
                 self._discovery = None
         if self._issuer is issuer:
-            self._known, self._known_until = found, self._monotonic() + kept
+            self._known, self._known_until = found, self.monotonic() + kept
 
     async def _read_discovery(self, issuer: IssuerConfig) -> dict[str, Any]:
         url = issuer.discovery_url or issuer.url.rstrip("/") + "/.well-known/openid-configuration"
-        reply = await self._ask("GET", url, issuer.ca_pem, headers={"Accept": "application/json"})
+        reply = await self.ask("GET", url, issuer.ca_pem, headers={"Accept": "application/json"})
         document = read_json_object(reply.body) if reply.status == 200 else {}
         if document.get("issuer") != issuer.url:
             raise Unreachable("the issuer does not say how to log in there (its discovery document); try again later")
@@ -269,11 +261,11 @@ class PageLogin:
 
     async def _redeem(self, endpoint: str, code: str, proof: str) -> str:
         """Return the id token for a code."""
-        client, file = self._config.client_id, self._config.client_secret_file
+        client, file = self.config.client_id, self.config.client_secret_file
         form = {
             "grant_type": "authorization_code",
             "code": code,
-            "redirect_uri": self._redirect_uri,
+            "redirect_uri": self.redirect_uri,
             "code_verifier": proof,
             **({"client_id": client} if file is None else {}),
         }
@@ -286,7 +278,7 @@ class PageLogin:
             word = f"{quote(client, safe='')}:{quote(secret, safe='')}"  # RFC 6749 §2.3.1
             headers["Authorization"] = f"Basic {base64.b64encode(word.encode()).decode()}"
         ca_pem = None if self._issuer is None else self._issuer.ca_pem
-        reply = await self._ask("POST", endpoint, ca_pem, headers=headers, body=urlencode(form).encode())
+        reply = await self.ask("POST", endpoint, ca_pem, headers=headers, body=urlencode(form).encode())
         token = read_json_object(reply.body).get("id_token") if reply.status == 200 else None
         if not isinstance(token, str):
             raise Unauthenticated(f"the issuer gave no id token for this login (code {reply.status}): {_AGAIN}")

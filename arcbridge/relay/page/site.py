@@ -20,6 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from http import HTTPStatus
 from importlib.resources import files
@@ -104,32 +105,22 @@ class Viewer(NamedTuple):
         return EVERY_CLUSTER in self.readable
 
 
+@dataclass(eq=False, repr=False)
 class PageSite:
     """The page at one process of the relay."""
 
-    def __init__(
-        self,
-        api: Api,
-        facts: FactBook,
-        login: PageLogin,
-        sessions: PageSessions,
-        policy: PolicyFile,
-        public: Address,
-        issuer: str,
-        *,
-        monotonic: Callable[[], float] = time.monotonic,
-    ) -> None:
-        """`issuer`: its URL, for people."""
-        self._api = api
-        self._access = api.checks.access
-        self._facts = facts
-        self._login = login
-        self._sessions = sessions
-        self._policy = policy
-        self._name = str(public)
-        self._origin = public.origin
-        self._issuer = issuer
-        self._monotonic = monotonic
+    api: Api
+    facts: FactBook
+    login: PageLogin
+    sessions: PageSessions
+    policy: PolicyFile
+    public: Address
+    issuer: str
+    """Its URL, for people."""
+    monotonic: Callable[[], float] = field(default=time.monotonic, kw_only=True)
+
+    def __post_init__(self) -> None:
+        self._access = self.api.checks.access
         self._views = KeyedTokenBucket[str](VIEWS, VIEWS_RATE, size=SUBJECTS)
         self._logins = KeyedTokenBucket[str](LOGINS, LOGINS_RATE, size=SOURCES)
         self._ending = asyncio.Semaphore(ENDING_AT_ONCE)
@@ -161,7 +152,7 @@ class PageSite:
         metrics.counter("page_logins_total", "Logins at the administrators' page, by how they ended.",
                         {"outcome": OUTCOMES}, lambda: self.logins)  # fmt: skip
         metrics.counter("page_facts_total", "How often the facts of the administrators' page were computed.", None,
-                        lambda: self._facts.computed)  # fmt: skip
+                        lambda: self.facts.computed)  # fmt: skip
 
     # -- what is shown -----------------------------------------------------------------------------------------------
 
@@ -170,18 +161,18 @@ class PageSite:
             viewer = self._opener(request)
         except Unauthenticated as error:
             return self._notice(error.message)
-        payer = self._api.payer_of(viewer.identity)
+        payer = self.api.payer_of(viewer.identity)
         await take_turn(payer, "your sessions and requests take")
         return await payer.steps(self._page(request, viewer), inner=True)
 
     async def _page(self, request: web.Request, viewer: Viewer) -> web.Response:
         looked = _looked(request.query)
-        facts = await self._facts.get()
+        facts = await self.facts.get()
         own = [one.name for one in await facts.choose(viewer.readable)] if viewer.readable else []
-        relay, found = self._facts.relay, view.Found()
+        relay, found = self.facts.relay, view.Found()
         try:
             if looked.user and viewer.readable:
-                policy = self._policy.current()
+                policy = self.policy.current()
                 found = view.Found(reach=await reach_of(
                     looked.user, relay, policy, own, viewer.readable, self._comparing, whole=viewer.whole
                 ))  # fmt: skip
@@ -190,7 +181,7 @@ class PageSite:
         except ArcbridgeError as error:
             found = view.Found(failure=error.message)
         live = await self._live(request, facts, looked.text)
-        return _html(view.page(facts, live, self._name, viewer.identity.username, looked, found))
+        return _html(view.page(facts, live, str(self.public), viewer.identity.username, looked, found))
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
         viewer = self._opener(request)
@@ -200,7 +191,7 @@ class PageSite:
             answer = web.StreamResponse(headers={**_HEADERS, "Content-Type": "text/event-stream"})
             await answer.prepare(request)
             try:
-                await self._api.payer_of(viewer.identity).steps(self._send(request, answer, text), inner=True)
+                await self.api.payer_of(viewer.identity).steps(self._send(request, answer, text), inner=True)
             except ConnectionError:
                 pass  # a browser that is gone resets the connection, which ends this
             except Exception as error:
@@ -211,10 +202,10 @@ class PageSite:
 
     async def _send(self, request: web.Request, answer: web.StreamResponse, text: str) -> None:
         await answer.write(b"retry: 3000\n\n")
-        ends, sent = self._monotonic() + STREAM_LIFE, ""
+        ends, sent = self.monotonic() + STREAM_LIFE, ""
         try:
             facts = await self._next(request, None)
-            while self._monotonic() < ends:
+            while self.monotonic() < ends:
                 shown = await self._live(request, facts, text)
                 if shown != sent:
                     await answer.write(_event("facts", shown))
@@ -228,7 +219,7 @@ class PageSite:
 
     async def _next(self, request: web.Request, seen: Facts | None) -> Facts:
         """Return the facts that follow; ask meanwhile whether the person may still look. Raises `ArcbridgeError`."""
-        waiting = asyncio.ensure_future(self._facts.get() if seen is None else self._facts.after(seen))
+        waiting = asyncio.ensure_future(self.facts.get() if seen is None else self.facts.after(seen))
         try:
             while not (await asyncio.wait({waiting}, timeout=LOOK))[0]:
                 self._viewer(request)
@@ -239,7 +230,7 @@ class PageSite:
     async def _live(self, request: web.Request, facts: Facts, text: str) -> str:
         """Return a viewer's live parts. Pages that wake together are rendered one in each turn of the
         loop, so that sessions have the turns between. Raises `ArcbridgeError`."""
-        await take_turn(self._api.payer_of(self._viewer(request).identity), "your sessions and requests take")
+        await take_turn(self.api.payer_of(self._viewer(request).identity), "your sessions and requests take")
         async with self._rendering:
             await asyncio.sleep(0)
             viewer = self._viewer(request)  # as it is by now
@@ -247,7 +238,7 @@ class PageSite:
             return view.live_parts(facts, viewer.clusters, viewer.readable, text=text)
 
     async def _asset(self, request: web.Request) -> web.Response:
-        self._api.spend_of_stranger(request)
+        self.api.spend_of_stranger(request)
         return web.Response(body=self._assets[request.path], content_type=_ASSETS[request.path], headers=_HEADERS)
 
     # -- who looks -----------------------------------------------------------------------------------------------------
@@ -255,7 +246,7 @@ class PageSite:
     def _viewer(self, request: web.Request) -> Viewer:
         """Return who looks. Raises `Unauthenticated` without a login, `PermissionRefused` without a right."""
         cookie = request.cookies.get(SESSION_COOKIE, "")
-        identity = self._sessions.identity(cookie)
+        identity = self.sessions.identity(cookie)
         if identity is None:
             raise Unauthenticated("your login is over: log in again" if cookie else "log in to see your clusters")
         return self._judged(identity)
@@ -274,10 +265,10 @@ class PageSite:
         try:
             viewer = self._viewer(request)
         except ArcbridgeError:
-            self._api.spend_of_stranger(request)
+            self.api.spend_of_stranger(request)
             raise
         note_proved(request)
-        self._api.spend("page", self._views, viewer.identity.subject, "you open this page too often")
+        self.api.spend("page", self._views, viewer.identity.subject, "you open this page too often")
         return viewer
 
     @contextmanager
@@ -295,7 +286,7 @@ class PageSite:
 
     async def _begin(self, request: web.Request) -> web.Response:
         self._spend_login(request)
-        url, cookie = await self._login.begin(request.cookies.get(LOGIN_COOKIE, ""))
+        url, cookie = await self.login.begin(request.cookies.get(LOGIN_COOKIE, ""))
         answer = _led(url)
         _set(answer, LOGIN_COOKIE, cookie, LOGIN_LIFE)
         return answer
@@ -307,12 +298,12 @@ class PageSite:
         begun: BegunLogin | None = None
         try:
             # What was not begun here holds no other login up.
-            begun = self._login.recognise(logins, dict(request.query))
+            begun = self.login.recognise(logins, dict(request.query))
             identity = await self._in_turn(begun)
             self._judged(identity)
             answer = _led("/page")
-            cookie = self._sessions.cookie(identity, self._policy.current())
-            _set(answer, SESSION_COOKIE, cookie, int(self._sessions.life))
+            cookie = self.sessions.cookie(identity, self.policy.current())
+            _set(answer, SESSION_COOKIE, cookie, int(self.sessions.life))
             note_proved(request)
             outcome = "done"
             log.info("administrator logged in at the page", user=identity.username, source=source)
@@ -322,12 +313,12 @@ class PageSite:
             if identity is not None:
                 outcome = "refused"
                 actor = Actor("person", identity.username, {"subject": identity.subject, "source": source})
-                self._api.audit.note_stranger("administration", {"command": "page"}, actor, error.message)
+                self.api.audit.note_stranger("administration", {"command": "page"}, actor, error.message)
             answer = self._notice(error.message, error)
         finally:
             self.logins[outcome] += 1
         if begun is not None:  # else another site may have led here while a login is under way
-            if others := self._login.without(logins, begun):
+            if others := self.login.without(logins, begun):
                 _set(answer, LOGIN_COOKIE, others, LOGIN_LIFE)
             else:
                 answer.del_cookie(LOGIN_COOKIE, path="/", secure=True, httponly=True, samesite="Lax")
@@ -340,16 +331,16 @@ class PageSite:
         except TimeoutError:
             raise ApiRefusal(HTTPStatus.SERVICE_UNAVAILABLE, "too many log in now: try again", retry_after=5) from None
         try:
-            return await self._login.finish(begun)
+            return await self.login.finish(begun)
         finally:
             self._ending.release()
 
     def _spend_login(self, request: web.Request) -> None:
         source = source_of(address_of(request))
-        self._api.spend("page", self._logins, source, "too many logins from this address")
+        self.api.spend("page", self._logins, source, "too many logins from this address")
 
     async def _leave(self, request: web.Request) -> web.Response:
-        self._api.spend_of_stranger(request)
+        self.api.spend_of_stranger(request)
         answer = _led("/page")
         answer.del_cookie(SESSION_COOKIE, path="/", secure=True, httponly=True, samesite="Lax")
         return answer
@@ -359,7 +350,7 @@ class PageSite:
     def _admits(self, request: web.BaseRequest) -> bool:
         """Return whether a browser may send this: a page of the relay's own did, or a person who went there."""
         headers, site = request.headers, request.headers.get("Sec-Fetch-Site", "")
-        own = headers.get("Origin") == self._origin
+        own = headers.get("Origin") == self.public.origin
         if request.method == "POST":
             return own or ("Origin" not in headers and site == "same-origin")
         if site in ("", "none", "same-origin"):
@@ -369,7 +360,7 @@ class PageSite:
 
     def _notice(self, words: str, error: ArcbridgeError | None = None) -> web.Response:
         status = 200 if error is None else error.status_code
-        answer = _html(view.notice(self._name, words, login=self._issuer), status)
+        answer = _html(view.notice(str(self.public), words, login=self.issuer), status)
         if error is not None and error.retry_after is not None:
             answer.headers["Retry-After"] = str(error.retry_after)
         return answer
@@ -386,8 +377,8 @@ class PageSite:
             return self._notice(error.message, error)
 
     async def _end(self, app: web.Application) -> None:
-        await self._facts.close()
-        await self._login.close()
+        await self.facts.close()
+        await self.login.close()
 
 
 def _looked(query: Mapping[str, str]) -> view.Looked:

@@ -28,6 +28,7 @@ from arcbridge.wire.limits import DEFAULT, Limits
 from arcbridge.wire.records import Auth, AuthOk
 from arcbridge.wire.session import Kind, Side
 from arcbridge.wire.stream import Stream
+from tests.support.eventually import until
 from tests.support.fake_apiserver import FakeApiServer
 from tests.support.stream_io import StreamIO
 
@@ -57,9 +58,7 @@ class RecordedAudit(AuditLog):
 
     async def wait(self, count: int) -> list[AuditRecord]:
         """Wait until there are `count` records."""
-        async with asyncio.timeout(30):
-            while len(self.kept) < count:
-                await asyncio.sleep(0.005)
+        await until(lambda: len(self.kept) >= count)
         return self.kept
 
 

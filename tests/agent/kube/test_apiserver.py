@@ -12,7 +12,7 @@ from arcbridge.agent.kube.apiserver import REREAD, AnswerFailed, ApiServer, endp
 from arcbridge.errors import ConfigError
 from arcbridge.settings.config import KubernetesConfig
 from tests.support.clock import Clock
-from tests.support.fake_apiserver import chunked, closing, dying, reply
+from tests.support.fake_apiserver import FakeApiServer, chunked, closing, dying, reply
 
 from .bench import reachable
 
@@ -108,43 +108,38 @@ async def test_a_rotated_token_and_ca_count_without_a_restart(tmp_path: Path) ->
         assert "token" in api.reload_error
 
 
-async def test_a_delete_whose_connection_dies_is_never_repeated(tmp_path: Path) -> None:
-    async with reachable(tmp_path) as (fake, api):
-        fake.routes["/x"] = dying
-        for method in ("DELETE", "PUT", "POST", "PATCH"):
-            with pytest.raises(AnswerFailed):
-                await api.ask(method, "/x")
-        assert [request.method for request in fake.requests] == ["DELETE", "PUT", "POST", "PATCH"]
+async def test_a_delete_whose_connection_dies_is_never_repeated(fake: FakeApiServer, api: ApiServer) -> None:
+    fake.routes["/x"] = dying
+    for method in ("DELETE", "PUT", "POST", "PATCH"):
+        with pytest.raises(AnswerFailed):
+            await api.ask(method, "/x")
+    assert [request.method for request in fake.requests] == ["DELETE", "PUT", "POST", "PATCH"]
 
 
-async def test_each_call_has_a_connection_of_its_own(tmp_path: Path) -> None:
-    async with reachable(tmp_path) as (fake, api):
-        fake.routes["/x"] = reply(201, b'{"a": 1}', "Set-Cookie: a=b")
-        for method, document in (("GET", None), ("GET", None), ("POST", {})):
-            assert await api.ask(method, "/x", document) == (201, {"a": 1})
-        assert [request.connection for request in fake.requests] == [1, 2, 3]
-        assert fake.last.body == b"{}"
-        assert not any(request.header("cookie") for request in fake.requests)
+async def test_each_call_has_a_connection_of_its_own(fake: FakeApiServer, api: ApiServer) -> None:
+    fake.routes["/x"] = reply(201, b'{"a": 1}', "Set-Cookie: a=b")
+    for method, document in (("GET", None), ("GET", None), ("POST", {})):
+        assert await api.ask(method, "/x", document) == (201, {"a": 1})
+    assert [request.connection for request in fake.requests] == [1, 2, 3]
+    assert fake.last.body == b"{}"
+    assert not any(request.header("cookie") for request in fake.requests)
 
 
 @pytest.mark.parametrize("data", [b"", b"SSH-2.0\r\n\r\n", chunked(200, b"x", end=False), reply(200, b"x" * 1001)])
-async def test_an_answer_that_is_not_usable(tmp_path: Path, data: bytes) -> None:
-    async with reachable(tmp_path) as (fake, api):
-        fake.routes["/x"] = closing(data)
-        with pytest.raises(AnswerFailed):
-            await api.ask("GET", "/x", most=1000)
+async def test_an_answer_that_is_not_usable(fake: FakeApiServer, api: ApiServer, data: bytes) -> None:
+    fake.routes["/x"] = closing(data)
+    with pytest.raises(AnswerFailed):
+        await api.ask("GET", "/x", most=1000)
 
 
-async def test_a_header_cannot_become_two(tmp_path: Path) -> None:
-    async with reachable(tmp_path) as (fake, api):
-        with pytest.raises(AnswerFailed):
-            await api.ask("GET", "/x", token="1\r\nImpersonate-User: root")
-        assert fake.requests == []
+async def test_a_header_cannot_become_two(fake: FakeApiServer, api: ApiServer) -> None:
+    with pytest.raises(AnswerFailed):
+        await api.ask("GET", "/x", token="1\r\nImpersonate-User: root")
+    assert fake.requests == []
 
 
-async def test_a_call_to_a_server_that_is_down_is_counted(tmp_path: Path) -> None:
-    async with reachable(tmp_path) as (fake, api):
-        fake.stop()
-        with pytest.raises(AnswerFailed):
-            await api.ask("GET", "/x")
-        assert api.upstream.unreachable == 1
+async def test_a_call_to_a_server_that_is_down_is_counted(fake: FakeApiServer, api: ApiServer) -> None:
+    fake.stop()
+    with pytest.raises(AnswerFailed):
+        await api.ask("GET", "/x")
+    assert api.upstream.unreachable == 1

@@ -127,7 +127,6 @@ def test_h41_the_agents_refusal_is_found_whatever_the_callers_name(name: str, fo
     body = form(about(AGENT).replace('"alice"', quoted(name)))
     for at in (None, *range(1, len(body))):
         found = refusals.forbidden(answer(body, at=at))
-        assert found is not None
         assert f'its account {AGENT} lacks the right "impersonate" for users' in found.message
 
 
@@ -137,7 +136,6 @@ def test_a_verb_that_the_agent_may_not_act_with(what: str) -> None:
     refusals = OwnRefusals()
     refusals.user = AGENT
     found = refusals.forbidden(answer(status(f'forbidden: User "{AGENT}" cannot impersonate-on:user-info:list {what}')))
-    assert found is not None
     assert '"impersonate-on:user-info:list"' in found.message
     assert refusals.counts == {"credential": 0, "impersonation": 0, "verb": 1}
 
@@ -157,7 +155,6 @@ def test_an_agent_of_the_older_mode_is_not_said_to_lack_a_right_of_the_other(
     refusals.user, refusals.legacy, refusals.lacking = AGENT, True, lacking
     message = f'forbidden: User "{AGENT}" cannot impersonate-on:user-info:create resource "pods" in API group ""'
     found = refusals.forbidden(answer(status(message)))
-    assert found is not None
     assert words in found.message + found.more
     assert "user-info" not in found.message + found.more
     assert found.more == f"By the agent's rules: {refusals.sentence}"
@@ -170,7 +167,6 @@ def test_the_api_servers_own_sentence_is_repeated_within_a_bound(form: Callable[
     refusals = OwnRefusals()
     refusals.user = AGENT
     found = refusals.forbidden(answer(form(about(AGENT))))
-    assert found is not None
     assert found.more == f"The API server: {about(AGENT)}"
     assert json.loads(status_body(found))["details"]["causes"][0]["message"] == found.more
     assert refusals.sentence == about(AGENT)

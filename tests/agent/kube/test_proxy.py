@@ -281,7 +281,6 @@ async def cut_and_resumed(bench: Bench) -> AsyncIterator[tuple[MuxSession, Calla
         await client.wait_established()
 
         async def again() -> None:
-            assert client.transport is not None
             client.transport.abort()
             await until(lambda: sessions.detached)
             await resume(sessions, client)

@@ -84,7 +84,6 @@ def test_a31_a_field_that_is_not_read_where_it_goes_is_no_word_of_a_command(deco
         ("/api/v1/nodes/n/proxy/run/a/b/c", "cmd", "command", "input", "stdin"),
     ):
         found = details(f"{path}?" + f"{decoy}=ls&" * decoys + f"{field}=sh&{field}=-c&{no_stdin}=false&{stdin}=1")
-        assert isinstance(found, dict)
         assert (found["command"], found["stdin"]) == (["sh", "-c"], True)
 
 
@@ -116,7 +115,6 @@ def sha256(text: str) -> str:
 @pytest.mark.parametrize("filling", ["x", "", "command", "%63"])
 def test_a21_no_number_of_fields_hides_the_command(filling: str) -> None:
     found = details(f"{POD}/exec?" + f"{filling}&" * 5000 + "container=c&command=cat&command=/etc/shadow")
-    assert isinstance(found, dict)
     assert found["container"] == "c"
     if filling == "command":
         assert found["command"] == [""] * 64
@@ -129,7 +127,6 @@ def test_a21_no_number_of_fields_hides_the_command(filling: str) -> None:
 
 def test_a21_the_hash_of_a_command_is_of_the_bytes_that_came() -> None:
     found = details(f"{POD}/exec?command=%ff%00&command=" + "x" * 5000)
-    assert isinstance(found, dict)
     assert found["command"][0] == r"\udcff\x00"
     assert found["sha256"] == {"command": hashlib.sha256(b"\xff\0\0" + b"x" * 5000 + b"\0").hexdigest()}
 
@@ -152,7 +149,6 @@ def test_a24_what_is_asked_of_a_node_a_pod_or_a_service_behind_proxy(
     method: str, target: str, recorded: dict[str, object]
 ) -> None:
     found = query_details(request_target(method, target, False).info, target, commands=True)
-    assert found is not None
     altered = {"path": "not as it was sent"} if "%" in target else {}
     assert found.pop("more") == {"query": f"{target.count('=')} fields"} | altered
     assert found.pop("sha256") == {"target": sha256(target)}

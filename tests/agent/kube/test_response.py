@@ -15,7 +15,6 @@ from arcbridge.agent.kube.upgrade import UpgradeRequest
 def test_an_answer_passes_as_it_is() -> None:
     lines = b"Content-Length: 2\r\nContent-Type: a\r\nServer: s\r\nX: \xc3\xbc\r\n\r\n"
     answer = read_head(b"HTTP/1.1 200 Whatever it says\r\n" + lines)
-    assert answer is not None
     assert answer.lines + b"\r\n" == b"HTTP/1.1 200 OK\r\n" + lines
     assert (answer.status, answer.length, answer.keep) == (200, 2, True)
 
@@ -24,7 +23,6 @@ def test_an_answer_with_hop_by_hop_headers_loses_them() -> None:
     answer = read_head(
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: Chunked\r\nConnection: close, X-Drop\r\nX-Drop: 1\r\nX: 2\r\n\r\n"
     )
-    assert answer is not None
     assert answer.lines.count(b"\r\n") == 4
     assert b"X: 2\r\n" in answer.lines
     assert b"X-Drop" not in answer.lines
@@ -36,7 +34,6 @@ def test_an_answer_with_hop_by_hop_headers_loses_them() -> None:
 @pytest.mark.parametrize("option", ["Content-Length", "content-length, x", "close,CONTENT-LENGTH"])
 def test_h9_an_answer_never_loses_its_length(option: str) -> None:
     answer = read_head(f"HTTP/1.1 200 OK\r\nConnection: {option}\r\nContent-Length: 2\r\n\r\n".encode())
-    assert answer is not None
     assert b"Content-Length: 2\r\n" in answer.lines
 
 
@@ -45,7 +42,6 @@ def test_every_hop_by_hop_header_is_found_in_an_answer(name: str) -> None:
     for spelt in (name, name.title(), name.upper()):
         lines = f"X: 1\r\n{spelt}: y\r\nContent-Length: 0\r\n".encode()
         answer = read_head(b"HTTP/1.1 200 OK\r\n" + lines + b"\r\n")
-        assert answer is not None
         assert f"\n{spelt}:".encode() not in answer.lines
         assert answer.lines.startswith(b"HTTP/1.1 200 OK\r\nX: 1\r\n")
 
@@ -53,14 +49,12 @@ def test_every_hop_by_hop_header_is_found_in_an_answer(name: str) -> None:
 @pytest.mark.parametrize("lines", [b"", b"ETag: x\r\n", b"Content-Length: 7\r\n"])
 def test_304_has_no_body(lines: bytes) -> None:
     answer = read_head(b"HTTP/1.1 304 Not Modified\r\n" + lines + b"\r\n")
-    assert answer is not None
     assert answer.length == 0
 
 
 @pytest.mark.parametrize("lines", [b"Content-Length: 100\r\n", b"Transfer-Encoding: chunked\r\n", b""])
 def test_the_answer_to_a_head_request_has_no_body(lines: bytes) -> None:
     answer = read_head(b"HTTP/1.1 200 OK\r\n" + lines + b"\r\n", "HEAD")
-    assert answer is not None
     assert answer.length == 0
 
 
@@ -74,7 +68,6 @@ def test_h9_a_connection_is_not_kept_behind_a_body_that_may_not_come(
     method: str, status: int, lines: bytes, keep: bool
 ) -> None:
     answer = read_head(b"HTTP/1.1 %d X\r\n" % status + lines + b"\r\n", method)
-    assert answer is not None
     assert (answer.length, answer.keep) == (0, keep)
 
 
@@ -82,7 +75,6 @@ def test_a_101_counts_only_where_that_upgrade_was_asked_for() -> None:
     asked = UpgradeRequest("websocket", ("a", "b"), ())
     head = b"HTTP/1.1 101 X\r\nConnection: Upgrade\r\nUpgrade: WebSocket\r\nSec-WebSocket-Protocol: b\r\nX: 1\r\n\r\n"
     answer = read_head(head, "GET", asked)
-    assert answer is not None
     assert (answer.status, answer.keep) == (101, False)
     assert answer.lines.splitlines() == [
         b"HTTP/1.1 101 Switching Protocols",

@@ -335,7 +335,6 @@ async def test_v21_a_renewal_with_fewer_groups_ends_an_upgraded_stream(bench: Be
             await made.renew(token)
             await made.shell_works()
         if resumes:
-            assert made.client.transport is not None
             made.client.transport.abort()
             await until(lambda: made.sessions.detached)
             await resume(made.sessions, made.client, "fewer")

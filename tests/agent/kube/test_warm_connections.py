@@ -248,7 +248,6 @@ async def test_m9_the_kernel_holds_little_for_a_user_with_many_connections(
     monkeypatch.setattr(upstream_pool, "SMALL_KERNEL_BUFFER", 20_000)
     monkeypatch.setattr(connect_limit, "FEW_PER_USER", 0)
     (one,) = warm.proxy.warm._warm.values()
-    assert one.connection is not None
     sock = cast(asyncio.Transport, one.connection.transport).get_extra_info("socket")
     before = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
     await shell(warm)
@@ -325,7 +324,6 @@ async def test_it_ends_with_its_session_and_with_the_sessions_connection(bench: 
             return wire
 
         running = await upgrade()
-        assert client.transport is not None
         client.transport.abort()
         await until(lambda: sessions.detached)
         assert warm.held == 0

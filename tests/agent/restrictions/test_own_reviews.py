@@ -284,7 +284,6 @@ async def test_h45_a_slow_review_says_so_and_takes_no_time_of_the_next(
 ) -> None:
     monkeypatch.setattr("arcbridge.agent.restrictions.own_reviews.DEADLINE", 0.2)
     restrictions = bench.caller.restrictions
-    assert restrictions is not None
     await restrictions.reviewing.acquire()
     second = asyncio.create_task(post(bench, ACCESS, access(verb="delete", resource="pods")))
     await asyncio.sleep(0.4)  # it waits for longer than its own review may take

@@ -66,7 +66,6 @@ def test_no_header_raises(values: list[str]) -> None:
 def test_the_api_server_has_this_span_as_its_parent(name: str) -> None:
     ended: list[FinishedSpan] = []
     span = span_of(plain(SAMPLED), ended.append)
-    assert span is not None
     head = f"GET /traceparent: HTTP/1.1\r\n{name}: {SAMPLED}\r\ntracestate: a=b\r\nX-traceparent: {SAMPLED}\r\n\r\n"
     passed = span.passed_on(head.encode()).decode()
     span.end(AuditRecord("r-1", AuditSubject("s")))
@@ -81,14 +80,12 @@ def test_flags_that_are_known_go_on(flags: str, passed: bytes) -> None:
     """Of level 2 whether the trace's id is random; one that nobody knows yet does not."""
     value = f"00-{TRACE}-{PARENT}-{flags}"
     span = span_of(plain(value), lambda _: None)
-    assert span is not None
     assert span.passed_on(f"GET / HTTP/1.1\r\ntraceparent: {value}\r\n\r\n".encode())[-6:-4] == passed
 
 
 def test_o10_a_span_says_verb_and_resource_and_no_name() -> None:
     ended: list[FinishedSpan] = []
     span = span_of(general(SAMPLED), ended.append)
-    assert span is not None
     record = AuditRecord("join-1-1", AuditSubject("0123456789abcdef", "anna@example.org"), method="GET")
     record.asks(("get", "apps", "deployments", "scale", "secret-space", "secret-name", "secret-path"), "")
     record.answer(200)
@@ -117,7 +114,6 @@ def test_o10_a_span_says_verb_and_resource_and_no_name() -> None:
 def test_what_failed_is_an_error(status: int, cut: bool, error: bool) -> None:
     ended: list[FinishedSpan] = []
     span = span_of(plain(SAMPLED), ended.append)
-    assert span is not None
     record = AuditRecord("r", AuditSubject("s"))
     record.answer(status)
     if cut:

@@ -208,7 +208,6 @@ class TestRenew:
         status, answer, _ = await relay.call("POST", "/v1/renew", body, certificate=agent)
         if status != 200:
             return status, error(answer)[1]
-        assert isinstance(answer, dict)
         return status, Issued(answer["certificate"], agent.key_pem)
 
     async def test_a_stored_request_may_come_again_and_another_one_may_not(
@@ -297,7 +296,6 @@ class TestClusters:
         record = await known(relay.registry)
         status, answer, _ = await relay.call("GET", "/v1/clusters", headers={"Authorization": "Bearer token-of-ann"})
         assert status == 200
-        assert isinstance(answer, list)
         assert [(one["name"], one["state"], one["agents"]) for one in answer] == [
             ("prod", "Connected", 2),
             ("test", "Connecting", 0),
@@ -336,7 +334,6 @@ class TestClusters:
         headers = {"Authorization": "Bearer token-of-ann"}
         status, answer, _ = await relay.call("GET", "/v1/clusters/prod", headers=headers)
         assert status == 200
-        assert isinstance(answer, dict)
         assert answer["name"] == "prod"
         assert await relay.refused("GET", "/v1/clusters/Prod%0a", headers=headers) == (400, "bad_request")
 

@@ -171,7 +171,6 @@ class TestLimits:
             body = {"csr": make_csr(agent.key_pem)}
             status, answer, _ = await relay.call("POST", "/v1/renew", body, certificate=agent)
             assert status == 200
-            assert isinstance(answer, dict)
             agent = Issued(answer["certificate"], agent.key_pem)
         body = {"csr": make_csr(agent.key_pem)}
         status, answer, headers = await relay.call("POST", "/v1/renew", body, certificate=agent)

@@ -117,7 +117,6 @@ async def test_a_worker_that_dies_is_started_again(config: RelayConfig) -> None:
 
 
 async def test_one_process_writes_what_all_record(config: RelayConfig) -> None:
-    assert config.policy is not None
     running = Running(config)
     await running.serving()
     config.policy.write_text('[[allow]]\nusers = ["alice"]\nclusters = ["*"]\n')
@@ -140,7 +139,6 @@ async def test_one_process_writes_what_all_record(config: RelayConfig) -> None:
 
 
 async def test_an_error_at_the_start_is_the_relays_own(config: RelayConfig) -> None:
-    assert config.authentication is not None
     config.authentication.write_text("apiVersion: nonsense\n")
     with pytest.raises(ConfigError, match=r"authentication\.yaml"):
         await Running(config).serving()
@@ -204,9 +202,7 @@ async def test_metrics_of_more_clusters_than_a_message_holds_reach_the_page(conf
         _, text = await running.page("/metrics")
         return text.count("arcbridge_relay_cluster_agents{") == len(names)
 
-    async with asyncio.timeout(30):
-        while not await shown():
-            await asyncio.sleep(0.05)
+    await until(shown)
     running.stopping.set()
     running.hurry.set()
     await asyncio.wait_for(running.task, 30)

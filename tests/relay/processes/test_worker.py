@@ -99,7 +99,6 @@ async def test_a_supervisor_that_dies_at_once() -> None:
 
 
 async def test_an_error_at_the_start_is_told_and_not_raised(config: RelayConfig) -> None:
-    assert config.policy is not None
     config.policy.write_text("nonsense")
     supervisor = Supervisor()
     assign(supervisor, config)

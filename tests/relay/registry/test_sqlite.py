@@ -125,8 +125,6 @@ async def test_killed_in_the_middle_it_is_never_half_an_enrolment(tmp_path: Path
             text=True,
             cwd=Path(__file__).parents[3],
         )
-        assert worker.stdin is not None
-        assert worker.stdout is not None
         worker.stdin.write(cluster_ca().certificate_pem)
         worker.stdin.close()
         for _ in range(round_number + 1):

@@ -31,7 +31,6 @@ async def test_hello_then_what_there_is_then_synced() -> None:
     assert await other.synced(1, 5)
     assert heard == [0, 1, 2]
     found = other.of_id(one.worker_id)
-    assert found is not None
     assert found.index == 0
     assert other.of_id("") is None
     assert other.of_id("f" * 16) is None

@@ -47,7 +47,6 @@ class Two:
 
     @property
     def outcomes(self) -> dict[str, int]:
-        assert self.sender.detour is not None
         return self.sender.detour.outcomes
 
     def handing(self) -> int:
@@ -65,8 +64,6 @@ async def two(directory: Path, dial_deadline: float = 10.0) -> AsyncIterator[Two
     owner, sender = stations
     await owner.enrol("prod")
     await owner.enrol("other")
-    assert owner.siblings is not None
-    assert sender.siblings is not None
     joined(owner.siblings, sender.siblings)
     await owner.siblings.synced(1, 5)
     await sender.siblings.synced(1, 5)
@@ -76,16 +73,21 @@ async def two(directory: Path, dial_deadline: float = 10.0) -> AsyncIterator[Two
         for one in stations:
             await one.close()
             await one.fleet.close()
-            assert one.siblings is not None
             one.siblings.close()
+
+
+@pytest.fixture
+async def pair(tmp_path: Path) -> AsyncIterator[Two]:
+    async with two(tmp_path) as made:
+        yield made
 
 
 def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-async def test_the_agent_comes_out_at_another_worker(tmp_path: Path) -> None:
-    async with two(tmp_path) as pair, Agent(pair.owner, on_dial=pair.join_at_sender) as agent:
+async def test_the_agent_comes_out_at_another_worker(pair: Two) -> None:
+    async with Agent(pair.owner, on_dial=pair.join_at_sender) as agent:
         client, reply = await pair.owner.join()
         with client:
             assert reply.code == 0
@@ -102,7 +104,7 @@ async def test_the_agent_comes_out_at_another_worker(tmp_path: Path) -> None:
         assert pair.handing() == 0
 
 
-async def test_what_came_behind_close_notify_travels_along(tmp_path: Path) -> None:
+async def test_what_came_behind_close_notify_travels_along(pair: Two) -> None:
     """docs/threats.md#J5: only the sender ever holds it."""
     text = os.urandom(20_000)
 
@@ -116,59 +118,57 @@ async def test_what_came_behind_close_notify_travels_along(tmp_path: Path) -> No
         pipe.feed_close_notify()
         await send_all(sock, pipe._outgoing.read() + text)
 
-    async with two(tmp_path) as pair, Agent(pair.owner, on_dial=with_left_over):
+    async with Agent(pair.owner, on_dial=with_left_over):
         client, _ = await pair.owner.join()
         with client:
             assert await exactly(client, len(text)) == text
 
 
-async def test_the_host_judges(tmp_path: Path) -> None:
+async def test_the_host_judges(pair: Two) -> None:
     """docs/threats.md#J1, #J2: a token is used once, whichever sender; a foreign cluster's agent changes nothing."""
-    async with two(tmp_path) as pair:
-        seen: list[BaseException] = []
+    seen: list[BaseException] = []
 
-        async def several(agent: Agent, dial: Dial) -> None:
-            for cluster in ("other", "prod", "prod"):
-                try:
-                    await pair.agent_join(agent, dial.token, cluster)
-                except ArcbridgeError as error:
-                    seen.append(error)
-            agent.session.send(Status(token=dial.token))
+    async def several(agent: Agent, dial: Dial) -> None:
+        for cluster in ("other", "prod", "prod"):
+            try:
+                await pair.agent_join(agent, dial.token, cluster)
+            except ArcbridgeError as error:
+                seen.append(error)
+        agent.session.send(Status(token=dial.token))
 
-        async with Agent(pair.owner, on_dial=several) as agent:
-            client, _ = await pair.owner.join()
-            with client:
-                await until(lambda: len(seen) == 2)
-                assert [error.code for error in seen if isinstance(error, JoinRefused)] == [JoinCode.GONE] * 2
-                await send_all(client, b"still")
-                assert await exactly(agent.sockets[1], 5) == b"still"
-        await until(lambda: pair.outcomes == {"joined": 1, "void": 2, "failed": 0})
+    async with Agent(pair.owner, on_dial=several) as agent:
+        client, _ = await pair.owner.join()
+        with client:
+            await until(lambda: len(seen) == 2)
+            assert [error.code for error in seen if isinstance(error, JoinRefused)] == [JoinCode.GONE] * 2
+            await send_all(client, b"still")
+            assert await exactly(agent.sockets[1], 5) == b"still"
+    await until(lambda: pair.outcomes == {"joined": 1, "void": 2, "failed": 0})
 
 
-async def test_a_token_of_a_worker_that_is_gone_is_void(tmp_path: Path) -> None:
-    async with two(tmp_path) as pair, Agent(pair.owner) as agent:
+async def test_a_token_of_a_worker_that_is_gone_is_void(pair: Two) -> None:
+    async with Agent(pair.owner) as agent:
         assert (await refused(pair.agent_join(agent, "0" * 16 + ".secret"))).code == JoinCode.GONE
 
 
-async def test_a_client_that_leaves_meanwhile(tmp_path: Path) -> None:
+async def test_a_client_that_leaves_meanwhile(pair: Two) -> None:
     """docs/threats.md#J3: no connection is handed to a client that has left, and the agent is told."""
-    async with two(tmp_path) as pair:
-        told: list[BaseException] = []
+    told: list[BaseException] = []
 
-        async def late(agent: Agent, dial: Dial) -> None:
-            client.close()
-            await until(lambda: not pair.owner.clients.joining)
-            try:
-                await pair.agent_join(agent, dial.token)
-            except ArcbridgeError as error:
-                told.append(error)
+    async def late(agent: Agent, dial: Dial) -> None:
+        client.close()
+        await until(lambda: not pair.owner.clients.joining)
+        try:
+            await pair.agent_join(agent, dial.token)
+        except ArcbridgeError as error:
+            told.append(error)
 
-        async with Agent(pair.owner, on_dial=late):
-            client = await pair.owner.dial()
-            await asking(client)
-            await until(lambda: told)
-            assert isinstance(told[0], JoinRefused)
-        assert pair.outcomes["void"] == 1
+    async with Agent(pair.owner, on_dial=late):
+        client = await pair.owner.dial()
+        await asking(client)
+        await until(lambda: told)
+        assert isinstance(told[0], JoinRefused)
+    assert pair.outcomes["void"] == 1
 
 
 # -- one of the two dies ----------------------------------------------------------------------------------------------
@@ -250,11 +250,10 @@ def _is_over(sock: socket.socket) -> bool:
         return True
 
 
-async def test_an_owner_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_owner_that_does_not_answer(monkeypatch: pytest.MonkeyPatch, pair: Two) -> None:
     """A stopped owner does not reply: the sender ends the agent's connection, though the owner may hold it."""
     monkeypatch.setattr(module, "TAKEN_DEADLINE", 0.1)
-    async with two(tmp_path) as pair, Agent(pair.owner, on_dial=pair.join_at_sender) as agent:
-        assert pair.owner.siblings is not None
+    async with Agent(pair.owner, on_dial=pair.join_at_sender) as agent:
         pair.owner.siblings.handlers["socket"] = lambda sibling, message: held.append(message.sock)
         held: list[socket.socket | None] = []
         joining = asyncio.ensure_future(pair.owner.join())
@@ -262,15 +261,13 @@ async def test_an_owner_that_does_not_answer(tmp_path: Path, monkeypatch: pytest
         await until(lambda: _is_over(agent.sockets[0]))
         with pytest.raises((JoinRefused, ConnectionLost)):
             await joining
-        assert held[0] is not None
         held[0].close()
         assert pair.outcomes["failed"] == 1
 
 
-async def test_an_owner_without_descriptors(tmp_path: Path) -> None:
+async def test_an_owner_without_descriptors(pair: Two) -> None:
     """The socket is lost on its way to the owner, whose message comes without it."""
-    async with two(tmp_path) as pair, Agent(pair.owner, on_dial=pair.join_at_sender) as agent:
-        assert pair.owner.siblings is not None
+    async with Agent(pair.owner, on_dial=pair.join_at_sender) as agent:
         handler = pair.owner.siblings.handlers["socket"]
 
         def cut_off(sibling: object, message: object) -> None:
@@ -284,11 +281,9 @@ async def test_an_owner_without_descriptors(tmp_path: Path) -> None:
         assert pair.handing() == 0
 
 
-async def test_a_refused_reply_is_passed_on(tmp_path: Path) -> None:
+async def test_a_refused_reply_is_passed_on(pair: Two) -> None:
     """What the owner says before the agent's TLS is over reaches the agent in words."""
-    async with two(tmp_path) as pair, Agent(pair.owner) as agent:
-        assert pair.owner.detour is not None
-        assert pair.owner.siblings is not None
+    async with Agent(pair.owner) as agent:
         token = f"{pair.owner.siblings.worker_id}.x"
 
         def refusing(join: ClaimedJoin, request: JoinRequest, cluster: str) -> str:
