@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,43 @@ def pytest_asyncio_loop_factories(
     if item.path.relative_to(TESTS).parts[0] not in ON_UVLOOP_ALONE:
         factories["asyncio"] = asyncio.new_event_loop
     return factories
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mix files that wait with files that compute."""
+    items[:] = _mixed(items)
+
+
+WAITING = {"demo", "e2e", "keycloak", "release", "walkthrough"}
+"""Folders of tests that wait for processes most of the time."""
+
+
+def _mixed(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Return the tests, file by file, with the files that wait spread over the first nine tenths of the others.
+
+    So no core is idle while all processes of pytest-xdist wait, and many short files fill up the end.
+    """
+    files = [(path, [*tests]) for path, tests in itertools.groupby(items, key=lambda item: item.path)]
+    kinds: dict[bool, list[list[pytest.Item]]] = {True: [], False: []}
+    for path, tests in files:
+        kinds[path.relative_to(TESTS).parts[0] in WAITING].append(tests)
+    placed = [
+        (position * (0.9 if waits else 1.0) / len(found), waits, tests)
+        for waits, found in kinds.items()
+        for position, tests in enumerate(found)
+    ]
+    placed.sort(key=lambda one: one[0])
+    return [item for _, _, tests in placed for item in tests]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Collect tests without collecting garbage, of which there is next to none: a third of the CPU time."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
 
 
 def pytest_collection_finish() -> None:
