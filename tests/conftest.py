@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,9 @@ settings.register_profile("ci", settings.get_profile("default"), derandomize=Tru
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 
+FEW = os.environ.get("ARCBRIDGE_CASES") == "few"
+"""Whether few cases of each test run, and of two event loops the one that comes with Python."""
+
 # Folders of what runs on Linux alone, where uvloop is installed with it.
 ON_UVLOOP_ALONE = {
     "agent",
@@ -59,12 +63,63 @@ def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     """Run a test on the loop of production and, if it is about what a client has, on asyncio's own (Windows)."""
-    if sys.platform == "win32":
-        return {"asyncio": asyncio.new_event_loop}
-    factories: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"uvloop": uvloop.new_event_loop}
-    if item.path.relative_to(TESTS).parts[0] not in ON_UVLOOP_ALONE:
-        factories["asyncio"] = asyncio.new_event_loop
-    return factories
+    production: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {}
+    if sys.platform != "win32":
+        production = {"uvloop": uvloop.new_event_loop}
+        if item.path.relative_to(TESTS).parts[0] in ON_UVLOOP_ALONE:
+            return production
+    return {**({} if FEW else production), "asyncio": asyncio.new_event_loop}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out cases where few are wanted, and mix files that wait with files that compute."""
+    if FEW:
+        chosen = _few(items)
+        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+        items[:] = [item for item in items if item in chosen]
+    items[:] = _mixed(items)
+
+
+WAITING = {"demo", "e2e", "keycloak", "release", "walkthrough"}
+"""Folders of tests that wait for processes most of the time."""
+
+
+def _few(items: list[pytest.Item]) -> set[pytest.Item]:
+    """Return the first and each tenth further case of each test."""
+    tests = itertools.groupby(sorted(items, key=_test_of), key=_test_of)
+    return {item for _, cases in tests for item in [*cases][::10]}
+
+
+def _test_of(item: pytest.Item) -> str:
+    return item.nodeid.partition("[")[0]
+
+
+def _mixed(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Return the tests, file by file, with the files that wait spread over the first nine tenths of the others.
+
+    So no core is idle while all processes of pytest-xdist wait, and many short files fill up the end.
+    """
+    files = [(path, [*tests]) for path, tests in itertools.groupby(items, key=lambda item: item.path)]
+    kinds: dict[bool, list[list[pytest.Item]]] = {True: [], False: []}
+    for path, tests in files:
+        kinds[path.relative_to(TESTS).parts[0] in WAITING].append(tests)
+    placed = [
+        (position * (0.9 if waits else 1.0) / len(found), waits, tests)
+        for waits, found in kinds.items()
+        for position, tests in enumerate(found)
+    ]
+    placed.sort(key=lambda one: one[0])
+    return [item for _, _, tests in placed for item in tests]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Collect tests without collecting garbage, of which there is next to none: a third of the CPU time."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
 
 
 def pytest_collection_finish() -> None:

@@ -11,7 +11,7 @@ import pytest
 if sys.platform != "win32":
     import uvloop
 
-ONE_LOOP = ("test_login",)
+ONE_LOOP = ("test_client", "test_login")
 """Files whose tests start processes, which choose their loop themselves: the loop of the test makes no difference."""
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from arcbridge.errors import ExitCode
 from tests.support.processes import run
-from tests.support.reports import rewrite, until, wait_for_record
+from tests.support.reports import agent_again, rewrite, until, wait_for_record
 from tests.support.targets import EchoServer
 from tests.support.world import ALICE, MALLORY, ApiServer, User, World, arcbridge, fixed_port
 
@@ -109,6 +109,8 @@ def test_each_team_runs_its_own_clusters_and_no_other(world: World, tmp_path: Pa
     world.agent.wait_for_line("revoked", timeout=30)
     assert [row["state"] for row in rows(world, SHOP, "cluster", "list")] == ["Revoked", "Connecting"]
     assert "is restored" in admin(world, SHOP, "cluster", "restore", "shop-1").stdout
+    world.agent.kill()  # it would come back within a minute
+    agent_again(world, wait=False)
     until(lambda: rows(world, SHOP, "cluster", "list")[0]["state"] == "Connected", "the cluster comes back", timeout=60)
     assert "is forgotten" in admin(world, SHOP, "cluster", "delete", "shop-2").stdout
 

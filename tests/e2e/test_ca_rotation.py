@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import signal
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from arcbridge.relay.data_dir import read_rotation
-from tests.e2e.test_survival_kubectl import Everything
+from tests.e2e.test_survival_kubectl import Everything, Loop
 from tests.support.cluster import KUBECTL_MINORS, Cluster, Kubectl
 from tests.support.processes import run
 from tests.support.reports import metrics, until, wait_for_record
@@ -53,28 +52,6 @@ def everything(kubectl: Kubectl, cluster: Cluster, tmp_path: Path) -> Iterator[E
         found.close()
 
 
-class KubectlLoop:
-    """Runs kubectl again and again, each time with a process and connections of its own."""
-
-    def __init__(self, kubectl: Kubectl) -> None:
-        self.runs, self.failures = 0, []
-        self._kubectl = kubectl
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-
-    def _run(self) -> None:
-        while not self._stop.wait(0.3):  # it shares the machine with all that is under way
-            done = self._kubectl.run("get", "namespaces", "-o", "name", check=False)
-            self.runs += 1
-            if done.returncode:
-                self.failures.append(done.stderr)
-
-    def stop(self) -> None:
-        self._stop.set()
-        self._thread.join()
-
-
 def ca(world: World, role: str, *words: str, check: bool = True) -> tuple[int, str, str]:
     """Run a command on the CA of the relay or of the agents' cluster."""
     config = world.relay_config if role == "relay" else world.agent_config
@@ -83,7 +60,9 @@ def ca(world: World, role: str, *words: str, check: bool = True) -> tuple[int, s
 
 
 def step(world: World, role: str, name: str, *words: str) -> None:
-    """Take a step as soon as it may be taken."""
+    """Take a step as soon as it may be taken, and try no sooner where the relay's metrics say when that is."""
+    if role == "relay":
+        until(lambda: metrics(world.relay_observe)[BEHIND] == 0, "agents have followed the step before", timeout=200)
     until(lambda: ca(world, role, name, *words, check=False)[0] == 0, f"{role} ca {name}", timeout=300)
     if role == "agent":
         for agent in world.agents:
@@ -106,7 +85,7 @@ def test_both_cas_rotate_under_load(
 ) -> None:
     data = world.relay_config.parent / "data"
     first, (_, first_cluster) = read_rotation(data).list.pins[0], cluster_pins(world)
-    loop = KubectlLoop(kubectl)
+    loop = Loop(kubectl, pause=1.0)  # it shares the machine with all that is under way
     try:
         # The relay's own, as an operator does it; each step is refused until all have followed.
         everything.copy()
@@ -146,7 +125,7 @@ def test_both_cas_rotate_under_load(
     assert [done.count(("ca follow", worker)) for worker in (0, 1)] == [3, 3], "each worker, each step"
     assert [one for one, _ in done].count("cluster ca follow") >= 3
     assert not loop.failures
-    assert loop.runs > 3
+    assert loop.done > 3
     # Each connection is made anew.
     world.stop_relay()
     world.start_relay()

@@ -36,7 +36,7 @@ ROOT = Path(__file__).parents[2]
 RULES, DASHBOARD = ROOT / "config/prometheus/rules.yaml", ROOT / "config/grafana/arcbridge.json"
 BERLIN, OSLO = "berlin", "oslo"
 SHORT, LONG = ("[5m]", "[10m]", "[15m]", "[30m]", "[2h]"), ("[1h]", "[6h]", "[1d]", "[3d]")
-"""Windows of the rules; 30 s and a minute here."""
+"""Windows of the rules; ten seconds and half a minute here."""
 WITHOUT_ANSWER = frozenset(
     {"Tokens refused", "Connections turned away", "Users over a limit", "Audit records that wait"}
 )
@@ -57,7 +57,7 @@ class Prometheus:
         directory.mkdir()
         rules = re.sub(r"\bfor: \d+m|(?<=keep_firing_)for: 1h", "for: 2s", RULES.read_text())
         rules = rules.replace("interval: 3m", "interval: 1s")
-        for seconds, windows in (("[30s]", SHORT), ("[60s]", LONG)):
+        for seconds, windows in (("[10s]", SHORT), ("[30s]", LONG)):
             for window in windows:
                 rules = rules.replace(window, seconds)
         (directory / "rules.yaml").write_text(rules)

@@ -111,7 +111,7 @@ class Everything:
         self.watch = self._start("get", "configmaps", "-n", NAMESPACE, "-w", "-o", "name")
         forward = self._start("port-forward", "-n", NAMESPACE, f"pod/{self.pod}", f":{port}")
         local = int(forward.wait_for_line(r"Forwarding from 127\.0\.0\.1:(\d+)", timeout=30)[1])
-        self.talk = Talk(local, 1)
+        self.talk = Talk(local, 1, pause=0.03)
         self._source = directory / "source"
         with self._source.open("wb") as file:
             for _ in range(size // MIB):
@@ -271,10 +271,10 @@ def test_a_put_under_way_reaches_the_api_server_once(
 
 
 class Loop:
-    """`kubectl get` again and again; every failure is kept."""
+    """`kubectl get` again and again, `pause` seconds apart, in a process of its own each; every failure is kept."""
 
-    def __init__(self, kubectl: Kubectl) -> None:
-        self._kubectl = kubectl
+    def __init__(self, kubectl: Kubectl, pause: float = 0.0) -> None:
+        self._kubectl, self._pause = kubectl, pause
         self._stopping = threading.Event()
         self.done = 0
         self.failures: list[str] = []
@@ -282,7 +282,7 @@ class Loop:
         self._thread.start()
 
     def _run(self) -> None:
-        while not self._stopping.is_set():
+        while not self._stopping.wait(self._pause):
             try:
                 answer = self._kubectl.run("get", "namespace", "default", "-o", "name", check=False, timeout=60)
             except AssertionError as error:

@@ -28,6 +28,8 @@ MEMORY = 1024
 """MiB that an input may make the process take."""
 SAMPLE = 64
 """One input of so many is measured."""
+LIVES = 10
+"""How many times fewer inputs of `sessions`, each of which is a whole life, make `--runs`."""
 INSTRUMENTED = 10
 """How many times more steps code may take that reports its branches to atheris."""
 
@@ -88,8 +90,9 @@ def _fuzz(name: str, target: Callable[[bytes], None], args: argparse.Namespace) 
     found.mkdir(parents=True, exist_ok=True)
     print(f"target: {name}\ninputs that reach new code go to {found}", file=sys.stderr, flush=True)
     target, largest = measured(name, target)
+    runs = args.runs // LIVES if name == "sessions" else args.runs
     options = [
-        f"-max_total_time={args.seconds}", f"-runs={args.runs}", f"-max_len={largest}", f"-seed={args.seed}",
+        f"-max_total_time={args.seconds}", f"-runs={runs}", f"-max_len={largest}", f"-seed={args.seed}",
         "-timeout=20", f"-rss_limit_mb={memory_limit()}", f"-artifact_prefix={found}/", "-print_final_stats=1",
     ]  # fmt: skip
     atheris.Setup([sys.argv[0], *options, str(found), str(CORPUS / name)], target)

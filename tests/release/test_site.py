@@ -1,17 +1,17 @@
-"""The documentation as a site: whole, of itself alone, and nothing of what marks blocks for tests is shown."""
+"""The site of a release: whole, of itself alone, and nothing of what marks blocks for tests is shown."""
 
 from __future__ import annotations
 
 import re
-import sys
+import tarfile
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
-from release import lock, site
+from release import site
 
-# Sphinx reads seventy pages.
+# The release is built first.
 pytestmark = pytest.mark.timeout(600)
 
 
@@ -28,26 +28,37 @@ class Shown(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Building it raises for a warning of Sphinx, a link that leads nowhere, and a source on another host."""
-    return site.build(lock.ROOT, tmp_path_factory.mktemp("site") / "site", Path(sys.executable)).parent
+def made(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The site, and the files that it was made of.
+
+    Building it raised for a warning of Sphinx, a link that leads nowhere, and a source on another host.
+    """
+    found = []
+    for pattern in ("arcbridge-docs-*.tgz", "arcbridge-*.tar.gz"):
+        directory = tmp_path_factory.mktemp("unpacked")
+        (archive,) = dist.glob(pattern)
+        with tarfile.open(archive) as files:
+            files.extractall(directory, filter="data")
+        found.append(next(directory.iterdir()))
+    return found[0], found[1]
 
 
-def test_the_site_is_whole(made: Path) -> None:
-    pages = [path for path in (lock.ROOT / "docs").rglob("*.md")]
+def test_the_site_is_whole(made: tuple[Path, Path]) -> None:
+    shown, source = made
+    pages = list((source / "docs").rglob("*.md"))
     assert len(pages) > 50
     for page in pages:
-        assert (made / page.relative_to(lock.ROOT)).with_suffix(".html").is_file(), page
-    assert (made / "index.html").read_bytes() == (made / "README.html").read_bytes()
+        assert (shown / page.relative_to(source)).with_suffix(".html").is_file(), page
+    assert (shown / "index.html").read_bytes() == (shown / "README.html").read_bytes()
     # A script, which a browser loads from a disk too; it has the words of every page.
-    index = (made / "searchindex.js").read_text()
+    index = (shown / "searchindex.js").read_text()
     assert index.startswith("Search.setIndex(")
     assert '"docs/broken"' in index
 
 
-def test_blocks_are_shown_as_they_stand_without_their_marks(made: Path) -> None:
-    source = (lock.ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
-    shown = Shown(made / "docs" / "tutorial.html").text
+def test_blocks_are_shown_as_they_stand_without_their_marks(made: tuple[Path, Path]) -> None:
+    source = (made[1] / "docs" / "tutorial.md").read_text(encoding="utf-8")
+    shown = Shown(made[0] / "docs" / "tutorial.html").text
     blocks = re.findall(r"^<!-- [^\n]*-->\n```\w*\n(.*?)```$", source, re.MULTILINE | re.DOTALL)
     assert len(blocks) > 5
     for block in blocks:
