@@ -158,7 +158,7 @@ class Recorder:
             raise
         self._failure = ""
         self.open += 1
-        recording = SessionRecording(demand, file, self._spool, text, self._thread, self._most)
+        recording = SessionRecording(demand, file, self._spool, text, self._thread, self._most, identities[0].username)
         recording.on_failure = lambda reason: self._note_failure(record, reason)
         return RecordedSession(recording, query)
 

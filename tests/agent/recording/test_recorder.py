@@ -327,9 +327,7 @@ async def test_a_directory_that_takes_nothing_refuses_in_time(tmp_path: Path, mo
             await gate.wait()
             return await submit(*arguments)
 
-        monkeypatch.setattr(
-            made.recorder._thread, "submit", lambda *given, urgent=False: asyncio.ensure_future(late(*given))
-        )
+        monkeypatch.setattr(made.recorder._thread, "submit", lambda *given, **_: asyncio.ensure_future(late(*given)))
         made.recorder._thread.progress = time.monotonic() + 60
         code, message = await made.refused(request())
         assert (code, "more to record at once than it can write" in message) == (503, True)

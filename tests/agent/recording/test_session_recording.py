@@ -62,12 +62,12 @@ class Recorded:
         file = self.spool.create("session")
         text = CastWriter(time.monotonic())
         file.append(text.header(0, "t", ""))
-        recording = SessionRecording(Demand(required, typed), file, self.spool, text, self, most)
+        recording = SessionRecording(Demand(required, typed), file, self.spool, text, self, most, "anna")
         recording.on_failure = self.failures.append
         recording.start(self.session, b"")
         return recording
 
-    def submit(self, work: Callable[..., Any], *arguments: Any) -> asyncio.Future[Any]:
+    def submit(self, work: Callable[..., Any], *arguments: Any, user: str) -> asyncio.Future[Any]:
         def waited() -> Any:
             self.gate.wait()
             return work(*arguments)
