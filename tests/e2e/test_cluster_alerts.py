@@ -201,6 +201,7 @@ def check_recordings(cluster: Cluster, client: Client, prometheus: Prometheus) -
     kubectl = cluster.kubectl_for(kubeconfig=client.kubeconfig)
     cluster.add_pod("web")
     try:
+        until(lambda: len(prometheus.answer("arcbridge_agent_recordings_missing_total == 0")) == 2, "both are scraped")
         assert not RECORDINGS & prometheus.firing_of_processes()
         assert len(kubectl.run("exec", "web", "--", "head", "-c", "1000000", "/dev/zero").stdout) == 1_000_000
         kubectl.run("exec", "web", "--", "true", env={"KUBECTL_REMOTE_COMMAND_WEBSOCKETS": "false"})
