@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 
@@ -35,8 +36,8 @@ class WriterThread:
         """By user, in the order of their turns; a user without a job is not in it."""
         self._lock = threading.Lock()
         """Held while either changes."""
-        self._ready = threading.Semaphore(0)
-        """Counts the jobs of both, and the end."""
+        self._ready = SimpleQueue[None]()
+        """Has an entry for each job of both, and one for the end."""
         threading.Thread(target=self._run, name="recordings", daemon=True).start()
 
     def submit(
@@ -48,16 +49,16 @@ class WriterThread:
         job = _Job(loop, loop.create_future(), work, arguments)
         with self._lock:
             (self._urgent if urgent else self._jobs.setdefault(user, deque())).append(job)
-        self._ready.release()
+        self._ready.put(None)
         return job.done
 
     def close(self) -> None:
         """End the thread behind what it has to do; waits for nothing."""
-        self._ready.release()
+        self._ready.put(None)
 
     def _next(self) -> _Job | None:
         """Return what is to be run; None where nothing is left at the end."""
-        self._ready.acquire()
+        self._ready.get()
         with self._lock:
             if self._urgent:
                 return self._urgent.popleft()
