@@ -206,8 +206,8 @@ class Recorder:
         self.recorded += 1
         seconds = round(time.monotonic() - recording.began, 3)
         fields: dict[str, object] = {"seconds": seconds, "output_bytes": recording.output}
-        if recording.exit_code is not None:
-            fields["exit"] = recording.exit_code
+        if (code := recording.exit_code) is not None:
+            fields["exit"] = code
         if recording.failure:
             fields["failure"] = recording.failure
         await self._index(finished, lambda found: record.recorded_line({**found, **fields}), recording.publish)

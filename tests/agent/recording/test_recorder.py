@@ -8,7 +8,7 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -55,7 +55,9 @@ def switch(chosen: str = "v5.channel.k8s.io") -> bytes:
     ).encode()
 
 
-def serving(first: bytes, *, chosen: str = "v5.channel.k8s.io", waits: bytes = b"") -> object:
+def serving(
+    first: bytes, *, chosen: str = "v5.channel.k8s.io", waits: bytes = b""
+) -> Callable[[Exchange], Awaitable[None]]:
     """Switches, sends, and ends when `waits` has come."""
 
     async def serve(exchange: Exchange) -> None:
