@@ -123,7 +123,7 @@ ERRORS: list[tuple[Callable[[Path], dict[str, Any]], str]] = [
     ),
     (
         lambda at: {"recording": recording(at, bucket=bucket(at, endpoint="http://x.test"))},
-        "recording.bucket.endpoint: h",
+        "recording.bucket.endpoint: http:// is for a server on this machine's loopback alone; write https://",
     ),
     (
         lambda at: {"recording": recording(at, bucket=bucket(at, bucket="A_b"))},

@@ -972,6 +972,12 @@ def test_elevation_needs_the_policies_of_the_api_server(helm: Helm) -> None:
     assert "from 1.30 on" in helm.refusal(*ELEVATION, "--kube-version", "1.29.9")
 
 
+def second_release(installer: Helm) -> subprocess.CompletedProcess[str]:
+    """Install the chart with elevation once more, by other names."""
+    command = ("install", "second", str(CHART), "--namespace", "other", "--create-namespace", "-f", str(VALUES))
+    return installer.run(*command, "--wait=hookOnly", *ELEVATION, check=False)
+
+
 def test_elevation_is_installed_and_leaves_its_record(installer: Helm, cluster: Cluster) -> None:
     """By a real Helm: the definitions come before the policies that need them."""
     with installer.installed(*ELEVATION):
@@ -979,8 +985,15 @@ def test_elevation_is_installed_and_leaves_its_record(installer: Helm, cluster: 
         assert "accessrequests.access.arcbridge.io" in names
         assert f"{NAMESPACE}.arcbridge-agent.decisions" in names
         installer.upgrade(*ELEVATION)
+        refused = second_release(installer)
+        assert refused.returncode != 0
+        assert f"one release of a cluster can have elevation, and in this one the release {NAMESPACE}" in refused.stderr
     assert "access.arcbridge.io" in cluster.kubectl("get", "crd", "-o", "name").stdout, (
         "with the record of who had what"
     )
     assert "arcbridge-agent.decisions" not in cluster.kubectl("get", "validatingadmissionpolicy", "-o", "name").stdout
+    (take_over,) = re.findall(r"kubectl (annotate .*)", second_release(installer).stderr)
+    cluster.kubectl(*take_over.split())
+    assert second_release(installer).returncode == 0
+    installer.run("uninstall", "second", "--namespace", "other")
     cluster.kubectl("delete", "crd", "accessrules.access.arcbridge.io", "accessrequests.access.arcbridge.io")

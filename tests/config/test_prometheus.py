@@ -85,6 +85,8 @@ LIVES: dict[str, tuple[str, ...]] = {
     "ArcbridgeAuditSinkLate": ('arcbridge_agent_audit_sink_lag_seconds{sink="s"}: 0x5 1000x20 0x40',),
     "ArcbridgeAuditSinkFailing": ('arcbridge_relay_audit_sink_failing{sink="s"}: 0x5 1x30 0x40',),
     "ArcbridgeAuditUndelivered": ('arcbridge_relay_audit_sink_dropped_total{sink="s"}: 0x5 5x60',),
+    "ArcbridgeRecordingsFail": ("arcbridge_agent_recordings_failed_total: 0x5 1x60",),
+    "ArcbridgeRecordingsMissing": ("arcbridge_agent_recordings_missing_total: 0x5 1x60",),
     "ArcbridgeSpansDropped": ('arcbridge_agent_spans_dropped_total{reason="full"}: 0x5 9+9x40 369x40',),
     "ArcbridgeSpansUndelivered": ("arcbridge_agent_span_export_failures_total: 0x5 2+2x40 82x40",),
     "ArcbridgeTokensRefused": ('arcbridge_agent_token_refusals_total{rule="token.aud"}: 0x5 3+3x30 93x40',),

@@ -24,6 +24,7 @@ import pytest
 import yaml
 
 from arcbridge.observe.statusz import OBJECT
+from tests.agent.recording.keys import RECIPIENT
 from tests.agent.tracing.collector import attributes, decoded
 from tests.support.cluster import Cluster
 from tests.support.processes import ManagedProcess, require_or_skip, run
@@ -43,6 +44,7 @@ WITHOUT_ANSWER = frozenset(
 """Panels that show faults, of which there is none here, and sinks."""
 SPANS = fixed_port()
 """Of the collector of spans."""
+RECORDINGS = {"ArcbridgeRecordingsFail", "ArcbridgeRecordingsMissing"}
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
 
@@ -148,6 +150,10 @@ def world(api: ApiServer, tmp_path: Path) -> Iterator[World]:
     world = World(replace(api, token_file=token), directory=tmp_path / "world", cluster=BERLIN, agents=2)
     world.agent_clusters[1] = OSLO
     world.agent_settings = f'tracing.endpoint = "http://127.0.0.1:{SPANS}/v1/traces"\n'
+    world.agent_audit = (
+        f'[recording]\nrecipients = ["{RECIPIENT}"]\ndirectory = "recordings"\nsession_bytes = 1048576\n'
+        "[recording.rules.all]\nrequired = false\n"
+    )
     with world:
         yield world.start()
 
@@ -190,6 +196,20 @@ def check_statusz(cluster: Cluster, ports: dict[str, int]) -> None:
         assert {*ours} - {"Python"} <= {*words}
 
 
+def check_recordings(cluster: Cluster, client: Client, prometheus: Prometheus) -> None:
+    """One session prints more than its recording may have, another one comes by SPDY: both go on, and are named."""
+    kubectl = cluster.kubectl_for(kubeconfig=client.kubeconfig)
+    cluster.add_pod("web")
+    try:
+        until(lambda: len(prometheus.answer("arcbridge_agent_recordings_missing_total == 0")) == 2, "both are scraped")
+        assert not RECORDINGS & prometheus.firing_of_processes()
+        assert len(kubectl.run("exec", "web", "--", "head", "-c", "1000000", "/dev/zero").stdout) == 1_000_000
+        kubectl.run("exec", "web", "--", "true", env={"KUBECTL_REMOTE_COMMAND_WEBSOCKETS": "false"})
+    finally:
+        cluster.delete_pod("web")
+    until(lambda: prometheus.firing_of_processes() >= RECORDINGS, "what was not recorded is named", timeout=60)
+
+
 @pytest.mark.timeout(400)
 def test_a_cluster_that_is_lost_or_cannot_serve_is_named_by_an_alert_until_it_is_back(
     world: World, cluster: Cluster, tmp_path: Path
@@ -201,6 +221,7 @@ def test_a_cluster_that_is_lost_or_cannot_serve_is_named_by_an_alert_until_it_is
     try:
         check_traces(world, client)
         check_statusz(cluster, {role: ports[0] for role, ports in jobs.items()})
+        check_recordings(cluster, client, prometheus)
         # Lost: the agent is gone, and users of this cluster alone fail.
         world.agents[1].kill()
         until(lambda: ("ArcbridgeClusterOffline", OSLO) in prometheus.firing(), "the lost cluster is named", timeout=90)
@@ -233,7 +254,7 @@ def test_a_cluster_that_is_lost_or_cannot_serve_is_named_by_an_alert_until_it_is
         token.write_text(good)
         world.agent.signal(signal.SIGHUP)
         until(lambda: not prometheus.firing(), "all is well again", timeout=60)
-        until(lambda: not ill & prometheus.firing_of_processes(), "the agent is, too", timeout=60)
+        until(lambda: not (ill | RECORDINGS) & prometheus.firing_of_processes(), "the agent is, too", timeout=60)
         lacking = {title for title, expression in asked() if not prometheus.answer(expression)}
         assert lacking <= WITHOUT_ANSWER
         world.kill_relay()

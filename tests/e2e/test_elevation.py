@@ -6,10 +6,11 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import signal
 import ssl
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from tests.config.helm import AGENT, Helm
 from tests.e2e.test_restrictions import COLLECTIONS, SHOP, Answers
 from tests.readme.blocks import blocks
 from tests.readme.machines import ROOT, Machines
-from tests.support.cluster import Cluster, Unavailable, helm, kubectl_binary
+from tests.support.cluster import ACTS_AS_ANY, Cluster, Unavailable, helm, kubectl_binary
 from tests.support.processes import ManagedProcess, require_or_skip, run
 from tests.support.reports import audited, metrics, records, until, wait_for_record
 from tests.support.world import ALICE, BOB, ApiServer, User, World, arcbridge
@@ -39,9 +40,13 @@ time.time = lambda: _time() + 300.0
 """What makes a process of Python five minutes fast."""
 
 
-def rendered(binary: Path, home: Path) -> list[dict[str, Any]]:
+def rendered(home: Path, *settings: str) -> list[dict[str, Any]]:
     """Return what the chart makes for elevation, for the agent of the shared cluster."""
-    values = ("-f", str(AGENT / "ci/values.yaml"), "--set", "elevation.enabled=true,impersonation.mode=legacy")
+    try:
+        binary = helm()
+    except Unavailable as error:
+        require_or_skip("helm", str(error))
+    values = ("-f", str(AGENT / "ci/values.yaml"), "--set", "elevation.enabled=true", *settings)
     shown = ("--show-only", "templates/elevation.yaml", "--show-only", "templates/rbac.yaml")
     groups = ("--set", "elevation.groups={operators}", "--kube-version", "1.36.0")
     command = ("template", "arcbridge-agent", str(AGENT), "--namespace", "arcbridge", *values, *groups, *shown)
@@ -56,10 +61,7 @@ def rendered(binary: Path, home: Path) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def definitions(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The chart's definitions, policies and roles in the shared cluster, and two rules."""
-    try:
-        made = rendered(helm(), tmp_path_factory.mktemp("helm"))
-    except Unavailable as error:
-        require_or_skip("helm", str(error))
+    made = rendered(tmp_path_factory.mktemp("helm"), "--set", "impersonation.mode=legacy")
     text = yaml.safe_dump_all(made)
     cluster.apply(text)
     cluster.grant("test-elevation", service_account=("arcbridge", "arcbridge-agent"))
@@ -311,6 +313,60 @@ def test_g6_forty_requests_in_each_state_and_two_agents_with_two_clocks(
     in_force(world, 0)
     only_reads()
     assert people["operator"].request("replayed")[0] == 422
+
+
+@contextmanager
+def rules_of(cluster: Cluster, changed: dict[str, list[dict[str, Any]]]) -> Iterator[None]:
+    """Give ClusterRoles other rules for a while."""
+    path = "/apis/rbac.authorization.k8s.io/v1/clusterroles/"
+    kept = {name: cluster.request("GET", path + name)["rules"] for name in changed}
+    try:
+        write_rules(cluster, path, changed)
+        yield
+    finally:
+        write_rules(cluster, path, kept)
+
+
+def write_rules(cluster: Cluster, path: str, rules: dict[str, list[dict[str, Any]]]) -> None:
+    for name, some in rules.items():
+        cluster.request("PATCH", path + name, {"rules": some}, content_type="application/merge-patch+json")
+    cluster.settle_rbac()
+
+
+def test_constrained_impersonation_lends_what_its_rules_name(
+    world: World, people: dict[str, Direct], cluster: Cluster, tmp_path: Path
+) -> None:
+    """With the chart's rules for Kubernetes 1.36 alone; a group that they lack is named by the agent's check."""
+    users = "impersonation.mode=constrained,impersonation.users={*},impersonation.groups={developers,staff}"
+    (role, *_) = rendered(tmp_path, "--set", users)
+    none: list[dict[str, Any]] = []
+    constrained = {ACTS_AS_ANY: none, "arcbridge-agent-impersonation": none, "test-elevation": role["rules"]}
+    whom = [rule for rule in role["rules"] if rule.get("resources") == ["groups"]]
+    assert [(rule["verbs"], rule["resourceNames"]) for rule in whom] == [
+        (["impersonate:user-info"], ["developers", "staff", "operators"])
+    ]
+    bob = Answers(world.start_client(BOB))
+    with rules_of(cluster, constrained):
+        reads = forty(bob)
+        assert {code for method, _, code, _ in reads if method != "GET"} == {403}
+        assert people["bob"].request("constrained", rule="short", seconds=60)[0] == 201
+        in_force(world, 1)
+        assert forty(bob) == forty(people["operator"])
+        lacking = [{**rule, "resourceNames": ["developers"]} if rule in whom else rule for rule in role["rules"]]
+        with rules_of(cluster, {"test-elevation": lacking}):
+            one = f"{COLLECTIONS[0]}/no-such"
+            # The API server remembers for ten seconds whom the agent was allowed to be.
+            until(lambda: bob.ask("DELETE", one)[0] == 502, "the agent may not be an operator", timeout=40)
+            assert "may not act as you" in bob.ask("DELETE", one)[1]["message"]
+            for agent in world.agents:
+                agent.signal(signal.SIGHUP)
+            for agent in world.agents:
+                found = wait_for_record(agent, "check failed", check="elevation", code="elevation_rights", timeout=60)
+                assert "may not impersonate group operators, so" in found["reason"]
+        assert people["bob"].status("constrained", withdrawn={"user": BOB.email})[0] == 200
+        in_force(world, 0)
+        assert forty(bob) == reads
+    cluster.kubectl("delete", "accessrequest", "constrained")
 
 
 def test_g3_what_runs_by_a_grant_ends_with_it_and_nothing_else(

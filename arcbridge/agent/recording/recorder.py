@@ -141,7 +141,7 @@ class Recorder:
         command = shlex.join(query_values(query, "command"))[:MAX_COMMAND].encode(errors="replace").decode()
         header = text.header(time.time(), f"{identities[0].username} in {info.namespace}/{info.name}", command)
         name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{record.request}"
-        created = self._thread.submit(self._create, name, header, urgent=True)
+        created = self._thread.submit(self._spool.create, name, urgent=True)
         try:
             async with asyncio.timeout(BEGIN_DEADLINE):
                 file = await asyncio.shield(created)
@@ -158,7 +158,9 @@ class Recorder:
             raise
         self._failure = ""
         self.open += 1
-        recording = SessionRecording(demand, file, self._spool, text, self._thread, self._most)
+        recording = SessionRecording(
+            demand, file, self._spool, text, header, self._thread, self._most, identities[0].username
+        )
         recording.on_failure = lambda reason: self._note_failure(record, reason)
         return RecordedSession(recording, query)
 
@@ -183,15 +185,6 @@ class Recorder:
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
-    def _create(self, name: str, header: bytes) -> RecordingFile:
-        file = self._spool.create(name)
-        try:
-            self._spool.append(file, header)
-        except BaseException:
-            self._spool.discard(file)
-            raise
-        return file
-
     def _late(self) -> str:
         """Return why a recording could not begin in time."""
         if time.monotonic() - self._thread.progress < BEGIN_DEADLINE:
@@ -213,8 +206,8 @@ class Recorder:
         self.recorded += 1
         seconds = round(time.monotonic() - recording.began, 3)
         fields: dict[str, object] = {"seconds": seconds, "output_bytes": recording.output}
-        if recording.exit_code is not None:
-            fields["exit"] = recording.exit_code
+        if (code := recording.exit_code) is not None:
+            fields["exit"] = code
         if recording.failure:
             fields["failure"] = recording.failure
         await self._index(finished, lambda found: record.recorded_line({**found, **fields}), recording.publish)

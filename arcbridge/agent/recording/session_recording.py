@@ -60,23 +60,34 @@ class Writer(Protocol):
     progress: float
     """When the thread last finished something, in monotonic seconds."""
 
-    def submit(self, work: Callable[..., Any], *arguments: Any) -> asyncio.Future[Any]:
-        """Run a function in the thread."""
+    def submit(self, work: Callable[..., Any], *arguments: Any, user: str) -> asyncio.Future[Any]:
+        """Run a function in the thread, when it is the turn of the user."""
 
 
 class SessionRecording:
     """The recording of one session, which runs from `start` to `finish`."""
 
     def __init__(
-        self, demand: Demand, file: RecordingFile, spool: Spool, text: CastWriter, writer: Writer, most: int
+        self,
+        demand: Demand,
+        file: RecordingFile,
+        spool: Spool,
+        text: CastWriter,
+        header: bytes,
+        writer: Writer,
+        most: int,
+        user: str,
     ) -> None:
-        """`text` has made the header, which is in `file`. `most`: bytes of the file."""
+        """`text` has made `header`. `most`: bytes of the file. `user`: whose turn it takes in the thread."""
         self.demand = demand
         self._file = file
         self._spool = spool
         self._text = text
+        self._header = header
+        """In the thread: the first line, until it is written with the first segment."""
         self._writer = writer
         self._most = most
+        self._user = user
         self.began = time.monotonic()
         self.failure = ""
         """Why no more is recorded; empty while all is."""
@@ -102,6 +113,7 @@ class SessionRecording:
     def start(self, session: SessionControl, notice: bytes) -> None:
         """Begin behind the 101; `notice` is a message that the caller gets before all others."""
         self._session = session
+        self._timer = asyncio.get_running_loop().call_later(INTERVAL, self._flush)  # also where nothing passes
         if notice:
             self.from_cluster(memoryview(notice))
 
@@ -148,18 +160,18 @@ class SessionRecording:
         events, self._events = self._events, []
         mark = _missing(self.failure) if self.failure else "the session was cut"
         status = None if self.failure else self.exit_code
-        finished: FinishedFile = await self._writer.submit(self._write_end, events, time.monotonic(), status, mark)
+        finished: FinishedFile = await self._in_thread(self._write_end, events, time.monotonic(), status, mark)
         self.failure = self.failure or self._stopped
         return finished
 
     async def publish(self) -> None:
         """Give the file its name: the index has it. Raises OSError."""
-        await self._writer.submit(self._file.publish)
+        await self._in_thread(self._file.publish)
 
     async def discard(self) -> None:
         """Remove the file: the session did not begin. Raises OSError."""
         self._cancel_timers()
-        await self._writer.submit(self._spool.discard, self._file)
+        await self._in_thread(self._spool.discard, self._file)
 
     @property
     def exit_code(self) -> int | None:
@@ -217,17 +229,18 @@ class SessionRecording:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if not self._events:
-            return
         events, size = self._events, self._gathered
         self._events, self._gathered = [], 0
         self._waiting += size
         self._writer.waiting += size
-        self._writer.submit(self._write, events).add_done_callback(lambda done: self._written(done, size))
+        self._in_thread(self._write, events).add_done_callback(lambda done: self._written(done, size))
         over = self._waiting > WAITING or self._writer.waiting > WAITING_OF_ALL
         if over and self._stalled is None and self._session is not None:
             self._session.hold()
             self._stalled = asyncio.get_running_loop().call_later(STALL, self._look_for_stall)
+
+    def _in_thread(self, work: Callable[..., Any], *arguments: Any) -> asyncio.Future[Any]:
+        return self._writer.submit(work, *arguments, user=self._user)
 
     def _look_for_stall(self) -> None:
         """Fail where the thread writes nothing; while it writes for others, this session waits for its turn."""
@@ -265,7 +278,7 @@ class SessionRecording:
             if self._file.size + len(text) > self._most:
                 raise ArcbridgeError(f"it has more than {self._most} bytes (recording.session_bytes)")
             self._spool.make_room(len(text))
-            self._spool.append(self._file, text)
+            self._append(text)
         except BaseException as error:
             self._stopped = reason_of(error)
             raise
@@ -277,10 +290,14 @@ class SessionRecording:
         else:
             text = self._text.lines(events)
         try:
-            self._spool.append(self._file, text + self._text.end(at, status, mark))
+            self._append(text + self._text.end(at, status, mark))
         except (ArcbridgeError, OSError) as error:  # without its last line the file says that it broke off
             self._stopped = reason_of(error)
         return self._file.finish()
+
+    def _append(self, text: bytes) -> None:
+        self._spool.append(self._file, self._header + text)
+        self._header = b""
 
 
 def _missing(reason: str) -> str:

@@ -1,8 +1,8 @@
-"""Runs the work of all recordings in one thread, in order, but for what a session's beginning waits for.
+"""Runs the work of all recordings in one thread, first what a session's beginning waits for, then one of each user.
 
 It knows no files. The thread holds up no end of the process: a directory that hangs (NFS) would keep an executor's
-thread, which the interpreter joins, until the process is killed. Invariant: what was submitted is run once, unless the
-process ends before.
+thread, which the interpreter joins, until the process is killed. Invariants: what was submitted is run once, unless the
+process ends before; the work of one user is run in order, and waits for one piece of each other user's at most.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 
@@ -31,31 +32,47 @@ class WriterThread:
         self.progress = time.monotonic()
         """When the thread last finished something, in monotonic seconds."""
         self._urgent: deque[_Job] = deque()
-        self._jobs: deque[_Job | None] = deque()
-        """None: the end."""
-        self._ready = threading.Semaphore(0)
-        """Counts the jobs of both."""
+        self._jobs: dict[str, deque[_Job]] = {}
+        """By user, in the order of their turns; a user without a job is not in it."""
+        self._lock = threading.Lock()
+        """Held while either changes."""
+        self._ready = SimpleQueue[None]()
+        """Has an entry for each job of both, and one for the end."""
         threading.Thread(target=self._run, name="recordings", daemon=True).start()
 
-    def submit(self, work: Callable[..., Any], *arguments: Any, urgent: bool = False) -> asyncio.Future[Any]:
-        """Run `work` in the thread, before all that is not `urgent`."""
+    def submit(
+        self, work: Callable[..., Any], *arguments: Any, user: str = "", urgent: bool = False
+    ) -> asyncio.Future[Any]:
+        """Run `work` in the thread when it is the turn of `user` (empty: the agent itself), or before all that is not
+        `urgent`."""
         loop = asyncio.get_running_loop()
         job = _Job(loop, loop.create_future(), work, arguments)
-        (self._urgent if urgent else self._jobs).append(job)
-        self._ready.release()
+        with self._lock:
+            (self._urgent if urgent else self._jobs.setdefault(user, deque())).append(job)
+        self._ready.put(None)
         return job.done
 
     def close(self) -> None:
         """End the thread behind what it has to do; waits for nothing."""
-        self._jobs.append(None)
-        self._ready.release()
+        self._ready.put(None)
+
+    def _next(self) -> _Job | None:
+        """Return what is to be run; None where nothing is left at the end."""
+        self._ready.get()
+        with self._lock:
+            if self._urgent:
+                return self._urgent.popleft()
+            user = next(iter(self._jobs), None)
+            if user is None:
+                return None
+            jobs = self._jobs.pop(user)
+            job = jobs.popleft()
+            if jobs:
+                self._jobs[user] = jobs  # behind all others
+            return job
 
     def _run(self) -> None:
-        while True:
-            self._ready.acquire()
-            job = self._urgent.popleft() if self._urgent else self._jobs.popleft()
-            if job is None:
-                return
+        while (job := self._next()) is not None:
             result, error = None, None
             try:
                 result = job.work(*job.arguments)

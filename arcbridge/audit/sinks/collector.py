@@ -57,17 +57,17 @@ def address_of(sink: AuditSinkConfig) -> tuple[Address, bool]:
 
 
 def http_address(url: str) -> tuple[Address, bool]:
-    """Return where the collector of a URL is, and whether over TLS. Raises ConfigError."""
+    """Return where the server of a URL is, and whether over TLS. Raises ConfigError, in words for any such setting."""
     try:
         parts = urlsplit(url)
         secure = parts.scheme == "https"
     except ValueError:
         raise ConfigError("it is no URL") from None
     if "@" in parts.netloc or parts.fragment or parts.scheme not in ("http", "https"):
-        raise ConfigError("a URL https://host[:port]/path is needed; a secret stands in token_file")
+        raise ConfigError("a URL https://host[:port]/path is needed; a secret stands in a file of its own")
     where = parse_address(parts.netloc, default_port=443 if secure else 80)
     if not secure and not _is_loopback(where.host):
-        raise ConfigError("http:// is for a collector on this machine's loopback alone; write https://")
+        raise ConfigError("http:// is for a server on this machine's loopback alone; write https://")
     return where, secure
 
 

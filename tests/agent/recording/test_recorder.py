@@ -8,7 +8,7 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -55,7 +55,9 @@ def switch(chosen: str = "v5.channel.k8s.io") -> bytes:
     ).encode()
 
 
-def serving(first: bytes, *, chosen: str = "v5.channel.k8s.io", waits: bytes = b"") -> object:
+def serving(
+    first: bytes, *, chosen: str = "v5.channel.k8s.io", waits: bytes = b""
+) -> Callable[[Exchange], Awaitable[None]]:
     """Switches, sends, and ends when `waits` has come."""
 
     async def serve(exchange: Exchange) -> None:
@@ -327,9 +329,7 @@ async def test_a_directory_that_takes_nothing_refuses_in_time(tmp_path: Path, mo
             await gate.wait()
             return await submit(*arguments)
 
-        monkeypatch.setattr(
-            made.recorder._thread, "submit", lambda *given, urgent=False: asyncio.ensure_future(late(*given))
-        )
+        monkeypatch.setattr(made.recorder._thread, "submit", lambda *given, **_: asyncio.ensure_future(late(*given)))
         made.recorder._thread.progress = time.monotonic() + 60
         code, message = await made.refused(request())
         assert (code, "more to record at once than it can write" in message) == (503, True)

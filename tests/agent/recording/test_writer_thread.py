@@ -38,6 +38,19 @@ async def test_work_is_done_in_order_and_what_is_urgent_first() -> None:
     thread.close()
 
 
+async def test_one_user_who_has_much_to_write_delays_another_by_one_piece() -> None:
+    thread, gate, done = WriterThread(), threading.Event(), list[str]()
+    thread.submit(gate.wait)
+    heavy = [thread.submit(done.append, f"heavy {number}", user="heavy") for number in range(50)]
+    light = [thread.submit(done.append, f"light {number}", user="light") for number in range(2)]
+    gate.set()
+    for one in (*heavy, *light):
+        await one
+    assert done[:4] == ["heavy 0", "light 0", "heavy 1", "light 1"]
+    assert done[4:] == [f"heavy {number}" for number in range(2, 50)]
+    thread.close()
+
+
 async def test_an_error_is_that_of_its_work_and_work_that_nobody_waits_for_is_done() -> None:
     thread, gate, done = WriterThread(), threading.Event(), list[int]()
     with pytest.raises(ZeroDivisionError):

@@ -45,7 +45,7 @@ def test_what_is_right_has_no_problem(tmp_path: Path) -> None:
         (AuditSinkConfig(), 'kind: "http", "syslog" or "stdout" is needed'),
         (of("http", address=""), "address: "),
         (of("http", address="http://collector.test/"), "this machine's loopback alone"),
-        (of("http", address="https://user:hunter2@collector.test/"), "a secret stands in token_file"),
+        (of("http", address="https://user:hunter2@collector.test/"), "a secret stands in a file of its own"),
         (of("http", address="ftp://collector.test/"), "a URL https://host"),
         (of("http", address="https://[/"), "address: "),
         (of("http", address="https://collector.test/#x"), "a URL https://host"),
