@@ -15,7 +15,7 @@ import yaml
 
 from arcbridge.client.commands.proxy import run_proxy
 from arcbridge.client.kubeconfig.file import KubeconfigFile
-from arcbridge.client.service import Terminal
+from arcbridge.client.service import ClientContext, Terminal
 from arcbridge.errors import ConfigError, Unauthenticated, Unreachable
 from arcbridge.net.join import JoinCode
 from arcbridge.settings.config import ClientConfig
@@ -51,11 +51,11 @@ class Case:
     @contextlib.asynccontextmanager
     async def running(self, **changes: Any) -> AsyncIterator[None]:
         ready = asyncio.Event()
-        work = run_proxy(
-            replace(self.config, **changes), self.terminal, token=self.token, environment={}, ready=ready.set
-        )
-        async with started(work, ready):
+        async with started(run_proxy(self.context(**changes), ready=ready.set), ready):
             yield
+
+    def context(self, **changes: Any) -> ClientContext:
+        return ClientContext(replace(self.config, **changes), self.terminal, token=self.token, environment={})
 
     token = ""
 
