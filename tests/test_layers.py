@@ -26,6 +26,7 @@ LEAVES = frozenset(
     {
         "build",
         "errors",
+        "http_fields",
         "legacy_refusals",
         "limiters",
         "loop_shares",
@@ -58,6 +59,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "settings": frozenset({"pki"}),
     "build": frozenset(),
     "errors": frozenset(),
+    "http_fields": frozenset(),
     "legacy_refusals": frozenset(),
     "refusals": frozenset(),
     "limiters": frozenset(),

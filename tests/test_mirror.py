@@ -21,6 +21,7 @@ WITHOUT_TEST: dict[str, str] = {
     "client/session/relay_http": "with `client/commands/directory`, whose list is one of its answers",
     "cli/words": "with `parser`, whose command lines are read word by word",
     "cli/administration": "with `relay` and `admin`, in whose tests the words of each command are read",
+    "http_fields": "declarations",
     "identity/fetch": "declarations",
     "pki/new_token": "with relay/admin, in whose tests a shell runs its lines",
     "relay/counters": "declarations",

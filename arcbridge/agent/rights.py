@@ -59,9 +59,9 @@ class Right:
 USERS: Final = Right("users")
 GROUPS: Final = Right("groups")
 RESTRICTED: Final = Right("userextras/arcbridge.io/restricted", always=False)
-"""What restricted sessions need besides (`kube.impersonation.RESTRICTED`); rules of an older version lack it."""
+"""What restricted sessions need besides (`identity.authentication.RESTRICTED`); rules of an older version lack it."""
 ACTOR: Final = Right("userextras/arcbridge.io/actor", always=False)
-"""What requests need besides in which an actor acts for the user (`kube.impersonation.ACTOR`)."""
+"""What requests need besides in which an actor acts for the user (`identity.authentication.ACTOR`)."""
 
 
 def attributes_of(issuers: AuthenticationConfig) -> list[Right]:

@@ -15,35 +15,32 @@ from arcbridge.pki.new_token import API_SERVER_FLAGS, api_server_arguments
 from arcbridge.settings.flags import CLIENT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from typing import Any
 
     from arcbridge.client.service import ClientContext
 
 
-def _over_https(command: str) -> Callable[[Invocation], int]:
-    """Return the command that has a relay do `command`."""
+@answering
+async def administer(invocation: Invocation, context: ClientContext) -> int:
+    """Have a relay do what stands behind `admin`."""
+    from arcbridge.client.commands import administration
 
-    @answering
-    async def run(invocation: Invocation, context: ClientContext) -> int:
-        from arcbridge.client.commands.administration import administer
-
-        kubernetes = api_server_arguments({name: invocation.text(name) for name in API_SERVER_FLAGS})
-        given = _given(invocation)
-        answer = await administer(context.relays, context.tokens, command, given)
-        try:
-            text = _text(command, answer.rows, given, kubernetes, invocation.text("output", "table"))
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise Unreachable(
-                "the relay answered in another form than this version reads: is it of another version?"
-                + ("" if command.endswith(" list") else " The command may have been done: look with a list")
-            ) from error
-        sys.stdout.write(text)
-        if answer.more:
-            print_warning(f"the relay has more than these {len(answer.rows)} rows, and sends no more of them")
-        return ExitCode.DONE
-
-    return run
+    command = " ".join(invocation.command[1:])
+    kubernetes = api_server_arguments({name: invocation.text(name) for name in API_SERVER_FLAGS})
+    given = _given(invocation)
+    answer = await administration.administer(context.relays, context.tokens, command, given)
+    try:
+        text = _text(command, answer.rows, given, kubernetes, invocation.text("output", "table"))
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise Unreachable(
+            "the relay answered in another form than this version reads: is it of another version?"
+            + ("" if command.endswith(" list") else " The command may have been done: look with a list")
+        ) from error
+    sys.stdout.write(text)
+    if answer.more:
+        print_warning(f"the relay has more than these {len(answer.rows)} rows, and sends no more of them")
+    return ExitCode.DONE
 
 
 def _text(
@@ -68,19 +65,3 @@ def _given(invocation: Invocation) -> dict[str, str]:
     names = [flag.dest for flag in command.flags] + ([command.argument.name] if command.argument is not None else [])
     given = {name: "yes" if invocation.switch(name) else invocation.text(name).strip() for name in names}
     return {name: value for name, value in given.items() if value and name not in ("output", *API_SERVER_FLAGS)}
-
-
-token_create = _over_https("token create")
-token_list = _over_https("token list")
-token_delete = _over_https("token delete")
-policy_list = _over_https("policy list")
-cluster_list = _over_https("cluster list")
-cluster_revoke = _over_https("cluster revoke")
-cluster_restore = _over_https("cluster restore")
-cluster_delete = _over_https("cluster delete")
-session_list = _over_https("session list")
-refusal_list = _over_https("refusal list")
-session_end = _over_https("session end")
-user_list = _over_https("user list")
-user_revoke = _over_https("user revoke")
-user_restore = _over_https("user restore")

@@ -80,11 +80,10 @@ def proxy(invocation: Invocation) -> int:
     lines = sys.stderr if config.file == "-" else sys.stdout
     configure_logging(config)
     from arcbridge.client.commands.proxy import run_proxy
+    from arcbridge.client.service import ClientContext
 
-    lasts = time_limit(invocation)
-    return _serve(
-        lambda ready: run_proxy(config, terminal(lines), environment=os.environ, token=token, lasts=lasts, ready=ready)
-    )
+    context = ClientContext(config, terminal(lines), token=token, lasts=time_limit(invocation))
+    return _serve(lambda ready: run_proxy(context, ready=ready))
 
 
 def forward(invocation: Invocation) -> int:
@@ -102,37 +101,20 @@ def forward(invocation: Invocation) -> int:
     config, token = _start(invocation, repair=True)
     configure_logging(config)
     from arcbridge.client.commands.forward import run_forward, run_pod_forward
+    from arcbridge.client.service import ClientContext
 
-    shown, any_user = terminal(sys.stdout), invocation.switch("any_user")
+    any_user = invocation.switch("any_user")
     listen, addresses = invocation.text("listen"), invocation.texts("address")
     if (pods and listen) or (not pods and addresses):
         raise ConfigError("flag --listen is for a target of the agent, and --address for things of Kubernetes")
+    context = ClientContext(config, terminal(sys.stdout), token=token)
     if pods:
+        space, at = "".join(spaces) or "default", addresses or ("localhost",)
         return _serve(
-            lambda ready: run_pod_forward(
-                config,
-                shown,
-                words,
-                namespace="".join(spaces) or "default",
-                addresses=addresses or ("localhost",),
-                environment=os.environ,
-                any_user=any_user,
-                token=token,
-                ready=ready,
-            )
+            lambda ready: run_pod_forward(context, words, namespace=space, addresses=at, any_user=any_user, ready=ready)
         )
-    return _serve(
-        lambda ready: run_forward(
-            config,
-            shown,
-            words[0],
-            listen or "127.0.0.1:0",
-            environment=os.environ,
-            any_user=any_user,
-            token=token,
-            ready=ready,
-        )
-    )
+    listen = listen or "127.0.0.1:0"
+    return _serve(lambda ready: run_forward(context, words[0], listen, any_user=any_user, ready=ready))
 
 
 def gateway(invocation: Invocation) -> int:

@@ -601,7 +601,7 @@ def _over_https(command: Command) -> Command:
     there = "arcbridge --relay https://relay.example.org"
     examples = [one.replace("arcbridge --config relay.toml", there) for one in command.examples]
     examples = [one.replace(f" {command.path[0]} ", f" admin {command.path[0]} ", 1) for one in examples]
-    made = Command(f"admin {' '.join(command.path)} = admin:{'_'.join(command.path)}", command.help, *parts, *examples)
+    made = Command(f"admin {' '.join(command.path)} = admin:administer", command.help, *parts, *examples)
     made.roles = (CLIENT,)
     return made
 

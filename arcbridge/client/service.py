@@ -78,9 +78,9 @@ class ClientContext:
     ) -> None:
         """`lasts`: seconds after which its sessions are over; 0: as long as they may."""
         login = with_defaults(config.login)
-        if login is not config.login:
-            config = replace(config, login=login)
-        self.config = config
+        self.given = config
+        """The settings as they were given."""
+        self.config = config if login is config.login else replace(config, login=login)
         self.terminal = terminal
         self.restrictions = restrictions_of(config.restrict, math.ceil(time.time() + lasts) if lasts else 0)
         self.environment = environment

@@ -436,8 +436,16 @@ def _user_rules(entry: _Fields, compiled: _Compiled) -> None:
 _EXTRA_KEY = re.compile(r"([^/]*)/([A-Za-z0-9/\-._~%!$&'()*+,;=:]+)")
 _DOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 _RESERVED_DOMAINS = ("kubernetes.io", "k8s.io")
-OWN_EXTRAS = tuple(f"arcbridge.io/{name}" for name in ("actor", "elevated", "original-user", "restricted"))
-"""The extra keys that the agent sets itself, for the API server's audit log."""
+ORIGINAL_USER = "arcbridge.io/original-user"
+"""Extra key under which the API server's audit log shows who is behind a `--as`."""
+RESTRICTED = "arcbridge.io/restricted"
+"""Extra key under which it shows what a session gave up of its user's rights."""
+ACTOR = "arcbridge.io/actor"
+"""Extra key under which it shows which program acts for the user; policies of the cluster may ask for it."""
+ELEVATED = "arcbridge.io/elevated"
+"""Extra key under which it shows by which grants groups are lent to the user (`agent.elevation`)."""
+OWN_EXTRAS = frozenset((ACTOR, ORIGINAL_USER, RESTRICTED, ELEVATED))
+"""The extra keys that the agent sets itself."""
 
 
 def _extra(mappings: _Fields, compiled: _Compiled) -> None:

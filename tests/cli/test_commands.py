@@ -18,9 +18,9 @@ def test_defaults_and_groups_exist(role: str) -> None:
 
 
 def test_each_sub_command_has_a_function_of_its_own() -> None:
-    """One of all roles, as `bundle`, has a row for the client and one for the other roles."""
+    """One of all roles, as `bundle`, has a row for the client and one for the other roles; `admin` has one for all."""
     functions = {command.function: command.path for command in COMMANDS}
-    assert all(functions[command.function] == command.path for command in COMMANDS)
+    assert all(functions[one.function] == one.path for one in COMMANDS if one.path[0] != "admin")
     for module, name in (function.split(":") for function in functions):
         function = getattr(importlib.import_module(f"arcbridge.cli.{module}"), name)
         assert len(inspect.signature(function).parameters) == 1, name

@@ -406,7 +406,8 @@ class Organisation:
         )
         ready = asyncio.Event()
         terminal = client_service.Terminal(tell=client.lines.append)
-        task = asyncio.ensure_future(run_proxy(replace(settings, **changes), terminal, environment={}, ready=ready.set))
+        context = client_service.ClientContext(replace(settings, **changes), terminal, environment={})
+        task = asyncio.ensure_future(run_proxy(context, ready=ready.set))
         waiting = asyncio.ensure_future(ready.wait())
         try:
             await asyncio.wait([task, waiting], return_when=asyncio.FIRST_COMPLETED)

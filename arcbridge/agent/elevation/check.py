@@ -14,7 +14,7 @@ from arcbridge.checks.diagnosis import Finding, failed, ok, skipped, warning
 
 HOP: Final = "elevation"
 EXTRA: Final = Right("userextras/arcbridge.io/elevated", always=False)
-"""What requests of elevated users need besides (`kube.impersonation.ELEVATED`)."""
+"""What requests of elevated users need besides (`identity.authentication.ELEVATED`)."""
 _CHART: Final = "install the chart of this version with elevation.enabled and these elevation.groups"
 _REMEDIES: Final = {
     "elevation_watch": f"see that the API server answers; {_CHART}",

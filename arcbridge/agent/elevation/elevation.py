@@ -35,8 +35,8 @@ from arcbridge.agent.elevation.objects import (
 )
 from arcbridge.agent.kube.apiserver import AnswerFailed, ApiServer
 from arcbridge.agent.kube.caller import Caller, Lent
-from arcbridge.agent.kube.impersonation import ELEVATED
 from arcbridge.agent.restrictions.session_restrictions import SessionRestrictions
+from arcbridge.identity.authentication import ELEVATED
 from arcbridge.identity.claims import Identity
 from arcbridge.observe.metrics import Metrics
 from arcbridge.observe.untrusted_text import clean

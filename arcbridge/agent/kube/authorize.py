@@ -15,10 +15,6 @@ from dataclasses import dataclass
 from arcbridge.agent.kube.apiserver import ApiServer
 from arcbridge.agent.kube.caller import SAFE_ID, Caller, token_digest
 from arcbridge.agent.kube.impersonation import (
-    ACTOR,
-    ELEVATED,
-    ORIGINAL_USER,
-    RESTRICTED,
     Subject,
     bearer_token,
     cleaned_headers,
@@ -32,6 +28,7 @@ from arcbridge.agent.kube.request_target import RequestTarget
 from arcbridge.agent.kube.review import Approval
 from arcbridge.agent.kube.status import RequestRefusal
 from arcbridge.agent.kube.upgrade import UpgradeRequest, requested_upgrade
+from arcbridge.identity.authentication import ACTOR, ELEVATED, ORIGINAL_USER, RESTRICTED
 from arcbridge.identity.claims import Identity
 
 _REQUIRES_LENGTH = frozenset({"POST", "PUT", "PATCH", "DELETE"})

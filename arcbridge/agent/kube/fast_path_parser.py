@@ -12,8 +12,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from arcbridge.agent.kube.impersonation import HOP_BY_HOP, REBUILT, is_dropped
+from arcbridge.agent.kube.impersonation import REBUILT, is_dropped
 from arcbridge.agent.kube.request_facts import RequestFacts
+from arcbridge.http_fields import HOP_BY_HOP
 
 MAX_PLAIN_HEAD = 16 * 1024
 """Bytes of a plain head; kubectl's has 300 to 600. Longer ones go through the general parser."""

@@ -25,14 +25,12 @@ from urllib.parse import quote, unquote
 
 from arcbridge.agent.kube.request_facts import RequestFacts
 from arcbridge.agent.kube.status import RequestRefusal, bad_request
+from arcbridge.http_fields import HOP_BY_HOP
+from arcbridge.identity.authentication import ACTOR, OWN_EXTRAS, RESTRICTED
 from arcbridge.identity.claims import Identity
 
 Headers = list[tuple[str, str]]
 
-HOP_BY_HOP = frozenset(
-    {"connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade", "http2-settings"}
-)
-"""RFC 9110 §7.6.1; `proxy-*` goes as a family, below."""
 REBUILT = frozenset({"host", "content-length", "expect"})
 """Written anew: where the request goes and how its body is framed."""
 _IDENTITY_PREFIXES = ("impersonate-", "x-remote-", "x-forwarded-", "x-original-", "proxy-")
@@ -54,16 +52,6 @@ _IDENTITY_HEADERS = frozenset(
     }
 )
 _DROPPED = _IDENTITY_HEADERS | HOP_BY_HOP | REBUILT
-
-ORIGINAL_USER = "arcbridge.io/original-user"
-"""Extra key under which the API server's audit log shows who is behind a `--as`."""
-RESTRICTED = "arcbridge.io/restricted"
-"""Extra key under which it shows what a session gave up of its user's rights."""
-ACTOR = "arcbridge.io/actor"
-"""Extra key under which it shows which program acts for the user; policies of the cluster may ask for it."""
-ELEVATED = "arcbridge.io/elevated"
-"""Extra key under which it shows by which grants groups are lent to the user (`agent.elevation`)."""
-OWN_EXTRAS = frozenset((ACTOR, ORIGINAL_USER, RESTRICTED, ELEVATED))
 
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _EXTRA_SAFE = "!#$&'*+-.^`|~"

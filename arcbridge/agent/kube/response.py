@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from functools import cache
 from http import HTTPStatus
 
-from arcbridge.agent.kube.impersonation import HOP_BY_HOP
 from arcbridge.agent.kube.request_facts import connection_options, values_by_name
 from arcbridge.agent.kube.status import RequestRefusal
 from arcbridge.agent.kube.upgrade import UpgradeRequest, check_switch, switch_lines
+from arcbridge.http_fields import HOP_BY_HOP
 
 MAX_HEAD = 64 * 1024
 """Bytes of a response head, as `framing.MAX_HEAD_LINE` allows for one line."""

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from arcbridge.agent.kube.request_facts import RawHeaders, RequestFacts, connection_options, listed, values_by_name
 from arcbridge.agent.kube.status import RequestRefusal, bad_request
+from arcbridge.http_fields import TOKEN_PROTOCOL
 
 PROTOCOLS = {b"websocket": "websocket", b"spdy/3.1": "SPDY/3.1"}
-_TOKEN_PROTOCOL = "base64url.bearer.authorization.k8s.io."
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ def requested_upgrade(facts: RequestFacts, subresource: str) -> UpgradeRequest |
     if not subresource:
         raise bad_request("upgrades exist for subresources such as exec, attach, portforward and proxy only")
     subprotocols = listed(facts.values, b"sec-websocket-protocol")
-    if any([name.lower().startswith(_TOKEN_PROTOCOL) for name in subprotocols]):
+    if any([name.lower().startswith(TOKEN_PROTOCOL) for name in subprotocols]):
         raise bad_request("a token in Sec-WebSocket-Protocol is not carried")
     return UpgradeRequest(protocol, subprotocols, listed(facts.values, b"x-stream-protocol-version"))
 

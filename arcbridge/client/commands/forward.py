@@ -8,11 +8,11 @@ Invariant: a port accepts only once what it leads to is known to be there for th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from arcbridge.client.service import ClientContext, Terminal
+from arcbridge.client.service import ClientContext
 from arcbridge.client.serving.forward import Forward, check_offered, check_target_name
 from arcbridge.client.serving.served_cluster import send_resets
 from arcbridge.client.session.restrictions import restricts_requests
@@ -21,7 +21,6 @@ from arcbridge.client.settings import required
 from arcbridge.errors import ConfigError
 from arcbridge.net.address import parse_listen
 from arcbridge.net.loopback import listen_at
-from arcbridge.settings.config import ClientConfig
 from arcbridge.tasks import first_error
 
 if TYPE_CHECKING:
@@ -29,14 +28,11 @@ if TYPE_CHECKING:
 
 
 async def run_forward(
-    config: ClientConfig,
-    terminal: Terminal,
+    context: ClientContext,
     target: str,
     listen: str,
     *,
-    environment: Mapping[str, str],
     any_user: bool = False,
-    token: str = "",
     ready: Callable[[], None] = lambda: None,
 ) -> None:
     """Carry a TCP target of the one named cluster to a local address until cancelled.
@@ -44,11 +40,11 @@ async def run_forward(
     `any_user`: also for programs of other users of this machine.
     """
     check_target_name(target)
-    session = _session(config, terminal, environment, token)
+    session, tell = _session(context), context.terminal.tell
     address = parse_listen(listen, default_port=0)
     sock = listen_at(address.host or "127.0.0.1", address.port)
     forward = Forward(session, target, sock, any_user=any_user)
-    async with _running(config, session, [forward]):
+    async with _running(context, session, [forward]):
         restricted = restricts_requests(session.restrictions)
         check_offered(target, session.targets, session.cluster, restricted=restricted)
         async with asyncio.TaskGroup() as group:
@@ -56,21 +52,18 @@ async def run_forward(
             forward.start()
             host, port = sock.getsockname()[:2]
             shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-            terminal.tell(f"Forwarding {shown} to {target} of cluster {session.cluster}")
-            terminal.tell("Press Ctrl+C to close.")
+            tell(f"Forwarding {shown} to {target} of cluster {session.cluster}")
+            tell("Press Ctrl+C to close.")
             ready()
 
 
 async def run_pod_forward(
-    config: ClientConfig,
-    terminal: Terminal,
+    context: ClientContext,
     words: Sequence[str],
     *,
     namespace: str,
     addresses: Sequence[str],
-    environment: Mapping[str, str],
     any_user: bool = False,
-    token: str = "",
     ready: Callable[[], None] = lambda: None,
 ) -> None:
     """Carry local ports to pods behind the names in `words` until cancelled."""
@@ -78,26 +71,25 @@ async def run_pod_forward(
     from arcbridge.client.serving.pod_ports.target import parse_addresses, parse_targets
 
     targets, listening = parse_targets(words, namespace), parse_addresses(addresses)
-    session = _session(config, terminal, environment, token)
-    forwards = [PodForward(session, target, terminal.tell, any_user=any_user) for target in targets]
-    async with _running(config, session, forwards):
+    session, tell = _session(context), context.terminal.tell
+    forwards = [PodForward(session, target, tell, any_user=any_user) for target in targets]
+    async with _running(context, session, forwards):
         try:
             async with asyncio.TaskGroup() as group:
                 for work in (session.run(), *(forward.run() for forward in forwards)):
                     group.create_task(work)
                 for forward in forwards:
                     await forward.open(listening)
-                terminal.tell("Press Ctrl+C to close.")
+                tell("Press Ctrl+C to close.")
                 ready()
         except BaseExceptionGroup as errors:
             raise first_error(errors) from errors
 
 
-def _session(config: ClientConfig, terminal: Terminal, environment: Mapping[str, str], token: str) -> SessionManager:
+def _session(context: ClientContext) -> SessionManager:
     """Return the session to the one cluster of the settings. Raises ArcbridgeError."""
-    context = ClientContext(config, terminal, token=token, environment=environment)
     cluster, *more = context.clusters()
-    required(config, environment)
+    required(context.given, context.environment)
     if more:
         raise ConfigError("flag --cluster: `forward` is for one cluster; start one process for each")
     context.require_login()
@@ -106,15 +98,15 @@ def _session(config: ClientConfig, terminal: Terminal, environment: Mapping[str,
 
 @asynccontextmanager
 async def _running(
-    config: ClientConfig, session: SessionManager, forwards: Sequence[Forward | PodForward]
+    context: ClientContext, session: SessionManager, forwards: Sequence[Forward | PodForward]
 ) -> AsyncIterator[None]:
     """Establish the session, and at the end close the ports before it, and then what observes it."""
     observer = None
     try:
-        if config.observe.listen:
+        if listen := context.config.observe.listen:
             from arcbridge.client.serving.observation import observe
 
-            observer = await observe(config.observe.listen, [session], forwards=[one.stats for one in forwards])
+            observer = await observe(listen, [session], forwards=[one.stats for one in forwards])
         await session.connect_once()
         yield
     finally:

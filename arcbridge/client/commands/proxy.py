@@ -8,41 +8,31 @@ to the `Terminal` of the command line. Invariant: whatever ends it, the kubeconf
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import structlog
 
 from arcbridge.client.kubeconfig.entries import Entry, Kubeconfig, render
 from arcbridge.client.kubeconfig.running import BACKGROUND, repair_kubeconfigs, running_of
-from arcbridge.client.service import ClientContext, Terminal, refuse_for_several
+from arcbridge.client.service import ClientContext, refuse_for_several
 from arcbridge.client.serving.served_cluster import ServedCluster
 from arcbridge.client.settings import required
 from arcbridge.errors import ArcbridgeError, ConfigError
-from arcbridge.settings.config import ClientConfig
 from arcbridge.tasks import first_error
 
 log = structlog.get_logger("arcbridge.client")
 
 
-async def run_proxy(
-    config: ClientConfig,
-    terminal: Terminal,
-    *,
-    environment: Mapping[str, str],
-    token: str = "",
-    lasts: float = 0.0,
-    ready: Callable[[], None] = lambda: None,
-) -> None:
-    """Serve the clusters of `config` until cancelled; then put back what was changed. `lasts`: seconds after which it
-    reaches them no more, 0: until cancelled.
+async def run_proxy(context: ClientContext, *, ready: Callable[[], None] = lambda: None) -> None:
+    """Serve the clusters of the settings until cancelled; then put back what was changed.
 
     Raises ArcbridgeError when the start fails: nothing was changed then.
     """
-    context = ClientContext(config, terminal, token=token, lasts=lasts, environment=environment)
+    config, tell = context.config, context.terminal.tell
     clusters = context.clusters()
     if not config.relay_urls():
         context.require_login()  # its error says to log in, which sets the relay as well
-    required(config, environment)
+    required(context.given, context.environment)
     refuse_for_several(config, len(clusters), "kube_context", "cluster_ca_pin", "port")
     if config.file == "-" and len(clusters) > 1:
         raise ConfigError("flag --file: standard output takes the kubeconfig of one cluster; name one, or a file")
@@ -57,8 +47,8 @@ async def run_proxy(
         for proxy in proxies:
             proxy.bind()
             if proxy.moved:
-                terminal.tell(proxy.moved)
-            terminal.tell(f"Proxy is listening on port {proxy.port}")
+                tell(proxy.moved)
+            tell(f"Proxy is listening on port {proxy.port}")
         if config.observe.listen:
             from arcbridge.client.serving.observation import observe
 

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from arcbridge import legacy_refusals
 from arcbridge.checks.diagnosis import Finding, FindingState, ReportedFindings, first_failure, skipped
-from arcbridge.client.credentials.jwt_unverified import claims_unverified, read_unverified
+from arcbridge.client.credentials.jwt_unverified import claims_unverified, positive, read_unverified
 from arcbridge.client.credentials.tokens import Tokens
 from arcbridge.client.doctor.access_judgement import (
     ApiFacts,
@@ -118,8 +118,7 @@ async def _login(context: ClientContext, tokens: Tokens, cluster: str) -> tuple[
 
 
 def _not_before(token: str) -> float:
-    found = claims_unverified(token).get("nbf")
-    return float(found) if isinstance(found, int | float) and not isinstance(found, bool) and 0 < found < 1e12 else 0.0
+    return positive(claims_unverified(token).get("nbf"))
 
 
 async def _behind_relay(

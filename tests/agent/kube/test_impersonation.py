@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arcbridge.agent.kube.impersonation import (
-    HOP_BY_HOP,
     Subject,
     check_impersonated,
     cleaned_headers,
@@ -20,6 +19,7 @@ from arcbridge.agent.kube.impersonation import (
 )
 from arcbridge.agent.kube.request_facts import RequestFacts, read_facts
 from arcbridge.agent.kube.status import RequestRefusal
+from arcbridge.http_fields import HOP_BY_HOP
 from arcbridge.identity.claims import Identity
 
 ALICE = Subject("alice", "u-1", ("dev", "ops"), (("example.com/Scopes".lower(), "a"), ("example.com/scopes", "b")))

@@ -6,10 +6,10 @@ import itertools
 
 import pytest
 
-from arcbridge.agent.kube.impersonation import HOP_BY_HOP
 from arcbridge.agent.kube.response import CHUNKED, ChunkedBody, begins_well, read_head
 from arcbridge.agent.kube.status import RequestRefusal
 from arcbridge.agent.kube.upgrade import UpgradeRequest
+from arcbridge.http_fields import HOP_BY_HOP
 
 
 def test_an_answer_passes_as_it_is() -> None:

@@ -92,6 +92,11 @@ class Background:
 
 
 @pytest.fixture
+def place(tmp_path: Path) -> BackgroundPaths:
+    return BackgroundPaths(str(tmp_path), str(tmp_path))
+
+
+@pytest.fixture
 def background(far: FarSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Background]:
     # Ports that clients of other tests, which begin at 47011, do not take while a process is away.
     monkeypatch.setattr("arcbridge.client.state.FIRST_PORT", fixed_port())

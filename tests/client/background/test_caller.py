@@ -23,11 +23,6 @@ from arcbridge.pki.private_files import try_lock
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> BackgroundPaths:
-    return BackgroundPaths(str(tmp_path), str(tmp_path))
-
-
-@pytest.fixture
 def listener(place: BackgroundPaths) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(place.socket)

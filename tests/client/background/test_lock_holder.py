@@ -48,11 +48,6 @@ signal.pause()
 """
 
 
-@pytest.fixture
-def place(tmp_path: Path) -> BackgroundPaths:
-    return BackgroundPaths(str(tmp_path), str(tmp_path))
-
-
 class Holding:
     """Starts processes that hold the lock."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -17,15 +16,9 @@ from arcbridge.client.credentials.tokens import Tokens
 from arcbridge.client.relay.relay_access import RelayAccess
 from arcbridge.client.relay.relays import Relays
 from arcbridge.errors import ConfigError, OverLimit, PermissionRefused, StateError, Unauthenticated, Unreachable
-from arcbridge.net.tls import ALPN_HTTP, outer_server_contexts
 from arcbridge.pki.enrolment import JoinToken
-from tests.client.far_side import OTHER_CA, RELAY_CA
-from tests.client.session.test_session_manager import login
-
-
-def context() -> ssl.SSLContext:
-    issued = RELAY_CA.issue_server(["127.0.0.1"])
-    return outer_server_contexts(issued.certificate_pem, issued.key_pem, RELAY_CA.certificate_pem)[ALPN_HTTP]
+from tests.client.commands.test_directory import serving
+from tests.client.far_side import RELAY_CA
 
 
 @contextlib.asynccontextmanager
@@ -42,17 +35,8 @@ async def relay(
             return web.Response()
         return answer
 
-    app = web.Application()
-    app.router.add_post("/v1/admin", command)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context()).start()
-    (directory / "ca").write_text(RELAY_CA.certificate_pem)
-    try:
-        access = RelayAccess(f"127.0.0.1:{runner.addresses[0][1]}", ca_file=directory / "ca")
-        yield access, Tokens(login(directory), None)
-    finally:
-        await runner.cleanup()
+    async with serving(directory, web.post("/v1/admin", command)) as found:
+        yield found
 
 
 def rows(*rows: object, **more: object) -> web.Response:
@@ -142,15 +126,6 @@ async def test_a_relay_of_an_earlier_version_leaves_the_command_to_another(tmp_p
         dead = RelayAccess("127.0.0.1:1", ca_file=tmp_path / "ca")
         with pytest.raises(Unreachable, match=r"its version is an earlier one \(2 relays were tried\)"):
             await administer(Relays([dead, first], draw=lambda: 0.0), tokens, "token list", {})
-
-
-async def test_no_token_for_an_unknown_relay(tmp_path: Path) -> None:
-    seen: list[Any] = []
-    async with relay(rows(), seen, tmp_path) as (access, tokens):
-        (tmp_path / "ca").write_text(OTHER_CA.certificate_pem)
-        with pytest.raises(Unreachable, match="not trusted"):
-            await administer(Relays([access]), tokens, "user list", {})
-    assert seen == []
 
 
 def made(**change: object) -> dict[str, object]:

@@ -29,25 +29,31 @@ class Cut(web.Response):
 
 
 @contextlib.asynccontextmanager
+async def serving(directory: Path, route: web.RouteDef) -> AsyncIterator[tuple[RelayAccess, Tokens]]:
+    """Serve one path of a relay's API; what its user knows and has."""
+    app = web.Application()
+    app.add_routes([route])
+    issued = RELAY_CA.issue_server(["127.0.0.1"])
+    context = outer_server_contexts(issued.certificate_pem, issued.key_pem, RELAY_CA.certificate_pem)[ALPN_HTTP]
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
+    (directory / "ca").write_text(RELAY_CA.certificate_pem)
+    try:
+        access = RelayAccess(f"127.0.0.1:{runner.addresses[0][1]}", ca_file=directory / "ca")
+        yield access, Tokens(login(directory), None)
+    finally:
+        await runner.cleanup()
+
+
+@contextlib.asynccontextmanager
 async def relay(answer: web.Response, seen: list[str], place: Path) -> AsyncIterator[tuple[Relays, Tokens]]:
     async def clusters(request: web.Request) -> web.Response:
         seen.append(request.headers["Authorization"])
         return answer
 
-    app = web.Application()
-    app.router.add_get("/v1/clusters", clusters)
-    issued = RELAY_CA.issue_server(["127.0.0.1"])
-    context = outer_server_contexts(issued.certificate_pem, issued.key_pem, RELAY_CA.certificate_pem)[ALPN_HTTP]
-    runner = web.AppRunner(app)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context)
-    await site.start()
-    (place / "ca").write_text(RELAY_CA.certificate_pem)
-    try:
-        access = RelayAccess(f"127.0.0.1:{runner.addresses[0][1]}", ca_file=place / "ca")
-        yield Relays([access]), Tokens(login(place), None)
-    finally:
-        await runner.cleanup()
+    async with serving(place, web.get("/v1/clusters", clusters)) as (access, tokens):
+        yield Relays([access]), tokens
 
 
 async def test_sorted_rows(tmp_path: Path) -> None:

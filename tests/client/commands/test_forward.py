@@ -23,7 +23,7 @@ def case(far: FarSide, tmp_path: Path) -> Case:
 
 async def test_it_carries(case: Case) -> None:
     ready = asyncio.Event()
-    work = run_forward(case.config, case.terminal, "db", "127.0.0.1:0", environment={}, ready=ready.set)
+    work = run_forward(case.context(), "db", "127.0.0.1:0", ready=ready.set)
     async with started(work, ready):
         address = case.lines[0].split()[1]
         assert case.lines[0] == f"Forwarding {address} to db of cluster prod"
@@ -44,7 +44,7 @@ async def test_the_port_is_closed_before_its_session_has_ended(case: Case, monke
         await wait_closed(session)
 
     monkeypatch.setattr(SessionManager, "wait_closed", waits)
-    work = run_forward(case.config, case.terminal, "db", "127.0.0.1:0", environment={}, ready=ready.set)
+    work = run_forward(case.context(), "db", "127.0.0.1:0", ready=ready.set)
     async with started(work, ready):
         pass
     assert seen == [errno.ECONNREFUSED]
@@ -53,4 +53,4 @@ async def test_the_port_is_closed_before_its_session_has_ended(case: Case, monke
 async def test_mistakes(case: Case) -> None:
     for target, listen in (("no such name", "127.0.0.1:0"), ("db", "nonsense:port")):
         with pytest.raises(ConfigError):
-            await run_forward(case.config, case.terminal, target, listen, environment={})
+            await run_forward(case.context(), target, listen)

@@ -13,22 +13,15 @@ from arcbridge.client.service import ClientContext, Terminal
 from arcbridge.errors import ArcbridgeError, ConfigError, PinMismatch, StateError
 from arcbridge.pki.pins import PinStore
 from arcbridge.pki.rotation import Rotation
-from arcbridge.settings.config import ClientConfig
-from tests.client.far_side import CLUSTER, CLUSTER_CA, OTHER_CA, RELAY_CA, FarSide
-from tests.client.session.test_session_manager import login
+from tests.client.far_side import CLUSTER, CLUSTER_CA, OTHER_CA, FarSide
+from tests.client.session.test_session_manager import settings
 
 
 class Machine:
     """A machine on which the cluster is known by a pin that it has no more."""
 
     def __init__(self, far: FarSide, directory: Path) -> None:
-        (directory / "relay-ca.pem").write_text(RELAY_CA.certificate_pem)
-        self.config = ClientConfig(
-            relay=far.address,
-            relay_ca_file=directory / "relay-ca.pem",
-            state_dir=directory / "state",
-            login=login(directory),
-        )
+        self.config = settings(far, directory, cluster_ca_pin="")
         self.asked: list[str] = []
         self.answer = True
         self.store = PinStore(directory / "state" / "pins.toml", relay=self.context().relays.names[0])

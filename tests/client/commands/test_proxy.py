@@ -15,13 +15,12 @@ import yaml
 
 from arcbridge.client.commands.proxy import run_proxy
 from arcbridge.client.kubeconfig.file import KubeconfigFile
-from arcbridge.client.service import Terminal
+from arcbridge.client.service import ClientContext, Terminal
 from arcbridge.errors import ConfigError, Unauthenticated, Unreachable
 from arcbridge.net.join import JoinCode
-from arcbridge.settings.config import ClientConfig
 from arcbridge.wire.records import JoinReply
-from tests.client.far_side import CLUSTER, CLUSTER_CA, RELAY_CA, FarSide
-from tests.client.session.test_session_manager import login
+from tests.client.far_side import CLUSTER, FarSide
+from tests.client.session.test_session_manager import settings
 from tests.support.eventually import until
 from tests.support.reports import rewrite
 from tests.support.world import fixed_port
@@ -31,31 +30,21 @@ class Case:
     """A user's settings, the lines they see, and a running command."""
 
     def __init__(self, far: FarSide, directory: Path) -> None:
-        (directory / "relay-ca.pem").write_text(RELAY_CA.certificate_pem)
         self.directory = directory
         self.kubeconfig = directory / "kube" / "config"
         self.lines: list[str] = []
         self.stdout: list[str] = []
-        self.config = ClientConfig(
-            relay=far.address,
-            relay_ca_file=directory / "relay-ca.pem",
-            cluster=CLUSTER,
-            cluster_ca_pin=CLUSTER_CA.pin,
-            port=0,
-            file=str(self.kubeconfig),
-            state_dir=directory / "state",
-            login=login(directory),
-        )
+        self.config = settings(far, directory, cluster=CLUSTER, port=0, file=str(self.kubeconfig))
         self.terminal = Terminal(tell=self.lines.append, write_data=self.stdout.append)
 
     @contextlib.asynccontextmanager
     async def running(self, **changes: Any) -> AsyncIterator[None]:
         ready = asyncio.Event()
-        work = run_proxy(
-            replace(self.config, **changes), self.terminal, token=self.token, environment={}, ready=ready.set
-        )
-        async with started(work, ready):
+        async with started(run_proxy(self.context(**changes), ready=ready.set), ready):
             yield
+
+    def context(self, **changes: Any) -> ClientContext:
+        return ClientContext(replace(self.config, **changes), self.terminal, token=self.token, environment={})
 
     token = ""
 

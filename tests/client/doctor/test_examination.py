@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,23 +9,14 @@ import pytest
 from arcbridge.checks.diagnosis import Finding, FindingState, failed, first_failure
 from arcbridge.client.doctor.examination import examine
 from arcbridge.client.service import ClientContext, Terminal
-from arcbridge.settings.config import ClientConfig
-from tests.client.far_side import CLUSTER, CLUSTER_CA, RELAY_CA, FarSide
-from tests.client.session.test_session_manager import login
+from tests.client.far_side import CLUSTER, FarSide
+from tests.client.session.test_session_manager import settings
 from tests.support.world import fixed_port
 
 
 def context(far: FarSide, directory: Path, **changes: object) -> ClientContext:
-    (directory / "relay-ca.pem").write_text(RELAY_CA.certificate_pem)
-    config = ClientConfig(
-        relay=far.address,
-        relay_ca_file=directory / "relay-ca.pem",
-        cluster_ca_pin=CLUSTER_CA.pin,
-        state_dir=directory / "state",
-        login=login(directory),
-    )
-    changed = replace(config, **changes)
-    return ClientContext(changed, Terminal(), environment={"KUBECONFIG": str(directory / "kubeconfig")})
+    config = settings(far, directory, **changes)
+    return ClientContext(config, Terminal(), environment={"KUBECONFIG": str(directory / "kubeconfig")})
 
 
 async def test_what_is_behind_a_failure_is_skipped_and_what_is_not_is_looked_at(far: FarSide, tmp_path: Path) -> None:

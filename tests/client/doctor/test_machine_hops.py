@@ -15,7 +15,8 @@ from arcbridge.client.background import caller
 from arcbridge.client.background_paths import BackgroundPaths
 from arcbridge.client.doctor import machine_hops
 from arcbridge.client.doctor.machine_hops import look_at_background, look_at_directories
-from tests.client.background.test_caller import answering, listener, place
+from tests.client.background.conftest import place
+from tests.client.background.test_caller import answering, listener
 from tests.client.doctor.test_relay_hops import verdict
 
 __all__ = ["listener", "place"]

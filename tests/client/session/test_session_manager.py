@@ -26,7 +26,7 @@ from arcbridge.net.backoff import Backoff
 from arcbridge.net.join import JoinCode
 from arcbridge.pki.private_files import write_private
 from arcbridge.refusals import Refusal, RefusalRule
-from arcbridge.settings.config import LoginConfig
+from arcbridge.settings.config import ClientConfig, LoginConfig
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.records import AuthOk, JoinReply
 from tests.client.echo_stream import Stream
@@ -45,6 +45,13 @@ def login(directory: Path, *, access: str = "the-access-token", cluster: str = "
     (directory / "access").write_text(access + "\n")
     (directory / "id").write_text(cluster + "\n")
     return LoginConfig(access_token_file=directory / "access", id_token_file=directory / "id")
+
+
+def settings(far: FarSide, directory: Path, **more: Any) -> ClientConfig:
+    """The settings of a client that knows relay and cluster, and has its tokens in files."""
+    (directory / "relay-ca.pem").write_text(RELAY_CA.certificate_pem)
+    known = {"relay": far.address, "relay_ca_file": directory / "relay-ca.pem", "cluster_ca_pin": CLUSTER_CA.pin}
+    return ClientConfig(**{**known, "state_dir": directory / "state", "login": login(directory), **more})
 
 
 def make(far: FarSide, directory: Path, **options: Any) -> SessionManager:

@@ -15,6 +15,7 @@ from arcbridge.client.credentials.jwt_unverified import read_unverified
 from arcbridge.client.credentials.token_files import check_token
 from arcbridge.client.credentials.tokens import ClusterToken, Tokens
 from arcbridge.errors import Unauthenticated
+from arcbridge.http_fields import TOKEN_PROTOCOL
 from arcbridge.settings.config import LoginConfig
 
 if TYPE_CHECKING:
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 
 RELAY_HEADER: Final = "Arcbridge-Relay-Authorization"
 """The header of the token for the relay; Authorization has the token for the cluster."""
-TOKEN_PROTOCOL: Final = "base64url.bearer.authorization.k8s.io."
-"""What the WebSocket subprotocol begins with in which a browser sends a token, as to the API server."""
 SUBPROTOCOLS: Final = "Sec-WebSocket-Protocol"
 """The header of WebSocket subprotocols."""
 

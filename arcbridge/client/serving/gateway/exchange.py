@@ -22,6 +22,7 @@ from arcbridge.client.serving.gateway.caller_tokens import RELAY_HEADER, SUBPROT
 from arcbridge.client.session.refusal import of_session
 from arcbridge.client.session.session_manager import TARGET
 from arcbridge.errors import ArcbridgeError, ConnectionLost, StreamReset
+from arcbridge.http_fields import HOP_BY_HOP
 from arcbridge.mux.session import MuxSession
 from arcbridge.mux.splice import reset_transport
 from arcbridge.mux.stream import StreamTransport
@@ -33,11 +34,8 @@ MAX_LINE: Final = 64 * 1024
 BUFFER: Final = 64 * 1024
 """Bytes of a body at twice which its sender is paused."""
 
-_HOP: Final = frozenset(
-    {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te", "trailer",
-     "transfer-encoding", "upgrade"}
-)  # fmt: skip
-"""Headers of one connection alone (RFC 9110 §7.6.1)."""
+_HOP: Final = HOP_BY_HOP | {"proxy-authenticate", "proxy-authorization"}
+"""Headers of one connection alone."""
 _OWN: Final = frozenset({"authorization", RELAY_HEADER.lower(), "host", "expect"})
 """Headers of a request that are for this gateway."""
 _NOT_ADDED: Final = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")

@@ -10,13 +10,13 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from arcbridge.client.credentials.tokens import OneToken
 from arcbridge.client.serving.gateway.caller_tokens import (
     RELAY_HEADER,
-    TOKEN_PROTOCOL,
     CallerTokens,
     GivenTokens,
     caller_tokens,
     other_subprotocols,
 )
 from arcbridge.errors import Unauthenticated
+from arcbridge.http_fields import TOKEN_PROTOCOL
 from arcbridge.settings.config import LoginConfig
 from tests.client.session.test_session_manager import jwt_like
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from yarl import URL
 
-from arcbridge.client.serving.gateway.caller_tokens import TOKEN_PROTOCOL
 from arcbridge.client.serving.gateway.exchange import reason
 from arcbridge.errors import ConnectionLost, StreamReset
+from arcbridge.http_fields import TOKEN_PROTOCOL
 from arcbridge.wire.frames import ResetCode
 from tests.client.far_side import CLUSTER
 from tests.client.serving.gateway.station import headers, station

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from arcbridge.client.serving.gateway import upgrade as module
-from arcbridge.client.serving.gateway.caller_tokens import TOKEN_PROTOCOL
+from arcbridge.http_fields import TOKEN_PROTOCOL
 from arcbridge.wire.frames import ResetCode
 from tests.client.far_side import CLUSTER
 from tests.client.serving.gateway.station import REFUSED, Station, headers, station
