@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import codecs
 import json
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -88,10 +87,9 @@ class CastWriter:
         return f"{before}\n{json.dumps([0.0, code, text], ensure_ascii=False)}\n".encode()
 
 
-def broken_off(title: str = "") -> bytes:
-    """Return the last lines of a recording whose agent ended before it did; with a `title`, all lines."""
-    header = CastWriter(0.0).header(time.time(), title, "") if title else b""
-    return header + json.dumps([0.0, MARK, BROKEN_OFF]).encode() + b"\n"
+def broken_off() -> bytes:
+    """Return the last lines of a recording whose agent ended before it did."""
+    return json.dumps([0.0, MARK, BROKEN_OFF]).encode() + b"\n"
 
 
 @dataclass(slots=True)

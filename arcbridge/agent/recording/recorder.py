@@ -141,7 +141,7 @@ class Recorder:
         command = shlex.join(query_values(query, "command"))[:MAX_COMMAND].encode(errors="replace").decode()
         header = text.header(time.time(), f"{identities[0].username} in {info.namespace}/{info.name}", command)
         name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{record.request}"
-        created = self._thread.submit(self._spool.create, name, urgent=True)
+        created = self._thread.submit(self._create, name, header, urgent=True)
         try:
             async with asyncio.timeout(BEGIN_DEADLINE):
                 file = await asyncio.shield(created)
@@ -158,9 +158,7 @@ class Recorder:
             raise
         self._failure = ""
         self.open += 1
-        recording = SessionRecording(
-            demand, file, self._spool, text, header, self._thread, self._most, identities[0].username
-        )
+        recording = SessionRecording(demand, file, self._spool, text, self._thread, self._most, identities[0].username)
         recording.on_failure = lambda reason: self._note_failure(record, reason)
         return RecordedSession(recording, query)
 
@@ -184,6 +182,15 @@ class Recorder:
         self._thread.close()
 
     # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _create(self, name: str, header: bytes) -> RecordingFile:
+        file = self._spool.create(name)
+        try:
+            self._spool.append(file, header)
+        except BaseException:
+            self._spool.discard(file)
+            raise
+        return file
 
     def _late(self) -> str:
         """Return why a recording could not begin in time."""

@@ -58,21 +58,13 @@ class RecordingFile:
 
     @classmethod
     def create(cls, path: Path, recipients: Sequence[Recipient]) -> RecordingFile:
-        """Make the file. Raises OSError, also where the disk takes no block of it, or where another agent of the
-        directory took it for one that was left."""
+        """Make the file. Raises OSError, also where another agent of the directory took it for one that was left."""
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
         descriptor = os.open(_part(path), flags, 0o600)
         if not _lock(descriptor):
             os.close(descriptor)
             raise BlockingIOError(errno.EAGAIN, "another agent has locked the new file")
-        file = cls(path, recipients, descriptor)
-        try:
-            os.write(descriptor, bytes(BLOCK))  # the first member stands in its place
-            os.lseek(descriptor, 0, os.SEEK_SET)
-        except OSError:
-            file.discard()
-            raise
-        return file
+        return cls(path, recipients, descriptor)
 
     @classmethod
     def reopen(cls, path: Path, recipients: Sequence[Recipient]) -> RecordingFile | None:

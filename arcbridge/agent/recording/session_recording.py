@@ -68,23 +68,13 @@ class SessionRecording:
     """The recording of one session, which runs from `start` to `finish`."""
 
     def __init__(
-        self,
-        demand: Demand,
-        file: RecordingFile,
-        spool: Spool,
-        text: CastWriter,
-        header: bytes,
-        writer: Writer,
-        most: int,
-        user: str,
+        self, demand: Demand, file: RecordingFile, spool: Spool, text: CastWriter, writer: Writer, most: int, user: str
     ) -> None:
-        """`text` has made `header`. `most`: bytes of the file. `user`: whose turn it takes in the thread."""
+        """`text` has made the header, which is in `file`. `most`: bytes of the file. `user`: whose turn it takes."""
         self.demand = demand
         self._file = file
         self._spool = spool
         self._text = text
-        self._header = header
-        """In the thread: the first line, until it is written with the first segment."""
         self._writer = writer
         self._most = most
         self._user = user
@@ -113,7 +103,6 @@ class SessionRecording:
     def start(self, session: SessionControl, notice: bytes) -> None:
         """Begin behind the 101; `notice` is a message that the caller gets before all others."""
         self._session = session
-        self._timer = asyncio.get_running_loop().call_later(INTERVAL, self._flush)  # also where nothing passes
         if notice:
             self.from_cluster(memoryview(notice))
 
@@ -229,6 +218,8 @@ class SessionRecording:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if not self._events:
+            return
         events, size = self._events, self._gathered
         self._events, self._gathered = [], 0
         self._waiting += size
@@ -278,7 +269,7 @@ class SessionRecording:
             if self._file.size + len(text) > self._most:
                 raise ArcbridgeError(f"it has more than {self._most} bytes (recording.session_bytes)")
             self._spool.make_room(len(text))
-            self._append(text)
+            self._spool.append(self._file, text)
         except BaseException as error:
             self._stopped = reason_of(error)
             raise
@@ -290,14 +281,10 @@ class SessionRecording:
         else:
             text = self._text.lines(events)
         try:
-            self._append(text + self._text.end(at, status, mark))
+            self._spool.append(self._file, text + self._text.end(at, status, mark))
         except (ArcbridgeError, OSError) as error:  # without its last line the file says that it broke off
             self._stopped = reason_of(error)
         return self._file.finish()
-
-    def _append(self, text: bytes) -> None:
-        self._spool.append(self._file, self._header + text)
-        self._header = b""
 
 
 def _missing(reason: str) -> str:

@@ -106,7 +106,7 @@ class Spool:
                 return None
             if not file.whole:
                 try:
-                    file.append(broken_off("" if file.size else part.name))
+                    file.append(broken_off())
                 except (ArcbridgeError, OSError) as error:  # without the mark it says by its end that it broke off
                     log.warning("recording not finished", file=part.name, reason=reason_of(error))
             return file, file.finish()

@@ -12,7 +12,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 
@@ -36,8 +35,8 @@ class WriterThread:
         """By user, in the order of their turns; a user without a job is not in it."""
         self._lock = threading.Lock()
         """Held while either changes."""
-        self._ready = SimpleQueue[None]()
-        """Has an entry for each job of both, and one for the end."""
+        self._ready = threading.Semaphore(0)
+        """Counts the jobs of both, and the end."""
         threading.Thread(target=self._run, name="recordings", daemon=True).start()
 
     def submit(
@@ -49,16 +48,16 @@ class WriterThread:
         job = _Job(loop, loop.create_future(), work, arguments)
         with self._lock:
             (self._urgent if urgent else self._jobs.setdefault(user, deque())).append(job)
-        self._ready.put(None)
+        self._ready.release()
         return job.done
 
     def close(self) -> None:
         """End the thread behind what it has to do; waits for nothing."""
-        self._ready.put(None)
+        self._ready.release()
 
     def _next(self) -> _Job | None:
         """Return what is to be run; None where nothing is left at the end."""
-        self._ready.get()
+        self._ready.acquire()
         with self._lock:
             if self._urgent:
                 return self._urgent.popleft()

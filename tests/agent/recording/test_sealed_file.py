@@ -122,18 +122,6 @@ def test_behind_a_write_that_failed_the_file_is_what_it_was(path: Path, monkeypa
     assert found.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_a_full_disk_has_no_new_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The block that is written first finds that out, so that a session which has to be recorded does not begin."""
-
-    def full(descriptor: int, data: bytes) -> int:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "write", full)
-    with pytest.raises(OSError, match="No space"):
-        RecordingFile.create(path, RECIPIENTS)
-    assert not part(path).exists()
-
-
 def test_a_member_of_a_hostile_file_is_bounded(tmp_path: Path) -> None:
     head = tarfile.TarInfo("000001.cast.age")
     head.size = MAX_MEMBER + 1

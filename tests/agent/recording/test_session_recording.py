@@ -22,7 +22,7 @@ from arcbridge.agent.recording.session_recording import MAX_STATUS, SEGMENT, WAI
 from arcbridge.agent.recording.spool import Spool
 from tests.support.eventually import until
 
-from .keys import RECIPIENTS, events_of, frame, output_of, text_of
+from .keys import RECIPIENTS, events_of, frame, output_of
 
 MASK = b"abcd"
 
@@ -61,8 +61,8 @@ class Recorded:
     def begin(self, *, required: bool = True, typed: bool = False, most: int = 1 << 30) -> SessionRecording:
         file = self.spool.create("session")
         text = CastWriter(time.monotonic())
-        header = text.header(0, "t", "")
-        recording = SessionRecording(Demand(required, typed), file, self.spool, text, header, self, most, "anna")
+        file.append(text.header(0, "t", ""))
+        recording = SessionRecording(Demand(required, typed), file, self.spool, text, self, most, "anna")
         recording.on_failure = self.failures.append
         recording.start(self.session, b"")
         return recording
@@ -165,17 +165,6 @@ async def test_a_segment_is_written_after_the_interval(recorded: Recorded, monke
     await until(lambda: part.stat().st_size > before)
     assert output_of(part) == b"x"
     await recording.finish()
-
-
-async def test_a_session_in_which_nothing_passes_has_its_header_after_the_interval(
-    recorded: Recorded, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(session_recording, "INTERVAL", 0.01)
-    recording = recorded.begin()
-    await until(lambda: recording._file.size > 0)
-    assert json.loads(text_of(recorded.path))["version"] == 3
-    await recording.finish()
-    assert events_of(recorded.path) == [("m", b"the session was cut")]
 
 
 async def test_a_segment_is_written_at_its_size_and_memory_does_not_grow(recorded: Recorded) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import threading
 from pathlib import Path
@@ -105,15 +104,6 @@ def test_what_a_killed_agent_left_is_finished_and_says_that_it_broke_off(tmp_pat
     assert [one.name for one in made.finished()] == ["left" + ENDING]
     assert recovered(made) == []
     published(alive)
-
-
-def test_an_agent_that_was_killed_before_the_first_segment_leaves_a_recording_that_says_so(tmp_path: Path) -> None:
-    made = spool(tmp_path)
-    os.close(made.create("left")._descriptor)
-    (found,) = recovered(made)
-    text = text_of(made.directory / found.name)
-    assert json.loads(text.partition(b"\n")[0])["title"] == "left" + ENDING + PART
-    assert list(CastReader().events([text])) == [(0.0, "m", BROKEN_OFF.encode())]
 
 
 def test_a_file_that_cannot_be_finished_holds_up_no_other(tmp_path: Path) -> None:
