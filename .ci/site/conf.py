@@ -44,7 +44,7 @@ html_theme_options = {"top_of_page_buttons": []}
 
 PLACE = "\n```{{toctree}}\n:hidden:\n:maxdepth: 1\n:glob:\n:caption: {}\n\n{}\n```\n"
 ORDER = {
-    "Begin": "docs/tutorial docs/transcript docs/glossary",
+    "Begin": "docs/getting-started docs/tutorial docs/transcript docs/glossary",
     "Operate": "docs/run docs/change docs/broken docs/alerts docs/reference docs/audit docs/disaster-recovery",
     "How to": "docs/how-to/*",
     "Understand": "docs/architecture docs/security docs/authentication docs/protocol docs/threats docs/verify*",

@@ -118,7 +118,7 @@ def audit_finding(failure: str, *, refuses: bool) -> Finding:
     """`failure`: why records cannot be written now; empty where they can. `refuses`: what is not recorded is not
     done."""
     if failure:
-        then = "commands and enrolments are refused" if refuses else "what is done meanwhile may be lost"
+        then = "commands and enrolments are refused" if refuses else "records of what is done meanwhile may be lost"
         return failed(AUDIT, f"it cannot be written ({failure}); {then}", "make room, or correct audit.file", "audit")
     return ok(AUDIT, "records are written")
 

@@ -22,6 +22,7 @@ from typing import Self
 
 from tests.readme.blocks import Block, missing
 from tests.readme.recording import COLUMNS, ROWS, Recording
+from tests.support.layered_machine import ENVIRONMENT, LayeredMachine
 from tests.support.processes import ManagedProcess, ProcessFailed
 from tests.support.reports import until
 
@@ -54,11 +55,14 @@ class Machines:
         issuer_ca: Path | None = None,
         environment: Mapping[str, str] | None = None,
         recording: Recording | None = None,
+        layered: Mapping[str, LayeredMachine] | None = None,
     ) -> None:
         """`dialled` is the machine whose files `scp` copies; `replaced` is what a command says -> what is run.
 
         `path` is where `arcbridge` is, and `issuer_ca` the CA of the issuer's page if the reader did not start one;
         `environment` is what a reader's machine has besides. `recording` hears what `run_command` runs to its end.
+        `layered`: those machines that are more than a directory; a command of theirs begins in root's home, and finds
+        what that machine has installed.
         """
         self.replaced = replaced
         self.recording = recording
@@ -66,6 +70,7 @@ class Machines:
         self._environment = dict(environment or {})
         self._running: dict[str, list[ManagedProcess]] = {}
         self._last: ManagedProcess | None = None
+        self._layered = dict(layered or {})
         self._issuer_ca = issuer_ca or self.at(dialled) / "issuer" / "ca.pem"
         programs = directory / "programs"
         programs.mkdir()
@@ -81,6 +86,10 @@ class Machines:
     def at(self, name: str) -> Path:
         """Return the directory of a machine, which is a clone of the repository for the reader."""
         return self._directory / name
+
+    def running(self, name: str) -> ManagedProcess:
+        """Return the process of a machine that was started last, of those that stay."""
+        return self._running[name][-1]
 
     @property
     def output(self) -> str:
@@ -135,8 +144,12 @@ class Machines:
             "ARCBRIDGE_PORT": "0",
             **self._environment,
         }
+        argv = ["bash", "-euo", "pipefail", "-c", f"exec {text}" if block.stays else text]
+        if layered := self._layered.get(block.machine):
+            environment |= ENVIRONMENT
+            argv = layered.command("env", "--chdir=/root", *argv)
         process = ManagedProcess(
-            ["bash", "-euo", "pipefail", "-c", f"exec {text}" if block.stays else text],
+            argv,
             log_dir=self._directory / "logs" / f"line-{block.line}",
             name=block.machine,
             env=environment,

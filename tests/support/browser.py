@@ -144,9 +144,19 @@ class Tab:
         ]
         await self.devtools.call("Emulation.setEmulatedMedia", features=features)
 
-    async def screenshot(self, file: Path) -> None:
-        """Write what is seen as PNG."""
-        shot = await self.devtools.call("Page.captureScreenshot", format="png")
+    async def screenshot(self, file: Path, *, of: str = "") -> None:
+        """Write what is seen as PNG; `of`: the element that this expression gives, and 8 pixels beside it."""
+        clip = {}
+        if of:
+            box = await self.evaluate(f"{of}.getBoundingClientRect().toJSON()")
+            clip["clip"] = {
+                "x": box["x"] - 8,
+                "y": box["y"],
+                "width": box["width"] + 16,
+                "height": box["height"] + 8,
+                "scale": 1,
+            }
+        shot = await self.devtools.call("Page.captureScreenshot", format="png", **clip)
         file.write_bytes(base64.b64decode(shot["data"]))
 
     async def press(self, key: str) -> None:

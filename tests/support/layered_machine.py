@@ -74,6 +74,10 @@ class LayeredMachine:
         """Write a file of it."""
         self.run("tee", path, text=text)
 
+    def at(self, path: str) -> Path:
+        """Return where a file of it is for programs of this machine, and of any other layered one."""
+        return Path(f"/proc/{self._holder.pid}/root{self._directory.absolute()}/root{path}")
+
     def has(self, path: str) -> bool:
         """Return whether a file or directory of it exists."""
         return self.run("test", "-e", path, check=False).returncode == 0

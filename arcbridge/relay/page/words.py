@@ -42,19 +42,22 @@ class Judgement(NamedTuple):
 
 
 _DOCTOR: Final = "run `arcbridge --role agent doctor` there for the details"
+_PODS: Final = (
+    "look whether its agents run (`kubectl get pods -n arcbridge`) and, by their log, why they reach no relay"
+)
 _TABLE: Final = """
 api_ca: the agent does not trust its API server's certificate
-    put that API server's CA into kubernetes.ca_file, or correct kubernetes.server
+    put that API server's CA into kubernetes.ca_file of the agent's settings, or correct kubernetes.server there
 api_unreachable: the agent does not reach its API server
-    check kubernetes.server, that the API server runs, and network policies
+    check that the API server runs, network policies, and kubernetes.server of the agent's settings
 agent_credential: the API server does not accept the agent's own credential
-    check kubernetes.token_file or credential_bundle_file, and that its ServiceAccount exists
+    check that its ServiceAccount exists (a new one needs new pods); outside of a pod, the file of its token
 impersonation: the agent may not act as users, so that every request is refused
-    install the agent's chart, or config/kubernetes, of this version: it has the rules
+    run `helm upgrade` with the agent's chart of this version, or apply config/kubernetes: both have the rules
 impersonation_attributes: the agent may not send an attribute that the authentication file maps
     give its account the right (userExtras of the chart), or take the mapping out
 impersonation_verbs: the agent's rules say for whom it acts and not what for
-    install the agent's chart, or config/kubernetes, of this version: it has the rules
+    run `helm upgrade` with the agent's chart of this version, or apply config/kubernetes: both have the rules
 reload: the agent cannot read a file that has changed, and goes on with the former one
     correct the file that its log names
 issuer_ca: the agent does not trust the issuer's certificate
@@ -62,7 +65,7 @@ issuer_ca: the agent does not trust the issuer's certificate
 issuer_document: the issuer calls itself by another URL than the agent's authentication file does
     correct issuer.url there
 issuer_unreachable: the agent does not reach the issuer, and has no keys to verify logins with
-    check issuer.url, and that the cluster may connect to it
+    check that the issuer runs, that the cluster may connect to it, and issuer.url of the agent's authentication file
 graph_credential: Entra ID refuses the agent's application
     renew its credential in the file that [graph] names
 graph_permission: the agent's application may not read groups at Microsoft Graph
@@ -122,9 +125,7 @@ def judge(row: Mapping[str, Any]) -> Judgement:
             f"make a new join token: `arcbridge --role relay token create --cluster {name}`",
         )
     elif row["last_seen"]:
-        words = Fault(
-            "no agent of it is connected", "look whether its agents run and may connect to this relay; " + _DOCTOR
-        )
+        words = Fault("no agent of it is connected", _PODS)
     else:
-        words = Fault("it has enrolled and no agent of it has ever connected", "look at the log of its agent")
+        words = Fault("it has enrolled and no agent of it has ever connected", _PODS)
     return Judgement(DOWN if row["last_seen"] else NEVER, row["last_seen"], (words,))
