@@ -134,7 +134,6 @@ class SessionRecording:
         if self.failure:
             return
         self.failure = reason
-        self._events.clear()
         self._cancel_timers()
         self.on_failure(reason)
         if self._session is not None:

@@ -322,6 +322,17 @@ async def test_input_that_cannot_be_read_fails_only_where_it_is_recorded(recorde
     assert [code for code, _ in events_of(recorded.path)] == (["m"] if with_input else ["o", "m"])
 
 
+async def test_a_failure_takes_nothing_back_that_came_before_it(recorded: Recorded) -> None:
+    """Else a last frame that cannot be read would erase the second before it."""
+    recording = recorded.begin(typed=True)
+    typed(recording, b"cat secret\n")
+    shown(recording, b"secret")
+    recording.from_caller(memoryview(frame(b"\x00ls")))
+    shown(recording, b"after")
+    await recording.finish()
+    assert [one for one in events_of(recorded.path) if one[0] != "m"] == [("i", b"cat secret\n"), ("o", b"secret")]
+
+
 @pytest.mark.parametrize("data", [b"{}", b'{"Width":-1,"Height":2}', b'{"Width":"1","Height":2}', b"x" * 70_000, b"[]"])
 async def test_a_size_that_is_none(recorded: Recorded, data: bytes) -> None:
     recording = recorded.begin()
