@@ -43,6 +43,8 @@ MAX_DRAIN = 24 * 3600.0
 """Seconds: the longest `session.drain`. No orchestrator waits for longer."""
 MOST_LENDABLE = 32
 """Groups of `elevation.groups`: the self-check asks for the right to each."""
+EXAMPLE_RECIPIENT = "age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p"
+"""The public key in age's own README, which the annotated files have, too; its private key may be anyone's."""
 
 MIN_RECORDINGS = 1024 * 1024
 """Bytes: the least bound on one recording, and on all of them."""
@@ -343,6 +345,8 @@ def _recording(recording: RecordingConfig, problems: Problems) -> None:
             parse_recipient(text)
         except SealingError as error:
             problems.error(f"recording.recipients[{number}]", error.message)
+        if text == EXAMPLE_RECIPIENT:
+            problems.error(f"recording.recipients[{number}]", "is the example's key: write your own (age-keygen)")
     if recording.directory is None:
         problems.error("recording.directory", "required for recordings, which are written there; with a bucket, too")
     else:

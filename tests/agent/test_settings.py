@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from arcbridge.agent.settings import check, required
+from arcbridge.agent.settings import EXAMPLE_RECIPIENT, check, required
 from arcbridge.errors import ConfigError
 from arcbridge.settings.config import (
     AgentConfig,
@@ -108,6 +108,10 @@ ERRORS: list[tuple[Callable[[Path], dict[str, Any]], str]] = [
     (
         lambda at: {"recording": recording(at, recipients=("age1x",))},
         "recording.recipients[0]: a recipient is a public",
+    ),
+    (
+        lambda at: {"recording": recording(at, recipients=(AGE, EXAMPLE_RECIPIENT))},
+        "recording.recipients[1]: is the example's key",
     ),
     (lambda at: {"recording": recording(at, directory=None)}, "recording.directory: required for recordings"),
     (lambda at: {"recording": recording(at, directory=at / "token")}, "recording.directory: "),

@@ -6,6 +6,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import signal
 import ssl
 import time
@@ -21,7 +22,7 @@ import yaml
 from tests.blindness.reviewed_world import ReviewedWorld
 from tests.config.helm import AGENT, Helm
 from tests.e2e.test_restrictions import COLLECTIONS, SHOP, Answers
-from tests.readme.blocks import blocks
+from tests.readme.blocks import Block, blocks
 from tests.readme.machines import ROOT, Machines
 from tests.support.cluster import ACTS_AS_ANY, Cluster, Unavailable, helm, kubectl_binary
 from tests.support.processes import ManagedProcess, require_or_skip, run
@@ -491,9 +492,10 @@ def test_every_block_of_the_page(world: World, cluster: Cluster, tmp_path: Path)
     cluster.kubectl("delete", "accessrequests", "--all")
     for name in ("anna", "lead"):
         (tmp_path / name).mkdir()
+    replaced = {"berlin": "lending"}
     machines = {
         name: Machines(
-            tmp_path / name, kubectl_binary("1.36"), dialled=name, replaced={"berlin": "lending"}, names=(name,),
+            tmp_path / name, kubectl_binary("1.36"), dialled=name, replaced=replaced, names=(name,),
             environment={**login(world, user, tmp_path / name / "login"), "ARCBRIDGE_CLUSTER": "lending"},
         )
         for name, user in (("anna", BOB), ("lead", ALICE))
@@ -504,11 +506,19 @@ def test_every_block_of_the_page(world: World, cluster: Cluster, tmp_path: Path)
             for block in blocks(ROOT / "docs" / "how-to" / "elevation.md"):
                 machine = machines.get(block.machine, machine)
                 machine.run(block)
+                name_request(machine, block)
         finally:
             for one in machines:
                 home = machines[one].at(one) / "home"
                 run(arcbridge("stop"), env={**os.environ, "HOME": str(home), "XDG_RUNTIME_DIR": ""}, check=False)
     cluster.kubectl("delete", "accessrule", "night", "--ignore-not-found")
+
+
+def name_request(machine: Machines, block: Block) -> None:
+    """Let a page's `anna-4kq7w` be the request that its reader has just seen in the list, as one that waits."""
+    listed = block.kind == "run" and block.text.startswith("arcbridge elevations")
+    if listed and (found := re.search(r"^(\S+)\s.*waiting", machine.output, re.MULTILINE)):
+        machine.replaced["anna-4kq7w"] = found[1]
 
 
 def login(world: World, user: User, directory: Path) -> dict[str, str]:

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from tests.blindness.reviewed_world import ReviewedWorld
-from tests.e2e.test_elevation import login
+from tests.e2e.test_elevation import login, name_request
 from tests.e2e.test_recordings import EXAMPLE, recorded
 from tests.readme.blocks import blocks
 from tests.readme.machines import ROOT, Machines
@@ -53,7 +53,8 @@ def lending(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Itera
     )
     yield
     cluster.kubectl("delete", "-k", str(ROOT / "config/helm/arcbridge-agent/elevation"))
-    cluster.kubectl("delete", "clusterrolebinding", "developers-may-ask", "--ignore-not-found")
+    bindings = ("developers-may-ask", "developers-read", "platform-may-approve")
+    cluster.kubectl("delete", "clusterrolebinding", *bindings, "--ignore-not-found")
     cluster.kubectl("apply", "-k", str(AGENT_MANIFESTS))
 
 
@@ -104,6 +105,7 @@ def test_each_block_of_the_page_and_what_the_relay_has_of_it(
         for block in blocks(PAGE):
             machine = machines.get(block.machine, machine)
             machine.run(block)
+            name_request(machine, block)
             if "kubectl exec" in block.text:
                 recorded(world, 1)
     world.end_and_search(MARKS.values())

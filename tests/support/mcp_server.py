@@ -118,8 +118,10 @@ class McpServer:
 
 def main(binary: str, namespace: str, pod: str) -> None:
     """Do what an AI client does whose model looks at a namespace and wants a pod gone."""
+    leases = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease"}
+    calls = (("pods_list_in_namespace", {}), ("resources_list", leases), ("pods_delete", {"name": pod}))
     with McpServer([binary], os.environ) as server:
-        for tool, arguments in (("pods_list_in_namespace", {}), ("pods_delete", {"name": pod})):
+        for tool, arguments in calls:
             failed, text = server.call(tool, namespace=namespace, **arguments)
             print(f"{tool}{' failed' if failed else ''}: {text}")
 

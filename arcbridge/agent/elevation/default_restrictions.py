@@ -43,5 +43,7 @@ class DefaultRestrictions(SessionRestrictions):
         if rule is RefusalRule.RESTRICTED_READ_ONLY and not (self.own is not None and self.own.record.read_only):
             if not self.may_ask:
                 return "here programs only read: nothing is lent to one that acts for a user or has a token of its own"
+            if self.own is not None:
+                return "here everyone only reads; to do more, use a session without restrictions, and ask there"
             return "here everyone only reads; to do more, ask for it: arcbridge elevate --for 30m --reason WHY"
         return super().sentence(rule)

@@ -124,15 +124,16 @@ class Elevation:
         """Return what holds of a session of an identity besides its token (`kube.caller.Lender`)."""
         now = self.clock.now
         # A grant is the person's: a program that acts for one gets nothing by the user's name alone (decision 0066). A
-        # session in token mode runs as its own token, with that token's groups.
+        # session in token mode runs as its own token, with that token's groups. One that gave up rights when it began
+        # has what it was given, and no more because its user asked for more (decision 0053).
         may_ask = not (identity.actor or token_mode)
-        of_user = self._of_user.get(identity.username, ()) if may_ask else ()
+        of_user = self._of_user.get(identity.username, ()) if may_ask and own is None else ()
         grants = [one for one in of_user if one.until > now and self.book.rule_gives(one, identity)]
         if grants:
             groups = dict.fromkeys((*identity.groups, *(group for one in grants for group in one.groups)))
             extra = {**identity.extra, ELEVATED: tuple(one.text for one in grants)}
             lent = replace(identity, groups=tuple(groups), extra=extra)
-            return Lent(lent, own, tuple((one.uid, one.text) for one in grants))
+            return Lent(lent, None, tuple((one.uid, one.text) for one in grants))
         named = self._config.default_groups
         if self._config.default == READ_ONLY and ("*" in named or not set(named).isdisjoint(identity.groups)):
             return Lent(identity, DefaultRestrictions.over(own, may_ask=may_ask))

@@ -47,7 +47,7 @@ class Lent(NamedTuple):
     identity: Identity
     """As whom requests run: the token's identity, with the groups and the extra of what is lent."""
     restrictions: SessionRestrictions | None
-    """What requests are held to: what the session gave up, and what the settings take from a user without a grant."""
+    """What requests are held to without a grant: what the session gave up, and what the settings take from the user."""
     grants: tuple[tuple[str, str], ...] = ()
     """The uid of each grant, and what records have of it."""
 

@@ -61,6 +61,9 @@ def test_the_sentence_says_how_to_ask() -> None:
     assert "arcbridge elevate" in DefaultRestrictions.over(None).sentence(READ_ONLY)
     own = DefaultRestrictions.over(SessionRestrictions(Restrictions(read_only=True)))
     assert "without --read-only" in own.sentence(READ_ONLY)
+    named = DefaultRestrictions.over(SessionRestrictions(Restrictions(namespaces="shop"))).sentence(READ_ONLY)
+    assert "use a session without restrictions" in named
+    assert "arcbridge elevate" not in named, "a grant would change nothing for it"
     program = DefaultRestrictions.over(None, may_ask=False).sentence(READ_ONLY)
     assert "nothing is lent" in program
     assert "arcbridge elevate" not in program, "the policies would refuse it"

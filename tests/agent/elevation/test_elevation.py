@@ -221,11 +221,35 @@ async def test_as_another_user_is_reviewed_with_what_is_lent(bench: Bench, lendi
     assert answer.status == 400
 
 
-async def test_what_a_session_gave_up_it_does_not_get_back(bench: Bench, lending: Lending) -> None:
-    bench.caller.restrictions = SessionRestrictions(Restrictions(read_only=True))
+@pytest.mark.parametrize("default", ["all", "read-only"])
+@pytest.mark.parametrize(
+    "record",
+    [
+        Restrictions(read_only=True),
+        Restrictions(no_secrets=True),
+        Restrictions(namespaces="default"),
+        Restrictions(verbs="get list"),
+        Restrictions(until=4_000_000_000),
+    ],
+)
+async def test_g5_a_session_that_asked_for_restrictions_is_lent_nothing(
+    record: Restrictions, default: str, bench: Bench
+) -> None:
+    """A tool has what it was given, and not what its user asked for besides; the user's other session has that."""
+    lending, other = Lending(bench.proxy.api, ElevationConfig(("operators",), default, ("dev",))), caller_of(ALICE)
+    bench.caller.restrictions = SessionRestrictions(record)
+    for caller in (bench.caller, other):
+        lending.elevation.enter(caller)
+    before = bench.caller.words
     lending.request()
-    assert (await bench.get(f"{PODS}/a", method="DELETE")).status == 403
-    assert await groups(bench) == [b"dev", b"ops", b"operators"]
+    assert other.lent is not None
+    assert other.lent.identity.groups == ("dev", "ops", "operators")
+    assert await groups(bench) == [b"dev", b"ops"]
+    assert bench.caller.subject.grants == frozenset()
+    assert bench.caller.words == before, "a grant of the user's lifts no default here"
+    assert set(record.words()) <= set(before)
+    refused = await bench.get(f"{PODS}/a", method="DELETE")
+    assert (refused.status == 403) is (default == "read-only" or record.read_only or bool(record.verbs))
 
 
 @pytest.mark.parametrize(("named", "held"), [("*", True), ("dev", True), ("others", False)])
