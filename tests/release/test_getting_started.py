@@ -1,6 +1,6 @@
 """docs/getting-started.md as a newcomer types it: packages on a VM and a workstation, the agent's chart on two clusters
 whose nodes run pods, and the page in a browser. Then ten faults are put in, one after the other, and the page says of
-each what is wrong and what to do; what mends one is what the page says.
+each what is wrong and what to do. Six are mended by what the page says, and then both clusters serve again.
 
 `PAGE_SHOTS=DIR` has the screenshots written there that docs/images has.
 """
@@ -143,8 +143,8 @@ def equip(workstation: LayeredMachine, vm: LayeredMachine, clusters: dict[str, C
 
 AGENT = "arcbridge.node-restriction.kubernetes.io/agent"
 UPGRADE = (
-    "helm --kube-context admin@berlin upgrade arcbridge-agent ./arcbridge-agent-*.tgz -n arcbridge "
-    f"-f berlin.yaml -f {PODS} --set-file relayCA=ca.crt"
+    "helm --kube-context admin@$name upgrade arcbridge-agent ./arcbridge-agent-*.tgz -n arcbridge "
+    "-f $name.yaml --set-file relayCA=ca.crt --wait"
 )
 
 
@@ -159,15 +159,11 @@ class Fault(NamedTuple):
     """What these words say; None: this one stays."""
 
 
-def spend(here: Place) -> None:
-    here.vm(f"! {enrol(here, 'berlin', 'again')}")
-
-
-def enrol(here: Place, token: str, state: str) -> str:
-    """Return the command of an agent that enrols on the VM, and does not connect."""
+def enrol(here: Place, state: str) -> str:
+    """Return the command of an agent that enrols on the VM with the token of munich, and does not connect."""
     return (
         f"arcbridge --role agent enroll --config /dev/null --relay {here.relay} --relay-ca-file "
-        f"/var/lib/arcbridge/ca.crt --state-dir {state} --join-token-file {token}.token"
+        f"/var/lib/arcbridge/ca.crt --state-dir {state} --join-token-file munich.token"
     )
 
 
@@ -192,14 +188,18 @@ def end_api_server(here: Place) -> None:
 
 
 FAULTS = (
-    Fault("join-token", spend, ("agent enrol", "refused", "the join token is used up")),
     Fault(
         "never-seen",
         lambda here: here.vm(
             "(umask 077 && arcbridge --role relay token create --cluster munich -o name > munich.token)\n"
-            + enrol(here, "munich", "munich")
+            + enrol(here, "munich")
         ),
         ("munich", "never seen", "no agent of it has ever connected"),
+    ),
+    Fault(
+        "join-token",
+        lambda here: here.vm(f"! {enrol(here, 'again')}"),
+        ("agent enrol", "refused", "the join token is used up"),
     ),
     Fault(
         "policy",
@@ -226,7 +226,7 @@ FAULTS = (
             "while kubectl --context berlin get namespaces; do sleep 0.2; done"
         ),
         ("berlin", "degraded", "The agent may not act as users", "agent's chart"),
-        lambda here: here.workstation(UPGRADE),
+        lambda here: here.workstation(f"name=berlin; {UPGRADE}"),
     ),
     Fault(
         "no-agent",
@@ -269,23 +269,40 @@ async def look(here: Place, browser: Browser) -> None:
         assert await tab.open(f"https://{here.relay}/page") == ""
         await tab.shape(1280, 1400)
         await tab.evaluate("document.querySelector('a.go').click()")
-        for name in NAMES:
-            await tab.until(f"{line((name, 'serving'))} !== undefined", f"{name} serves")
-        assert await tab.evaluate("document.querySelector('#summary').innerText") == "2 clusters: 2 serving."
+        await tab.until(SERVING, "both serve")
         await shoot(tab, here, "getting-started", "document.body")
+        refuse_a_user(here)
+        assert await tab.evaluate("document.querySelector('#summary').innerText") == "2 clusters: 2 serving."
+        here.workstation(f"name=oslo; {UPGRADE}\n{KUBECTL.format('until')}")
         for fault in FAULTS:
             fault.put_in(here)
             await tab.until(f"{line(fault.words)} !== undefined", fault.name, timeout=90)
             await shoot(tab, here, f"fault-{fault.name}", line(fault.words))
             if fault.mend is not None:
                 fault.mend(here)
-                await tab.until(f"{line(fault.words)} === undefined", f"{fault.name} is mended", timeout=90)
+                await tab.until(
+                    f"{line(fault.words)} === undefined && {SERVING}", f"{fault.name} is mended", timeout=90
+                )
+
+
+def refuse_a_user(here: Place) -> None:
+    """Take the user's name out of `impersonation.users`, and read what kubectl and doctor say."""
+    here.workstation(
+        f"name=oslo; {UPGRADE} --set 'impersonation.users={{oidc:bob@example.org}}'\n{KUBECTL.format('while')}\n"
+        "grep 'the agent of this cluster may not act as you' refused\n"
+        "arcbridge doctor oslo > doctor || true\n"
+        "grep 'may not impersonate you' doctor"
+    )
 
 
 def line(words: tuple[str, ...]) -> str:
     """Return the expression of the one line of the page that has all of these words."""
     lines = "[...document.querySelectorAll('#relays li, tbody tr, #changes li')]"
     return f"{lines}.find((one) => {json.dumps(words)}.every((word) => one.innerText.includes(word)))"
+
+
+SERVING = " && ".join(f"{line((name, 'serving'))} !== undefined" for name in NAMES)
+KUBECTL = "{} kubectl --context oslo get namespaces 2> refused; do sleep 0.2; done"
 
 
 async def shoot(tab: Tab, here: Place, name: str, part: str) -> None:
