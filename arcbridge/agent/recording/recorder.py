@@ -223,7 +223,8 @@ class Recorder:
         thread = WriterThread()
         try:
             await self._thread.submit(self._spool.measure)
-            for part in await thread.submit(self._spool.left):
+            # The thread that makes files lists them too: none is between its making and its lock then.
+            for part in await self._thread.submit(self._spool.left):
                 if (found := await thread.submit(self._spool.recover, part)) is not None:
                     await self._index_left(*found)
         except (ArcbridgeError, OSError) as error:
