@@ -86,6 +86,7 @@ LIVES: dict[str, tuple[str, ...]] = {
     "ArcbridgeAuditSinkFailing": ('arcbridge_relay_audit_sink_failing{sink="s"}: 0x5 1x30 0x40',),
     "ArcbridgeAuditUndelivered": ('arcbridge_relay_audit_sink_dropped_total{sink="s"}: 0x5 5x60',),
     "ArcbridgeRecordingsFail": ("arcbridge_agent_recordings_failed_total: 0x5 1x60",),
+    "ArcbridgeRecordingsRefused": ('arcbridge_agent_recordings_refused_total{reason="fault"}: 0x5 1x60',),
     "ArcbridgeRecordingsMissing": ("arcbridge_agent_recordings_missing_total: 0x5 1x60",),
     "ArcbridgeSpansDropped": ('arcbridge_agent_spans_dropped_total{reason="full"}: 0x5 9+9x40 369x40',),
     "ArcbridgeSpansUndelivered": ("arcbridge_agent_span_export_failures_total: 0x5 2+2x40 82x40",),

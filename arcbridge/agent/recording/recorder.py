@@ -51,6 +51,8 @@ CLOSE_DEADLINE: Final = 5.0
 """Seconds for the last writes when the agent stops."""
 MAX_COMMAND: Final = 4096
 """Characters of a command line in a recording's header."""
+REFUSALS: Final = ("fault", "client")
+"""Why a session is refused: its recording cannot be written, or what its client asks for cannot be recorded."""
 _CHOSEN: Final = re.compile(rb"(?im)^sec-websocket-protocol:[ \t]*([^\r\n]*?)[ \t]*\r?$")
 _NOTICE: Final = "arcbridge: this session is recorded"
 _UNSUITABLE: Final = (
@@ -86,7 +88,8 @@ class Recorder:
         self.failed = 0
         self.unrecorded = 0
         """Sessions that went on without a recording that they were to have."""
-        self.refused = 0
+        self.refused = dict.fromkeys(REFUSALS, 0)
+        """Sessions by why they were refused."""
         self.bucket: RecordingBucket | None = None
         if config.bucket.endpoint:
             from arcbridge.agent.recording.bucket import RecordingBucket
@@ -99,10 +102,10 @@ class Recorder:
         counter, gauge = metrics.counter, metrics.gauge
         counter("recordings_total", "Recordings of exec and attach that are finished.", None, lambda: self.recorded)
         gauge("recordings_open", "Sessions that are being recorded.", None, lambda: self.open)
-        counter("recordings_failed_total", "Recordings that failed before their session ended.", None,
-                lambda: self.failed)  # fmt: skip
-        counter("recordings_refused_total", "Sessions refused because they must be recorded and could not be.", None,
-                lambda: self.refused)  # fmt: skip
+        counter("recordings_failed_total", "Recordings that failed, broke off, or could not be finished.", None,
+                lambda: self.failed + self._spool.unfinished)  # fmt: skip
+        counter("recordings_refused_total", "Sessions refused because they must be recorded and could not be.",
+                {"reason": REFUSALS}, lambda: self.refused)  # fmt: skip
         counter("recordings_missing_total", "Sessions that went on without the recording that they were to have.",
                 None, lambda: self.unrecorded)  # fmt: skip
         gauge("recordings_directory_bytes", "Bytes of recordings in the agent's directory, as far as it knows.", None,
@@ -118,13 +121,16 @@ class Recorder:
         if _reaches_kubelet(info) and (upgrade is not None or plan.facts.method not in ("GET", "HEAD")):
             demand = self._rules.of(_recorded_as(caller, record), None)
             if demand is not None and demand.required:
-                raise self._refuse(403, _KUBELET)
+                raise self._refuse("client", 403, _KUBELET)
         elif upgrade is not None and _is_session(info) and not _is_suitable(upgrade):
             demand = self._rules.of(_recorded_as(caller, record), info.namespace)
             if demand is None:
                 return
             if demand.required:
-                raise self._cannot(self._failure) if self._failure else self._refuse(403, _UNSUITABLE)
+                if not self._failure:
+                    raise self._refuse("client", 403, _UNSUITABLE)
+                # kubectl's try by WebSocket has counted as a fault, and SPDY never finds out that the fault is over.
+                raise self._cannot("client", self._failure)
             self._goes_without(record, "its protocol cannot be recorded")
 
     async def begin(self, caller: Caller, record: AuditRecord, plan: Plan) -> RecordedSession | None:
@@ -150,7 +156,7 @@ class Recorder:
             self._failure = self._late() if isinstance(error, TimeoutError) else reason_of(error)
             log.warning("recording cannot begin", reason=self._failure, required=demand.required)
             if demand.required:
-                raise self._cannot(self._failure) from error
+                raise self._cannot("fault", self._failure) from error
             self._goes_without(record, self._failure)
             return None
         except BaseException:
@@ -224,10 +230,12 @@ class Recorder:
         thread = WriterThread()
         try:
             await self._thread.submit(self._spool.measure)
-            for part in await thread.submit(self._spool.left):
+            # The thread that makes files lists them too: none is between its making and its lock then.
+            for part in await self._thread.submit(self._spool.left):
                 if (found := await thread.submit(self._spool.recover, part)) is not None:
                     await self._index_left(*found)
         except (ArcbridgeError, OSError) as error:
+            self.failed += 1
             log.warning("recordings not looked through", reason=reason_of(error))
         finally:
             thread.close()
@@ -236,6 +244,7 @@ class Recorder:
         request = finished.name.partition("-")[2].removesuffix(ENDING)
         fields = {} if file.whole else {"failure": "the agent ended"}
         if fields:
+            self.failed += 1
             log.warning("recording broke off", file=finished.name)
         await self._index(
             finished,
@@ -253,6 +262,7 @@ class Recorder:
             await self._audit.put_and_wait(lambda: line(found))
             await publish()
         except (ArcbridgeError, OSError) as error:
+            self.failed += 1
             log.warning("recording not finished", file=finished.name, reason=reason_of(error))
             return
         if self.bucket is not None:
@@ -267,12 +277,13 @@ class Recorder:
         self._audit.put(record.recorded_line({"failure": reason}))
         log.info("session not recorded", request=record.request, namespace=record.namespace, reason=reason)
 
-    def _cannot(self, reason: str) -> RequestRefusal:
+    def _cannot(self, cause: str, reason: str) -> RequestRefusal:
         sentence = f"this session has to be recorded, and the agent cannot write its recording ({reason})"
-        return self._refuse(503, f"{sentence}: tell the operator of this cluster's agent")
+        return self._refuse(cause, 503, f"{sentence}: tell the operator of this cluster's agent")
 
-    def _refuse(self, code: int, sentence: str) -> RequestRefusal:
-        self.refused += 1
+    def _refuse(self, cause: str, code: int, sentence: str) -> RequestRefusal:
+        """`cause`: of REFUSALS."""
+        self.refused[cause] += 1
         return RequestRefusal(code, sentence)
 
 

@@ -44,6 +44,8 @@ class Spool:
         self._most = most
         self.used = 0
         """Bytes of recordings, as far as this process knows."""
+        self.unfinished = 0
+        """Files that a former process left and this one could not finish."""
         self._lock = threading.Lock()
         """Held while `used` changes."""
         self._measured = -MEASURE
@@ -113,6 +115,7 @@ class Spool:
         except FileNotFoundError:  # its writer has published it
             return None
         except OSError as error:
+            self.unfinished += 1
             log.warning("recording not finished", file=part.name, reason=reason_of(error))
             return None
 

@@ -20,7 +20,9 @@ from arcbridge.agent.kube.caller import Lent
 from arcbridge.agent.recording import recorder as recorder_module
 from arcbridge.agent.recording.recorder import Recorder
 from arcbridge.agent.recording.sealed_file import ENDING, PART, FinishedFile, RecordingFile
+from arcbridge.agent.recording.spool import Spool
 from arcbridge.errors import StateError, StreamReset
+from arcbridge.observe.metrics import Metrics
 from arcbridge.settings.config import RecordingConfig, RecordingRuleConfig
 from tests.agent.kube.bench import Bench, Wire, running
 from tests.support.eventually import until
@@ -250,7 +252,7 @@ async def test_what_cannot_be_recorded_is_refused_before_it_leaves(tmp_path: Pat
         assert "has to be recorded, and a recording needs WebSocket" in message
         assert "kubectl 1.31" in message
         assert made.bench.api.requests == []
-        assert made.recorder.refused == 1
+        assert made.recorder.refused == {"fault": 0, "client": 1}
 
 
 @pytest.mark.parametrize("head", UNSUITABLE.values(), ids=UNSUITABLE.keys())
@@ -301,11 +303,29 @@ async def test_a_full_directory_refuses_with_a_sentence_and_spdy_gets_the_same(t
             assert code == 503
             assert "the agent cannot write its recording (the recordings in" in message
             assert "tell the operator" in message
+        metrics = Metrics("agent")
+        made.recorder.register(metrics)
+        for reason in ("fault", "client"):
+            assert f'arcbridge_agent_recordings_refused_total{{reason="{reason}"}} 1.0' in metrics.render()[0].decode()
         assert made.bench.api.requests == []
         (made.directory / ("old" + ENDING)).unlink()
         made.bench.api.routes[EXEC] = serving(SUCCESS)
         await (await made.run(request())).rest()
         await until(made.index)
+
+
+async def test_a_directory_that_cannot_be_read_is_a_failure_and_refuses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: Spool) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Spool, "measure", broken)
+    async with recording(tmp_path) as made:
+        await until(lambda: made.recorder.failed == 1)
+        code, message = await made.refused(request())
+        assert (code, "Input/output error" in message) == (503, True)
+        assert made.recorder.refused == {"fault": 1, "client": 0}
 
 
 async def test_a_full_directory_where_a_recording_is_not_required(tmp_path: Path) -> None:
@@ -400,6 +420,7 @@ async def test_what_a_former_process_left_is_indexed(tmp_path: Path) -> None:
         assert path.name.endswith(index["request"] + ENDING)
         assert index["recording"]["file"] == path.name
         assert index["recording"]["failure"] == "the agent ended"
+        assert made.recorder.failed == 1
         assert index["recording"]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -417,6 +438,7 @@ async def test_a_file_keeps_its_ending_where_its_record_is_not_written(tmp_path:
         assert made.files() == []
         (part,) = made.directory.iterdir()
         assert part.name.endswith(PART)
+        assert made.recorder.failed == 1
 
 
 async def test_a_file_that_cannot_be_ended_has_a_record_of_its_failure(

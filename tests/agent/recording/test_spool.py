@@ -111,6 +111,7 @@ def test_a_file_that_cannot_be_finished_holds_up_no_other(tmp_path: Path) -> Non
     (made.directory / ("a" + ENDING + PART)).mkdir()
     os.close(made.create("b")._descriptor)
     assert [one.name for one in recovered(made)] == ["b" + ENDING]
+    assert made.unfinished == 1
 
 
 def test_a_whole_file_without_a_record_is_finished_as_it_is(tmp_path: Path) -> None:
