@@ -63,7 +63,7 @@ def test_every_metric_can_be_read() -> None:
     warm = Counters(held=7, counts={"used": 12})
     tracer = SpanExporter(TracingConfig("https://collector.test/v1/traces"), "agent-1")
     tracer.dropped["full"] = 13
-    recorder = Counters(bucket=None, _spool=Counters(used=8))
+    recorder = Counters(bucket=None, refused={"fault": 14, "client": 15}, _spool=Counters(used=8))
     recorder.register = partial(Recorder.register, recorder)
     context = Counters(tracer=tracer, recorder=recorder)
     sessions.proxy = Counters(stats=ProxyStats(requests=4, code_2xx=3), api=api, warm=warm, context=context)
@@ -79,6 +79,7 @@ def test_every_metric_can_be_read() -> None:
     assert metrics.read_failures == 0
     assert "arcbridge_agent_requests_total 4.0" in text
     assert 'arcbridge_agent_spans_dropped_total{reason="full"} 13.0' in text
+    assert 'arcbridge_agent_recordings_refused_total{reason="fault"} 14.0' in text
     assert 'arcbridge_agent_audit_sink_delivered_total{sink="siem"} 11.0' in text
     assert 'arcbridge_agent_audit_sink_failing{sink="siem"} 1.0' in text
     assert 'arcbridge_agent_audit_sink_lag_seconds{sink="siem"} 2.5' in text
