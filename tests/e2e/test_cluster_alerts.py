@@ -62,6 +62,7 @@ class Prometheus:
         for seconds, windows in (("[10s]", SHORT), ("[30s]", LONG)):
             for window in windows:
                 rules = rules.replace(window, seconds)
+        rules = rules.replace("process_start_time_seconds < 900", "process_start_time_seconds < 10")
         (directory / "rules.yaml").write_text(rules)
         jobs = [
             {"job_name": job, "static_configs": [{"targets": [f"127.0.0.1:{port}" for port in ports]}]}
