@@ -363,6 +363,8 @@ class ManagedProcess:
                 if not chunk:
                     break
         if (master := self._master) is not None:
+            # `rm` closes its streams before it exits: if the terminal went then, SIGHUP would end it.
+            self._process.wait()
             self._master = None  # before closing: the number may soon be another file's
             os.close(master)
         else:

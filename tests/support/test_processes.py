@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.processes import ManagedProcess, ProcessFailed, require_or_skip, required, run
+from tests.support.reports import until
 
 
 def python(code: str, tmp_path: Path, **options: object) -> ManagedProcess:
@@ -81,6 +82,17 @@ signal.sigwait({signal.SIGWINCH}); print(os.get_terminal_size(0)); input()
         process.wait_for_line(r"columns=90, lines=30")
         process.send("\n")
         assert process.wait() == 0
+
+
+def test_a_process_that_closes_its_terminal_before_it_exits_is_not_hung_up(tmp_path: Path) -> None:
+    """As `rm` does: for a moment it runs on without one."""
+    gate, heard = tmp_path / "gate", list[str]()
+    os.mkfifo(gate)
+    code = f"import os; os.closerange(0, 3); open({str(gate)!r}).read(); os._exit(7)"
+    with python(code, tmp_path, terminal=(24, 81), heard=heard.append) as process:
+        until(lambda: "" in heard, "the terminal's end is seen")
+        gate.write_text("go on")
+        assert process.wait() == 7
 
 
 def test_a_process_survives_the_thread_that_asked_for_it(tmp_path: Path) -> None:
