@@ -95,12 +95,13 @@ class RecordingFile:
         self._members += 1
         return len(data)
 
-    def finish(self) -> FinishedFile:
+    def finish(self, *, whole: bool = True) -> FinishedFile:
         """End the archive; the file keeps its lock and the ending `.part` until `publish`. Raises OSError.
 
-        Where the disk is full the archive has no end, which readers of tar take.
+        Where the disk is full, or the last line is not in it (`whole`), the archive has no end. Readers of tar take
+        that, and `reopen` knows by it that the writer had more to say.
         """
-        if not self.whole:
+        if whole and not self.whole:
             with contextlib.suppress(OSError):
                 self._write(_END)
             if os.fstat(self._descriptor).st_size != self.size:

@@ -283,6 +283,7 @@ class SessionRecording:
             self._spool.append(self._file, text + self._text.end(at, status, mark))
         except (ArcbridgeError, OSError) as error:  # without its last line the file says that it broke off
             self._stopped = reason_of(error)
+            return self._file.finish(whole=False)
         return self._file.finish()
 
 

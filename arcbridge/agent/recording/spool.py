@@ -111,6 +111,7 @@ class Spool:
                     file.append(broken_off())
                 except (ArcbridgeError, OSError) as error:  # without the mark it says by its end that it broke off
                     log.warning("recording not finished", file=part.name, reason=reason_of(error))
+                    return file, file.finish(whole=False)
             return file, file.finish()
         except FileNotFoundError:  # its writer has published it
             return None

@@ -2,7 +2,8 @@
 
 It knows no files. The thread holds up no end of the process: a directory that hangs (NFS) would keep an executor's
 thread, which the interpreter joins, until the process is killed. Invariants: what was submitted is run once, unless the
-process ends before; the work of one user is run in order, and waits for one piece of each other user's at most.
+process ends before; the work of one user is run in order, and before each piece come beginnings of sessions and one
+piece of each other user at most.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import os
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 
 from arcbridge.agent.recording import session_recording
-from arcbridge.agent.recording.cast import CastWriter
+from arcbridge.agent.recording.cast import BROKEN_OFF, CastWriter
 from arcbridge.agent.recording.rules import Demand
 from arcbridge.agent.recording.sealed_file import ENDING, PART
 from arcbridge.agent.recording.session_recording import MAX_STATUS, SEGMENT, WAITING, SessionRecording
@@ -269,6 +270,26 @@ async def test_a_full_disk_ends_the_recording_once(
     await recording.finish()
     assert output_of(recorded.path) == b"kept"
     assert events_of(recorded.path)[-1] == ("m", b"no more was recorded: No space left on device")
+
+
+async def test_a_recording_without_its_last_line_is_not_taken_for_whole_by_the_next_agent(
+    recorded: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Space for the end of the archive alone is left; the agent is killed before the record."""
+    recording = recorded.begin()
+
+    def full(text: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(recording._file, "append", full)
+        await recording.finish()
+    assert recording.failure == "No space left on device"
+    os.close(recording._file._descriptor)
+    found = recorded.spool.recover(recorded.path)
+    assert found is not None
+    assert not found[0].whole
+    assert events_of(recorded.path)[-1] == ("m", BROKEN_OFF.encode())
 
 
 async def test_nothing_stands_behind_a_segment_that_is_missing(
