@@ -336,6 +336,19 @@ async def test_idle_connections_are_few(monkeypatch: pytest.MonkeyPatch, api: Ap
     assert [one.usable for one in connections] == [False, False, True, True, True]
 
 
+async def stopped(api: ApiServer, backlog: Backlog) -> tuple[UpstreamConnection, Collected]:
+    """Return a connection whose caller stops after each piece of its answer, and what it takes."""
+
+    class Stops(Collected):
+        def response_data(self, data: bytes | memoryview, payload: int) -> None:
+            super().response_data(data, payload)
+            connection.pause_reading()
+
+    connection = await dialled(api)
+    connection.send(handler := Stops(), replace(GET, backlog=backlog))
+    return connection, handler
+
+
 @pytest.mark.parametrize("closes", [False, True])
 @pytest.mark.parametrize("full", [False, True])
 async def test_what_was_read_ahead_comes_when_the_caller_goes_on(
@@ -347,13 +360,7 @@ async def test_what_was_read_ahead_comes_when_the_caller_goes_on(
     fake.routes["/x"] = closing(answer) if closes else answer
     backlog = Backlog(0 if full else 1 << 30)
 
-    class Stops(Collected):
-        def response_data(self, data: bytes | memoryview, payload: int) -> None:
-            super().response_data(data, payload)
-            connection.pause_reading()
-
-    connection = await dialled(api)
-    connection.send(handler := Stops(), replace(GET, backlog=backlog))
+    connection, handler = await stopped(api, backlog)
     async with asyncio.timeout(10):
         while not handler.done.is_set():
             seen = handler.payload
@@ -398,13 +405,7 @@ async def test_m9_what_a_caller_does_not_take_stays_at_the_api_server(
     fake.routes["/x"] = reply(200, bytes(8 << 20))
     backlog = Backlog(64 * 1024)
 
-    class Stops(Collected):
-        def response_data(self, data: bytes | memoryview, payload: int) -> None:
-            super().response_data(data, payload)
-            connection.pause_reading()
-
-    connection = await dialled(api)
-    connection.send(handler := Stops(), replace(GET, backlog=backlog))
+    connection, handler = await stopped(api, backlog)
     carrier = connection.transport
     assert isinstance(carrier, TlsTransport) == (transport == "lossless")
     async with asyncio.timeout(10):

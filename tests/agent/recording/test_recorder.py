@@ -12,14 +12,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 from arcbridge.agent.kube.caller import Lent
 from arcbridge.agent.recording import recorder as recorder_module
 from arcbridge.agent.recording.recorder import Recorder
-from arcbridge.agent.recording.sealed_file import ENDING, PART, FinishedFile, RecordingFile
+from arcbridge.agent.recording.sealed_file import ENDING, PART, RecordingFile
 from arcbridge.agent.recording.spool import Spool
 from arcbridge.errors import StateError, StreamReset
 from arcbridge.observe.metrics import Metrics
@@ -314,12 +314,13 @@ async def test_a_full_directory_refuses_with_a_sentence_and_spdy_gets_the_same(t
         await until(made.index)
 
 
+def broken(*_: object) -> NoReturn:
+    raise OSError(errno.EIO, "Input/output error")
+
+
 async def test_a_directory_that_cannot_be_read_is_a_failure_and_refuses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(self: Spool) -> None:
-        raise OSError(errno.EIO, "Input/output error")
-
     monkeypatch.setattr(Spool, "measure", broken)
     async with recording(tmp_path) as made:
         await until(lambda: made.recorder.failed == 1)
@@ -444,9 +445,6 @@ async def test_a_file_keeps_its_ending_where_its_record_is_not_written(tmp_path:
 async def test_a_file_that_cannot_be_ended_has_a_record_of_its_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(self: RecordingFile) -> FinishedFile:
-        raise OSError(errno.EIO, "Input/output error")
-
     monkeypatch.setattr(RecordingFile, "finish", broken)
     async with recording(tmp_path) as made:
         made.bench.api.routes[EXEC] = serving(SUCCESS)
