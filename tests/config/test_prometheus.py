@@ -88,6 +88,7 @@ LIVES: dict[str, tuple[str, ...]] = {
     "ArcbridgeRecordingsFail": ("arcbridge_agent_recordings_failed_total: 0x5 1x60",),
     "ArcbridgeRecordingsRefused": ('arcbridge_agent_recordings_refused_total{reason="fault"}: 0x5 1x60',),
     "ArcbridgeRecordingsMissing": ("arcbridge_agent_recordings_missing_total: 0x5 1x60",),
+    "ArcbridgeRecordingsNotStored": ("arcbridge_agent_recordings_store_failures_total: 0x5 2+2x40 82x40",),
     "ArcbridgeSpansDropped": ('arcbridge_agent_spans_dropped_total{reason="full"}: 0x5 9+9x40 369x40',),
     "ArcbridgeSpansUndelivered": ("arcbridge_agent_span_export_failures_total: 0x5 2+2x40 82x40",),
     "ArcbridgeTokensRefused": ('arcbridge_agent_token_refusals_total{rule="token.aud"}: 0x5 3+3x30 93x40',),
