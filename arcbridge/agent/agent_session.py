@@ -132,9 +132,9 @@ class AgentSession(BaseHandler):
         return self._authenticating is not None and not self._authenticating.done()
 
     @property
-    def join_ids(self) -> frozenset[str]:
+    def join_ids(self) -> set[str]:
         """The join id under which the session began, and that of its present connection."""
-        return frozenset({self._join_id, "" if self.session is None else self.session.label}) - {""}
+        return {self._join_id, "" if self.session is None else self.session.label} - {""}
 
     def end(self, sentence: str) -> None:
         """End the session with a sentence for its user, and record that."""

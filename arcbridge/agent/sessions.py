@@ -116,6 +116,8 @@ class Sessions:
         self.draining = False
         self._replayed = 0
         self._ending_revoked: asyncio.Handle | None = None
+        self._named: dict[str, str] = {}
+        """Join ids of sessions that a relay's operator has ended in this turn, with the reason of each."""
 
     def __len__(self) -> int:
         """Authenticated sessions, with or without a connection."""
@@ -223,10 +225,8 @@ class Sessions:
 
     def end_one(self, join_id: str, reason: str) -> None:
         """End the session that has this join id now, or had it when it began: a relay's operator wants it to end."""
-        for handler in list(self._open):
-            if join_id in handler.join_ids:
-                handler.end(f"the relay's operator has ended this session: {clean(reason, MAX_REASON)}")
-                self.counters.revoked += 1
+        self._named[join_id] = reason
+        self._revocations_changed()
 
     async def wait_empty(self) -> None:
         """Wait until no session is left."""
@@ -291,16 +291,23 @@ class Sessions:
             self._relief_timer = asyncio.get_running_loop().call_later(INTERVAL, self._relieve)
 
     def _revocations_changed(self) -> None:
-        """End sessions in this turn of the loop, once for all that comes with it: a relay's list may be long."""
+        """End sessions in this turn of the loop, once for all that comes with it: what a relay names may be long."""
         if self._ending_revoked is None:
             self._ending_revoked = asyncio.get_running_loop().call_soon(self._end_revoked)
 
     def _end_revoked(self) -> None:
-        """End the sessions of the users whom the news of the revocations name, attached or not."""
+        """End the sessions that were named, and those of the users whom the news of the revocations name, attached or
+        not."""
         self._ending_revoked = None
         news = self.revocations.take_news()
+        named, self._named = self._named, {}
         for handler in list(self._open):
-            handler.end_if_revoked(news)
+            if found := handler.join_ids & named.keys():
+                reason = clean(named[found.pop()], MAX_REASON)
+                handler.end(f"the relay's operator has ended this session: {reason}")
+                self.counters.revoked += 1
+            else:
+                handler.end_if_revoked(news)
 
     def _all(self) -> list[AgentSession]:
         return [*self._open, *self._unauthenticated]

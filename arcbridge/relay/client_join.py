@@ -374,7 +374,8 @@ class ClientJoins:
         )
         pump.agent, pump.source = agent.instance, attempt.ticket.address
         pump.first_session = attempt.fields.get("first_session", "")
-        pump.restricted = " ".join(word for word in request.restricted.split() if word in RESTRICTION_KINDS)
+        words = set(request.restricted.split())
+        pump.restricted = " ".join(kind for kind in RESTRICTION_KINDS if kind in words)
         return pump
 
     async def _dial(self, join: ServerJoin, dial: PendingDial, request: JoinRequest) -> ClaimedAgent:

@@ -3,7 +3,7 @@
 A relay seals what its operators have said of a user's or a cluster's access, one entry for each; an agent keeps the
 entries as they are, and gives them back when it connects again, for the relay may have lost its registry meanwhile.
 This module knows no seal: an entry is its id and bytes behind it. Invariant: what is kept has `MOST_HELD` bytes at
-most.
+most, in `MOST_ENTRIES` at most.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ MOST_ENTRY: Final = 8000
 """Bytes of one entry."""
 MOST_HELD: Final = 4 * 1024 * 1024
 """Bytes that are kept of one relay: some 20 000 users with their reasons."""
+MOST_ENTRIES: Final = 40_000
+"""Entries that are kept of one relay. A sealed one has more than a hundred bytes, so none is left out for that; a relay
+that sends the smallest would have ten times their bytes taken."""
 PORTION: Final = 8000
 """Bytes of entries from which a frame is full: with one entry more it is still below 16 KiB."""
 _LENGTH: Final = Struct(">H")
@@ -35,6 +38,8 @@ class LedgerEntries:
     def __init__(self) -> None:
         self._entries: dict[bytes, bytes] = {}
         self._size = 0
+        self._digest = b""
+        """Of the entries as they are; empty where it is not known."""
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -47,19 +52,23 @@ class LedgerEntries:
 
     def put(self, entry: bytes) -> None:
         """Keep an entry in the place of the one with its id, where there is room."""
+        self._digest = b""
         former = self._entries.pop(entry[:ID_SIZE], b"")
         self._size -= len(former)
-        if self._size + len(entry) > MOST_HELD:
+        if self._size + len(entry) > MOST_HELD or len(self._entries) >= MOST_ENTRIES:
             return
         self._entries[entry[:ID_SIZE]] = entry
         self._size += len(entry)
 
     def clear(self) -> None:
-        self._entries, self._size = {}, 0
+        self._entries, self._size, self._digest = {}, 0, b""
 
     def digest(self) -> bytes:
         """Return what is equal for equal entries, and for no others."""
-        return hashlib.sha256(b"".join(hashlib.sha256(entry).digest() for entry in sorted(self))).digest()
+        if not self._digest:  # it is asked for at each connection, and a relay may end those as it likes
+            parts = b"".join(hashlib.sha256(entry).digest() for entry in sorted(self))
+            self._digest = hashlib.sha256(parts).digest()
+        return self._digest
 
 
 def frames(entries: Iterable[bytes], *, first: bool = False, last: bool = False) -> Iterator[Ledger]:

@@ -14,6 +14,7 @@ import pytest
 
 from arcbridge.agent import agent_session
 from arcbridge.agent import sessions as module
+from arcbridge.agent.agent_session import AgentSession
 from arcbridge.agent.authenticator import Authenticated, UnprovedToken
 from arcbridge.agent.kube.caller import token_digest
 from arcbridge.agent.kube.status import RequestRefusal
@@ -114,6 +115,25 @@ async def test_one_session_ends_by_either_of_its_join_ids(given: str) -> None:
         )
         assert len(held.sessions.revocations) == 0, "nothing is revoked"
     assert [(one["verb"], one["outcome"], one["session"]) for one in audit.lines()] == [("session", "cut", first)]
+
+
+async def test_sessions_are_gone_through_once_for_all_ids_that_a_relay_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One read from a hostile relay brings 20 000 ids, and an agent may have 1000 sessions."""
+    async with holding() as held:
+        looked = 0
+        ids = AgentSession.join_ids.fget
+
+        def count(session: AgentSession) -> set[str]:
+            nonlocal looked
+            looked += 1
+            assert ids is not None
+            return set(ids(session))
+
+        monkeypatch.setattr(AgentSession, "join_ids", property(count))
+        for number in range(20_000):
+            held.sessions.end_one(str(number), "")
+        await held.echo(b"still here")
+        assert looked == 1
 
 
 async def test_v12_old_tokens_are_refused_and_new_ones_are_not() -> None:

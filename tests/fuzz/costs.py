@@ -213,13 +213,16 @@ _NESTS = ((b"[", b"]"), (b'{"a":', b"}"), (b'{"name":"a","value":[', b"]}"), (b"
 PAIRS = 4
 """Pairs of a token and a piece that are pumped together, for each other shape of a kind."""
 
+FILLERS = (b" ", b"\t", "é".encode())
+"""What stands within a token where its writer put nothing of the kind: blanks, and a letter of another alphabet."""
+
 LEAST_LAST = 16
 """Bytes of what stands twice at the end of an input, at least."""
 
 
 def shapes(seed: bytes, draw: random.Random, each: int) -> Iterator[tuple[str, Shape]]:
     """Yield the ways in which an input grows, `each` of a kind: all of it repeated, what stands twice at its end, one
-    token, one piece, a token beside a piece, and one value nested."""
+    token, something else within it, one piece, a token beside a piece, and one value nested."""
     if not seed:
         return
     tokens = _some(_TOKEN, seed, draw, each)
@@ -230,6 +233,7 @@ def shapes(seed: bytes, draw: random.Random, each: int) -> Iterator[tuple[str, S
     for begin, end in tokens:
         yield f"token at {begin}", _pumped(seed, [(begin, end)])
         yield f"byte at {begin}", _pumped(seed, [(begin, begin + 1)])
+        yield f"within the token at {begin}", _filled_within(seed, (begin + end) // 2, draw.choice(FILLERS))
     for begin, end in pieces:
         yield f"piece at {begin}", _pumped(seed, [(begin, end)])
     pairs = itertools.product(_spans(_TOKEN, seed), _spans(_ITEM, seed) + _spans(_BLOCK, seed))
@@ -259,6 +263,10 @@ def _spans(pattern: re.Pattern[bytes], seed: bytes) -> list[tuple[int, int]]:
 
 def _filled(piece: bytes, size: int) -> bytes:
     return piece * max(size // len(piece), 1)  # whole ones: a parser that refuses the last one has another path
+
+
+def _filled_within(seed: bytes, at: int, filler: bytes) -> Shape:
+    return lambda size: seed[:at] + filler * (max(size - len(seed), 0) // len(filler)) + seed[at:]
 
 
 def _pumped(seed: bytes, spans: list[tuple[int, int]]) -> Shape:

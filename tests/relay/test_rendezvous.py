@@ -97,7 +97,7 @@ async def test_j33_the_client_learns_how_far_the_agent_is(relay: Station, said: 
 async def test_of_what_a_session_gave_up_the_known_kinds_are_noted(relay: Station) -> None:
     """docs/threats.md#K4: a client says it, for operators to read; it decides nothing."""
     async with Agent(relay):
-        near, _ = await relay.join(restricted="read-only namespaces=secret-name \x1b[31m until")
+        near, _ = await relay.join(restricted="read-only namespaces=secret-name \x1b[31m" + " until" * 1000)
         await until(lambda: len(relay.pumps) == 1)
         assert [pump.restricted for pump in relay.pumps] == ["read-only until"]
         near.close()

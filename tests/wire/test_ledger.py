@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from arcbridge.errors import RemoteProtocolError
 from arcbridge.wire.frames import FRAMES, FrameType
-from arcbridge.wire.ledger import MOST_ENTRY, MOST_HELD, LedgerEntries, entries_of, frames
+from arcbridge.wire.ledger import MOST_ENTRIES, MOST_ENTRY, MOST_HELD, LedgerEntries, entries_of, frames
 from arcbridge.wire.records import Ledger
 
 ENTRIES = st.lists(st.binary(min_size=17, max_size=MOST_ENTRY), max_size=8)
@@ -52,3 +53,16 @@ def test_what_is_kept_is_bounded_however_much_comes(times: int) -> None:
         held.put(number.to_bytes(16, "big") + b"x" * 4000)
     assert len(held) == MOST_HELD // 4016, "all that there is room for"
     assert sum(map(len, held)) <= MOST_HELD
+
+
+@pytest.mark.parametrize("times", [1, 4])
+def test_many_of_the_smallest_entries_take_no_more_memory(times: int) -> None:
+    held = LedgerEntries()
+    tracemalloc.start()
+    try:
+        for number in range(times * MOST_ENTRIES):
+            held.put(number.to_bytes(16, "big") + b"x")
+        assert tracemalloc.get_traced_memory()[0] < 3 * MOST_HELD
+    finally:
+        tracemalloc.stop()
+    assert len(held) == MOST_ENTRIES

@@ -408,14 +408,16 @@ def _bounded_text(key: str, value: str, limit: int, more: dict[str, str], sha256
     return f',"{key}":{_quote(text)}'
 
 
-_CLIENT_LINES = re.compile(rb"(?im)^kubectl-(command|session):[ \t]*([^\r\n]*?)[ \t]*\r?$")
+# No group of it is lazy: behind each blank of a value that one looks ahead to the next character that is none.
+_CLIENT_LINES = re.compile(rb"(?im)^kubectl-(command|session):([^\r\n]*+)")
 
 
 def _client_says(lines: bytes) -> tuple[str, bool]:
     """Return what kubectl says of itself as a part of a line, and whether it is all there is."""
     found: dict[str, str] = {}
     whole = True
-    for name, value in _CLIENT_LINES.findall(lines):
+    for name, line in _CLIENT_LINES.findall(lines):
+        value = line.strip(b" \t")
         begin = value[: 2 * _CLIENT_LIMIT].decode("latin-1")
         text = clean(begin, _CLIENT_LIMIT)
         whole = whole and text == escape(value.decode("latin-1")) and name.decode().lower() not in found

@@ -39,7 +39,7 @@ _CREDENTIALS = re.compile(
   | (?<=[Bb]asic\ )[A-Za-z0-9+/]{{12,}}={{0,2}}
   | (?<![A-Za-z0-9_+/-]){_MIXED}[A-Za-z0-9_+-]{{40,}}+=*(?![A-Za-z0-9_+/-])        # 256 bits
     """,
-    re.VERBOSE,
+    re.VERBOSE | re.ASCII,  # a word is the same to what looks back and to what looks ahead
 )
 
 

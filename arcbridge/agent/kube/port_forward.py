@@ -10,13 +10,13 @@ work is bounded by the bytes that passed, whatever they inflate to.
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 import zlib
 from collections.abc import Callable
 
 from arcbridge.agent.audit import AuditRecord
 from arcbridge.agent.audit.record import Value
+from arcbridge.agent.kube.upgrade import chosen_protocol
 from arcbridge.net.spdy_dictionary import DICTIONARY
 
 TUNNEL = b"SPDY/3.1+portforward.k8s.io"
@@ -40,7 +40,6 @@ INTERVAL = 1.0
 _SYN_STREAM, _SYN_REPLY, _HEADERS = 1, 2, 8
 _BEFORE_BLOCK = {_SYN_STREAM: 10, _SYN_REPLY: 4, _HEADERS: 4}
 """Bytes before the block of headers in the frames that have one; all of them share one compression."""
-_SUBPROTOCOL = re.compile(rb"(?im)^sec-websocket-protocol:[ \t]*([^\r\n]*?)[ \t]*\r?$")
 _CONTINUATION, _BINARY, _FIRST_CONTROL = 0, 2, 8
 
 
@@ -226,12 +225,14 @@ def forwarded_ports(
     """
     path = (record.details or {}).get("proxy_path")
     kubelet = isinstance(path, str) and path.lower().startswith("/portforward/")
-    chosen = _SUBPROTOCOL.search(answer)
+    if not (kubelet or record.subresource == "portforward"):
+        return None
+    chosen = chosen_protocol(answer)
     websocket = record.upgrade == "websocket"
-    if not (kubelet or record.subresource == "portforward") or (chosen and chosen[1].endswith(b"channel.k8s.io")):
+    if chosen.endswith(b"channel.k8s.io"):
         return None
     records = PortRecords(record, websocket, changed)
-    if websocket and (chosen is None or chosen[1] != TUNNEL):
+    if websocket and chosen != TUNNEL:
         records.ports.unread = "another protocol was chosen"
     return records
 

@@ -26,6 +26,7 @@ MAX_CACHED_TARGET = 512
 """Characters of a target whose meaning is remembered."""
 
 _ILLEGAL_IN_TARGET = re.compile(r"[^\x21-\x7e]|[\\#]")
+_NO_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _READS = frozenset({"GET", "HEAD", "OPTIONS"})
 _LONG_SUBRESOURCES = LONG_RUNNING_SUBRESOURCES - {"log"}  # a log that is not followed is a plain read
 _POD_FIELDS = "command", "stdin"
@@ -75,7 +76,10 @@ def check_target(target: str) -> None:
         raise bad_request("the request target must be a path")
     if _ILLEGAL_IN_TARGET.search(target):
         raise bad_request("the request target contains a character that must be escaped")
-    path = unquote_to_bytes(target.partition("?")[0])
+    escaped = target.partition("?")[0]
+    if _NO_ESCAPE.search(escaped):
+        raise bad_request("the request path contains a '%' without two hexadecimal digits behind it")
+    path = unquote_to_bytes(escaped)
     if b"\x00" in path or b"\\" in path:
         raise bad_request("the request path contains an escaped NUL or backslash")
     # `;` too: some servers cut a segment there and would then see the dots alone.

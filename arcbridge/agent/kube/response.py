@@ -28,7 +28,7 @@ _MAX_TRAILERS = 64 * 1024
 # Possessive throughout: what follows a repetition can never be part of it, so going back would only cost time.
 _STATUS = re.compile(rb"HTTP/1\.1 ([1-5][0-9]{2})(?: [\t -~\x80-\xff]*+)?\r\n")
 _FIELDS = re.compile(rb"(?:[A-Za-z0-9!#$%&'*+.^_`|~-]++:[\t -~\x80-\xff]*+\r\n)*+\r\n")
-_FIELD = re.compile(rb"([^:\r\n]++):[ \t]*+([^\r\n]*+)\r\n")
+_FIELD = re.compile(rb"(?m)^([^:\r\n]++):[ \t]*+([^\r\n]*+)\r\n")
 _NOTED = re.compile(
     # The fields that decide how a response is passed on: framing, everything in HOP_BY_HOP, and the server's name.
     rb"\n(content-length|transfer-encoding|server|connection|keep-alive|te|trailer|upgrade|http2-settings|proxy-[^:\r\n]*+)"

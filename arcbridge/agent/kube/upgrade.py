@@ -8,6 +8,7 @@ are an error (`proxy`). After the 101 nothing is parsed: WebSocket and SPDY fram
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from arcbridge.agent.kube.request_facts import RawHeaders, RequestFacts, connection_options, listed, values_by_name
@@ -15,6 +16,7 @@ from arcbridge.agent.kube.status import RequestRefusal, bad_request
 from arcbridge.http_fields import TOKEN_PROTOCOL
 
 PROTOCOLS = {b"websocket": "websocket", b"spdy/3.1": "SPDY/3.1"}
+_CHOSEN = re.compile(rb"(?im)^sec-websocket-protocol:([^\r\n]*+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,12 @@ def switch_lines(headers: RawHeaders, wanted: UpgradeRequest) -> bytes:
     dropped = {b"connection", b"upgrade", b"transfer-encoding", b"content-length", b"keep-alive"}
     lines = [b"%b: %b\r\n" % (name, value) for name, value in headers if name.lower() not in dropped]
     return b"".join([*lines, b"Connection: Upgrade\r\nUpgrade: ", wanted.protocol.encode(), b"\r\n"])
+
+
+def chosen_protocol(lines: bytes) -> bytes:
+    """Return the WebSocket subprotocol that header lines of a 101 name; empty where they name none."""
+    found = _CHOSEN.search(lines)
+    return b"" if found is None else found[1].strip(b" \t")
 
 
 def _wrong_switch(what: str) -> RequestRefusal:

@@ -9,7 +9,6 @@ is one that the next start of an agent finishes and records.
 from __future__ import annotations
 
 import asyncio
-import re
 import shlex
 import time
 from collections.abc import Awaitable, Callable
@@ -21,6 +20,7 @@ import structlog
 from arcbridge.agent.audit.record import AuditRecord, left_behind_line
 from arcbridge.agent.kube.request_info import RequestInfo, is_true, query_values
 from arcbridge.agent.kube.status import RequestRefusal
+from arcbridge.agent.kube.upgrade import chosen_protocol
 from arcbridge.agent.recording.cast import CastWriter
 from arcbridge.agent.recording.channels import PROTOCOLS, STDERR, STDOUT, notice_frame
 from arcbridge.agent.recording.recorded_splice import RecordedSplice
@@ -53,7 +53,6 @@ MAX_COMMAND: Final = 4096
 """Characters of a command line in a recording's header."""
 REFUSALS: Final = ("fault", "client")
 """Why a session is refused: its recording cannot be written, or what its client asks for cannot be recorded."""
-_CHOSEN: Final = re.compile(rb"(?im)^sec-websocket-protocol:[ \t]*([^\r\n]*?)[ \t]*\r?$")
 _NOTICE: Final = "arcbridge: this session is recorded"
 _UNSUITABLE: Final = (
     "this session has to be recorded, and a recording needs WebSocket with v5.channel.k8s.io or v4.channel.k8s.io: use "
@@ -311,8 +310,7 @@ class RecordedSession:
         splice = RecordedSplice(upstream, ended, self.recording, stream, record)
         notice = self._notice()
         self.recording.start(splice, notice)
-        chosen = _CHOSEN.search(answer)
-        if chosen is None or chosen[1].decode("latin-1") not in PROTOCOLS:
+        if chosen_protocol(answer).decode("latin-1") not in PROTOCOLS:
             self.recording.fail("the API server chose a protocol that cannot be recorded")
         return splice, notice
 

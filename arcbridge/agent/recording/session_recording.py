@@ -189,11 +189,12 @@ class SessionRecording:
             if self.demand.typed_input:
                 self._add(cast.INPUT, data)
         elif channel == channels.RESIZE:
-            self._resize = self._resize[-512:] + data
-            size = read_json_object(self._resize[self._resize.rfind(b"{") :])
+            # The last object that ends here counts. Each byte is parsed once, however many frames bring it.
+            text, end, rest = (self._resize + data).rpartition(b"}")
+            self._resize = rest[-512:]
+            size = read_json_object(text[text.rfind(b"{") :] + end) if end else {}
             match size.get("Width"), size.get("Height"):
                 case int(columns), int(rows) if 0 < columns < 65536 and 0 < rows < 65536:
-                    self._resize.clear()
                     self._add(cast.RESIZE, f"{int(columns)}x{int(rows)}".encode())
 
     def _add(self, code: str, data: bytes) -> None:
