@@ -10,6 +10,7 @@ import select
 import shutil
 import struct
 import subprocess
+import sys
 import termios
 from pathlib import Path
 
@@ -17,8 +18,8 @@ import pytest
 import tree_sitter
 import tree_sitter_powershell
 
-from arcbridge.cli.commands import COMMANDS, INTERNAL, SHELLS
-from arcbridge.cli.completion import script
+from arcbridge.cli.commands import INTERNAL, SHELLS
+from arcbridge.cli.completion import SCRIPTS
 from tests.support.processes import require_or_skip
 
 
@@ -110,15 +111,15 @@ def home(tmp_path: Path) -> Path:
     (tmp_path / ".cache/arcbridge/clusters").write_text("one\ntwo\n")
     (tmp_path / "a-file").write_text("")
     (tmp_path / "bin").mkdir()
-    for program in ("kubexample", "arcbridge"):
-        (tmp_path / "bin" / program).write_text("#!/bin/sh\n")
-        (tmp_path / "bin" / program).chmod(0o755)
+    for name, does in (("kubexample", ""), ("arcbridge", f'exec {sys.executable} -m arcbridge "$@"')):
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
     return tmp_path
 
 
 def offered(shell: str, line: str, home: Path) -> set[str]:
     need(shell)
-    (home / "script").write_text(script(shell))
+    (home / "script").write_text(SCRIPTS[shell])
     rows = [re.split(r"\t| +-- ", row)[0] for row in ASK[shell](line, home)]
     # In zsh names of one text share a row.
     return {word for row in rows for word in (row.split() if shell == "zsh" else [row])}
@@ -185,41 +186,34 @@ def test_b3_what_is_no_name_is_not_expanded(shell: str, line: str, home: Path) -
 @pytest.mark.parametrize("shell", ["zsh", "fish"])
 def test_descriptions(shell: str, home: Path) -> None:
     need(shell)
-    (home / "script").write_text(script(shell))
+    (home / "script").write_text(SCRIPTS[shell])
     text = "list the clusters you may reach"
     assert any(re.fullmatch(rf"clusters\s+(-- )?{text}", row) for row in ASK[shell]("arcbridge ", home))
     assert any(re.match(r"--config\s+(-- )?settings file", row) for row in ASK[shell]("arcbridge --co", home))
 
 
-@pytest.mark.parametrize("shell", SHELLS)
-def test_each_script_has_every_word(shell: str) -> None:
-    text = script(shell)
-    for command in COMMANDS:
-        if command.path[0] not in INTERNAL:
-            assert all(re.search(rf"\b{word}\b", text) for word in command.path), command.path
-        for flag in command.flags:
-            assert flag.long in text
+def test_what_powershell_shows(home: Path) -> None:
+    """A word and its text on each line; with `=` before the word at the cursor none of its arguments is empty."""
+    asking = [f"{home}/bin/arcbridge", "--role", "client", "complete", "powershell", "--"]
+    assert told([*asking, "connect", "one", "=t"], home) == {"two\tcluster"}
+    assert "clusters\tlist the clusters you may reach" in told([*asking, "="], home)
+    assert told([*asking, "clusters", "-o", "=j"], home) == {"json\tjson"}
+    assert told([*asking, "--config", "="], home) == {":files"}
+    assert told([*asking, "run", "-n", "one", "--", "=k"], home) == {":command 5"}
 
 
 def test_powershell_s_script_is_powershell() -> None:
     """As a parser of the language says: NuGet's PowerShell, which could run it, needs a .NET that CI has not."""
     parser = tree_sitter.Parser(tree_sitter.Language(tree_sitter_powershell.language()))
-    assert not parser.parse(script("powershell").encode()).root_node.has_error
-    assert parser.parse(script("powershell").replace("foreach (", "foreach ", 1).encode()).root_node.has_error
-
-
-def test_no_two_keys_of_powershell_s_tables_differ_by_case_alone() -> None:
-    """Its tables do not tell `-v` from `-V`, and refuse the second."""
-    for table in re.findall(r"@\{\n(.*?)\n    \}", script("powershell"), re.DOTALL):
-        keys = [line.partition(" = ")[0].strip().lower() for line in table.splitlines()]
-        assert len(keys) == len(set(keys))
+    assert not parser.parse(SCRIPTS["powershell"].encode()).root_node.has_error
+    assert parser.parse(SCRIPTS["powershell"].replace("if (", "if ", 1).encode()).root_node.has_error
 
 
 def test_the_file_of_cluster_names_is_found_where_the_variable_says(home: Path) -> None:
     need("fish")
     (home / "elsewhere/arcbridge").mkdir(parents=True)
     (home / "elsewhere/arcbridge/clusters").write_text("other\n")
-    (home / "script").write_text(f"set -gx XDG_CACHE_HOME {home}/elsewhere\n{script('fish')}")
+    (home / "script").write_text(f"set -gx XDG_CACHE_HOME {home}/elsewhere\n{SCRIPTS['fish']}")
     assert {offer.split("\t")[0] for offer in fish("arcbridge -n ", home)} == {"other"}
 
 
@@ -231,7 +225,7 @@ def test_zsh_completes_files_as_it_does_for_others(typing: str, expected: str, h
     need("zsh")
     (home / "two words").mkdir()
     (home / "two words/one file").write_text("")
-    (home / "script").write_text(script("zsh"))
+    (home / "script").write_text(SCRIPTS["zsh"])
     (home / ".zshrc").write_text(
         "autoload -U compinit && compinit -D\nsource ~/script\nPS1='READY>'\n"
         "zle-line-init() { print -n BEGUN }\nzle -N zle-line-init\n"
@@ -255,7 +249,7 @@ def test_zsh_completes_files_as_it_does_for_others(typing: str, expected: str, h
 )
 def test_bash_s_line_editor_makes_three_words_of_a_flag_with_its_value(typing: str, expected: str, home: Path) -> None:
     need("bash")
-    (home / "script").write_text(script("bash"))
+    (home / "script").write_text(SCRIPTS["bash"])
     (home / ".bashrc").write_text(
         "source ~/script\nPS1='BEGUN'\nbind 'set enable-bracketed-paste off'\n"
         """arcbridge() { printf '%s' "$*" > ~/given; echo "#THE-""END"; }\n"""
