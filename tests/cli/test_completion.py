@@ -19,7 +19,8 @@ import tree_sitter
 import tree_sitter_powershell
 
 from arcbridge.cli.commands import INTERNAL, SHELLS
-from arcbridge.cli.completion import SCRIPTS
+from arcbridge.cli.completion import SCRIPTS, complete
+from arcbridge.cli.parser import parse
 from tests.support.processes import require_or_skip
 
 
@@ -126,13 +127,10 @@ def offered(shell: str, line: str, home: Path) -> set[str]:
 
 
 CASES = [
-    ("arcbridge ", {"proxy", "clusters", "connect", "help"}, {"token", "--cluster", "--role", *INTERNAL}),
-    ("arcbridge -", {"--cluster", "--role", "-n", "--help"}, {"proxy", "--join-token-file", "--static"}),
     ("arcbridge --role relay ", {"token", "cluster", "user", "run"}, {"proxy", "--policy"}),
     ("arcbridge --role relay --p", {"--policy", "--public-address"}, {"--kube-context"}),
     ("arcbridge user ", {"revoke", "restore", "list"}, {"create"}),
     ("arcbridge user revoke --", {"--before", "--reason"}, {"--uses"}),
-    ("arcbridge --role=agent ", {"enroll", "run"}, {"proxy", "--state-dir"}),
     ("arcbridge --role ", {"relay", "agent", "client"}, {"proxy"}),
     ("arcbridge --role client con", {"connect", "config"}, {"clusters"}),
     ("arcbridge admin token ", {"create", "list", "delete"}, {"revoke", "one"}),
@@ -142,32 +140,56 @@ CASES = [
     ("arcbridge doctor -o ", {"table", "json", "yaml"}, {"wide", "name", "toml", "one"}),
     ("arcbridge --role relay config print -o ", {"toml", "json", "yaml"}, {"table", "name"}),
     ("arcbridge admin token list -o ", {"table", "name"}, {"toml", "text"}),
-    ("arcbridge forward -n ", set(), {"one", "two", "a-file"}),
     ("arcbridge logs -f ", set(), {"a-file", "proxy"}),
     ("arcbridge logs -f -", {"--follow", "--config"}, {"a-file"}),
-    ("arcbridge --port ", set(), {"proxy", "one"}),
-    ("arcbridge -n ", {"one", "two"}, {"proxy"}),
     ("arcbridge connect ", {"one", "two"}, {"proxy", "a-file"}),
-    ("arcbridge connect one t", {"two"}, {"one"}),
     ("arcbridge -v disconnect ", {"one", "two"}, {"--all"}),
     ("arcbridge doctor o", {"one"}, {"two"}),
     ("arcbridge connect --", {"--static", "--port"}, {"one", "--all", "--throughput"}),
     ("arcbridge logs -", {"--follow", "-f"}, {"--data-dir", "--output"}),
-    ("arcbridge --config ", {"a-file"}, {"proxy"}),
-    ("arcbridge audit show ", {"a-file"}, {"proxy"}),
     ("arcbridge help con", {"connect", "config"}, {"one"}),
     ("arcbridge help ", {"flags", "exit-codes", "connect"}, {"one"}),
     ("arcbridge help token ", {"create", "list"}, {"flags", "one"}),
     ("arcbridge help connect ", set(), {"flags", "exit-codes", "one", "connect"}),
+]
+SHELL_CASES = [
+    ("arcbridge ", {"proxy", "clusters", "connect", "help"}, {"token", "--cluster", "--role", *INTERNAL}),
+    ("arcbridge -", {"--cluster", "--role", "-n", "--help"}, {"proxy", "--join-token-file", "--static"}),
+    ("arcbridge --role=agent ", {"enroll", "run"}, {"proxy", "--state-dir"}),
+    ("arcbridge forward -n ", set(), {"one", "two", "a-file"}),
+    ("arcbridge --port ", set(), {"proxy", "one"}),
+    ("arcbridge -n ", {"one", "two"}, {"proxy"}),
+    ("arcbridge connect one t", {"two"}, {"one"}),
+    ("arcbridge --config ", {"a-file"}, {"proxy"}),
+    ("arcbridge audit show ", {"a-file"}, {"proxy"}),
     ("arcbridge --role relay doctor -- ", set(), {"kubexample", "while", "a-file"}),
     ("arcbridge run -n one -- kubex", {"kubexample"}, {"--parallel", "proxy"}),
     ("arcbridge run -n one -- kubexample a-f", {"a-file"}, {"proxy"}),
 ]
+"""What depends on how a shell reads the line, and what the shell completes itself."""
+
+
+@pytest.mark.parametrize(("line", "expected", "unexpected"), CASES)
+def test_offers(
+    line: str,
+    expected: set[str],
+    unexpected: set[str],
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home / ".cache"))
+    *words, current = line.split(" ")[1:]
+    command_line = ["--role", "client", "complete", "bash", "--", *words, f"={current}"]
+    assert complete(parse(command_line, "client")) == 0
+    found = {"a-file" if offer == ":files" else offer for offer in capsys.readouterr().out.splitlines()}
+    assert expected <= found
+    assert not unexpected & found
 
 
 @pytest.mark.parametrize("shell", ASK)
-@pytest.mark.parametrize(("line", "expected", "unexpected"), CASES)
-def test_offers(shell: str, line: str, expected: set[str], unexpected: set[str], home: Path) -> None:
+@pytest.mark.parametrize(("line", "expected", "unexpected"), SHELL_CASES)
+def test_offers_of_a_shell(shell: str, line: str, expected: set[str], unexpected: set[str], home: Path) -> None:
     found = offered(shell, line, home)
     assert expected <= found
     assert not unexpected & found
