@@ -39,14 +39,13 @@ _EXAMPLES: Final = ("examples", "grafana", "helm", "kubernetes", "monitoring", "
 """Of config/."""
 _FACTS: Final = """
 import json, sysconfig
-from arcbridge.cli.commands import SHELLS
-from arcbridge.cli.completion import script
+from arcbridge.cli.completion import SCRIPTS
 from arcbridge.cli.initial_settings import initial_files
 from arcbridge.cli.parser import Invocation
 roles = ("relay", "agent")
 settings = {role: initial_files(Invocation(role, ("config", "init"), {}), root=True, service=True) for role in roles}
 paths = [sysconfig.get_path(name) for name in ("purelib", "stdlib")]
-print(json.dumps({"settings": settings, "completion": {shell: script(shell) for shell in SHELLS}, "paths": paths}))
+print(json.dumps({"settings": settings, "completion": SCRIPTS, "paths": paths}))
 """
 
 

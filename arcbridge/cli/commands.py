@@ -156,6 +156,12 @@ COMMANDS = (
         ),
         Command("background = background:serve", "be the background process, as systemd starts it"),
         Command(
+            "complete = completion:complete",
+            "print what a shell offers at a TAB",
+            Argument("shell", "which shell", choices=SHELLS),
+            takes_command=True,
+        ),
+        Command(
             "clusters = client:clusters",
             "list the clusters you may reach",
             _output(*LIST_OUTPUTS, "clusterprofile"),
@@ -636,7 +642,7 @@ GROUPS = {
     ),
 }
 """The first words of each role's commands, in groups, as the help has them."""
-INTERNAL = ("background", "credential")
+INTERNAL = ("background", "complete", "credential")
 """Commands of the client that programs run: neither help nor completion shows them."""
 
 GROUP_HELP = {

@@ -10,6 +10,7 @@ import select
 import shutil
 import struct
 import subprocess
+import sys
 import termios
 from pathlib import Path
 
@@ -17,8 +18,9 @@ import pytest
 import tree_sitter
 import tree_sitter_powershell
 
-from arcbridge.cli.commands import COMMANDS, INTERNAL, SHELLS
-from arcbridge.cli.completion import script
+from arcbridge.cli.commands import INTERNAL, SHELLS
+from arcbridge.cli.completion import SCRIPTS, complete
+from arcbridge.cli.parser import parse
 from tests.support.processes import require_or_skip
 
 
@@ -110,28 +112,25 @@ def home(tmp_path: Path) -> Path:
     (tmp_path / ".cache/arcbridge/clusters").write_text("one\ntwo\n")
     (tmp_path / "a-file").write_text("")
     (tmp_path / "bin").mkdir()
-    for program in ("kubexample", "arcbridge"):
-        (tmp_path / "bin" / program).write_text("#!/bin/sh\n")
-        (tmp_path / "bin" / program).chmod(0o755)
+    for name, does in (("kubexample", ""), ("arcbridge", f'exec {sys.executable} -m arcbridge "$@"')):
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
     return tmp_path
 
 
 def offered(shell: str, line: str, home: Path) -> set[str]:
     need(shell)
-    (home / "script").write_text(script(shell))
+    (home / "script").write_text(SCRIPTS[shell])
     rows = [re.split(r"\t| +-- ", row)[0] for row in ASK[shell](line, home)]
     # In zsh names of one text share a row.
     return {word for row in rows for word in (row.split() if shell == "zsh" else [row])}
 
 
 CASES = [
-    ("arcbridge ", {"proxy", "clusters", "connect", "help"}, {"token", "--cluster", "--role", *INTERNAL}),
-    ("arcbridge -", {"--cluster", "--role", "-n", "--help"}, {"proxy", "--join-token-file", "--static"}),
     ("arcbridge --role relay ", {"token", "cluster", "user", "run"}, {"proxy", "--policy"}),
     ("arcbridge --role relay --p", {"--policy", "--public-address"}, {"--kube-context"}),
     ("arcbridge user ", {"revoke", "restore", "list"}, {"create"}),
     ("arcbridge user revoke --", {"--before", "--reason"}, {"--uses"}),
-    ("arcbridge --role=agent ", {"enroll", "run"}, {"proxy", "--state-dir"}),
     ("arcbridge --role ", {"relay", "agent", "client"}, {"proxy"}),
     ("arcbridge --role client con", {"connect", "config"}, {"clusters"}),
     ("arcbridge admin token ", {"create", "list", "delete"}, {"revoke", "one"}),
@@ -141,32 +140,56 @@ CASES = [
     ("arcbridge doctor -o ", {"table", "json", "yaml"}, {"wide", "name", "toml", "one"}),
     ("arcbridge --role relay config print -o ", {"toml", "json", "yaml"}, {"table", "name"}),
     ("arcbridge admin token list -o ", {"table", "name"}, {"toml", "text"}),
-    ("arcbridge forward -n ", set(), {"one", "two", "a-file"}),
     ("arcbridge logs -f ", set(), {"a-file", "proxy"}),
     ("arcbridge logs -f -", {"--follow", "--config"}, {"a-file"}),
-    ("arcbridge --port ", set(), {"proxy", "one"}),
-    ("arcbridge -n ", {"one", "two"}, {"proxy"}),
     ("arcbridge connect ", {"one", "two"}, {"proxy", "a-file"}),
-    ("arcbridge connect one t", {"two"}, {"one"}),
     ("arcbridge -v disconnect ", {"one", "two"}, {"--all"}),
     ("arcbridge doctor o", {"one"}, {"two"}),
     ("arcbridge connect --", {"--static", "--port"}, {"one", "--all", "--throughput"}),
     ("arcbridge logs -", {"--follow", "-f"}, {"--data-dir", "--output"}),
-    ("arcbridge --config ", {"a-file"}, {"proxy"}),
-    ("arcbridge audit show ", {"a-file"}, {"proxy"}),
     ("arcbridge help con", {"connect", "config"}, {"one"}),
     ("arcbridge help ", {"flags", "exit-codes", "connect"}, {"one"}),
     ("arcbridge help token ", {"create", "list"}, {"flags", "one"}),
     ("arcbridge help connect ", set(), {"flags", "exit-codes", "one", "connect"}),
+]
+SHELL_CASES = [
+    ("arcbridge ", {"proxy", "clusters", "connect", "help"}, {"token", "--cluster", "--role", *INTERNAL}),
+    ("arcbridge -", {"--cluster", "--role", "-n", "--help"}, {"proxy", "--join-token-file", "--static"}),
+    ("arcbridge --role=agent ", {"enroll", "run"}, {"proxy", "--state-dir"}),
+    ("arcbridge forward -n ", set(), {"one", "two", "a-file"}),
+    ("arcbridge --port ", set(), {"proxy", "one"}),
+    ("arcbridge -n ", {"one", "two"}, {"proxy"}),
+    ("arcbridge connect one t", {"two"}, {"one"}),
+    ("arcbridge --config ", {"a-file"}, {"proxy"}),
+    ("arcbridge audit show ", {"a-file"}, {"proxy"}),
     ("arcbridge --role relay doctor -- ", set(), {"kubexample", "while", "a-file"}),
     ("arcbridge run -n one -- kubex", {"kubexample"}, {"--parallel", "proxy"}),
     ("arcbridge run -n one -- kubexample a-f", {"a-file"}, {"proxy"}),
 ]
+"""What depends on how a shell reads the line, and what the shell completes itself."""
+
+
+@pytest.mark.parametrize(("line", "expected", "unexpected"), CASES)
+def test_offers(
+    line: str,
+    expected: set[str],
+    unexpected: set[str],
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home / ".cache"))
+    *words, current = line.split(" ")[1:]
+    command_line = ["--role", "client", "complete", "bash", "--", *words, f"={current}"]
+    assert complete(parse(command_line, "client")) == 0
+    found = {"a-file" if offer == ":files" else offer for offer in capsys.readouterr().out.splitlines()}
+    assert expected <= found
+    assert not unexpected & found
 
 
 @pytest.mark.parametrize("shell", ASK)
-@pytest.mark.parametrize(("line", "expected", "unexpected"), CASES)
-def test_offers(shell: str, line: str, expected: set[str], unexpected: set[str], home: Path) -> None:
+@pytest.mark.parametrize(("line", "expected", "unexpected"), SHELL_CASES)
+def test_offers_of_a_shell(shell: str, line: str, expected: set[str], unexpected: set[str], home: Path) -> None:
     found = offered(shell, line, home)
     assert expected <= found
     assert not unexpected & found
@@ -185,41 +208,34 @@ def test_b3_what_is_no_name_is_not_expanded(shell: str, line: str, home: Path) -
 @pytest.mark.parametrize("shell", ["zsh", "fish"])
 def test_descriptions(shell: str, home: Path) -> None:
     need(shell)
-    (home / "script").write_text(script(shell))
+    (home / "script").write_text(SCRIPTS[shell])
     text = "list the clusters you may reach"
     assert any(re.fullmatch(rf"clusters\s+(-- )?{text}", row) for row in ASK[shell]("arcbridge ", home))
     assert any(re.match(r"--config\s+(-- )?settings file", row) for row in ASK[shell]("arcbridge --co", home))
 
 
-@pytest.mark.parametrize("shell", SHELLS)
-def test_each_script_has_every_word(shell: str) -> None:
-    text = script(shell)
-    for command in COMMANDS:
-        if command.path[0] not in INTERNAL:
-            assert all(re.search(rf"\b{word}\b", text) for word in command.path), command.path
-        for flag in command.flags:
-            assert flag.long in text
+def test_what_powershell_shows(home: Path) -> None:
+    """A word and its text on each line; with `=` before the word at the cursor none of its arguments is empty."""
+    asking = [f"{home}/bin/arcbridge", "--role", "client", "complete", "powershell", "--"]
+    assert told([*asking, "connect", "one", "=t"], home) == {"two\tcluster"}
+    assert "clusters\tlist the clusters you may reach" in told([*asking, "="], home)
+    assert told([*asking, "clusters", "-o", "=j"], home) == {"json\tjson"}
+    assert told([*asking, "--config", "="], home) == {":files"}
+    assert told([*asking, "run", "-n", "one", "--", "=k"], home) == {":command 5"}
 
 
 def test_powershell_s_script_is_powershell() -> None:
     """As a parser of the language says: NuGet's PowerShell, which could run it, needs a .NET that CI has not."""
     parser = tree_sitter.Parser(tree_sitter.Language(tree_sitter_powershell.language()))
-    assert not parser.parse(script("powershell").encode()).root_node.has_error
-    assert parser.parse(script("powershell").replace("foreach (", "foreach ", 1).encode()).root_node.has_error
-
-
-def test_no_two_keys_of_powershell_s_tables_differ_by_case_alone() -> None:
-    """Its tables do not tell `-v` from `-V`, and refuse the second."""
-    for table in re.findall(r"@\{\n(.*?)\n    \}", script("powershell"), re.DOTALL):
-        keys = [line.partition(" = ")[0].strip().lower() for line in table.splitlines()]
-        assert len(keys) == len(set(keys))
+    assert not parser.parse(SCRIPTS["powershell"].encode()).root_node.has_error
+    assert parser.parse(SCRIPTS["powershell"].replace("if (", "if ", 1).encode()).root_node.has_error
 
 
 def test_the_file_of_cluster_names_is_found_where_the_variable_says(home: Path) -> None:
     need("fish")
     (home / "elsewhere/arcbridge").mkdir(parents=True)
     (home / "elsewhere/arcbridge/clusters").write_text("other\n")
-    (home / "script").write_text(f"set -gx XDG_CACHE_HOME {home}/elsewhere\n{script('fish')}")
+    (home / "script").write_text(f"set -gx XDG_CACHE_HOME {home}/elsewhere\n{SCRIPTS['fish']}")
     assert {offer.split("\t")[0] for offer in fish("arcbridge -n ", home)} == {"other"}
 
 
@@ -231,7 +247,7 @@ def test_zsh_completes_files_as_it_does_for_others(typing: str, expected: str, h
     need("zsh")
     (home / "two words").mkdir()
     (home / "two words/one file").write_text("")
-    (home / "script").write_text(script("zsh"))
+    (home / "script").write_text(SCRIPTS["zsh"])
     (home / ".zshrc").write_text(
         "autoload -U compinit && compinit -D\nsource ~/script\nPS1='READY>'\n"
         "zle-line-init() { print -n BEGUN }\nzle -N zle-line-init\n"
@@ -255,7 +271,7 @@ def test_zsh_completes_files_as_it_does_for_others(typing: str, expected: str, h
 )
 def test_bash_s_line_editor_makes_three_words_of_a_flag_with_its_value(typing: str, expected: str, home: Path) -> None:
     need("bash")
-    (home / "script").write_text(script("bash"))
+    (home / "script").write_text(SCRIPTS["bash"])
     (home / ".bashrc").write_text(
         "source ~/script\nPS1='BEGUN'\nbind 'set enable-bracketed-paste off'\n"
         """arcbridge() { printf '%s' "$*" > ~/given; echo "#THE-""END"; }\n"""
