@@ -53,6 +53,9 @@ class FastTlsLoop:
         self._loop = loop
         self.payer = payer
         """Pays for what is read, for as long as it is set."""
+        # What aiofastnet asks for again and again needs no call of `__getattr__`.
+        self.call_later, self.call_soon, self.create_future = loop.call_later, loop.call_soon, loop.create_future
+        self.get_debug, self.remove_reader = loop.get_debug, loop.remove_reader
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loop, name)
