@@ -100,8 +100,8 @@ def _trace(error: BaseException) -> str:
 
 def safe_value(name: str, value: Any, depth: int = 0) -> Any:
     """Return `value` as something JSON has, clean and bounded. A field named after a secret loses its value."""
-    if type(value) is str:
-        return REDACTED if _names_secret(name) else clean(value)  # the common case
+    if type(value) is str:  # as most are: what follows asks a dozen questions first
+        return REDACTED if _names_secret(name) else clean(value)
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, enum.Enum):
