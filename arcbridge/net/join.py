@@ -87,9 +87,13 @@ async def client_join(
     `Unreachable` when the relay's certificate is not trusted or it does not answer, `ConnectionLost` when the
     connection ended, `RemoteProtocolError` when the relay broke the protocol, and what `prove` raises.
     """
+    reader, until = SocketReader(sock), asyncio.get_running_loop().time() + deadline
     try:
-        async with asyncio.timeout(deadline):
-            return await _client_join(sock, context, server_name, request, alpn, prove, measured)
+        try:
+            pipe = TlsPipe(sock, context, server_hostname=server_name, reader=reader)
+            return await _client_join(pipe, reader, until, server_name, request, alpn, prove, measured)
+        finally:
+            reader.stop()
     except TimeoutError as error:
         reset(sock)
         raise Unreachable(f"the relay {server_name} did not finish the join in time") from error
@@ -102,18 +106,19 @@ async def client_join(
 
 
 async def _client_join(
-    sock: socket.socket,
-    context: ssl.SSLContext,
+    pipe: TlsPipe,
+    reader: SocketReader,
+    until: float,
     server_name: str,
     request: JoinRequest,
     alpn: str,
     prove: Callable[[bytes], str] | None,
     measured: Callable[[float], None],
 ) -> JoinReply:
-    pipe = TlsPipe(sock, context, server_hostname=server_name)
+    time = asyncio.get_running_loop().time
+    reader.deadline = min(until, time() + HANDSHAKE_DEADLINE)
     try:
-        async with asyncio.timeout(HANDSHAKE_DEADLINE):
-            await pipe.handshake()
+        await pipe.handshake()
     except TimeoutError as error:
         raise Unreachable(f"the relay {server_name} did not finish the TLS handshake in time") from error
     if pipe.alpn != alpn:
@@ -121,6 +126,7 @@ async def _client_join(
     measured(pipe.round_trip)
     if prove is not None and (proof := prove(pipe.peer_certificate or b"")):
         request = replace(request, proof=proof)
+    reader.deadline = until
     await pipe.write(_framed(request.encode()))
     record, rest = await _read_record(pipe)
     reply = JoinReply.decode(record)
@@ -134,11 +140,11 @@ async def _client_join(
         )
     if reply.join_id and not JOIN_ID.fullmatch(reply.join_id):
         raise RemoteProtocolError("the relay gave the join an id that no relay makes")
+    reader.deadline = min(until, time() + CLOSE_DEADLINE)
     try:
-        async with asyncio.timeout(CLOSE_DEADLINE):
-            if rest or await pipe.read():
-                raise RemoteProtocolError("the relay sent more than its reply")
-            left_over = await pipe.close()
+        if rest or await pipe.read():
+            raise RemoteProtocolError("the relay sent more than its reply")
+        left_over = await pipe.close()
     except TimeoutError as error:
         raise ConnectionLost(f"the relay {server_name} did not end the outer TLS in time") from error
     if left_over:
