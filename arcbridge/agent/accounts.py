@@ -140,7 +140,7 @@ def limits_of(config: AgentLimitsConfig, identity: Identity) -> AgentLimitsConfi
     """Return the limits of a user: the user's own, else the largest of the user's groups, else those of every user."""
     user = config.users.get(identity.username)
     groups = [config.groups[name] for name in identity.groups if name in config.groups]
-    own = {name: _value(name, config, user, groups) for name in _NAMES}
+    own = {name: _value(name, config, user, groups) for name in _NAMES} if user is not None or groups else {}
     return replace(config, **own, groups={}, users={}, actors={})
 
 

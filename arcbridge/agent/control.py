@@ -266,7 +266,7 @@ class ControlConnections:
         if now < settled:
             return settled
         for relay in surplus:
-            if not staying[relay].dials:  # the end of a dial sets `_changed`
+            if not staying[relay].dials:  # the end of the last one sets `_changed`
                 self._leave(staying[relay], "the agent has enough relays without this one")
         return None
 
@@ -506,7 +506,8 @@ class ControlConnections:
 
         def done() -> None:
             link.dials -= 1
-            self._changed.set()
+            if not link.dials and len(self._links) > self.wanted:  # one that is superfluous may have waited for this
+                self._changed.set()
 
         self.dials.join(dial, link.relay, done)
 

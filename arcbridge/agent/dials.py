@@ -160,7 +160,8 @@ class Dials:
         try:
             async with asyncio.timeout(deadline + HANDSHAKE_DEADLINE):
                 # A relay whose joins take too much of the event loop waits with the next one (docs/threats.md#L47).
-                await asyncio.sleep(max(payer.held_until - time.monotonic(), 0.0))
+                if (held := payer.held_until - time.monotonic()) > 0:
+                    await asyncio.sleep(held)
                 await self._join_and_serve(dial, deadline)
         except (ArcbridgeError, TimeoutError) as error:
             self.join_failures += 1

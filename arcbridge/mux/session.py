@@ -138,7 +138,9 @@ class MuxSession:
         self.payer: LoopTime | None = None
         """To whom the loop's work for the session is charged; None: to no payer."""
         self._established: asyncio.Future[None] = self.loop.create_future()
-        self._ended: asyncio.Future[ArcbridgeError] = self.loop.create_future()
+        self._end_waiters: list[asyncio.Future[ArcbridgeError]] = []
+        self._end_told: ArcbridgeError | None = None
+        """Why the session is over; None: its handler was not told yet."""
         self.label = label
         """The join id: the `session` of every log line."""
         self._arm_timer()
@@ -180,7 +182,14 @@ class MuxSession:
 
     async def wait_ended(self) -> ArcbridgeError:
         """Wait until the session is over; return the reason. Cancelling changes nothing."""
-        return await asyncio.shield(self._ended)
+        if self._end_told is not None:
+            return self._end_told
+        waiter: asyncio.Future[ArcbridgeError] = self.loop.create_future()
+        self._end_waiters.append(waiter)
+        try:
+            return await waiter
+        finally:
+            self._end_waiters.remove(waiter)
 
     # -- command --------------------------------------------------------------------------------------------------
 
@@ -448,7 +457,10 @@ class MuxSession:
             connection.drop()
 
     def _tell_end(self, error: ArcbridgeError) -> None:
-        self._ended.set_result(error)
+        self._end_told = error
+        for waiter in self._end_waiters:
+            if not waiter.done():
+                waiter.set_result(error)
         self._call(self._handler.session_ended, self, error)
 
     def _await_close(self, transport: asyncio.Transport, waiting: int | None = None) -> None:

@@ -139,72 +139,55 @@ def _what_else(data: bytes) -> Incomplete | NotTls:
     return NotTls(Reason.NOT_TLS)
 
 
-class _Reader:
-    """A cursor over a length-delimited structure; reading past its end is `_Malformed`."""
-
-    __slots__ = ("at", "data")
-
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-        self.at = 0
-
-    def take(self, size: int) -> bytes:
-        end = self.at + size
-        if end > len(self.data):
-            raise _Malformed
-        taken = self.data[self.at : end]
-        self.at = end
-        return taken
-
-    def number(self, size: int) -> int:
-        return int.from_bytes(self.take(size), "big")
-
-    def vector(self, size: int) -> bytes:
-        """Return an opaque vector whose length takes `size` bytes (RFC 8446 §3.4)."""
-        return self.take(self.number(size))
-
-    def more(self) -> bool:
-        return self.at < len(self.data)
-
-
 def _client_hello(body: bytes) -> ClientHello:
-    reader = _Reader(body)
-    reader.take(2 + 32)
-    if len(reader.vector(1)) > 32:
-        raise _Malformed
-    suites = reader.vector(2)
-    if len(suites) < 2 or len(suites) % 2:
-        raise _Malformed
-    if not reader.vector(1):
-        raise _Malformed
+    """Read the body in place: each connection pays for this, and a cursor with methods took 170 calls of a join."""
+    try:
+        at = 2 + 32
+        if body[at] > 32:
+            raise _Malformed
+        at += 1 + body[at]
+        suites = body[at] << 8 | body[at + 1]
+        if suites < 2 or suites % 2:
+            raise _Malformed
+        at += 2 + suites
+        if not body[at]:
+            raise _Malformed
+        at += 1 + body[at]
+        size = len(body)
+        if at == size:
+            return ClientHello(())
+        if at + 2 + (body[at] << 8 | body[at + 1]) != size:
+            raise _Malformed
+        return ClientHello(_extensions(body, at + 2, size))
+    except IndexError as error:  # a length that leads behind the end
+        raise _Malformed from error
+
+
+def _extensions(body: bytes, at: int, size: int) -> tuple[bytes, ...]:
+    """Return the protocols of the extensions from `at` on."""
     alpn: tuple[bytes, ...] = ()
-    if not reader.more():
-        return ClientHello(alpn)
-    extensions = _Reader(reader.vector(2))
-    if reader.more():
-        raise _Malformed
     seen: set[int] = set()
-    while extensions.more():
-        kind = extensions.number(2)
-        content = extensions.vector(2)
-        if kind in seen:
+    while at < size:
+        kind, end = body[at] << 8 | body[at + 1], at + 4 + (body[at + 2] << 8 | body[at + 3])
+        if end > size or kind in seen:
             # RFC 8446 §4.2: at most one extension of a type. Two of them is how parsers are made to disagree.
             raise _Malformed
         seen.add(kind)
         if kind == _ALPN:
-            alpn = _protocols(content)
-    return ClientHello(alpn)
+            alpn = _protocols(body[at + 4 : end])
+        at = end
+    return alpn
 
 
 def _protocols(content: bytes) -> tuple[bytes, ...]:
-    outer = _Reader(content)
-    names = _Reader(outer.vector(2))
-    if outer.more() or not names.more():
+    size = len(content)
+    if size < 3 or 2 + (content[0] << 8 | content[1]) != size:
         raise _Malformed
-    found = []
-    while names.more():
-        name = names.vector(1)
-        if not name:
+    found, at = [], 2
+    while at < size:
+        end = at + 1 + content[at]
+        if not content[at] or end > size:
             raise _Malformed
-        found.append(name)
+        found.append(content[at + 1 : end])
+        at = end
     return tuple(found)

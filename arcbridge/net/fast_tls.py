@@ -1,9 +1,8 @@
 """aiofastnet, which calls OpenSSL without Python's `ssl` in between, where it works.
 
-It is passed over where it is not installed, where this Python hides its OpenSSL (aiofastnet then works through `ssl`,
-slower than uvloop), and by a TLS client that can write no temporary file: aiofastnet decodes the server's certificate
-from one, and a handshake that cannot be decoded never ends. What takes its place is the caller's choice.
-The reasons are in docs/decisions/0012-aiofastnet.md.
+It is passed over where it is not installed, and where this Python hides its OpenSSL (aiofastnet then works through
+`ssl`, slower than uvloop). What takes its place is the caller's choice. Two of its ways are changed here: it decodes no
+certificate, and reports two things less (`FastTlsLoop`). The reasons are in docs/decisions/0012-aiofastnet.md.
 """
 
 from __future__ import annotations
@@ -11,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import tempfile
+import ssl
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from arcbridge.loop_shares import LoopTime
@@ -35,14 +35,9 @@ def fast_tls() -> ModuleType | None:
     if aiofastnet.OPENSSL_DYN_LIBS is None:
         log.debug("sessions use the event loop's TLS: aiofastnet has no direct access to this Python's OpenSSL")
         return None
+    _decode_no_certificate(aiofastnet)
     log.debug("sessions use the TLS of aiofastnet %s", aiofastnet.__version__)
     return aiofastnet
-
-
-def fast_tls_as_client() -> ModuleType | None:
-    """Return aiofastnet for one connection as the TLS client, or None where it cannot make this one."""
-    aiofastnet = fast_tls()
-    return aiofastnet if aiofastnet is not None and _temporary_file_possible() else None
 
 
 class FastTlsLoop:
@@ -58,6 +53,9 @@ class FastTlsLoop:
         self._loop = loop
         self.payer = payer
         """Pays for what is read, for as long as it is set."""
+        # What aiofastnet asks for again and again needs no call of `__getattr__`.
+        self.call_later, self.call_soon, self.create_future = loop.call_later, loop.call_soon, loop.create_future
+        self.get_debug, self.remove_reader = loop.get_debug, loop.remove_reader
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loop, name)
@@ -74,14 +72,16 @@ class FastTlsLoop:
             self._loop.call_exception_handler(context)
 
 
-def _temporary_file_possible() -> bool:
-    """Return whether a certificate can be decoded from a temporary file; asked at each connection, since a disk fills
-    up."""
-    try:
-        with tempfile.NamedTemporaryFile() as file:
-            file.write(bytes(16 * 1024))
-            file.flush()
-    except OSError as error:
-        log.debug("this connection is made without aiofastnet: no temporary file can be written (%s)", error)
-        return False
-    return True
+def _decode_no_certificate(aiofastnet: ModuleType) -> None:
+    """Have clients know the server's certificate as DER alone, which is all that is asked for here.
+
+    aiofastnet 1.2.0 decodes it, once OpenSSL has verified it, for whoever asks a transport for `peercert`: by way of a
+    temporary file, and where none can be written the handshake never ends. OpenSSL verifies as before.
+    """
+    engine: Any = getattr(aiofastnet, "ssl_engine_direct", None)
+    if hasattr(engine, "tempfile"):
+        quiet = ModuleType("ssl")
+        decoder = SimpleNamespace(_test_decode_cert=lambda path: {})
+        vars(quiet).update(vars(ssl), DER_cert_to_PEM_cert=lambda der: "", _ssl=decoder)
+        no_file = nullcontext(SimpleNamespace(name="", write=len))  # without a name nothing has to be removed
+        engine.ssl, engine.tempfile = quiet, SimpleNamespace(NamedTemporaryFile=lambda **_: no_file)

@@ -25,10 +25,11 @@ import ssl
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from enum import IntEnum
+from functools import partial
 from typing import Final, NoReturn, TypeVar
 
-from arcbridge.errors import ConnectionLost, JoinRefused, RemoteProtocolError, Unreachable
-from arcbridge.net.sockets import receive, reset
+from arcbridge.errors import ArcbridgeError, ConnectionLost, JoinRefused, RemoteProtocolError, Unreachable
+from arcbridge.net.sockets import SocketReader, reset
 from arcbridge.net.tls import ServerContext
 from arcbridge.net.tlspipe import CLOSE_DEADLINE, HANDSHAKE_DEADLINE, TlsPipe
 from arcbridge.refusals import read_refusal
@@ -86,9 +87,13 @@ async def client_join(
     `Unreachable` when the relay's certificate is not trusted or it does not answer, `ConnectionLost` when the
     connection ended, `RemoteProtocolError` when the relay broke the protocol, and what `prove` raises.
     """
+    reader, until = SocketReader(sock), asyncio.get_running_loop().time() + deadline
     try:
-        async with asyncio.timeout(deadline):
-            return await _client_join(sock, context, server_name, request, alpn, prove, measured)
+        try:
+            pipe = TlsPipe(sock, context, server_hostname=server_name, reader=reader)
+            return await _client_join(pipe, reader, until, server_name, request, alpn, prove, measured)
+        finally:
+            reader.stop()
     except TimeoutError as error:
         reset(sock)
         raise Unreachable(f"the relay {server_name} did not finish the join in time") from error
@@ -101,18 +106,19 @@ async def client_join(
 
 
 async def _client_join(
-    sock: socket.socket,
-    context: ssl.SSLContext,
+    pipe: TlsPipe,
+    reader: SocketReader,
+    until: float,
     server_name: str,
     request: JoinRequest,
     alpn: str,
     prove: Callable[[bytes], str] | None,
     measured: Callable[[float], None],
 ) -> JoinReply:
-    pipe = TlsPipe(sock, context, server_hostname=server_name)
+    time = asyncio.get_running_loop().time
+    reader.deadline = min(until, time() + HANDSHAKE_DEADLINE)
     try:
-        async with asyncio.timeout(HANDSHAKE_DEADLINE):
-            await pipe.handshake()
+        await pipe.handshake()
     except TimeoutError as error:
         raise Unreachable(f"the relay {server_name} did not finish the TLS handshake in time") from error
     if pipe.alpn != alpn:
@@ -120,6 +126,7 @@ async def _client_join(
     measured(pipe.round_trip)
     if prove is not None and (proof := prove(pipe.peer_certificate or b"")):
         request = replace(request, proof=proof)
+    reader.deadline = until
     await pipe.write(_framed(request.encode()))
     record, rest = await _read_record(pipe)
     reply = JoinReply.decode(record)
@@ -133,11 +140,11 @@ async def _client_join(
         )
     if reply.join_id and not JOIN_ID.fullmatch(reply.join_id):
         raise RemoteProtocolError("the relay gave the join an id that no relay makes")
+    reader.deadline = min(until, time() + CLOSE_DEADLINE)
     try:
-        async with asyncio.timeout(CLOSE_DEADLINE):
-            if rest or await pipe.read():
-                raise RemoteProtocolError("the relay sent more than its reply")
-            left_over = await pipe.close()
+        if rest or await pipe.read():
+            raise RemoteProtocolError("the relay sent more than its reply")
+        left_over = await pipe.close()
     except TimeoutError as error:
         raise ConnectionLost(f"the relay {server_name} did not end the outer TLS in time") from error
     if left_over:
@@ -161,19 +168,21 @@ class ServerJoin:
     """The relay's side of one join connection; owns `sock` until `finish` has returned or `refuse`/`abort` was called.
 
     Order of calls: `handshake`, `read_request`, then either `refuse`, or `reply` and `finish`; between request and
-    reply `gone` may be awaited (and cancelled) to notice that the peer left. Every failure raises
+    reply `watch` notices that the peer left. Every failure raises
     `RemoteProtocolError` (the peer broke the protocol) or `ConnectionLost` (it left, or was too slow), in words that
     name the step; then only `refuse` and `abort` may be called.
     """
 
-    __slots__ = ("_broken", "_pipe", "_protocol", "own_key", "sock")
+    __slots__ = ("_broken", "_loop", "_pipe", "_protocol", "_reader", "own_key", "sock")
 
     def __init__(self, sock: socket.socket, context: ServerContext, protocol: str = ALPN) -> None:
         self.sock = sock
         self.own_key = context.spki
         """SubjectPublicKeyInfo (DER) of the certificate that this side shows."""
         self._protocol = protocol
-        self._pipe = TlsPipe(sock, context, server_side=True)
+        self._loop = asyncio.get_running_loop()
+        self._reader = SocketReader(sock)
+        self._pipe = TlsPipe(sock, context, server_side=True, reader=self._reader)
         self._broken = False
 
     @property
@@ -194,20 +203,31 @@ class ServerJoin:
             raise RemoteProtocolError("bytes came before the reply to the JOIN message")
         return JoinRequest.decode(record)
 
-    async def gone(self) -> None:
-        """Return never; raise `ConnectionLost` when the peer leaves, `RemoteProtocolError` when it sends anything.
+    def watch(self, left: Callable[[ArcbridgeError], None]) -> None:
+        """Call `left` with a `ConnectionLost` when the peer leaves, and with a `RemoteProtocolError` when it sends
+        anything, until `unwatch`."""
+        self._reader.watch(partial(self._look, left))
 
-        Cancelling it leaves the connection as it was.
-        """
+    def unwatch(self) -> None:
+        """Leave the connection as it is."""
+        self._reader.unwatch()
+
+    def _look(self, left: Callable[[ArcbridgeError], None]) -> None:
+        error: ArcbridgeError
         try:
-            data = await receive(self.sock, 1)
-        except OSError as error:
+            if self.sock.recv(1):
+                error = RemoteProtocolError("bytes came before the reply to the JOIN message")
+            else:
+                self._broken = True
+                error = ConnectionLost("the peer closed the connection before it was joined")
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as cause:
             self._broken = True
-            raise ConnectionLost("the peer reset the connection before it was joined") from error
-        if not data:
-            self._broken = True
-            raise ConnectionLost("the peer closed the connection before it was joined")
-        raise RemoteProtocolError("bytes came before the reply to the JOIN message")
+            error = ConnectionLost("the peer reset the connection before it was joined")
+            error.__cause__ = cause
+        self.unwatch()
+        left(error)
 
     async def reply(self, reply: JoinReply) -> None:
         """Send the consent, with our close_notify in the same flight."""
@@ -221,6 +241,7 @@ class ServerJoin:
         left_over = await self._step("close_notify", CLOSE_DEADLINE, self._pipe.close())
         # Nothing can be said any more: what the peer hears now is the other end.
         self._broken = True
+        self._reader.stop()
         return left_over
 
     async def refuse(self, reply: JoinReply) -> None:
@@ -231,24 +252,26 @@ class ServerJoin:
         if self._broken:
             self.abort()
             return
+        self._reader.deadline = self._loop.time() + _LINGER
         try:
-            async with asyncio.timeout(_LINGER):
-                self._pipe.feed(_framed(reply.encode()))
-                await self._end_flight()
-                self.sock.shutdown(socket.SHUT_WR)
-                # Unread bytes at close would make the kernel send RST, which may overtake the reply.
-                taken = 0
-                while taken < MAX_RECORD and (chunk := await receive(self.sock, 16 * 1024)):
-                    taken += len(chunk)
-        except (OSError, EOFError, TimeoutError):
+            self._pipe.feed(_framed(reply.encode()))
+            await self._end_flight()
+            self.sock.shutdown(socket.SHUT_WR)
+            # Unread bytes at close would make the kernel send RST, which may overtake the reply.
+            taken = 0
+            while taken < MAX_RECORD and (chunk := await self._reader.receive(16 * 1024)):
+                taken += len(chunk)
+        except (OSError, EOFError):
             # The peer is gone or stalls: it does not get to hear the reason.
             self.abort()
         finally:
+            self._reader.stop()
             self.sock.close()
 
     def abort(self) -> None:
         """Close with RST, at once."""
         self._broken = True
+        self._reader.stop()
         reset(self.sock)
 
     async def _end_flight(self) -> None:
@@ -256,9 +279,9 @@ class ServerJoin:
         await self._pipe.flush()
 
     async def _step(self, name: str, deadline: float, step: Coroutine[object, object, T]) -> T:
+        self._reader.deadline = self._loop.time() + deadline
         try:
-            async with asyncio.timeout(deadline):
-                return await step
+            return await step
         except TimeoutError as error:
             self._broken = True
             raise ConnectionLost(f"{name}: not complete within {deadline:.0f} s") from error

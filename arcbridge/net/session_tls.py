@@ -15,7 +15,7 @@ from typing import Final
 
 from arcbridge.loop_shares import LoopTime
 from arcbridge.mux.connection import MuxConnection
-from arcbridge.net.fast_tls import FastTlsLoop, fast_tls, fast_tls_as_client
+from arcbridge.net.fast_tls import FastTlsLoop, fast_tls
 from arcbridge.net.tls import accept_charged_tls
 from arcbridge.net.tlstransport import connect_tls
 
@@ -41,7 +41,7 @@ async def connect_session(
 
     Raises ssl.SSLCertVerificationError, other OSError, TimeoutError.
     """
-    aiofastnet = fast_tls_as_client()
+    aiofastnet = fast_tls()
     if aiofastnet is None:
         # Not the loop's: uvloop closes the descriptor itself where the peer has reset the connection, and the caller's
         # close would then hit whichever connection has the number by then.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import re
 import socket
 import ssl
@@ -128,8 +129,12 @@ def inner_server_context(certificate_pem: str, key_pem: str) -> ServerContext:
     return _server(certificate_pem, key_pem, ALPN_SESSION)
 
 
+@functools.lru_cache(maxsize=16)
 def inner_client_context(cluster_ca_pem: str) -> ssl.SSLContext:
-    """Return the client's end of the end-to-end TLS: trusts this cluster's CA and nothing else."""
+    """Return the client's end of the end-to-end TLS: trusts this cluster's CA and nothing else.
+
+    Sessions to one cluster share it, and nothing in it is changed: making it lies between two round trips of a join.
+    """
     context = _client(ALPN_SESSION)
     _trust(context, cluster_ca_pem)
     return context

@@ -14,7 +14,7 @@ import ssl
 import time
 from typing import Final
 
-from arcbridge.net.sockets import receive, send_all
+from arcbridge.net.sockets import SocketReader, receive, send_all
 
 HANDSHAKE_DEADLINE: Final = 5.0
 CLOSE_DEADLINE: Final = 3.0
@@ -22,13 +22,13 @@ _CHUNK: Final = 64 * 1024
 
 
 class TlsPipe:
-    """One TLS connection over `sock`, which is never closed here. No deadlines of its own: callers set them.
+    """One TLS connection over `sock`, which is never closed here. Callers set its deadlines, or those of its `reader`.
 
     All methods raise `ssl.SSLError` or `OSError` from below and `EOFError` when the peer's TCP stream ends without
     close_notify. After an error or a cancellation the TLS state is unusable: the connection has to be closed.
     """
 
-    __slots__ = ("_incoming", "_outgoing", "_sock", "_tls", "round_trip")
+    __slots__ = ("_incoming", "_outgoing", "_reader", "_sock", "_tls", "round_trip")
 
     def __init__(
         self,
@@ -37,8 +37,11 @@ class TlsPipe:
         *,
         server_side: bool = False,
         server_hostname: str | None = None,
+        reader: SocketReader | None = None,
     ) -> None:
+        """`reader`: reads the socket, and is the caller's, who stops it."""
         self._sock = sock
+        self._reader = reader
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._tls = context.wrap_bio(
@@ -128,10 +131,11 @@ class TlsPipe:
     async def flush(self) -> None:
         data = self._outgoing.read()
         if data:
-            await send_all(self._sock, data)
+            await send_all(self._sock, data, deadline=self._reader.deadline if self._reader else None)
 
     async def _fill(self) -> None:
-        data = await receive(self._sock, _CHUNK)
+        reader = self._reader
+        data = await (receive(self._sock, _CHUNK) if reader is None else reader.receive(_CHUNK))
         if not data:
             raise EOFError("the connection ended without close_notify")
         self._incoming.write(data)

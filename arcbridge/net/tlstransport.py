@@ -18,7 +18,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from enum import Enum
@@ -101,7 +100,7 @@ class TlsTransport(asyncio.Transport):
         self._broken: ssl.SSLError | None = None
         """The error of a record whose predecessors are still to be delivered."""
         self._scheduled = False
-        self._pending: deque[bytes | memoryview] = deque()
+        self._pending: list[bytes | memoryview] = []
         self._pending_bytes = 0
         self._high = WRITE_HIGH
         self._low = WRITE_LOW
@@ -513,7 +512,7 @@ class TlsTransport(asyncio.Transport):
             if sent < len(head):
                 self._pending[0] = memoryview(head)[sent:]
                 break
-            self._pending.popleft()
+            del self._pending[0]
         if not self._pending:
             self._loop.remove_writer(self._sock)
             if self._state is _TlsState.FLUSHING:

@@ -13,6 +13,7 @@ import math
 import sys
 import traceback
 from collections.abc import Mapping, MutableMapping
+from functools import lru_cache, partial
 from typing import Any, Final
 
 from arcbridge.errors import ArcbridgeError
@@ -27,6 +28,11 @@ MAX_FIELDS, MAX_ITEMS, MAX_DEPTH = 40, 20, 3
 
 QUOTING_PACKAGES: Final = ("aiohttp", "h11", "http")
 """Packages whose exceptions and log arguments may hold bytes of a request."""
+
+
+# Nearly all names of fields are words of this code.
+_clean_name = lru_cache(maxsize=256)(partial(clean, limit=64))
+_names_secret = lru_cache(maxsize=256)(names_secret)
 
 
 class Redaction:
@@ -51,7 +57,7 @@ class Redaction:
             if count >= MAX_FIELDS:
                 shaped["fields_omitted"] = len(fields) - MAX_FIELDS
                 break
-            shaped.setdefault(clean(str(name), 64), safe_value(str(name), value))
+            shaped.setdefault(_clean_name(str(name)), safe_value(str(name), value))
         shaped.update(trace)
         return shaped
 
@@ -94,6 +100,8 @@ def _trace(error: BaseException) -> str:
 
 def safe_value(name: str, value: Any, depth: int = 0) -> Any:
     """Return `value` as something JSON has, clean and bounded. A field named after a secret loses its value."""
+    if type(value) is str:  # as most are: what follows asks a dozen questions first
+        return REDACTED if _names_secret(name) else clean(value)
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, enum.Enum):
@@ -102,7 +110,7 @@ def safe_value(name: str, value: Any, depth: int = 0) -> Any:
         return value if value.bit_length() <= 64 else f"integer of {value.bit_length()} bits"
     if isinstance(value, float):
         return round(value, 6) if math.isfinite(value) else str(value)
-    if names_secret(name):
+    if _names_secret(name):
         return REDACTED
     if isinstance(value, Mapping) and depth < MAX_DEPTH:
         pairs = list(value.items())[:MAX_ITEMS]

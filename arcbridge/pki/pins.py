@@ -24,6 +24,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,6 +49,7 @@ _BEFORE_THE_KEY = (_VERSION, _INTEGER, _SEQUENCE, _SEQUENCE, _SEQUENCE, _SEQUENC
 """Tags of a TBSCertificate's fields up to its key: version, serial number, signature, issuer, validity, subject."""
 
 
+@lru_cache(maxsize=32)
 def pin_of(certificate_pem: str) -> str:
     """Return the pin of the one certificate in `certificate_pem`; raises `ConfigError` when it is not exactly one.
 
@@ -91,6 +93,7 @@ def require_pin(what: str, expected: str, certificate_pem: str) -> str:
     return encoded(certificate_pem)
 
 
+@lru_cache(maxsize=32)
 def encoded(certificate_pem: str) -> str:
     """Return the one certificate alone, encoded by us; raises `ConfigError` when it is not exactly one."""
     if _p256_key(certificate_pem) is not None:
@@ -167,32 +170,40 @@ class PinStore:
     def _read(self) -> dict[str, dict[str, str]]:
         """Read relay (empty: every relay) -> cluster -> pin."""
         data = read_file(self.path)
-        if data is None:
-            return {}
-        try:
-            document = tomllib.loads(data.decode())
-        except (ValueError, RecursionError) as error:  # also a number too long for Python, or nesting
-            raise StateError(f"{self.path} is not a TOML file of pins: correct it or move it away") from error
-        unknown = sorted(set(document) - {"clusters", "relays"})
-        if unknown:
-            raise StateError(f"{self.path}: unknown table '{unknown[0]}'; known are 'clusters' and 'relays'")
-        relays = document.get("relays", {})
-        if not isinstance(relays, dict):
-            raise StateError(f"{self.path}: 'relays' is not a table")
-        tables = {relay: self._check_table(f"relays.{relay}", table) for relay, table in relays.items()}
-        tables[""] = self._check_table("clusters", document.get("clusters", {}))
-        return tables
+        return {} if data is None else {relay: dict(pins) for relay, pins in _parsed(self.path, data).items()}
 
-    def _check_table(self, where: str, table: object) -> dict[str, str]:
-        if not isinstance(table, dict):
-            raise StateError(f"{self.path}: '{where}' is not a table")
-        pins: dict[str, str] = {}
-        for name, pin in table.items():
-            try:
-                pins[check_cluster_name(name)] = check_pin(pin if isinstance(pin, str) else "")
-            except ConfigError as error:
-                raise StateError(f"{self.path}: {where}.{name}: {error.message}") from error
-        return pins
+
+@lru_cache(maxsize=4)
+def _parsed(path: Path, data: bytes) -> dict[str, dict[str, str]]:
+    """Return what a pins file says, which was read from `path`; the result is shared. Raises StateError.
+
+    The file is read at each join, and has what it had before at nearly all of them.
+    """
+    try:
+        document = tomllib.loads(data.decode())
+    except (ValueError, RecursionError) as error:  # also a number too long for Python, or nesting
+        raise StateError(f"{path} is not a TOML file of pins: correct it or move it away") from error
+    unknown = sorted(set(document) - {"clusters", "relays"})
+    if unknown:
+        raise StateError(f"{path}: unknown table '{unknown[0]}'; known are 'clusters' and 'relays'")
+    relays = document.get("relays", {})
+    if not isinstance(relays, dict):
+        raise StateError(f"{path}: 'relays' is not a table")
+    tables = {relay: _checked_table(path, f"relays.{relay}", table) for relay, table in relays.items()}
+    tables[""] = _checked_table(path, "clusters", document.get("clusters", {}))
+    return tables
+
+
+def _checked_table(path: Path, where: str, table: object) -> dict[str, str]:
+    if not isinstance(table, dict):
+        raise StateError(f"{path}: '{where}' is not a table")
+    pins: dict[str, str] = {}
+    for name, pin in table.items():
+        try:
+            pins[check_cluster_name(name)] = check_pin(pin if isinstance(pin, str) else "")
+        except ConfigError as error:
+            raise StateError(f"{path}: {where}.{name}: {error.message}") from error
+    return pins
 
 
 def _format(tables: dict[str, dict[str, str]]) -> str:

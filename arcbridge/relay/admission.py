@@ -50,6 +50,8 @@ SOURCES: Final = 16_384
 class Purpose(Enum):
     """What a connection is for, as far as its ClientHello says."""
 
+    __hash__ = object.__hash__  # in C: places are looked up a dozen times for a connection
+
     ARRIVING = "arriving"
     """Its ClientHello is not complete."""
     CONTROL = "control"

@@ -389,21 +389,13 @@ class ClientJoins:
             instance=request.instance if len(request.instance) <= 128 else "",
             deadline=int(self._dial_deadline),
         )
-        gone = loop.create_task(join.gone())
         dialled = self.fleet.dial(dial.cluster, message, self._dial_deadline)
         dialling = loop.create_task(self.pumps.payer_of(dial.identity).steps(dialled, inner=True))
-        watched: set[asyncio.Future[object]] = {gone, dialling, dial.claimed}  # type: ignore[arg-type]
+        dialling.add_done_callback(dial.dialled)
         try:
+            join.watch(dial.left)
             async with asyncio.timeout(self._dial_deadline):
-                while True:
-                    await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
-                    if gone.done():
-                        self._raise_gone(gone)
-                    if dial.claimed.done():
-                        return dial.claimed.result()
-                    if dialling.done():
-                        dialling.result()
-                        watched.discard(dialling)
+                return await dial.claimed
         except TimeoutError as error:
             raise JoinRefused(
                 JoinCode.AGENT_TIMEOUT,
@@ -412,14 +404,9 @@ class ClientJoins:
                 retry_after=_RETRY_AFTER,
             ) from error
         finally:
-            await cancel_and_wait(gone, dialling)
-
-    @staticmethod
-    def _raise_gone(gone: asyncio.Task[None]) -> None:
-        error = gone.exception()
-        if isinstance(error, RemoteProtocolError):
-            raise JoinRefused(JoinCode.BAD_REQUEST, f"the client broke the protocol: {error.message}") from error
-        raise JoinRefused(JoinCode.GONE, "the client left before it was joined") from error
+            join.unwatch()
+            if not dialling.done():
+                await cancel_and_wait(dialling)
 
     async def _end_agents_tls(self, agent: ClaimedAgent, join_id: str) -> bytes:
         try:

@@ -168,6 +168,11 @@ class ControlConnection(BaseHandler):
     def pending(self) -> int:
         return len(self._dials)
 
+    @property
+    def names(self) -> dict[str, str]:
+        """The fields of a line in the log. A logger that is bound to them would stay as long as the agent does."""
+        return {"cluster": self.cluster, "connection": self.instance}
+
     async def dial(self, dial: Dial) -> Status:
         session = self.session
         if session is None or session.closed:
@@ -648,7 +653,6 @@ class ControlServer:
         admit(record, certificate)
 
     async def _live(self, link: ControlConnection, session: MuxSession) -> None:
-        bound = log.bind(cluster=link.cluster, connection=link.instance)
         key = (link.cluster, link.instance)
         older = self._instances[key] > 0
         self._instances[key] += 1
@@ -668,11 +672,12 @@ class ControlServer:
             if older:
                 self._replacements.reserve(key, self.clock())
                 self.counters.agents_replaced += 1
-                bound.warning("agent replaced an older connection of the same instance id")
-            bound.info("agent connected", version=link.version)
+                log.warning("agent replaced an older connection of the same instance id", **link.names)
+            log.info("agent connected", **link.names, version=link.version)
             await self._seen(link)
             error = await session.wait_ended()
-            bound.info("agent disconnected", reason=error.message, seconds=round(time.time() - link.since))
+            seconds = round(time.time() - link.since)
+            log.info("agent disconnected", **link.names, reason=error.message, seconds=seconds)
         finally:
             link.on_announced = None
             if link.following is not None:

@@ -145,13 +145,6 @@ class Listener:
         if isinstance(ticket, str):
             self._turn_away(sock, host, ticket)
             return
-        try:
-            tune(sock)
-        except OSError:
-            self.counters.rejected["peek_closed"] += 1
-            ticket.leave()
-            sock.close()
-            return
         arrival = _Arrival(self, sock, ticket, through_proxy)
         self._arrivals.add(arrival)
         arrival.start(self.peek_deadline)
@@ -297,7 +290,17 @@ class _Arrival:
     """A connection whose ClientHello, or the PROXY protocol header before it, is not complete; then one whose handler
     is yet to start."""
 
-    __slots__ = ("_deadline", "_expects_header", "_listener", "_lowat", "_reading", "_repeek", "sock", "ticket")
+    __slots__ = (
+        "_deadline",
+        "_expects_header",
+        "_left",
+        "_listener",
+        "_lowat",
+        "_reading",
+        "_repeek",
+        "sock",
+        "ticket",
+    )
 
     def __init__(self, listener: Listener, sock: socket.socket, ticket: Ticket, expects_header: bool) -> None:
         self._listener = listener
@@ -306,11 +309,17 @@ class _Arrival:
         self.ticket = ticket
         ticket.on_evicted = self._evict
         self._lowat = 1
+        self._left = False
+        """Whether it waits for nothing more."""
         self._reading = False
         self._deadline: asyncio.TimerHandle | None = None
         self._repeek: asyncio.TimerHandle | None = None
 
     def start(self, deadline: float) -> None:
+        """Look at once: where the loop has other work, the ClientHello is there already, and nothing is waited for."""
+        self._readable()
+        if self._left:
+            return
         loop = asyncio.get_running_loop()
         self._deadline = loop.call_later(deadline, self.reject, "peek_timeout")
         self._reading = True
@@ -400,6 +409,7 @@ class _Arrival:
 
     def _leave(self) -> None:
         """Remove every timer and callback from the socket."""
+        self._left = True
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
@@ -458,6 +468,7 @@ def _bind(listen: Address, shared: bool, accept: bool) -> socket.socket:
         sock.setblocking(False)
         sock.bind(sockaddr)
         if accept:
+            tune(sock)  # each connection inherits these options (tcp(7)), which would be seven system calls of it
             sock.listen(_BACKLOG)
         return sock
     except BaseException:

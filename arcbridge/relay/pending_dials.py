@@ -17,13 +17,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from arcbridge.errors import JoinRefused
+from arcbridge.errors import ArcbridgeError, JoinRefused, RemoteProtocolError
 from arcbridge.identity.claims import Identity
 from arcbridge.net.join import JoinCode, ServerJoin
 from arcbridge.observe.metrics import Metrics
 from arcbridge.observe.untrusted_text import printable
 from arcbridge.relay.counters import Counters
-from arcbridge.wire.records import JoinReply, JoinRequest
+from arcbridge.wire.records import JoinReply, JoinRequest, Status
 
 VOID: Final = JoinReply(
     code=JoinCode.GONE,
@@ -94,10 +94,24 @@ class PendingDial:
     token: str
     claimed: asyncio.Future[ClaimedAgent]
 
-    def fail(self, error: JoinRefused) -> None:
+    def fail(self, error: BaseException) -> None:
         """Refuse the client, if it still waits."""
         if not self.claimed.done():
             self.claimed.set_exception(error)
+
+    def dialled(self, dialling: asyncio.Future[Status]) -> None:
+        """Refuse the client where no agent could be asked to come."""
+        if not dialling.cancelled() and (error := dialling.exception()) is not None:
+            self.fail(error)
+
+    def left(self, error: ArcbridgeError) -> None:
+        """Refuse the client, which has left, or sent what it may not."""
+        if isinstance(error, RemoteProtocolError):
+            refusal = JoinRefused(JoinCode.BAD_REQUEST, f"the client broke the protocol: {error.message}")
+        else:
+            refusal = JoinRefused(JoinCode.GONE, "the client left before it was joined")
+        refusal.__cause__ = error
+        self.fail(refusal)
 
 
 class PendingDials:

@@ -33,7 +33,7 @@ from typing import Final
 
 from arcbridge.identity.claims import Identity
 from arcbridge.loop_shares import LoopTime, LoopTimes
-from arcbridge.net.sockets import reset, tune
+from arcbridge.net.sockets import reset
 from arcbridge.relay.pipes import Pipe, PipePool
 from arcbridge.relay.pump_accounts import PumpAccount
 from arcbridge.relay.tcp_state import round_trip
@@ -137,7 +137,6 @@ class Pump:
     def start(self, *, to_agent: bytes = b"", to_client: bytes = b"") -> None:
         """Begin, with the bytes that came behind the outer TLS of each end."""
         for sock in (self._to_agent.source, self._to_client.source):
-            tune(sock)
             set_keepalive(sock, **KEEPALIVE)
         self._to_agent.start(to_agent)
         if not self.closed:
@@ -252,8 +251,9 @@ class _Direction:
     def start(self, first: bytes) -> None:
         if first:
             self._memory = first
-            self._want_write()
             self.on_writable()
+            if self._memory:  # else it reads already
+                self._want_write()
         else:
             self._want_read()
 

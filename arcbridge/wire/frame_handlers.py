@@ -7,7 +7,8 @@ breaks a stream's rules resets that stream; a race is settled, counted and dropp
 
 from __future__ import annotations
 
-from functools import cache, lru_cache, partial
+from collections.abc import Callable
+from functools import cache, lru_cache
 
 from arcbridge.wire.context import SessionContext
 from arcbridge.wire.frames import (
@@ -24,7 +25,7 @@ from arcbridge.wire.frames import (
     ResetCode,
 )
 from arcbridge.wire.lifecycle import DRAIN_CODES, Change, Lifecycle, Violation, ended_by
-from arcbridge.wire.receiver import FrameHandler, Receiver
+from arcbridge.wire.receiver import Receiver
 from arcbridge.wire.records import Auth, AuthOk, CaSuccession, Dial, Goaway, Hello, Ledger, Move, Open, Revoke, Status
 from arcbridge.wire.resumption import Resumption
 from arcbridge.wire.sender import Sender
@@ -32,6 +33,9 @@ from arcbridge.wire.state import Kind, Side
 from arcbridge.wire.stream import ReceiveState
 from arcbridge.wire.stream_table import StreamTable
 from arcbridge.wire.window import MAX_CREDIT
+
+FrameHandler = Callable[["FrameHandlers", int, bytes], None]
+"""Acts on one whole frame: stream id, body."""
 
 
 @lru_cache(maxsize=64)
@@ -45,19 +49,10 @@ def misplaced(kind: FrameType, connection: Kind) -> FrameHandler:
     for_sessions = FRAMES[kind].sender in (From.SESSION_BOTH, From.SESSION_ACCEPTOR)
     where = "on a control connection" if for_sessions and connection is Kind.CONTROL else "from the wrong side"
 
-    def refuse(_stream_id: int, _body: bytes) -> None:
+    def refuse(_handlers: FrameHandlers, _stream_id: int, _body: bytes) -> None:
         raise Violation(GoawayCode.PROTOCOL, f"{kind.name} {where}")
 
     return refuse
-
-
-@cache
-def all_misplaced(connection: Kind, side: Side) -> dict[int, FrameHandler]:
-    """Return the handlers of all types that the peer of this side may not send. All connections share them: a relay
-    has tens of thousands, and each would have a dozen of its own."""
-    peer = connection, Side.ACCEPTOR if side is Side.INITIATOR else Side.INITIATOR
-    may_not = [kind for kind, layout in FRAMES.items() if peer not in MAY_SEND[layout.sender]]
-    return {kind: misplaced(FrameType(kind), connection) for kind in may_not if kind != FrameType.DATA}
 
 
 class FrameHandlers:
@@ -78,28 +73,7 @@ class FrameHandlers:
         self._receiver = receiver
         self._streams = streams
         self._resumption = resumption
-        handlers: dict[int, FrameHandler] = {
-            FrameType.HELLO: self._on_hello,
-            FrameType.AUTH: self._on_auth,
-            FrameType.AUTH_OK: self._on_auth_ok,
-            FrameType.OPEN: self._on_open,
-            FrameType.FIN: self._on_fin,
-            FrameType.RESET: self._on_reset,
-            FrameType.WINDOW: self._on_window,
-            FrameType.ACK: self._on_ack,
-            FrameType.PING: self._on_ping,
-            FrameType.PONG: self._on_pong,
-            FrameType.GOAWAY: self._on_goaway,
-            FrameType.DIAL: partial(self._report, Dial),
-            FrameType.STATUS: partial(self._report, Status),
-            FrameType.MOVE: partial(self._report, Move),
-            FrameType.QUIET: self._on_quiet,
-            FrameType.REVOKE: partial(self._report, Revoke),
-            FrameType.LEDGER: partial(self._report, Ledger),
-            FrameType.SUCCESSION: partial(self._report, CaSuccession),
-        }
-        self.table = handlers | all_misplaced(context.kind, context.side)
-        """Handler of each known type but DATA."""
+        self.table: dict[int, FrameHandler] = table_of(context.kind, context.side)
 
     # -- handshake --------------------------------------------------------------------------------------------------
 
@@ -229,8 +203,40 @@ class FrameHandlers:
 
     # -- control connections, and other connections -----------------------------------------------------------------
 
-    def _report(
-        self, kind: type[Dial | Status | Revoke | Ledger | Move | CaSuccession], _stream_id: int, body: bytes
-    ) -> None:
-        """Take a frame whose record is the shell's matter alone."""
-        self._context.events.append(kind.decode(body))
+
+def _reports(kind: type[Dial | Status | Revoke | Ledger | Move | CaSuccession]) -> FrameHandler:
+    """Make the handler of a frame whose record is the shell's matter alone."""
+
+    def report(handlers: FrameHandlers, _stream_id: int, body: bytes) -> None:
+        handlers._context.events.append(kind.decode(body))
+
+    return report
+
+
+@cache
+def table_of(connection: Kind, side: Side) -> dict[int, FrameHandler]:
+    """Return the handler of each known type but DATA. All connections share it: a relay has tens of thousands, and of
+    its own each would have 2 KiB."""
+    peer = connection, Side.ACCEPTOR if side is Side.INITIATOR else Side.INITIATOR
+    may_not = [kind for kind, layout in FRAMES.items() if peer not in MAY_SEND[layout.sender]]
+    handlers: dict[int, FrameHandler] = {
+        FrameType.HELLO: FrameHandlers._on_hello,
+        FrameType.AUTH: FrameHandlers._on_auth,
+        FrameType.AUTH_OK: FrameHandlers._on_auth_ok,
+        FrameType.OPEN: FrameHandlers._on_open,
+        FrameType.FIN: FrameHandlers._on_fin,
+        FrameType.RESET: FrameHandlers._on_reset,
+        FrameType.WINDOW: FrameHandlers._on_window,
+        FrameType.ACK: FrameHandlers._on_ack,
+        FrameType.PING: FrameHandlers._on_ping,
+        FrameType.PONG: FrameHandlers._on_pong,
+        FrameType.GOAWAY: FrameHandlers._on_goaway,
+        FrameType.DIAL: _reports(Dial),
+        FrameType.STATUS: _reports(Status),
+        FrameType.MOVE: _reports(Move),
+        FrameType.QUIET: FrameHandlers._on_quiet,
+        FrameType.REVOKE: _reports(Revoke),
+        FrameType.LEDGER: _reports(Ledger),
+        FrameType.SUCCESSION: _reports(CaSuccession),
+    }
+    return handlers | {kind: misplaced(FrameType(kind), connection) for kind in may_not if kind != FrameType.DATA}

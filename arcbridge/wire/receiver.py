@@ -9,6 +9,7 @@ is settled, counted and dropped.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from arcbridge.limiters import TokenBucket
 from arcbridge.wire.context import SessionContext
@@ -39,9 +40,6 @@ PAYLOAD_EXPLAINS = 1024
 SENT_EXPLAINS = 32 * 1024
 """Bytes of ours that explain one frame of the peer that needs no credit (WINDOW, ACK, PONG)."""
 
-FrameHandler = Callable[[int, bytes], None]
-"""Acts on one whole frame: stream id, body."""
-
 
 class Receiver:
     """The receiving direction of a session or control connection."""
@@ -61,8 +59,8 @@ class Receiver:
         self._sender = sender
         self._session_window = session_window
         self._table = table
-        self.handlers: dict[int, FrameHandler] = {}
-        """What acts on each type of frame other than DATA (`wire.frame_handlers`)."""
+        self.handlers: Any = None
+        """What acts on each type of frame other than DATA: a `FrameHandlers`, whose module needs this one."""
         self._streams = context.streams
         self._whole = session_window.account
         self.decoder = decoder
@@ -147,7 +145,8 @@ class Receiver:
             return
         if not self.counting and kind not in HANDSHAKE:
             raise Violation(GoawayCode.PROTOCOL, f"a frame of type {kind} before the handshake is complete")
-        self.handlers[kind](stream_id, body)
+        handlers = self.handlers
+        handlers.table[kind](handlers, stream_id, body)
 
     # -- windows ----------------------------------------------------------------------------------------------------
 

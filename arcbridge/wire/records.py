@@ -9,13 +9,18 @@ of more than 8 bytes is an error of the peer. The relay's JOIN messages use the 
 from __future__ import annotations
 
 import re
+import struct
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import ClassVar, Self
+from operator import attrgetter
+from typing import Any, ClassVar, NamedTuple, Self
 
 from arcbridge.errors import RemoteProtocolError
 
 MAX_RECORD = 80 * 1024
 """Largest record anywhere (a JOIN with a 64 KiB token)."""
+_HEAD = struct.Struct(">I")
+"""A field's tag (u8) and length (u24)."""
 
 
 class Record:
@@ -32,76 +37,86 @@ class Record:
     def encode(self) -> bytes:
         """Return the record's bytes; fields that equal their default are left out."""
         out = bytearray()
-        for tag, (name, default) in _table(type(self)).items():
-            value = getattr(self, name)
+        table = _table(type(self))
+        for tag, value in enumerate(table.values(self), 1):
+            _, kind, default = table.fields[tag]
             if value == default:
                 continue
-            if isinstance(value, str):
+            if kind is str:
                 raw = value.encode()
-            elif isinstance(value, int):
-                raw = int(value).to_bytes((int(value).bit_length() + 7) // 8 or 1, "big")
-            else:
+            elif kind is bytes:
                 raw = bytes(value)
-            out.append(tag)
-            out += len(raw).to_bytes(3, "big")
-            out += raw
+            else:
+                raw = int(value).to_bytes((int(value).bit_length() + 7) // 8 or 1, "big")
+            out += _HEAD.pack(tag << 24 | len(raw)) + raw
         return bytes(out)
 
     @classmethod
     def decode(cls, data: bytes | memoryview) -> Self:
         """Read a record from its bytes. Raises `RemoteProtocolError` without quoting what was received."""
-        known = _table(cls)
+        known = _table(cls).fields
         values: dict[str, object] = {}
-        seen: set[int] = set()
+        seen = 0  # a bit for each tag
         at, end = 0, len(data)
         while at < end:
             if end - at < 4:
                 raise RemoteProtocolError(f"a {cls.__name__} record ends inside a field's header")
-            tag = data[at]
-            length = int.from_bytes(data[at + 1 : at + 4], "big")
+            (head,) = _HEAD.unpack_from(data, at)
+            tag, length = head >> 24, head & 0xFFFFFF
             at += 4
             if length > end - at:
                 raise RemoteProtocolError(f"a {cls.__name__} record ends inside field {tag}")
-            if tag in seen:
+            if seen >> tag & 1:
                 raise RemoteProtocolError(f"a {cls.__name__} record has field {tag} twice")
-            seen.add(tag)
-            spec = known.get(tag)
-            if spec is None and cls.strict:
-                raise RemoteProtocolError(f"field {tag} of a {cls.__name__} record is not known here")
-            if spec is not None:
+            seen |= 1 << tag
+            if tag in known:
+                name, kind, _ = known[tag]
                 raw = bytes(data[at : at + length])
-                values[spec[0]] = _value(cls.__name__, tag, spec[1], raw)
+                if kind is bytes:
+                    values[name] = raw
+                elif kind is bool:
+                    values[name] = raw not in (b"", b"\0")
+                elif kind is int:
+                    if length > 8:
+                        raise RemoteProtocolError(
+                            f"field {tag} of a {cls.__name__} record is an integer of more than 8 bytes"
+                        )
+                    values[name] = int.from_bytes(raw, "big")
+                else:
+                    try:
+                        values[name] = raw.decode()
+                    except UnicodeDecodeError as error:
+                        raise RemoteProtocolError(f"field {tag} of a {cls.__name__} record is not UTF-8") from error
+            elif cls.strict:
+                raise RemoteProtocolError(f"field {tag} of a {cls.__name__} record is not known here")
             at += length
         return cls(**values)
 
 
-_Table = dict[int, tuple[str, object]]
+class _Table(NamedTuple):
+    """What is known of a kind of record."""
+
+    fields: dict[int, tuple[str, type, object]]
+    """Name, type and default of each field, by tag."""
+    values: Callable[[Record], tuple[Any, ...]]
+    """Returns the values of all fields, in the order of their tags."""
+
+
 _tables: dict[type, _Table] = {}
 
 
 def _table(kind: type[Record]) -> _Table:
-    """Name and default of each field, by tag. Made once per kind of record: every stream that opens asks."""
+    """Return what is known of a kind of record; looked up once for each, because every stream that opens asks."""
     table = _tables.get(kind)
     if table is None:
         specs = fields(kind)  # type: ignore[arg-type]  # subclasses are dataclasses
-        table = _tables[kind] = {tag: (spec.name, spec.default) for tag, spec in enumerate(specs, 1)}
+        known = {tag: (spec.name, type(spec.default), spec.default) for tag, spec in enumerate(specs, 1)}
+        names = [spec.name for spec in specs]
+        # A getter of one name returns no tuple.
+        one = attrgetter(names[0])
+        values = attrgetter(*names) if len(names) > 1 else lambda record: (one(record),)
+        table = _tables[kind] = _Table(known, values)
     return table
-
-
-def _value(record: str, tag: int, default: object, raw: bytes) -> object:
-    """Read one field's value; the type is that of the field's default."""
-    if isinstance(default, bool):
-        return raw not in (b"", b"\0")
-    if isinstance(default, int):
-        if len(raw) > 8:
-            raise RemoteProtocolError(f"field {tag} of a {record} record is an integer of more than 8 bytes")
-        return int.from_bytes(raw, "big")
-    if isinstance(default, bytes):
-        return raw
-    try:
-        return raw.decode()
-    except UnicodeDecodeError as error:
-        raise RemoteProtocolError(f"field {tag} of a {record} record is not UTF-8") from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,6 @@ is monotonic seconds and an argument.
 
 from __future__ import annotations
 
-from collections import deque
-
 from arcbridge.wire.stream import SendState, Stream
 
 SPARSE_HOLD = 0.5
@@ -27,8 +25,10 @@ class Scheduler:
     """The two rings of ready streams; a stream is in one of them at most once (its `scheduled` flag)."""
 
     def __init__(self, frame_alone: int, frame_shared: int) -> None:
-        self._sparse: deque[Stream] = deque()
-        self._bulk: deque[Stream] = deque()
+        # Lists: an empty deque has 760 bytes, for each control connection too; a list of a thousand streams moves on in
+        # less time than a frame takes.
+        self._sparse: list[Stream] = []
+        self._bulk: list[Stream] = []
         self._alone = frame_alone
         self._shared = frame_shared
         self.ready = 0
@@ -73,10 +73,10 @@ class Scheduler:
     def next(self) -> tuple[Stream, int] | None:
         """Take the next stream out of its ring, with the most bytes it may send in this turn; then call `sent`."""
         if self._sparse:
-            stream = self._sparse.popleft()
+            stream = self._sparse.pop(0)
             self._of_sparse, self._turn = True, stream.allowance
         elif self._bulk:
-            stream = self._bulk.popleft()
+            stream = self._bulk.pop(0)
             self._of_sparse = False
             self._turn = min(self._left or self.quantum, self.quantum) if self._bulk else self._alone
         else:
@@ -100,10 +100,10 @@ class Scheduler:
         if left <= 0:
             self._bulk.append(stream)
         elif self._of_sparse:
-            self._sparse.appendleft(stream)
+            self._sparse.insert(0, stream)
         else:
             self._left = left
-            self._bulk.appendleft(stream)
+            self._bulk.insert(0, stream)
 
     def remove(self, stream: Stream) -> None:
         """Forget a stream."""

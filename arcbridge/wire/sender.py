@@ -36,6 +36,9 @@ _JOIN_BELOW = 32 * 1024
 is cheaper than a TLS record for eight bytes."""
 _AHEAD_LEAST = 64 * 1024
 """Bytes of finished frames that may wait for one flush however short the step between two PINGs is."""
+_NO_PIECES: deque[Piece] = deque()
+"""Is never filled: an empty deque has 760 bytes, for each control connection too."""
+
 JOIN_WRITES = 32 * 1024
 """Up to this many bytes of one flush are joined into one write: few TLS records, one system call, one piece to keep."""
 JOIN_PARTS = 4 * 1024
@@ -107,7 +110,7 @@ class Sender:
         """Finished frames, in their order."""
         self.out_bytes = 0
         """Bytes in `out`."""
-        self.resend: deque[Piece] = deque()
+        self.resend = _NO_PIECES
         """What a resumed connection has to carry first."""
         self.history = history
         """What was sent and is not confirmed; None: nothing is kept, and the session cannot be resumed."""
@@ -436,7 +439,7 @@ class Sender:
         self.blocked |= _SOCKET
         self.handshake_done = False
         self.pong = None
-        self.resend.clear()
+        self.resend = _NO_PIECES
         self.prelude.clear()
 
     def replay_from(self, received: int) -> None:
@@ -466,7 +469,7 @@ class Sender:
             self.out.clear()
             self.out_bytes = 0
             if self.resend:  # a last word in the middle of what is sent again would not be understood
-                self.resend.clear()
+                self.resend = _NO_PIECES
                 self.control.clear()
         self.forget_history()  # what still leaves, the last word among it, is not kept
 

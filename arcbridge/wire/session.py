@@ -127,7 +127,7 @@ class Session:
         self.resumption = Resumption(context, self.lifecycle, self.sender, self.receiver, hello)
         self.receiver.handlers = FrameHandlers(
             context, self.lifecycle, self.sender, self.receiver, self.stream_table, self.resumption
-        ).table
+        )
         self._hello = record_frame(FrameType.HELLO, hello)
         self._hello_sent = False
         if side is Side.INITIATOR:

@@ -1,9 +1,8 @@
-"""Whether aiofastnet serves: what a process finds at its start, and what a client finds at each connection."""
+"""Whether aiofastnet serves, as a process finds at its start."""
 
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import aiofastnet
 import pytest
 
-from arcbridge.net.fast_tls import fast_tls, fast_tls_as_client
+from arcbridge.net.fast_tls import fast_tls
 
 
 @pytest.fixture
@@ -41,19 +40,3 @@ def test_the_loop_serves_where_aiofastnet_is_missing_or_slow(
     assert unchosen() is None
     assert [record.levelname for record in caplog.records] == ["DEBUG"]
     assert "the event loop's TLS" in caplog.text
-
-
-def test_a_client_without_temporary_files_does_without(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """aiofastnet decodes the server's certificate from a temporary file; without one its handshake never ends."""
-    caplog.set_level(logging.DEBUG, "arcbridge.net")
-    assert fast_tls_as_client() is aiofastnet
-
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(tempfile, "NamedTemporaryFile", full)
-    assert fast_tls_as_client() is None
-    assert fast_tls() is aiofastnet, "a server needs none"
-    assert "No space left on device" in caplog.text

@@ -35,9 +35,10 @@ Pair = tuple[socket.socket, socket.socket, ServerJoin]
 async def pair() -> AsyncIterator[Pair]:
     """The end's socket, the relay's, and what the relay makes of it."""
     near, far = await tcp_pair()
-    yield near, far, server(far)
+    serving = server(far)
+    yield near, far, serving
     near.close()
-    far.close()
+    serving.abort()
 
 
 def framed(record: bytes) -> bytes:
@@ -47,6 +48,13 @@ def framed(record: bytes) -> bytes:
 async def asked(serving: ServerJoin) -> JoinRequest:
     await serving.handshake()
     return await serving.read_request()
+
+
+async def left(serving: ServerJoin) -> None:
+    """Return never; raise what `watch` calls back with."""
+    gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    serving.watch(gone.set_exception)
+    await gone
 
 
 async def asks(near: socket.socket, *, alpn: str = ALPN_JOIN) -> TlsPipe:
@@ -133,7 +141,7 @@ async def test_raw_bytes_too_early(pair: Pair, early: bytes, when: str) -> None:
 
     async def relay() -> None:
         await asked(serving)
-        await serving.gone()
+        await left(serving)
 
     ending = asyncio.create_task(end())
     with pytest.raises(RemoteProtocolError):
@@ -202,7 +210,7 @@ async def test_a_refusal_arrives_with_its_words(pair: Pair) -> None:
 async def test_gone_notices_at_once(pair: Pair, how: str) -> None:
     near, _, serving = pair
     await asyncio.gather(asks(near), asked(serving))
-    watching = asyncio.create_task(serving.gone())
+    watching = asyncio.create_task(left(serving))
     await asyncio.sleep(0)
     near.close() if how == "close" else join.reset(near)
     with pytest.raises(ConnectionLost, match="before it was joined"):
@@ -213,11 +221,9 @@ async def test_watching_can_be_called_off(pair: Pair) -> None:
     near, _, serving = pair
     ending = asyncio.create_task(client_join(near, client_context(), RELAY, REQUEST))
     await asked(serving)
-    watching = asyncio.create_task(serving.gone())
+    serving.watch(pytest.fail)
     await asyncio.sleep(0)
-    watching.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await watching
+    serving.unwatch()
     await serving.reply(OK)
     assert await serving.finish() == b""
     assert await ending == OK
@@ -260,6 +266,7 @@ async def test_another_protocol_is_refused_on_both_sides() -> None:
             client_join(near, client_context(ALPN_HTTP), RELAY, REQUEST), serving.handshake(), return_exceptions=True
         )
         assert all(isinstance(result, RemoteProtocolError | ConnectionLost) for result in results), results
+        serving.abort()
     near, far = await tcp_pair()
     http = TlsPipe(far, server_contexts()[ALPN_HTTP], server_side=True)
     with near, far, pytest.raises(RemoteProtocolError, match="does not speak"):
@@ -299,6 +306,7 @@ async def test_a_foreign_client_certificate_ends_the_handshake() -> None:
         results = await asyncio.gather(
             client_join(near, context, RELAY, REQUEST), serving.handshake(), return_exceptions=True
         )
+        serving.abort()
     assert isinstance(results[0], ConnectionLost)
     assert isinstance(results[1], RemoteProtocolError)
     assert agent_certificate("prod")[0].startswith("-----BEGIN")

@@ -8,6 +8,7 @@ import socket
 import ssl
 import struct
 import sys
+import tempfile
 import threading
 from collections.abc import AsyncIterator
 
@@ -19,7 +20,6 @@ from hypothesis import strategies as st
 from arcbridge.errors import ConnectionLost
 from arcbridge.loop_shares import LoopShares, LoopTime, no_call
 from arcbridge.mux.connection import MuxConnection
-from arcbridge.net import fast_tls as fast_tls_module
 from arcbridge.net import session_tls
 from arcbridge.net.fast_tls import fast_tls
 from arcbridge.net.session_tls import accept_session, connect_session
@@ -39,8 +39,7 @@ def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     """Whose TLS serves the sessions of a test."""
     name: str = request.param
     if name == "loop":
-        for module in (session_tls, fast_tls_module):  # of the agent, and of the client
-            monkeypatch.setattr(module, "fast_tls", lambda: None)
+        monkeypatch.setattr(session_tls, "fast_tls", lambda: None)
     else:
         assert fast_tls() is aiofastnet, "aiofastnet is there, and directly on this Python's OpenSSL"
     return name
@@ -94,6 +93,19 @@ async def test_the_handshake_is_charged_and_what_comes_later_is_not(
     mine.finish()
     assert len(await theirs.read_all()) == 100_000
     assert payer.spent == spent
+    await ends.stop()
+
+
+async def test_a_handshake_writes_no_temporary_file(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """aiofastnet decodes the server's certificate from one, and where none can be written its handshake never ends."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", full)
+    ends = make_sessions()
+    async with asyncio.timeout(10):
+        await joined(ends)
     await ends.stop()
 
 
@@ -283,8 +295,7 @@ def test_any_writes_come_whole_and_in_order(sizes: list[int], fast: bool, loop: 
 
     found = fast_tls() if fast else None
     with pytest.MonkeyPatch.context() as patch:
-        for module in (session_tls, fast_tls_module):
-            patch.setattr(module, "fast_tls", lambda: found)
+        patch.setattr(session_tls, "fast_tls", lambda: found)
         run(loop, main)
 
 

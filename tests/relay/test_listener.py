@@ -14,6 +14,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -176,6 +177,29 @@ async def test_a_peer_that_leaves_is_noticed_at_once(relay: Station, size: int) 
     assert relay.admission.waiting == 0
 
 
+async def test_a_connection_has_the_options_of_the_listening_socket(relay: Station, monkeypatch: Any) -> None:
+    """Nothing sets them for each one: keepalive, no delay, a user timeout, a shallow send queue."""
+    accepted: list[socket.socket] = []
+    monkeypatch.setattr(relay.listener, "refused", lambda arrival, reason: accepted.append(arrival.sock))
+    monkeypatch.setattr(Ticket, "becomes", lambda ticket, purpose: "cap_join")
+    with await relay.dial() as sock:
+        await send_all(sock, client_hello(["arcbridge-join/1"]))
+        await until(lambda: accepted)
+        (one,) = accepted
+        assert not one.getblocking()
+        assert one.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        for name, value in {
+            "NODELAY": 1,
+            "KEEPIDLE": 30,
+            "KEEPINTVL": 10,
+            "KEEPCNT": 3,
+            "USER_TIMEOUT": 30_000,
+        }.items():
+            assert one.getsockopt(socket.IPPROTO_TCP, getattr(socket, f"TCP_{name}")) == value, name
+        assert one.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == 128 * 1024
+        one.close()
+
+
 async def test_role_and_identity_come_from_the_handshake(relay: Station) -> None:
     """docs/threats.md#J13: a peer offers several protocols, does not speak the selected one, or asks for control
     without a certificate.
@@ -297,6 +321,7 @@ class Starts:
 
     def _arrival(self) -> listener_module._Arrival:
         near, far = socket.socketpair()
+        near.setblocking(False)
         self._peers.append(far)
         ticket = self.listener.admission.enter("127.0.0.1")
         assert isinstance(ticket, Ticket)

@@ -74,10 +74,10 @@ async def bench(request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
 
 
 async def test_a_pair_that_cannot_begin_is_closed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(sock: socket.socket) -> None:
+    def fail(sock: socket.socket, **values: int) -> None:
         raise OSError("no memory for it")
 
-    monkeypatch.setattr("arcbridge.relay.pump.tune", fail)
+    monkeypatch.setattr("arcbridge.relay.pump.set_keepalive", fail)
     with pytest.raises(OSError, match="no memory"):
         await bench.pair("ann")
     assert len(bench.pumps) == 0

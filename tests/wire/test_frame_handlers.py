@@ -12,7 +12,7 @@ from tests.wire.scripted import agent
 
 
 def test_every_known_frame_but_data_has_its_handler() -> None:
-    assert set(agent().machine.receiver.handlers) == set(FrameType) - {FrameType.DATA}
+    assert set(agent().machine.receiver.handlers.table) == set(FrameType) - {FrameType.DATA}
 
 
 def test_the_reason_is_the_connection_where_it_carries_no_such_frame() -> None:
@@ -24,4 +24,4 @@ def test_the_reason_is_the_connection_where_it_carries_no_such_frame() -> None:
         (FrameType.DIAL, Kind.SESSION, "DIAL from the wrong side"),
     ):
         with pytest.raises(Violation, match=reason):
-            misplaced(kind, connection)(0, b"")
+            misplaced(kind, connection)(agent().machine.receiver.handlers, 0, b"")

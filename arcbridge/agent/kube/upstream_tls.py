@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Final
 
 from arcbridge.mux.socket_error_poll import TransportErrorPoll
-from arcbridge.net.fast_tls import FastTlsLoop, fast_tls_as_client
+from arcbridge.net.fast_tls import FastTlsLoop, fast_tls
 from arcbridge.net.tlstransport import HANDSHAKE_DEADLINE, connect_tls
 
 INCOMING_BUFFER: Final = 8 * (16 * 1024 + 64)
@@ -37,7 +37,7 @@ async def connect_upstream(
 
     Raises ssl.SSLError, other OSError, TimeoutError. The caller closes the socket if it fails or is cancelled.
     """
-    aiofastnet = fast_tls_as_client() if repeatable else None
+    aiofastnet = fast_tls() if repeatable else None
     if aiofastnet is None or not _gives_what_it_holds(aiofastnet):
         await connect_tls(sock, context, protocol, server_hostname)
         return None

@@ -117,9 +117,10 @@ class Connector:
         """
         if 0 < self._restrictions.until <= self._clock():
             raise time_is_over(self.cluster)
-        refusal = self.revoked.refusal(self.tokens.cluster_at_hand(), asyncio.get_running_loop().time())
-        if refusal is not None:
-            raise refusal
+        if self.revoked.error is not None:
+            refusal = self.revoked.refusal(self.tokens.cluster_at_hand(), asyncio.get_running_loop().time())
+            if refusal is not None:
+                raise refusal
         self.counters.attempts += 1
         attempts_left = len(self.relays)
         await self.nearest.learn()

@@ -39,6 +39,8 @@ class ClusterTrust:
         """`remembered`: None: what the user trusts counts for this object alone, which is then for one cluster.
         `successions`: where it is kept which CAs followed a cluster's; None: nowhere."""
         self._successions = successions
+        self._kept: tuple[str, Succession] | None = None
+        """The cluster and its CAs that are known to be kept."""
         try:
             self._pin = check_pin(pin) if pin else ""
         except ConfigError as error:
@@ -78,17 +80,22 @@ class ClusterTrust:
         pin, then = self._found(cluster)
         if not pin:
             return None
-        followed = self._known_succession(pin).follow(found, f"the CA of cluster {cluster!r}", then=then)
-        self.keep(cluster, followed)
+        known = self._known_succession(pin)
+        followed = known.follow(found, f"the CA of cluster {cluster!r}", then=then)
+        if followed == known:
+            self._kept = cluster, known
+        else:
+            self.keep(cluster, followed)
         return followed
 
     def keep(self, cluster: str, followed: Succession) -> None:
         """Keep which CAs followed the known one; where that is not possible, the relay says it at the next join."""
-        if self._successions is None or not (pin := self.known(cluster)):
+        if self._successions is None or self._kept == (cluster, followed) or not (pin := self.known(cluster)):
             return
         try:
             if followed != self._known_succession(pin):
                 self._successions.keep(pin, followed)
+            self._kept = cluster, followed
         except ArcbridgeError as error:
             log.warning("cluster CA not kept", cluster=cluster, reason=error.message)
 

@@ -99,7 +99,7 @@ def test_a_reset_behind_the_last_bytes_is_noticed(loop: str, repeatable: bool) -
 
 @pytest.mark.parametrize("loop", LOOPS)
 def test_without_aiofastnet_all_are_lossless(loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upstream_tls, "fast_tls_as_client", lambda: None)
+    monkeypatch.setattr(upstream_tls, "fast_tls", lambda: None)
 
     async def main() -> None:
         taker, apiserver, _ = await joined(True)
@@ -138,5 +138,5 @@ def test_a_release_that_cannot_be_asked_for_what_it_holds_carries_nothing(monkey
         await taker.lost
 
     for other in (SimpleNamespace(ssl_transport=SimpleNamespace(SSLTransportBase=SSLTransportBase)), SimpleNamespace()):
-        monkeypatch.setattr(upstream_tls, "fast_tls_as_client", lambda other=other: other)
+        monkeypatch.setattr(upstream_tls, "fast_tls", lambda other=other: other)
         run("asyncio", main)
