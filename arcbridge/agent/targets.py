@@ -143,7 +143,7 @@ class TcpTargets:
             self.refuse(stream, caller, record, ResetCode.FORBIDDEN, "the session is restricted to requests")
         elif not found.allows(caller.identity):
             self.refuse(stream, caller, record, ResetCode.FORBIDDEN, "not allowed")
-        elif self.dials_too_much(caller):
+        elif self.connecting and self.dials_too_much(caller):
             self.refuse(stream, caller, record, ResetCode.LIMIT, _TOO_MANY)
         elif refusal := self.audit.refusal():
             self.refuse(stream, caller, record, ResetCode.INTERNAL, refusal)
@@ -161,8 +161,6 @@ class TcpTargets:
 
     def dials_too_much(self, caller: Caller) -> bool:
         """Return whether as many dials are under way as may be, of the caller's user or of all users."""
-        if not self.connecting:
-            return False
         own = sum(account is caller.account for account in self.connecting.values())
         return own >= MAX_CONNECTING_OF_USER or len(self.connecting) >= MAX_CONNECTING
 

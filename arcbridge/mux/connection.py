@@ -80,10 +80,10 @@ class MuxConnection(asyncio.BufferedProtocol):
         if session is not None:
             payer = session.payer
             if payer is None:
-                session.data_received(buffer.VIEW[:nbytes])
+                session.data_received(buffer.VIEW[:nbytes], self._began)
             else:
                 before = payer.shares.total
-                session.data_received(buffer.VIEW[:nbytes])
+                session.data_received(buffer.VIEW[:nbytes], self._began)
                 payer.charge(monotonic(), self._began, before)
         if self._error_poll is not None:
             self._error_poll.was_read()

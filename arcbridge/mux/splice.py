@@ -70,8 +70,7 @@ class SocketSplice(asyncio.Protocol):
 
     # -- the stream's protocol ------------------------------------------------------------------------------------
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, StreamTransport)
+    def connection_made(self, transport: StreamTransport) -> None:  # type: ignore[override]
         self._stream, self._loop, self._error_poll = transport, transport.loop, transport.error_poll
         self.resume_writing()
 

@@ -89,15 +89,13 @@ class StreamTable:
         self._sender.queue(body)
         return stream
 
-    def check_peer_id(self, stream_id: int) -> None:
-        """Raise Violation for an OPEN whose id is not one that the peer may use next."""
+    def peer_opens(self, stream_id: int, target: str) -> None:
+        """Take a stream that the peer opened; it is refused while the session drains or above the limit. Raises
+        Violation for an id that is not one that the peer may use next."""
         if stream_id & 1 == self._side:
             raise Violation(GoawayCode.PROTOCOL, "OPEN with a stream id of the other side's")
         if stream_id <= self.last_peer_id:
             raise Violation(GoawayCode.PROTOCOL, "OPEN with a stream id that does not rise")
-
-    def peer_opens(self, stream_id: int, target: str) -> None:
-        """Take a stream that the peer opened; it is refused while the session drains or above the limit."""
         self.last_peer_id = stream_id
         authenticated = self._lifecycle.authenticated
         most = self._context.limits.max_streams if authenticated else self._context.limits.early_streams
@@ -108,7 +106,7 @@ class StreamTable:
         stream = self.add(stream_id, target)
         stream.owed = True
         self.peer_streams += 1
-        self._tell(ev.StreamOpened(stream, target))
+        (self._context.events if authenticated else self.early).append(ev.StreamOpened(stream, target))
 
     def add(self, stream_id: int, target: str) -> Stream:
         """Make a stream and hold it."""
@@ -192,7 +190,7 @@ class StreamTable:
             self.refuse(stream, ResetCode.PROTOCOL)
             return
         stream.receiving = ReceiveState.FINISHED
-        self._tell(ev.StreamFinished(stream))
+        (self._context.events if self._lifecycle.authenticated else self.early).append(ev.StreamFinished(stream))
         if stream.sending is not SendState.OPEN:
             self.forget_if_over(stream)
 
@@ -261,7 +259,8 @@ class StreamTable:
             self._drop(stream)
             if stream.owed:
                 self.count_churn()
-            self._context.owner.finish_drain_if_idle()
+            if self._lifecycle.draining:
+                self._context.owner.finish_drain_if_idle()
 
     def tell_reset(self, stream: Stream, code: int) -> None:
         """Tell the shell that a stream was reset, unless it does not know of it yet."""
@@ -273,12 +272,6 @@ class StreamTable:
     def _is_peers(self, stream: Stream) -> bool:
         """Return whether the peer opened it."""
         return stream.id & 1 != self._side
-
-    def _tell(self, event: ev.StreamOpened | ev.StreamFinished) -> None:
-        if self._lifecycle.authenticated:
-            self._context.events.append(event)
-        else:
-            self.early.append(event)
 
     def _drop(self, stream: Stream) -> None:
         if self.streams.pop(stream.id, None) is not None and stream.id & 1 != self._side:
