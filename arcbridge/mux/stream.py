@@ -356,7 +356,8 @@ class StreamTransport(asyncio.Transport):
             self._session.wake()
 
     def _schedule_reader(self) -> None:
-        if not self._reader_scheduled and (self._stream.inbox or self._eof_due) and self._protocol is not None:
+        waits = not self._paused and (self._stream.inbox or self._eof_due)
+        if waits and not self._reader_scheduled and self._protocol is not None:
             self._reader_scheduled = True
             self.loop.call_soon(self._session.charge, self._drain_inbox)
 

@@ -154,7 +154,7 @@ class Session:
         self._context.now = now
         self.stats.bytes_received += len(data)
         if lifecycle.keepalive is not None:
-            lifecycle.keepalive.bytes_arrived(now)
+            lifecycle.keepalive.last_received = now
         try:
             if resumption.handshake is not None:
                 data = resumption.greet(data)

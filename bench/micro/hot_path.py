@@ -116,7 +116,7 @@ class Pair:
 async def measure(frames: int, limits: Limits) -> tuple[float, float]:
     """(from socket, to socket) nanoseconds per frame with `frames` per loop turn."""
     pair = Pair(frames, limits)
-    readables = [splice._readable for splice in pair.splices]
+    readables = [splice._read for splice in pair.splices]
     from_socket, to_socket = [], []
     for _turn in range(TURNS // frames):
         begin = perf_counter_ns()
