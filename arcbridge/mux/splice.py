@@ -163,7 +163,8 @@ class SocketSplice(asyncio.Protocol):
         # Else `connection_lost` closes the socket before it would be asked again; not so while bytes wait for it.
         if self._pending or not stream.is_closing():
             self.pause_writing()
-        self._close_if_over()
+        if self._stream_lost and self._write_over:
+            self._close(reset=False)
 
     def poll_error(self) -> None:
         """Find out whether the socket was reset with the bytes that were read last (called by the poll)."""
@@ -215,10 +216,7 @@ class SocketSplice(asyncio.Protocol):
         except OSError as error:
             self._fail(error)
             return
-        self._close_if_over()
-
-    def _close_if_over(self) -> None:
-        if self._read_over and self._write_over and self._stream_lost:
+        if self._stream_lost and self._read_over:
             self._close(reset=False)
 
     def _fail(self, error: OSError) -> None:

@@ -13,7 +13,17 @@ from arcbridge.limiters import TokenBucket
 from arcbridge.wire import events as ev
 from arcbridge.wire.context import SessionContext
 from arcbridge.wire.decoder import Decoder
-from arcbridge.wire.frames import FIRST_CREDIT, HEADER_SIZE, U32, FrameType, GoawayCode, ResetCode, frame, record_frame
+from arcbridge.wire.frames import (
+    FIRST_CREDIT,
+    HEADER_SIZE,
+    U32,
+    FrameType,
+    GoawayCode,
+    ResetCode,
+    frame,
+    pack_header,
+    record_frame,
+)
 from arcbridge.wire.lifecycle import Lifecycle, Violation
 from arcbridge.wire.records import Open
 from arcbridge.wire.replay import Budget
@@ -25,6 +35,7 @@ from arcbridge.wire.window import Growth, ReceiveWindow
 
 LAST_ID = 0x7FFFFFFF
 """Largest stream id."""
+_FIN = int(FrameType.FIN)
 
 
 @lru_cache(maxsize=64)
@@ -151,7 +162,7 @@ class StreamTable:
             stream.sending = SendState.FINISHING
             return
         stream.sending = SendState.FINISHED
-        self._sender.queue(frame(FrameType.FIN, stream.id))
+        self._sender.queue(pack_header(_FIN, stream.id))
         if stream.receiving is not ReceiveState.OPEN:
             self.forget_if_over(stream)
 

@@ -54,7 +54,8 @@ class AuditLog(ChainedLog):
                 budget.charge(line, now)  # authorize refuses what comes after too much of it
             if budget.records_left_out:
                 self._count_left_out(budget)
-        self.put(line)
+        self.records += 1
+        self._writer.put(line)
 
     def begin(
         self, record: AuditRecord, recorded: Recorded, line: Callable[[AuditRecord], str] = AuditRecord.begun_line
@@ -64,7 +65,7 @@ class AuditLog(ChainedLog):
         def charged() -> str:
             text, budget = line(record), record.subject.budget
             if budget is not None:
-                budget.charge(text, time.monotonic())
+                budget.charge(text, record.started)
                 if budget.records_left_out:
                     self._count_left_out(budget)
             return text
