@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from time import monotonic
 from typing import assert_never
@@ -130,6 +131,8 @@ class MuxSession:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._acting = False
+        self.finished: deque[StreamTransport] = deque()
+        """Streams whose ends came: they are delivered behind the other events of a read."""
         self._rearming = False
         """Whether the deadline may have come closer."""
         self._close_timer: asyncio.TimerHandle | None = None
@@ -345,6 +348,8 @@ class MuxSession:
         finally:
             waiting.clear()
             self._acting = False
+        while self.finished:
+            self.finished.popleft().drain_inbox()
         if self._rearming:
             self._rearming = False
             self._arm_timer()
