@@ -84,6 +84,22 @@ async def test_nothing_is_read_while_the_pacer_says_so() -> None:
         assert pacer.received > 3_000_000 - PACED
 
 
+async def test_the_bytes_of_small_frames_are_counted_together_and_each_once() -> None:
+    async with connected("tls") as ends:
+        mine, theirs = await ends.stream()
+        pacer = ends.agent.pacing.pacer = Pacer(sending=False, reading=False)
+        for _ in range(100):
+            await mine.write(b"x" * 100)
+            await theirs.write(await theirs.read())
+            await mine.read()
+        assert len(pacer.at) <= pacer.received // PACED
+        for counted, moved in (
+            (pacer.received, ends.agent.stats.bytes_received),
+            (pacer.sent, ends.agent.stats.bytes_sent),
+        ):
+            assert moved - PACED < counted <= moved
+
+
 @pytest.mark.parametrize("how", ["close", "abort", "loss"])
 async def test_a_session_that_is_paced_ends_at_once(how: str) -> None:
     async with connected("tls", limits=Limits(replay=0)) as ends:
