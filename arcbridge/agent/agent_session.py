@@ -114,7 +114,7 @@ class AgentSession(BaseHandler):
     @property
     def streams(self) -> int:
         """Streams that are open."""
-        return len(self.session.streams) if self.session is not None else 0
+        return len(self.session.streams.by_id) if self.session is not None else 0
 
     @property
     def restrictions(self) -> SessionRestrictions | None:

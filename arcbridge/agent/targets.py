@@ -86,7 +86,7 @@ class TcpTargets:
     """Connects streams to targets. `close()` must be awaited."""
 
     def __init__(self, targets: Mapping[str, Target], audit: AuditLog) -> None:
-        self._targets = dict(targets)
+        self.replace(targets)
         self.audit = audit
         self._records: KeyedTokenBucket[str] = KeyedTokenBucket(RECORDS, 1.0, size=USERS, shares=True)
         """Refusals that leave a record each, by subject."""
@@ -103,7 +103,7 @@ class TcpTargets:
 
     def replace(self, targets: Mapping[str, Target]) -> None:
         """Connect to these targets from now on; `end_disallowed` ends those connections that they do not allow."""
-        self._targets = dict(targets)
+        self._targets = {PREFIX + name: target for name, target in targets.items()}
 
     def end_disallowed(self, caller: Caller | None = None) -> None:
         """Reset the connections, of this caller or of all, that would not be allowed now: the target is gone, has
@@ -111,7 +111,7 @@ class TcpTargets:
         for stream, found in list(self._connections.items()):
             if caller is not None and found.caller is not caller:
                 continue
-            target, record = self._targets.get(found.target.name), found.record
+            target, record = self._targets.get(PREFIX + found.target.name), found.record
             if target is None or target.address != found.target.address:
                 record.revoke("the target was taken out of the settings")
             elif not target.allows(found.caller.identity):
@@ -130,20 +130,20 @@ class TcpTargets:
 
     def open_to(self, identity: Identity) -> list[str]:
         """Return the targets (`tcp:NAME`) to which this caller may connect, in order."""
-        return sorted(f"{PREFIX}{name}" for name, target in self._targets.items() if target.allows(identity))
+        return sorted(name for name, target in self._targets.items() if target.allows(identity))
 
     def serve(self, stream: StreamTransport, target: str, caller: Caller) -> None:
         """Connect `stream` to the address that `target` (`tcp:NAME`) names, or reset it with the reason's code."""
         request = f"{caller.request_prefix}-{stream.id}-1"
         record = AuditRecord(request, caller.subject, verb="connect", path_fields=_CONNECT, target=target)
-        found = self._targets.get(target.removeprefix(PREFIX)) if target.startswith(PREFIX) else None
+        found = self._targets.get(target)
         if found is None:
             self.refuse(stream, caller, record, ResetCode.UNKNOWN_TARGET, "no such target")
         elif caller.restrictions is not None and caller.restrictions.judges:
             self.refuse(stream, caller, record, ResetCode.FORBIDDEN, "the session is restricted to requests")
         elif not found.allows(caller.identity):
             self.refuse(stream, caller, record, ResetCode.FORBIDDEN, "not allowed")
-        elif self.dials_too_much(caller):
+        elif self.connecting and self.dials_too_much(caller):
             self.refuse(stream, caller, record, ResetCode.LIMIT, _TOO_MANY)
         elif refusal := self.audit.refusal():
             self.refuse(stream, caller, record, ResetCode.INTERNAL, refusal)
@@ -161,8 +161,6 @@ class TcpTargets:
 
     def dials_too_much(self, caller: Caller) -> bool:
         """Return whether as many dials are under way as may be, of the caller's user or of all users."""
-        if not self.connecting:
-            return False
         own = sum(account is caller.account for account in self.connecting.values())
         return own >= MAX_CONNECTING_OF_USER or len(self.connecting) >= MAX_CONNECTING
 

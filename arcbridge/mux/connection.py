@@ -80,12 +80,12 @@ class MuxConnection(asyncio.BufferedProtocol):
         if session is not None:
             payer = session.payer
             if payer is None:
-                session.data_received(buffer.VIEW[:nbytes])
+                session.data_received(buffer.VIEW[:nbytes], self._began)
             else:
                 before = payer.shares.total
-                session.data_received(buffer.VIEW[:nbytes])
+                session.data_received(buffer.VIEW[:nbytes], self._began)
                 payer.charge(monotonic(), self._began, before)
-        if self._error_poll is not None:
+        if self._error_poll is not None and not self._error_poll.included:
             self._error_poll.was_read()
 
     def eof_received(self) -> bool:

@@ -19,6 +19,9 @@ AHEAD_FREE = 256 * 1024
 AHEAD_PAUSE = 0.1
 """Seconds between two looks whether there is room again for what a peer sends ahead of its readers."""
 
+PACED = 4 * 1024
+"""Bytes of a direction that come together before the pacer counts them: small frames do not call it."""
+
 
 class Pacer(Protocol):
     """Says how fast a session may move bytes; several sessions may share one."""
@@ -33,7 +36,17 @@ class Pacer(Protocol):
 class Pacing:
     """The holds of one session, one for each direction."""
 
-    __slots__ = ("_loop", "_machine", "_transport", "_wake", "pacer", "reading_held", "sending_held")
+    __slots__ = (
+        "_loop",
+        "_machine",
+        "_transport",
+        "_wake",
+        "pacer",
+        "reading_held",
+        "received",
+        "sending_held",
+        "sent",
+    )
 
     def __init__(self, machine: Session, wake: Callable[[], None]) -> None:
         """`wake` has what waited sent in this turn of the loop."""
@@ -44,6 +57,8 @@ class Pacing:
         """That of the connection that carries the session."""
         self.pacer: Pacer | None = None
         """What bounds the bytes a second; None: nothing does."""
+        self.received = self.sent = 0
+        """Bytes of the session, in each direction, that the pacer has counted."""
         self.sending_held: asyncio.TimerHandle | None = None
         """Runs while payload waits."""
         self.reading_held: asyncio.TimerHandle | None = None
@@ -55,6 +70,20 @@ class Pacing:
             self.reading_held.cancel()
             self.reading_held = None
         self._transport = transport
+
+    def count_received(self, pacer: Pacer, now: float) -> None:
+        """Have the pacer count what came, and read nothing for as long as it says."""
+        total = self._machine.stats.bytes_received
+        count, self.received = total - self.received, total
+        if wait := pacer.bytes_received(count, now):
+            self.hold_reading(wait)
+
+    def count_sent(self, pacer: Pacer, now: float) -> None:
+        """Have the pacer count what left, and send no payload for as long as it says."""
+        total = self._machine.stats.bytes_sent
+        count, self.sent = total - self.sent, total
+        if wait := pacer.bytes_sent(count, now):
+            self.hold_sending(wait)
 
     def hold(self, wait: float) -> None:
         """Move no payload for `wait` seconds, in either direction."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from time import monotonic
 from typing import assert_never
@@ -12,7 +13,7 @@ from arcbridge.loop_shares import LoopTime
 from arcbridge.mux import memory
 from arcbridge.mux.alteration import alteration
 from arcbridge.mux.connection import AuthMaker, Migration, MuxConnection
-from arcbridge.mux.pacing import AHEAD_FREE, AHEAD_PAUSE, Pacing
+from arcbridge.mux.pacing import AHEAD_FREE, AHEAD_PAUSE, PACED, Pacing
 from arcbridge.mux.socket_error_poll import socket_error_poll
 from arcbridge.mux.stream import StreamTransport
 from arcbridge.mux.streams import SessionStreams
@@ -130,6 +131,8 @@ class MuxSession:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._acting = False
+        self.finished: deque[StreamTransport] = deque()
+        """Streams whose ends came: they are delivered behind the other events of a read."""
         self._rearming = False
         """Whether the deadline may have come closer."""
         self._close_timer: asyncio.TimerHandle | None = None
@@ -275,17 +278,17 @@ class MuxSession:
         elif auth is not None:
             self._machine.authenticate(auth)
         self.set_connection(connection)
-        self._flush()
+        self._flush(monotonic())
 
-    def data_received(self, view: memoryview) -> None:
-        """Take bytes of the peer, valid during the call only."""
-        machine, now = self._machine, monotonic()
+    def data_received(self, view: memoryview, now: float) -> None:
+        """Take bytes of the peer, valid during the call only, that came `now` (monotonic seconds)."""
+        machine = self._machine
         machine.receive_data(view, now)
-        pacer, ahead = self.pacing.pacer, self.ahead
-        if pacer is not None and (wait := pacer.bytes_received(len(view), now)):
-            self.pacing.hold_reading(wait)
+        pacing, ahead = self.pacing, self.ahead
+        if pacing.pacer is not None and self.stats.bytes_received - pacing.received >= PACED:
+            pacing.count_received(pacing.pacer, now)
         if ahead.held >= AHEAD_FREE and ahead.spent:
-            self.pacing.hold_reading(AHEAD_PAUSE)
+            pacing.hold_reading(AHEAD_PAUSE)
         if machine.events:
             self._react()
         else:
@@ -296,7 +299,7 @@ class MuxSession:
         self._sender.set_writable(writable)
         self._count_unwritten(0 if writable or self.transport is None else self.transport.get_write_buffer_size())
         if writable:
-            self.charge(self._flush)
+            self._flush_charged()
 
     def connection_lost(self, connection: MuxConnection, exc: Exception | None) -> None:
         """The socket is gone."""
@@ -321,10 +324,13 @@ class MuxSession:
 
     def charge(self, work: Callable[[], None]) -> None:
         """Do `work`, for which the loop has just called, and charge it."""
-        if self.payer is None:
+        payer = self.payer
+        if payer is None:
             work()
         else:
-            self.payer.run(work)
+            began, before = monotonic(), payer.shares.total
+            work()
+            payer.charge(monotonic(), began, before)
 
     def wake(self) -> None:
         """Write what is ready, if anything is, at the end of this loop turn."""
@@ -346,11 +352,13 @@ class MuxSession:
         self._acting = True
         waiting = self._machine.events
         try:
-            while waiting:
-                for event in self._machine.events_received():
-                    self._dispatch(event)
+            for event in waiting:  # one that is caused meanwhile comes behind them
+                self._dispatch(event)
         finally:
+            waiting.clear()
             self._acting = False
+        while self.finished:
+            self.finished.popleft().drain_inbox()
         if self._rearming:
             self._rearming = False
             self._arm_timer()
@@ -423,7 +431,7 @@ class MuxSession:
 
     def _end(self, error: ArcbridgeError) -> None:
         self.streams.session_ended(error)
-        self._flush()
+        self._flush(monotonic())
         self.pacing.stop()
         if self._timer is not None:
             self._timer.cancel()
@@ -474,24 +482,23 @@ class MuxSession:
 
     def _flush_charged(self) -> None:
         """`_flush`, charged: `charge` in place, for each turn."""
-        payer = self.payer
+        payer, began = self.payer, monotonic()
         if payer is None:
-            self._flush()
+            self._flush(began)
         else:
-            began, before = monotonic(), payer.shares.total
-            self._flush()
+            before = payer.shares.total
+            self._flush(began)
             payer.charge(monotonic(), began, before)
 
-    def _flush(self) -> None:
-        """Write what is ready, as far as the transport takes it."""
+    def _flush(self, now: float) -> None:
+        """Write what is ready `now` (monotonic seconds), as far as the transport takes it."""
         if self._flush_handle is not None:
             self._flush_handle.cancel()
             self._flush_handle = None
         sender, transport = self._sender, self.transport
         if transport is None:
             return
-        before = self.stats.bytes_sent
-        while parts := sender.data_to_send(FLUSH_LIMIT, monotonic()):
+        while parts := sender.data_to_send(FLUSH_LIMIT, now):
             if len(parts) == 1:
                 transport.write(parts[0])
             else:
@@ -499,9 +506,10 @@ class MuxSession:
             # Mostly the first portion was everything: asking is cheaper than being given an empty one.
             if not sender.has_output or (not sender.socket_writable and not sender.closed):
                 break
-        pacer = self.pacing.pacer
-        if pacer is not None and (wait := pacer.bytes_sent(self.stats.bytes_sent - before, monotonic())):
-            self.pacing.hold_sending(wait)
+            now = monotonic()
+        pacing = self.pacing
+        if pacing.pacer is not None and self.stats.bytes_sent - pacing.sent >= PACED:
+            pacing.count_sent(pacing.pacer, now)
         if sender.unblocked:
             for stream in sender.take_unblocked():
                 if stream.owner is not None:

@@ -61,23 +61,23 @@ class TransportErrorPoll:
     uvloop reports a reset that comes with the last bytes together with them, and never again.
     """
 
-    __slots__ = ("_included", "_poll", "_transport")
+    __slots__ = ("_poll", "_transport", "included")
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
         self._poll = socket_error_poll()
-        self._included = False
+        self.included = False
         """Whether the next poll includes this transport."""
 
     def was_read(self) -> None:
         """Include the transport in the next poll: call it after each read."""
-        if not self._included:
-            self._included = True
+        if not self.included:
+            self.included = True
             self._poll.add(self)
 
     def poll_error(self) -> None:
         """Make the transport read again, which finds a pending error (called by the poll)."""
-        self._included = False
+        self.included = False
         if self._transport.is_reading():
             self._transport.pause_reading()
             self._transport.resume_reading()

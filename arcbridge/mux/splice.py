@@ -13,11 +13,13 @@ import os
 import socket
 import ssl
 from collections.abc import Callable
+from dataclasses import dataclass
 from time import monotonic
 from types import SimpleNamespace
-from typing import NamedTuple, cast
+from typing import cast
 
 from arcbridge.errors import StreamReset
+from arcbridge.loop_shares import LoopTime
 from arcbridge.mux import buffer
 from arcbridge.mux.socket_error_poll import SocketErrorPoll
 from arcbridge.mux.stream import StreamTransport
@@ -25,7 +27,8 @@ from arcbridge.socket_options import reset_on_close
 from arcbridge.wire.frames import ResetCode
 
 
-class SpliceResult(NamedTuple):
+@dataclass(slots=True)
+class SpliceResult:
     """How a splice ended."""
 
     from_stream: int
@@ -54,7 +57,8 @@ class SocketSplice(asyncio.Protocol):
         self._stream: StreamTransport | None = None
         self._loop: asyncio.AbstractEventLoop
         self._error_poll: SocketErrorPoll
-        """Both are the stream's."""
+        self._payer: LoopTime | None
+        """All three are the stream's."""
         self._reading = False
         self._reset: OSError | None = None
         """The error of a socket that was reset, while bytes of it are still to be read."""
@@ -70,9 +74,9 @@ class SocketSplice(asyncio.Protocol):
 
     # -- the stream's protocol ------------------------------------------------------------------------------------
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, StreamTransport)
-        self._stream, self._loop, self._error_poll = transport, transport.loop, transport.error_poll
+    def connection_made(self, transport: StreamTransport) -> None:  # type: ignore[override]
+        self._stream, self._payer = transport, transport.payer
+        self._loop, self._error_poll = transport.loop, transport.error_poll
         self.resume_writing()
 
     def view_received(self, view: memoryview) -> None:
@@ -109,7 +113,8 @@ class SocketSplice(asyncio.Protocol):
     def resume_writing(self) -> None:
         if not self._reading and not self._read_over and not self._closed:
             self._reading = True
-            self._loop.add_reader(self._descriptor, self._readable)
+            read = self._read if self._payer is None else self._read_charged
+            self._loop.add_reader(self._descriptor, read)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stream_lost = True
@@ -124,19 +129,18 @@ class SocketSplice(asyncio.Protocol):
     def read_on(self) -> None:
         """Read what may have come already: for the loop's own callbacks, behind `connection_made`."""
         if self._reading:
-            self._readable()
+            self._read()
 
-    def _readable(self) -> None:
+    def _read_charged(self) -> None:
+        payer = self._payer
+        assert payer is not None
+        began, before = monotonic(), payer.shares.total
+        self._read()
+        payer.charge(monotonic(), began, before)
+
+    def _read(self) -> None:
         stream = self._stream
         assert stream is not None  # nothing is read before `connection_made`; `cast` would cost a call
-        if (payer := stream.payer) is None:
-            self._read(stream)
-        else:
-            began, before = monotonic(), payer.shares.total
-            self._read(stream)
-            payer.charge(monotonic(), began, before)
-
-    def _read(self, stream: StreamTransport) -> None:
         try:
             count = self._recv_into(buffer.BUFFER, buffer.PORTION if stream.backlog.full else buffer.SIZE)
         except (BlockingIOError, InterruptedError):
@@ -159,7 +163,8 @@ class SocketSplice(asyncio.Protocol):
         # Else `connection_lost` closes the socket before it would be asked again; not so while bytes wait for it.
         if self._pending or not stream.is_closing():
             self.pause_writing()
-        self._close_if_over()
+        if self._stream_lost and self._write_over:
+            self._close(reset=False)
 
     def poll_error(self) -> None:
         """Find out whether the socket was reset with the bytes that were read last (called by the poll)."""
@@ -211,10 +216,7 @@ class SocketSplice(asyncio.Protocol):
         except OSError as error:
             self._fail(error)
             return
-        self._close_if_over()
-
-    def _close_if_over(self) -> None:
-        if self._read_over and self._write_over and self._stream_lost:
+        if self._stream_lost and self._read_over:
             self._close(reset=False)
 
     def _fail(self, error: OSError) -> None:
@@ -231,7 +233,9 @@ class SocketSplice(asyncio.Protocol):
                 self._error_poll.remove(self)
             # Both callbacks first: the next socket gets this descriptor's number. Each is removed only where it is
             # there: uvloop looks the descriptor up among its transports either way, and finds it by an exception.
-            self.pause_writing()
+            if self._reading:
+                self._reading = False
+                self._loop.remove_reader(self._descriptor)
             if self._pending:
                 self._loop.remove_writer(self._descriptor)
                 self._pending = b""

@@ -203,7 +203,7 @@ class StreamTransport(asyncio.Transport):
     def read_on(self) -> None:
         """Deliver again, what waits within the call: `resume_reading` for the loop's own callbacks."""
         self._resume()
-        self._drain_inbox()
+        self.drain_inbox()
 
     # -- asyncio.WriteTransport -----------------------------------------------------------------------------------
 
@@ -281,7 +281,9 @@ class StreamTransport(asyncio.Transport):
             self._lose_if_over()
             return
         self._eof_due = True
-        self._schedule_reader()  # not at once: what breaks the stream behind its end mostly comes in the same turn
+        # Not at once: what breaks the stream behind its end mostly comes in the same read.
+        if not self._paused and not self._reader_scheduled and self._protocol is not None:
+            self._session.finished.append(self)
 
     def reset_received(self, code: int) -> None:
         """RESET came, or the stream was broken by the peer."""
@@ -356,16 +358,17 @@ class StreamTransport(asyncio.Transport):
             self._session.wake()
 
     def _schedule_reader(self) -> None:
-        if not self._reader_scheduled and (self._stream.inbox or self._eof_due) and self._protocol is not None:
+        waits = not self._paused and (self._stream.inbox or self._eof_due)
+        if waits and not self._reader_scheduled and self._protocol is not None:
             self._reader_scheduled = True
-            self.loop.call_soon(self._session.charge, self._drain_inbox)
+            self.loop.call_soon(self._session.charge, self.drain_inbox)
 
-    def _drain_inbox(self) -> None:
+    def drain_inbox(self) -> None:
         """Deliver what waited, then the end of the peer's direction."""
         payer = self._session.payer
         if payer is not None and payer.held_until and (wait := payer.held_until - monotonic()) > 0.0:
             self._reader_scheduled = True
-            self.loop.call_later(wait, self._session.charge, self._drain_inbox)
+            self.loop.call_later(wait, self._session.charge, self.drain_inbox)
             return
         self._reader_scheduled = False
         inbox = self._stream.inbox

@@ -18,16 +18,17 @@ from arcbridge.wire.stream import Stream
 class SessionStreams:
     """The streams that are not over; `len` is their number."""
 
-    __slots__ = ("_act", "_table", "_window")
+    __slots__ = ("_act", "_table", "_window", "by_id")
 
     def __init__(self, machine: Session, act: Callable[[], None]) -> None:
         """`act` is called after each command to the machine."""
         self._table = machine.stream_table
+        self.by_id = machine.streams
         self._window = machine.session_window
         self._act = act
 
     def __len__(self) -> int:
-        return len(self._table.streams)
+        return len(self.by_id)
 
     def unread(self) -> list[Stream]:
         """Return the streams, complete ones included, of which bytes wait for readers; count those bytes anew."""

@@ -16,6 +16,7 @@ import socket
 import ssl
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Final, cast
 
@@ -95,7 +96,7 @@ def begin(address: Address) -> tuple[socket.socket, bool] | None:
     nor a turn of the loop is needed. Otherwise await `finish`. None for a name: use `connect`. The caller owns the
     socket, which has no user timeout (`sockets.disable_user_timeout`). Raises `Unreachable`.
     """
-    literal = _literal(address)
+    literal = _literal(address.host, address.port)
     if literal is None:
         return None
     try:
@@ -117,7 +118,7 @@ async def finish(sock: socket.socket, address: Address, *, deadline: float) -> N
 
 async def resolve(address: Address) -> list[Candidate]:
     """Socket addresses in the order to try them, families alternating (RFC 8305 §4). Raises `OSError`."""
-    literal = _literal(address)
+    literal = _literal(address.host, address.port)
     if literal is not None:
         return [literal]
     global _resolver
@@ -145,7 +146,8 @@ def interleave(found: Sequence[Candidate]) -> list[Candidate]:
     return [one for pair in zip_longest(first, other) for one in pair if one is not None][:_MAX_ADDRESSES]
 
 
-def _literal(address: Address) -> Candidate | None:
+@lru_cache(maxsize=256)
+def _literal(host: str, port: int) -> Candidate | None:
     """Return the candidate of an IP address, which no thread has to look up; an agent dials such targets for each
     stream.
 
@@ -153,10 +155,10 @@ def _literal(address: Address) -> Candidate | None:
     """
     for family in (socket.AF_INET, socket.AF_INET6):
         try:
-            socket.inet_pton(family, address.host)
+            socket.inet_pton(family, host)
         except OSError:
             continue
-        return family, (address.host, address.port)
+        return family, (host, port)
     return None
 
 
@@ -222,7 +224,7 @@ async def _attempt(family: int, sockaddr: SockAddr) -> socket.socket:
 
 
 def _begin(family: int, sockaddr: SockAddr, *, user_timeout: bool = True) -> tuple[socket.socket, bool]:
-    sock = socket.socket(family, socket.SOCK_STREAM | getattr(socket, "SOCK_CLOEXEC", 0), socket.IPPROTO_TCP)
+    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         tune(sock, user_timeout=user_timeout)
         code = sock.connect_ex(sockaddr)

@@ -127,7 +127,6 @@ class FrameHandlers:
     # -- streams ----------------------------------------------------------------------------------------------------
 
     def _on_open(self, stream_id: int, body: bytes) -> None:
-        self._streams.check_peer_id(stream_id)
         self._streams.peer_opens(stream_id, _target_of(body))
 
     def _on_fin(self, stream_id: int, _body: bytes) -> None:

@@ -27,7 +27,8 @@ class Keepalive:
         """`number` is that of the last PING of the session's former connection: a late answer must not match."""
         self._interval = interval
         self._timeout = timeout
-        self._last_received = now
+        self.last_received = now
+        """When the peer has sent something last, monotonic seconds."""
         self._last_progress = now
         self._next_ping = now + interval
         self.number = number
@@ -51,10 +52,6 @@ class Keepalive:
             self._older, self._smallest, self._turned = self._smallest, 0.0, now
         if round_trip > 0.0 and (self._smallest == 0.0 or round_trip < self._smallest):
             self._smallest = round_trip
-
-    def bytes_arrived(self, now: float) -> None:
-        """Note that the peer has sent something."""
-        self._last_received = now
 
     def progress_reported(self, received: int, now: float) -> None:
         """Note that the peer said how much of our sequence has arrived."""
@@ -91,7 +88,7 @@ class Keepalive:
 
         Without `answers` the peer cannot answer yet, because what it has to send again comes first.
         """
-        if now - self._last_received >= self._timeout:
+        if now - self.last_received >= self._timeout:
             return f"nothing arrived for {self._timeout:.0f} s"
         if not answers:
             self._last_progress = now
@@ -109,7 +106,7 @@ class Keepalive:
 
     def next_deadline(self) -> float:
         """Return the next moment at which `dead` or `ping_due` may change."""
-        deadline = min(self._next_ping, self._last_received + self._timeout)
+        deadline = min(self._next_ping, self.last_received + self._timeout)
         if self._ping_sent is not None:
             deadline = min(deadline, max(self._ping_sent, self._last_progress) + self._timeout)
         return deadline

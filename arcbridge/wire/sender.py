@@ -286,7 +286,8 @@ class Sender:
             self._gather(kept, limit)
             count = sum(map(len, kept))
         if len(kept) > 1:
-            kept = gathered(kept)  # before they are kept: pieces of nine bytes would take six times their size
+            # Before they are kept: pieces of nine bytes would take six times their size.
+            kept = [b"".join(kept)] if count <= JOIN_WRITES else gathered(kept)
         parts = [*prelude, *kept] if prelude else kept
         self.sent += count
         context.stats.bytes_sent += count

@@ -4,7 +4,7 @@ It knows no socket, no clock and no role beyond its side: `now` is monotonic sec
 the parts that do the work and keeps none of their state: `Lifecycle` (states and deadlines, with their table),
 `Sender`, `Receiver`, `StreamTable` and `Resumption`. The shell uses them directly for what moves bytes.
 
-Order of calls. After each *receive* or *command* the shell must: take `events_received()` and act on them, resume
+Order of calls. After each *receive* or *command* the shell must: act on `events`, in order, and clear them, resume
 the writers of `sender.take_unblocked()`, write what `sender.data_to_send()` gives, and re-arm its one timer at
 `next_deadline()`.
 
@@ -154,7 +154,7 @@ class Session:
         self._context.now = now
         self.stats.bytes_received += len(data)
         if lifecycle.keepalive is not None:
-            lifecycle.keepalive.bytes_arrived(now)
+            lifecycle.keepalive.last_received = now
         try:
             if resumption.handshake is not None:
                 data = resumption.greet(data)
@@ -289,12 +289,6 @@ class Session:
         self.end(SessionEnded(code, message, retry_after=retry_after or None, refusal=refusal))
 
     # -- collect: called by the shell after any of the above --------------------------------------------------------
-
-    def events_received(self) -> list[ev.Event]:
-        """Return what happened since the last call, in order."""
-        events = self.events.copy()
-        self.events.clear()
-        return events
 
     def next_deadline(self) -> float | None:
         """Return when `handle_timer` is needed next; None when closed."""

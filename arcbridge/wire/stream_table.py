@@ -13,7 +13,17 @@ from arcbridge.limiters import TokenBucket
 from arcbridge.wire import events as ev
 from arcbridge.wire.context import SessionContext
 from arcbridge.wire.decoder import Decoder
-from arcbridge.wire.frames import FIRST_CREDIT, HEADER_SIZE, U32, FrameType, GoawayCode, ResetCode, frame, record_frame
+from arcbridge.wire.frames import (
+    FIRST_CREDIT,
+    HEADER_SIZE,
+    U32,
+    FrameType,
+    GoawayCode,
+    ResetCode,
+    frame,
+    pack_header,
+    record_frame,
+)
 from arcbridge.wire.lifecycle import Lifecycle, Violation
 from arcbridge.wire.records import Open
 from arcbridge.wire.replay import Budget
@@ -25,6 +35,7 @@ from arcbridge.wire.window import Growth, ReceiveWindow
 
 LAST_ID = 0x7FFFFFFF
 """Largest stream id."""
+_FIN = int(FrameType.FIN)
 
 
 @lru_cache(maxsize=64)
@@ -89,15 +100,13 @@ class StreamTable:
         self._sender.queue(body)
         return stream
 
-    def check_peer_id(self, stream_id: int) -> None:
-        """Raise Violation for an OPEN whose id is not one that the peer may use next."""
+    def peer_opens(self, stream_id: int, target: str) -> None:
+        """Take a stream that the peer opened; it is refused while the session drains or above the limit. Raises
+        Violation for an id that is not one that the peer may use next."""
         if stream_id & 1 == self._side:
             raise Violation(GoawayCode.PROTOCOL, "OPEN with a stream id of the other side's")
         if stream_id <= self.last_peer_id:
             raise Violation(GoawayCode.PROTOCOL, "OPEN with a stream id that does not rise")
-
-    def peer_opens(self, stream_id: int, target: str) -> None:
-        """Take a stream that the peer opened; it is refused while the session drains or above the limit."""
         self.last_peer_id = stream_id
         authenticated = self._lifecycle.authenticated
         most = self._context.limits.max_streams if authenticated else self._context.limits.early_streams
@@ -108,7 +117,7 @@ class StreamTable:
         stream = self.add(stream_id, target)
         stream.owed = True
         self.peer_streams += 1
-        self._tell(ev.StreamOpened(stream, target))
+        (self._context.events if authenticated else self.early).append(ev.StreamOpened(stream, target))
 
     def add(self, stream_id: int, target: str) -> Stream:
         """Make a stream and hold it."""
@@ -153,7 +162,7 @@ class StreamTable:
             stream.sending = SendState.FINISHING
             return
         stream.sending = SendState.FINISHED
-        self._sender.queue(frame(FrameType.FIN, stream.id))
+        self._sender.queue(pack_header(_FIN, stream.id))
         if stream.receiving is not ReceiveState.OPEN:
             self.forget_if_over(stream)
 
@@ -192,7 +201,7 @@ class StreamTable:
             self.refuse(stream, ResetCode.PROTOCOL)
             return
         stream.receiving = ReceiveState.FINISHED
-        self._tell(ev.StreamFinished(stream))
+        (self._context.events if self._lifecycle.authenticated else self.early).append(ev.StreamFinished(stream))
         if stream.sending is not SendState.OPEN:
             self.forget_if_over(stream)
 
@@ -261,7 +270,8 @@ class StreamTable:
             self._drop(stream)
             if stream.owed:
                 self.count_churn()
-            self._context.owner.finish_drain_if_idle()
+            if self._lifecycle.draining:
+                self._context.owner.finish_drain_if_idle()
 
     def tell_reset(self, stream: Stream, code: int) -> None:
         """Tell the shell that a stream was reset, unless it does not know of it yet."""
@@ -273,12 +283,6 @@ class StreamTable:
     def _is_peers(self, stream: Stream) -> bool:
         """Return whether the peer opened it."""
         return stream.id & 1 != self._side
-
-    def _tell(self, event: ev.StreamOpened | ev.StreamFinished) -> None:
-        if self._lifecycle.authenticated:
-            self._context.events.append(event)
-        else:
-            self.early.append(event)
 
     def _drop(self, stream: Stream) -> None:
         if self.streams.pop(stream.id, None) is not None and stream.id & 1 != self._side:

@@ -13,7 +13,7 @@ import asyncio
 import os
 import socket
 from statistics import median
-from time import perf_counter_ns
+from time import monotonic, perf_counter_ns
 from typing import Any, cast
 
 import uvloop
@@ -98,8 +98,8 @@ class Pair:
     def settle(self) -> None:
         """Pass everything both ways until nothing moves."""
         while True:
-            self.near._flush()
-            self.far._flush()
+            self.near._flush(monotonic())
+            self.far._flush(monotonic())
             if not self.near_wire.written and not self.far_wire.written:
                 return
             self.pass_on(self.near_wire, self.far)
@@ -110,24 +110,24 @@ class Pair:
         data = b"".join(wire.written)
         wire.written.clear()
         if data:
-            to.data_received(memoryview(data))
+            to.data_received(memoryview(data), monotonic())
 
 
 async def measure(frames: int, limits: Limits) -> tuple[float, float]:
     """(from socket, to socket) nanoseconds per frame with `frames` per loop turn."""
     pair = Pair(frames, limits)
-    readables = [splice._readable for splice in pair.splices]
+    readables = [splice._read for splice in pair.splices]
     from_socket, to_socket = [], []
     for _turn in range(TURNS // frames):
         begin = perf_counter_ns()
         for readable in readables:
             readable()
-        pair.near._flush()
+        pair.near._flush(monotonic())
         from_socket.append(perf_counter_ns() - begin)
         data = memoryview(b"".join(pair.near_wire.written))
         pair.near_wire.written.clear()
         begin = perf_counter_ns()
-        pair.far.data_received(data)
+        pair.far.data_received(data, monotonic())
         to_socket.append(perf_counter_ns() - begin)
         if pair.far._machine.sender.has_output:
             pair.settle()

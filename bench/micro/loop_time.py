@@ -48,7 +48,7 @@ def charged(bench: Bench, way: str) -> Iterator[None]:
 
     def session_updated(self: MuxConnection, nbytes: int) -> None:
         if self._session is not None:
-            self._session.data_received(buffer.VIEW[:nbytes])
+            self._session.data_received(buffer.VIEW[:nbytes], time.monotonic())
 
     def upstream_buffer(self: UpstreamConnection, sizehint: int) -> memoryview:
         if self._backlog is not None and self._backlog.full:

@@ -1,10 +1,18 @@
-"""What a session owes its readers, and whether its accounts and those of a window balance."""
+"""What a session owes its readers, and whether its accounts and those of a window balance; takes its events."""
 
 from __future__ import annotations
 
+from arcbridge.wire.events import Event
 from arcbridge.wire.session import Session
 from arcbridge.wire.stream import ReceiveState
 from arcbridge.wire.window import MAX_CREDIT, ReceiveWindow
+
+
+def take_events(machine: Session) -> list[Event]:
+    """Take what happened in a session since the last call, in order."""
+    events = machine.events.copy()
+    machine.events.clear()
+    return events
 
 
 def unconsumed(machine: Session) -> int:

@@ -18,7 +18,7 @@ from arcbridge.wire.limits import DEFAULT, Limits
 from arcbridge.wire.records import Auth, AuthOk
 from arcbridge.wire.session import Introduction, Kind, Session, Side, State
 from arcbridge.wire.stream import ReceiveState, SendState, Stream
-from tests.support.books import check_session
+from tests.support.books import check_session, take_events
 
 TOKEN = "canary-token-5f1d"
 SECRET = b"canary-secret-9a7c"
@@ -83,7 +83,7 @@ class End:
 
     def collect(self) -> None:
         """Act on the machine's events."""
-        while events := self.machine.events_received():
+        while events := take_events(self.machine):
             for event in events:
                 assert self.error is None, f"{event} after Ended"
                 self.events.append(event)

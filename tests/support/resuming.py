@@ -7,6 +7,7 @@ from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.limits import DEFAULT, Limits
 from arcbridge.wire.records import Auth, AuthOk
 from arcbridge.wire.session import Introduction, Kind, Session, Side, State
+from tests.support.books import take_events
 from tests.support.pair import SECRET, TOKEN, End, Pair
 
 
@@ -68,7 +69,7 @@ class ResumingPair(Pair):
             end.arrivals.appendleft((when, data[most:]))
             data = data[:most]
         newcomer.receive_data(memoryview(data), self.now)
-        for event in newcomer.events_received():
+        for event in take_events(newcomer):
             if isinstance(event, Auth):
                 self._judge(newcomer)
         return True

@@ -17,7 +17,7 @@ from arcbridge.wire.records import Auth, AuthOk
 from arcbridge.wire.replay import Budget
 from arcbridge.wire.session import Kind, Session, Side
 from arcbridge.wire.stream import Stream
-from tests.support.books import check_session
+from tests.support.books import check_session, take_events
 
 MBIT = 125_000.0
 """Bytes per second."""
@@ -77,7 +77,7 @@ class Node:
         return stream
 
     def collect(self) -> None:
-        for event in self.machine.events_received():
+        for event in take_events(self.machine):
             if isinstance(event, Auth):
                 self.machine.accept_auth(AuthOk(b"session", b"canary-secret", "jane", 3600))
             elif isinstance(event, ev.StreamOpened):

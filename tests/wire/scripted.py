@@ -8,7 +8,7 @@ from arcbridge.wire.frames import MAX_DATA, U32, U64, VERSION, FrameType, Goaway
 from arcbridge.wire.limits import DEFAULT, Limits
 from arcbridge.wire.records import Auth, AuthOk, Goaway, Hello, Open
 from arcbridge.wire.session import Kind, Session, Side, State
-from tests.support.books import check_session
+from tests.support.books import check_session, take_events
 
 OK = AuthOk(b"id", b"canary-secret", "jane", 60)
 AUTH = frame(FrameType.AUTH, 0, Auth("oidc", "canary-token").encode())
@@ -84,11 +84,11 @@ class Scripted:
 
     def collect(self) -> None:
         """Take the machine's events and output."""
-        self.events += self.machine.events_received()
+        self.events += take_events(self.machine)
         while parts := self.machine.sender.data_to_send(1 << 20):
             self._decoder.feed(memoryview(b"".join(parts)), self)
         self.machine.sender.take_unblocked()
-        self.events += self.machine.events_received()
+        self.events += take_events(self.machine)
         if self.machine.state is not State.CLOSED:
             check_session(self.machine)
 

@@ -11,7 +11,7 @@ def test_nothing_arrives() -> None:
     alive = Keepalive(10.0, 25.0, 100.0)
     assert alive.dead(124.9) is None
     assert "arrived for 25 s" in (alive.dead(125.0) or "")
-    alive.bytes_arrived(120.0)
+    alive.last_received = 120.0
     assert alive.dead(144.9) is None
 
 
@@ -19,11 +19,11 @@ def test_our_way_out_is_cut_though_the_way_in_works() -> None:
     alive = Keepalive(10.0, 25.0, 0.0)
     alive.ping(10.0)
     for second in range(11, 35):
-        alive.bytes_arrived(float(second))
+        alive.last_received = float(second)
         alive.progress_reported(7, float(second)) if second == 11 else None
         assert alive.dead(float(second)) is None
     alive.ping(30.0)
-    alive.bytes_arrived(36.0)
+    alive.last_received = 36.0
     assert "that was sent" in (alive.dead(36.0) or "")
 
 
@@ -31,11 +31,11 @@ def test_progress_without_a_pong_is_life() -> None:
     alive = Keepalive(10.0, 25.0, 0.0)
     alive.ping(10.0)
     for second in range(11, 100):
-        alive.bytes_arrived(float(second))
+        alive.last_received = float(second)
         alive.progress_reported(second, float(second))
         assert alive.dead(float(second)) is None
     alive.progress_reported(99, 123.0)  # no news
-    alive.bytes_arrived(123.0)
+    alive.last_received = 123.0
     assert alive.dead(124.0) is not None
 
 
@@ -43,7 +43,7 @@ def test_a_side_that_leaves_ping_to_the_other_sends_none_while_the_others_come()
     alive = Keepalive(10.0, 25.0, 0.0)
     for second in range(1, 100, 10):
         assert not alive.ping_due(float(second))
-        alive.bytes_arrived(float(second))
+        alive.last_received = float(second)
         alive.progress_reported(second, float(second))
         alive.peer_pinged(float(second))
     assert not alive.ping_due(110.9)
@@ -53,11 +53,11 @@ def test_a_side_that_leaves_ping_to_the_other_sends_none_while_the_others_come()
 def test_it_still_notices_that_its_answers_do_not_arrive() -> None:
     alive = Keepalive(10.0, 25.0, 0.0)
     for second in (10.0, 20.0, 30.0):
-        alive.bytes_arrived(second)
+        alive.last_received = second
         alive.progress_reported(7, second)  # no news after the first
         alive.peer_pinged(second)
     assert alive.dead(34.9) is None
-    alive.bytes_arrived(35.0)
+    alive.last_received = 35.0
     assert "that was sent" in (alive.dead(35.0) or "")
 
 
@@ -74,7 +74,7 @@ def test_the_deadline_is_when_the_answer_may_change() -> None:
     alive = Keepalive(10.0, 25.0, 0.0)
     assert alive.next_deadline() == 10.0
     alive.ping(10.0)
-    alive.bytes_arrived(11.0)
+    alive.last_received = 11.0
     assert alive.next_deadline() == 20.0
     alive.ping(20.0)
     alive.ping(30.0)
@@ -101,7 +101,7 @@ def test_an_answer_to_no_ping_counts_for_nothing(number: int) -> None:
     alive.ping(1.0)
     alive.pong(number, 2.0)
     assert alive.round_trip == 0.0
-    alive.bytes_arrived(26.0)
+    alive.last_received = 26.0
     assert alive.dead(26.0) is not None
 
 

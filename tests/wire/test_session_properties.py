@@ -12,7 +12,7 @@ from arcbridge.wire import events as ev
 from arcbridge.wire.frames import PING_BODY, FrameType, GoawayCode, ResetCode, frame
 from arcbridge.wire.records import Auth
 from arcbridge.wire.session import Kind, Side, State
-from tests.support.books import unconsumed
+from tests.support.books import take_events, unconsumed
 from tests.support.pair import Pair
 from tests.wire.lossy_link import SMALL
 from tests.wire.scripted import Scripted, ack, agent, client, data, goaway, hello, opening, reset, window
@@ -51,7 +51,7 @@ def outcome(pieces: list[bytes]) -> tuple[Any, ...]:
         scratch = bytearray(piece)
         one.machine.receive_data(memoryview(scratch), one.now)
         scratch[:] = b"\xdb" * len(scratch)
-        for event in one.machine.events_received():
+        for event in take_events(one.machine):
             one.events.append(event)
             if isinstance(event, ev.StreamOpened):
                 into = contents[event.stream.id] = bytearray(b"".join(event.stream.inbox))

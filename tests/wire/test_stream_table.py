@@ -43,11 +43,10 @@ def test_limits_of_opening() -> None:
 def test_the_peers_ids_are_of_its_parity_and_rise() -> None:
     table = Parts(Side.ACCEPTOR).table
     with pytest.raises(Violation, match="other side's"):
-        table.check_peer_id(2)
-    table.check_peer_id(5)
+        table.peer_opens(2, "kubernetes")
     table.peer_opens(5, "kubernetes")
     with pytest.raises(Violation, match="does not rise"):
-        table.check_peer_id(5)
+        table.peer_opens(5, "kubernetes")
 
 
 @pytest.mark.parametrize("why", ["limit", "goaway"])
@@ -105,6 +104,7 @@ def test_it_is_forgotten_when_both_directions_have_ended() -> None:
     parts.table.finish(stream)
     assert parts.written() == frame(FrameType.FIN, 1), "a second call changes nothing"
     assert parts.table.streams == {1: stream}
+    parts.lifecycle.draining = True
     parts.table.peer_finished(stream)
     assert parts.table.streams == {}
     assert parts.table.peer_streams == 0

@@ -54,15 +54,27 @@ class AuditLog(ChainedLog):
                 budget.charge(line, now)  # authorize refuses what comes after too much of it
             if budget.records_left_out:
                 self._count_left_out(budget)
-        self.put(line)
+        self.records += 1
+        self._writer.put(line)
 
-    def begin(self, record: AuditRecord, recorded: Recorded) -> None:
+    def begin(
+        self, record: AuditRecord, recorded: Recorded, line: Callable[[AuditRecord], str] = AuditRecord.begun_line
+    ) -> None:
         """Write the record that a request begins; `recorded` says when the request may go on, perhaps at once."""
-        self._write_before(record, AuditRecord.begun_line, recorded)
+
+        def charged() -> str:
+            text, budget = line(record), record.subject.budget
+            if budget is not None:
+                budget.charge(text, record.started)
+                if budget.records_left_out:
+                    self._count_left_out(budget)
+            return text
+
+        self.put_before(charged, recorded, record.begin)
 
     def detail(self, record: AuditRecord, recorded: Recorded) -> None:
         """Write the record of what a request's body asks for; `recorded` says when its last byte may leave."""
-        self._write_before(record, AuditRecord.details_line, recorded)
+        self.begin(record, recorded, AuditRecord.details_line)
 
     async def written(self, write: Callable[[AuditRecord, Recorded], None], record: AuditRecord) -> str:
         """`begin` or `detail`, and wait; return the refusal's reason, or an empty string."""
@@ -76,19 +88,6 @@ class AuditLog(ChainedLog):
         super().close()
 
     # -- inside ---------------------------------------------------------------------------------------------------
-
-    def _write_before(self, record: AuditRecord, line: Callable[[AuditRecord], str], recorded: Recorded) -> None:
-        """Write a record before what it is about; `recorded` says how that goes on."""
-
-        def charged() -> str:
-            text, budget = line(record), record.subject.budget
-            if budget is not None:
-                budget.charge(text, time.monotonic())
-                if budget.records_left_out:
-                    self._count_left_out(budget)
-            return text
-
-        self.put_before(charged, recorded, record.begin)
 
     def _leave_out(self, budget: AuditBudget) -> None:
         self.left_out += 1
