@@ -54,7 +54,8 @@ class AuditLog(ChainedLog):
                 budget.charge(line, now)  # authorize refuses what comes after too much of it
             if budget.records_left_out:
                 self._count_left_out(budget)
-        self.put(line)
+        self.records += 1
+        self._writer.put(line)
 
     def begin(self, record: AuditRecord, recorded: Recorded) -> None:
         """Write the record that a request begins; `recorded` says when the request may go on, perhaps at once."""

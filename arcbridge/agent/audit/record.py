@@ -261,7 +261,7 @@ class AuditRecord:
         return (
             f"{self._start('ended' if self.begun else 'complete')}{reason}{status}"
             f',"outcome":"{self.outcome}","bytes_up":{self.bytes_up},"bytes_down":{self.bytes_down}'
-            f',"duration":{round(now - self.started, 6)}}}'
+            f',"duration":{now - self.started:.6f}}}'
         )
 
     def begun_line(self) -> str:
