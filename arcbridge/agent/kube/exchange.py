@@ -97,16 +97,22 @@ class Exchange:
 
     def _send_on_idle(self) -> bool:
         """Send the request on an idle connection, or an upgrade on the session's unused one, if there is one."""
-        plan = self._plan
+        plan, connection = self._plan, None
         if plan.repeatable:
-            self._connection = self._pool.send(self, plan, plan.tls, self._account, self._stream.backlog)
+            connection = self._pool.take(plan.tls, self._account)
         elif plan.upgrade is not None:
-            self._connection = self._attempt.warm_connection(plan.tls)
-            if self._connection is not None:
-                self._connection.send(self, plan, self._stream.backlog)
-        if self._connection is not None and self._paused:
-            self._connection.pause_reading()
-        return self._connection is not None
+            connection = self._attempt.warm_connection(plan.tls)
+        if connection is None:
+            return False
+        try:
+            connection.send(self, plan, self._stream.backlog)
+        except BaseException:
+            connection.drop()
+            raise
+        self._connection = connection
+        if self._paused:
+            connection.pause_reading()
+        return True
 
     def pause(self) -> None:
         """Stop reading: the caller takes nothing for now."""
