@@ -18,25 +18,25 @@ Key = TypeVar("Key", bound=Hashable)
 class TokenBucket:
     """`burst` tokens at most, refilled at `rate` tokens per second; full at first. A rate of 0 refills nothing."""
 
-    __slots__ = ("_left", "_then", "burst", "rate")
+    __slots__ = ("_then", "burst", "left", "rate")
 
     def __init__(self, burst: float, rate: float) -> None:
         self.burst = burst
         self.rate = rate
-        self._left = float(burst)
-        """Tokens at `_then`; below zero it is a debt."""
+        self.left = float(burst)
+        """Tokens after the last change, to be read: by now there may be more. Below zero it is a debt."""
         self._then = 0.0
         """The time of the last change, monotonic seconds."""
 
     def take(self, now: float, count: float = 1.0) -> bool:
         """Take `count` tokens; false when there were not as many. The debt is kept, so a flood stays refused."""
-        left = self._left
+        left = self.left
         if now > self._then:  # a time that lies back gives nothing, now or later
             left += (now - self._then) * self.rate
             self._then = now
             if left > self.burst:
                 left = self.burst
-        self._left = left = left - count
+        self.left = left = left - count
         return left >= 0.0
 
     def reserve(self, now: float, longest: float = 0.0, count: float = 1.0) -> float | None:
@@ -45,18 +45,18 @@ class TokenBucket:
         Return the seconds until they are there, 0.0 for now. A caller that waits so long has its turn, and turns come
         in the order of the calls. A caller that is refused owes nothing.
         """
-        if self.take(now, count):
-            return 0.0
-        self._left += count
-        wait = self.wait(now, count)
+        if now > self._then:
+            left, self._then = self.left + (now - self._then) * self.rate, now
+            self.left = left if left < self.burst else self.burst
+        wait = 0.0 if self.left >= count else self.wait(now, count)
         if wait > longest:
             return None
-        self._left -= count
+        self.left -= count
         return wait
 
     def wait(self, now: float, count: float = 1.0) -> float:
         """Return the seconds until `count` tokens are there, 0.0 for now; take none."""
-        left = self._left
+        left = self.left
         if now > self._then:
             left += (now - self._then) * self.rate
         missing = count - (left if left < self.burst else self.burst)
@@ -67,13 +67,13 @@ class TokenBucket:
     def change(self, now: float, burst: float, rate: float) -> None:
         """Hold `burst` tokens at most and refill at `rate` from now on; what was spent stays spent."""
         self.take(now, 0.0)
-        spent = self.burst - self._left
+        spent = self.burst - self.left
         self.burst, self.rate = burst, rate
-        self._left = burst - spent
+        self.left = burst - spent
 
     def give(self, count: float) -> None:
         """Return `count` tokens: work of ours that explains as many of the peer's actions."""
-        self._left = min(self.burst, self._left + count)
+        self.left = min(self.burst, self.left + count)
 
     def is_full(self, now: float) -> bool:
         """Say whether this bucket is as good as a new one."""

@@ -90,9 +90,9 @@ class TransportErrorPoll:
 _polls: WeakKeyDictionary[asyncio.AbstractEventLoop, SocketErrorPoll] = WeakKeyDictionary()
 
 
-def socket_error_poll() -> SocketErrorPoll:
-    """Return the running loop's poll."""
-    loop = asyncio.get_running_loop()
+def socket_error_poll(loop: asyncio.AbstractEventLoop | None = None) -> SocketErrorPoll:
+    """Return the poll of the running loop, which a caller that knows the loop need not look up."""
+    loop = loop or asyncio.get_running_loop()
     found = _polls.get(loop)
     if found is None:
         found = _polls[loop] = SocketErrorPoll(loop)

@@ -318,7 +318,8 @@ class TransportSplice(asyncio.BufferedProtocol):
     def get_buffer(self, sizehint: int) -> memoryview:
         self._began = monotonic()
         # Not BUFFER: asyncio's TLS slices what it gets, and a slice of a bytearray is a copy.
-        return buffer.VIEW[: self._read_size if self._stream is None else min(self._read_size, self._stream.portion)]
+        crowded = self._stream is not None and self._stream.backlog.full
+        return buffer.VIEW[: buffer.PORTION if crowded else self._read_size]
 
     def buffer_updated(self, nbytes: int) -> None:
         self._to_stream += nbytes

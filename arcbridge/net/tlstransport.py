@@ -85,7 +85,7 @@ class TlsTransport(asyncio.Transport):
         self._on_handshake = on_handshake
         self._state = _TlsState.HANDSHAKE
         self._reading = False
-        self._error_poll = socket_error_poll()
+        self._error_poll = socket_error_poll(self._loop)
         self._polled = False
         """Whether the next poll includes this connection."""
         self._paused = False
@@ -186,10 +186,11 @@ class TlsTransport(asyncio.Transport):
         return not self._paused and self._state is _TlsState.OPEN
 
     def pause_reading(self) -> None:
-        """Deliver nothing, and take nothing from the socket, until `resume_reading`."""
+        """Deliver nothing, and take nothing from the socket, until `resume_reading`.
+
+        The loop goes on looking at the socket until it can be read: short pauses cost no system calls.
+        """
         self._paused = True
-        if self._state is _TlsState.OPEN:
-            self._stop_reading()
 
     def resume_reading(self) -> None:
         """Deliver again, first what OpenSSL holds already."""
@@ -264,8 +265,6 @@ class TlsTransport(asyncio.Transport):
             return
         self._disarm()
         self._state = _TlsState.OPEN
-        if self._paused:
-            self._stop_reading()
         done, self._on_handshake = self._on_handshake, None
         self._guard(self._protocol.connection_made, self)
         if done is not None:
@@ -288,7 +287,9 @@ class TlsTransport(asyncio.Transport):
             self._loop.remove_reader(self._sock)
 
     def _readable(self) -> None:
-        if self._read() and not self._polled and self._state is not _TlsState.CLOSED:
+        if self._paused and self._state is _TlsState.OPEN:
+            self._stop_reading()
+        elif self._read() and not self._polled and self._state is not _TlsState.CLOSED:
             self._polled = True
             self._error_poll.add(self)
 
@@ -309,7 +310,8 @@ class TlsTransport(asyncio.Transport):
             into = self._buffer_of(self._protocol)
             if into is None:
                 return False
-            size = min(max(len(into), _RECORD), size)
+            room = len(into)
+            size = _RECORD if room < _RECORD else room if room < size else size
         try:
             count = self._sock.recv_into(buffer.BUFFER, size)
         except (BlockingIOError, InterruptedError):
@@ -440,7 +442,7 @@ class TlsTransport(asyncio.Transport):
         """Return where the protocol wants the next bytes; None after the connection was lost for want of a place."""
         try:
             into: bytearray = protocol.get_buffer(-1)  # type: ignore[assignment]  # any writable buffer does
-            if not len(into):  # to read 0 bytes would look like the peer's end
+            if not into:  # to read 0 bytes would look like the peer's end
                 raise BufferError("get_buffer() returned an empty buffer")
         except (SystemExit, KeyboardInterrupt):
             raise

@@ -254,11 +254,11 @@ async def test_m7_connecting_to_a_target_for_nothing_counts(echo: str) -> None:
             assert await io.read() == b"x"
             io.finish()
             await audit.wait(number)
-        assert churn._left == churn.burst
+        assert churn.left == churn.burst
         io = opened(client, "tcp:db")
         io.reset()
         await audit.wait(4)
-        assert churn._left < churn.burst
+        assert churn.left < churn.burst
 
 
 async def test_v20_a_connection_ends_when_its_right_is_lost_and_no_other(echo: str) -> None:

@@ -58,7 +58,7 @@ def test_data_that_breaks_a_streams_rules_resets_it_alone(
     parts.feed(data(1, bytes(size)))
     assert frame(FrameType.RESET, 1, U32.pack(code)) in parts.written()
     assert parts.context.streams == {3: other}
-    assert DEFAULT.churn_burst - parts.table.churn._left == 1, "it is churn, whichever end opened it"
+    assert DEFAULT.churn_burst - parts.table.churn.left == 1, "it is churn, whichever end opened it"
     assert parts.failures == []
 
 

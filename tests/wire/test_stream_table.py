@@ -58,7 +58,7 @@ def test_a_stream_that_may_not_be_is_refused(why: str) -> None:
         parts.lifecycle.goaway_sent = True
     parts.table.peer_opens(3, "kubernetes")
     assert 3 not in parts.table.streams
-    assert DEFAULT.churn_burst - parts.table.churn._left == 1, "it is churn"
+    assert DEFAULT.churn_burst - parts.table.churn.left == 1, "it is churn"
     assert parts.written() == frame(FrameType.RESET, 3, U32.pack(ResetCode.REFUSED))
 
 
@@ -174,7 +174,7 @@ def test_m7_a_stream_that_ends_before_its_answer_counts_once_whichever_end_ended
     stream.owed = not answered
     ENDS[how](parts.table, stream)
     assert parts.table.streams == {}
-    counted = 10 - parts.table.churn._left
+    counted = 10 - parts.table.churn.left
     assert counted == (0 if answered and how in IN_ORDER else 1)
 
 
@@ -183,4 +183,4 @@ def test_m7_of_its_own_streams_an_end_counts_those_that_the_peer_resets(how: str
     parts = Parts(Side.INITIATOR, limits=Limits(churn_burst=10, churn_rate=0.0))
     stream = parts.table.open("kubernetes", None)
     ENDS[how](parts.table, stream)
-    assert 10 - parts.table.churn._left == (how in ("reset by the peer", "refused for the peer's fault"))
+    assert 10 - parts.table.churn.left == (how in ("reset by the peer", "refused for the peer's fault"))

@@ -261,7 +261,7 @@ class AuditRecord:
         return (
             f"{self._start('ended' if self.begun else 'complete')}{reason}{status}"
             f',"outcome":"{self.outcome}","bytes_up":{self.bytes_up},"bytes_down":{self.bytes_down}'
-            f',"duration":{round(now - self.started, 6)}}}'
+            f',"duration":{now - self.started:.6f}}}'
         )
 
     def begun_line(self) -> str:
@@ -369,22 +369,26 @@ def total_of(values: Sequence[str]) -> int:
     return len(values) + (values.more if isinstance(values, Excerpt) else 0)
 
 
-def listed(values: Sequence[str], total: int, room: int = LIST_LIMIT) -> tuple[list[str], str]:
-    """Return as many values of a list as a line takes, escaped and cut, and what is missing (`2 cut, 5 left out`).
+def listed(values: Sequence[str], total: int, room: int = LIST_LIMIT) -> tuple[list[str], str, int]:
+    """Return as many values of a list as a line takes, escaped and cut, what is missing (`2 cut, 5 left out`), and the
+    bytes of those values.
 
     `total`: how many there were; `room`: bytes of all together.
     """
     kept: list[str] = []
-    cut = 0
+    cut = used = 0
     for value in values[:MAX_LISTED]:
         if room <= 0:
             break
-        text = _cut(value, min(FIELD_LIMIT, room))
-        cut += text.endswith("…")
-        room -= _size(text) + 1
+        text = _cut(value, FIELD_LIMIT if room > FIELD_LIMIT else room)
+        size = _size(text)
+        cut += text[-1:] == "…"
+        used += size
+        room -= size + 1
         kept.append(text)
     left_out = total - len(kept)
-    return kept, ", ".join([f"{cut} cut"] * bool(cut) + [f"{left_out} left out"] * bool(left_out))
+    missing = [f"{cut} cut"] * bool(cut) + [f"{left_out} left out"] * bool(left_out)
+    return kept, ", ".join(missing) if missing else "", used
 
 
 def _bounded_list(
@@ -392,12 +396,12 @@ def _bounded_list(
 ) -> tuple[str, int]:
     """Return a list as a part of a line, and the bytes of its values."""
     whole = not isinstance(values, Excerpt)  # else who made it gives the hash of what it is of
-    kept, missing = listed(values, total_of(values), room)
+    kept, missing, used = listed(values, total_of(values), room)
     if missing and key not in more:
         more[key] = missing
         if whole:
             sha256[key] = words_sha256(values)
-    return f',"{key}":{json.dumps(kept, ensure_ascii=False)}', sum(map(_size, kept))
+    return f',"{key}":[{", ".join(map(_quote, kept))}]', used
 
 
 def _bounded_text(key: str, value: str, limit: int, more: dict[str, str], sha256: dict[str, str]) -> str:
@@ -464,6 +468,8 @@ def _cached_name(name: str) -> str:
 
 def _cut(text: str, limit: int) -> str:
     """Return a text on one line in at most `limit` bytes of UTF-8; one that was cut ends with `…`."""
+    if len(text) <= limit and text.isascii() and text.isprintable():
+        return text  # as almost all are
     escaped = escape(text[:limit])
     if len(text) <= limit and _size(escaped) <= limit:
         return escaped

@@ -225,7 +225,7 @@ class WatchedCollection(Generic[Kept]):
         events = _Events(self._event, self._began)
         try:
             head = "\r\n".join(lines).encode() + b"\r\n\r\n"
-            connection.send(events, UpstreamRequest(head, "GET", reusable=False, framed=False))
+            connection.send(events, UpstreamRequest(head, "GET", repeatable=False, framed=False))
             async with asyncio.timeout(WATCH + SILENT):
                 await events.done
         finally:

@@ -231,7 +231,7 @@ class ApiServer:
             raise failed from None
         answer = _Collected(most)
         try:
-            connection.send(answer, UpstreamRequest(request, method, reusable=False, framed=False))
+            connection.send(answer, UpstreamRequest(request, method, repeatable=False, framed=False))
             await answer.done
         finally:
             connection.drop()

@@ -124,7 +124,7 @@ class Attempt:
         if not self._admitted:  # else it was, before the review of `--as`
             self._admit(facts)
         wanted = self._read(facts)
-        if refusal := context.audit.refusal():
+        if context.audit.refuses and (refusal := context.audit.refusal()):
             raise RequestRefusal(503, refusal)
         if (wanted.begins or context.audit.refuses) and self.account.audit.is_spent(record.started):
             raise self._too_much(Limit.AUDIT_BYTES)  # nothing that must be recorded goes on without

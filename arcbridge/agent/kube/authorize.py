@@ -12,6 +12,8 @@ from __future__ import annotations
 import ssl
 from dataclasses import dataclass
 
+from aiohttp import HttpVersion10
+
 from arcbridge.agent.kube.apiserver import ApiServer
 from arcbridge.agent.kube.caller import SAFE_ID, Caller, token_digest
 from arcbridge.agent.kube.impersonation import (
@@ -28,14 +30,15 @@ from arcbridge.agent.kube.request_target import RequestTarget
 from arcbridge.agent.kube.review import Approval
 from arcbridge.agent.kube.status import RequestRefusal
 from arcbridge.agent.kube.upgrade import UpgradeRequest, requested_upgrade
+from arcbridge.agent.kube.upstream_pool import UpstreamRequest
 from arcbridge.identity.authentication import ACTOR, ELEVATED, ORIGINAL_USER, RESTRICTED
 from arcbridge.identity.claims import Identity
 
 _REQUIRES_LENGTH = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 
 
-@dataclass(slots=True)
-class Plan:
+@dataclass(slots=True, kw_only=True)
+class Plan(UpstreamRequest):
     """A request that may leave. It is not changed; it is not frozen either, because one is made for each request."""
 
     facts: RequestFacts
@@ -44,11 +47,6 @@ class Plan:
     """Whether the agent authenticates itself and impersonates; else the caller's token does (token mode)."""
     tls: ssl.SSLContext
     """The settings of the connection that the request may leave on."""
-    head: bytes
-    """As it is sent to the API server."""
-    upgrade: UpgradeRequest | None
-    repeatable: bool
-    """Whether the request may use an idle connection, and be sent again where that one turns out dead."""
 
 
 @dataclass(eq=False)
@@ -115,7 +113,8 @@ def authorize(
         raise RequestRefusal(500, "a header of the outgoing request is malformed; nothing was sent")
     if own and head.lower().count(b"\r\nimpersonate-user:") != 1:  # the last look at what leaves
         raise RequestRefusal(500, "the outgoing request does not carry the caller's identity; nothing was sent")
-    return Plan(facts, wanted, own, tls, head, upgrade, repeatable)
+    framed = facts.version > HttpVersion10
+    return Plan(head, facts.method, upgrade, repeatable, framed, facts=facts, wanted=wanted, own=own, tls=tls)
 
 
 def _framing(facts: RequestFacts, upgrade: UpgradeRequest | None) -> bytes:

@@ -59,7 +59,7 @@ def recorded_command(words: Sequence[str]) -> dict[str, Value]:
         secret_next = _SECRET_FLAG.fullmatch(word, 0, MAX_WORD) is not None
         redacted += count
         kept.append(text)
-    command, rest = listed(kept, total_of(words))
+    command, rest, _ = listed(kept, total_of(words))
     fields: dict[str, Value] = {"command": command}
     counts = ((redacted, "redacted"), (long, f"longer than {MAX_WORD} characters"))
     missing = [f"{count} {what}" for count, what in counts if count] + [rest] * bool(rest)

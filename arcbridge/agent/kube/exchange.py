@@ -16,8 +16,6 @@ import re
 import time
 from collections.abc import Callable
 
-from aiohttp import HttpVersion10
-
 from arcbridge.agent.accounts import Limit
 from arcbridge.agent.kube.abandoned import AbandonedAnswer
 from arcbridge.agent.kube.attempt import Attempt
@@ -27,7 +25,7 @@ from arcbridge.agent.kube.connect_limit import LONGEST_WAIT, too_much
 from arcbridge.agent.kube.own_refusal import MOST, OF_OTHERS
 from arcbridge.agent.kube.response import CHUNKED, ResponseHead, unusable_answer
 from arcbridge.agent.kube.status import RequestRefusal, bad_request
-from arcbridge.agent.kube.upstream_pool import UpstreamConnection, UpstreamPool, UpstreamRequest
+from arcbridge.agent.kube.upstream_pool import UpstreamConnection, UpstreamPool
 from arcbridge.agent.seats import Seats
 from arcbridge.mux.stream import StreamTransport
 from arcbridge.wire.limits import DEFAULT
@@ -74,14 +72,6 @@ class Exchange:
         self._paused = paused
         self._held: bytearray | None = None
         """The answer so far, head and body, while it is not known whether it is about the agent (`own_refusal`)."""
-        self._request = UpstreamRequest(
-            plan.head,
-            plan.facts.method,
-            plan.upgrade,
-            plan.repeatable,
-            framed=plan.facts.version > HttpVersion10,
-            backlog=stream.backlog,
-        )
         self._connection: UpstreamConnection | None = None
         self._dialling: asyncio.Task[None] | None = None
         self._sending: asyncio.Task[None] | None = None
@@ -107,16 +97,22 @@ class Exchange:
 
     def _send_on_idle(self) -> bool:
         """Send the request on an idle connection, or an upgrade on the session's unused one, if there is one."""
-        plan = self._plan
+        plan, connection = self._plan, None
         if plan.repeatable:
-            self._connection = self._pool.send(self, self._request, plan.tls, self._account)
+            connection = self._pool.take(plan.tls, self._account)
         elif plan.upgrade is not None:
-            self._connection = self._attempt.warm_connection(plan.tls)
-            if self._connection is not None:
-                self._connection.send(self, self._request)
-        if self._connection is not None and self._paused:
-            self._connection.pause_reading()
-        return self._connection is not None
+            connection = self._attempt.warm_connection(plan.tls)
+        if connection is None:
+            return False
+        try:
+            connection.send(self, plan, self._stream.backlog)
+        except BaseException:
+            connection.drop()
+            raise
+        self._connection = connection
+        if self._paused:
+            connection.pause_reading()
+        return True
 
     def pause(self) -> None:
         """Stop reading: the caller takes nothing for now."""
@@ -201,7 +197,7 @@ class Exchange:
                 if self._send_on_idle():
                     return
             self._connection = await self._pool.dial(plan.tls, self._account, repeatable=plan.repeatable)
-            self._connection.send(self, self._request)
+            self._connection.send(self, plan, self._stream.backlog)
             if self._paused:
                 self._connection.pause_reading()
             if self._body is not None:
@@ -242,7 +238,7 @@ class Exchange:
         if self._body is not None and not self._body.finished:
             self._close_line = b"Connection: close\r\n"  # an early answer: the rest of the body is of no use
         lines = head.lines
-        if head.length == CHUNKED and not self._request.framed:
+        if head.length == CHUNKED and not self._plan.framed:
             # Without its framing the body ends with the connection, as HTTP/1.0 has it.
             lines = _TRANSFER_ENCODING.sub(b"", lines)
             self._close_line = b"Connection: close\r\n"

@@ -191,7 +191,7 @@ class FastPath(asyncio.Protocol):
             self._refuse(refusal)
         else:
             self._finish()
-            if not exchange.broken:  # else the stream is reset next: nothing that follows on it is served
+            if self._unread and not exchange.broken:  # else the stream is reset next: nothing that follows is served
                 self._read_on()
 
     def _refuse(self, refusal: RequestRefusal) -> None:

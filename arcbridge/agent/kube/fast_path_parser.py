@@ -25,7 +25,7 @@ MAX_KNOWN_LINE = 640
 """Bytes of a line, and of a block, that is remembered: kubectl's blocks have 300 to 600."""
 
 # Possessive throughout: what follows a repetition can never be part of it, so going back would only cost time.
-_START = re.compile(rb"GET (/[!-~]{0,4000}+) HTTP/1\.1\r\n")
+_HEAD = re.compile(rb"GET (/[!-~]{0,4000}+) HTTP/1\.1\r\n((?s:.*))")  # the target, and all that follows its line
 _LINES = re.compile(rb"(?:[A-Za-z0-9!#$%&'*+.^`|~-]++:[\t -~]*+\r\n)++\r\n")  # no `_` in names
 _NOT_PLAIN = frozenset(name.encode() for name in HOP_BY_HOP | REBUILT) | {b"authorization"}
 _NOT_PLAIN_BEGIN = (b"impersonate", b"proxy-")
@@ -44,20 +44,18 @@ class KnownLines:
 
 def plain_head(data: bytes, known: KnownLines) -> RequestFacts | None:
     """Return the facts of `data` if that is one plain request and nothing else. It reads and fills `known`."""
-    if len(data) > MAX_PLAIN_HEAD:
+    head = _HEAD.match(data)
+    if head is None:
         return None
-    start = _START.match(data)
-    if start is None:
-        return None
-    block = data[start.end() :]
+    block = head[2]
     passed = known.blocks.get(block)
     if passed is None:
-        passed = _passed_lines(block, known.lines)
+        passed = _passed_lines(block, known.lines) if len(data) <= MAX_PLAIN_HEAD else None
         if passed is None:
             return None
         _remember(known.blocks, block, passed)
     client = passed if b"Kubectl-" in passed else b""  # as kubectl writes it
-    return RequestFacts("GET", start[1].decode("ascii"), passed, client)
+    return RequestFacts("GET", head[1].decode("ascii"), passed, client)
 
 
 def _passed_lines(block: bytes, known: dict[bytes, bytes | None]) -> bytes | None:

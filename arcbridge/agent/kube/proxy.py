@@ -19,6 +19,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from aiohttp import web
@@ -58,6 +60,7 @@ class KubeProxy:
     """The proxy of one agent. Made in the event loop; `close()` must be awaited."""
 
     def __init__(self, api: ApiServer, audit: AuditLog) -> None:
+        self._loop = asyncio.get_running_loop()
         self.api = api
         self.context = ProxyContext(api, audit)
         self.stats = self.context.stats
@@ -170,7 +173,7 @@ class KubeProxy:
 
         Raises RequestRefusal when nothing was passed on, ConnectionResetError when the answer broke off.
         """
-        done: asyncio.Future[RequestRefusal | None] = asyncio.get_running_loop().create_future()
+        done: asyncio.Future[RequestRefusal | None] = self._loop.create_future()
 
         def ended(_: Exchange, refusal: RequestRefusal | None) -> None:
             if not done.done():
@@ -216,9 +219,8 @@ class KubeProxy:
         self.stats.upgrades += 1
         if protocol.early:
             raise _early()
-        slow = RequestRefusal(504, "the API server did not answer the upgrade in time")
-        late = asyncio.get_running_loop().call_later(UPGRADE_DEADLINE, _fail_unless_begun, protocol, slow)
-        protocol.on_early = lambda: _fail_unless_begun(protocol, _early())
+        late = self._loop.call_later(UPGRADE_DEADLINE, _fail_unless_begun, protocol, _slow)
+        protocol.on_early = partial(_fail_unless_begun, protocol, _early)
         try:
             exchange = await self._exchange(protocol, plan, attempt, b"Connection: close\r\n")
         finally:
@@ -249,7 +251,7 @@ class KubeProxy:
         upstream, record = connection.transport, attempt.record
         if upstream is None:
             raise RequestRefusal(502, "the API server closed the connection behind its answer to the upgrade")
-        done: asyncio.Future[SpliceResult] = asyncio.get_running_loop().create_future()
+        done: asyncio.Future[SpliceResult] = self._loop.create_future()
         ports = forwarded_ports(record, head.lines, attempt.note_details)
         stream = protocol.stream
         first = head.lines + b"\r\n"
@@ -287,15 +289,19 @@ class KubeProxy:
             self.stats.upgrades_open -= 1
             connection.release()
             # The stream's end went to the splice; aiohttp's protocol must hear of it too, to free what it holds.
-            asyncio.get_running_loop().call_soon(protocol.connection_lost, None)
+            self._loop.call_soon(protocol.connection_lost, None)
 
 
 def _early() -> RequestRefusal:
     return bad_request("bytes arrived before the upgrade was answered")
 
 
-def _fail_unless_begun(protocol: KubeProtocol, refusal: RequestRefusal) -> None:
+def _slow() -> RequestRefusal:
+    return RequestRefusal(504, "the API server did not answer the upgrade in time")
+
+
+def _fail_unless_begun(protocol: KubeProtocol, refusal: Callable[[], RequestRefusal]) -> None:
     """Refuse the upgrade that is under way; an answer of the API server's that has begun counts."""
     exchange = protocol.exchange
     if exchange is not None and not exchange.begun:
-        exchange.fail(refusal)
+        exchange.fail(refusal())

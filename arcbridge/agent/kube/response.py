@@ -26,8 +26,10 @@ _MAX_SIZE_LINE = 18
 _MAX_TRAILERS = 64 * 1024
 
 # Possessive throughout: what follows a repetition can never be part of it, so going back would only cost time.
-_STATUS = re.compile(rb"HTTP/1\.1 ([1-5][0-9]{2})(?: [\t -~\x80-\xff]*+)?\r\n")
-_FIELDS = re.compile(rb"(?:[A-Za-z0-9!#$%&'*+.^_`|~-]++:[\t -~\x80-\xff]*+\r\n)*+\r\n")
+_HEAD = re.compile(  # the status, and the header lines
+    rb"HTTP/1\.1 ([1-5][0-9]{2})(?: [\t -~\x80-\xff]*+)?\r\n"
+    rb"((?:[A-Za-z0-9!#$%&'*+.^_`|~-]++:[\t -~\x80-\xff]*+\r\n)*+)\r\n"
+)
 _FIELD = re.compile(rb"(?m)^([^:\r\n]++):[ \t]*+([^\r\n]*+)\r\n")
 _NOTED = re.compile(
     # The fields that decide how a response is passed on: framing, everything in HOP_BY_HOP, and the server's name.
@@ -61,12 +63,12 @@ def read_head(head: bytes, method: str = "GET", upgrade: UpgradeRequest | None =
     body must have a certain end, one Content-Length or `chunked`, not both, not neither. A body that ends with its
     connection cannot be distinguished from one that was cut.
     """
-    status_line = _STATUS.match(head)
-    if status_line is None or _FIELDS.fullmatch(head, begin := status_line.end()) is None:
+    found = _HEAD.fullmatch(head)
+    if found is None:
         raise unusable_answer()
-    status = int(status_line[1])
+    status, lines = int(found[1]), found[2]
     if status == 101 and upgrade is not None:
-        fields = _fields(head, begin)
+        fields = _fields(lines)
         check_switch(fields, upgrade)
         return ResponseHead(101, _status_line(101) + switch_lines(fields, upgrade), 0, False)
     if 100 <= status < 200 and status != 101:
@@ -96,11 +98,10 @@ def read_head(head: bytes, method: str = "GET", upgrade: UpgradeRequest | None =
         raise _doubtful("its body has no certain end")
     length = 0 if bodiless else CHUNKED if encodings else int(lengths[0])
     if verbatim and not bodiless:
-        lines = head[begin:-2]
         if not names_server:
             lines += b"Server: arcbridge\r\n"
         return ResponseHead(status, _status_line(status) + lines, length, True)
-    fields = _fields(head, begin)
+    fields = _fields(lines)
     named = connection_options(values_by_name(fields))
     lines = b"".join(b"%b: %b\r\n" % field for field in fields if not _is_dropped(field[0].decode().lower(), named))
     if not names_server or "server" in named:
@@ -217,8 +218,8 @@ def _is_dropped(name: str, named: frozenset[str]) -> bool:
     return name in HOP_BY_HOP or name.startswith("proxy-") or (name in named and name != "content-length")
 
 
-def _fields(head: bytes, start: int) -> list[tuple[bytes, bytes]]:
-    return [(name, value.rstrip(b" \t")) for name, value in _FIELD.findall(head, start)]
+def _fields(lines: bytes) -> list[tuple[bytes, bytes]]:
+    return [(name, value.rstrip(b" \t")) for name, value in _FIELD.findall(lines)]
 
 
 @cache  # of 500 codes

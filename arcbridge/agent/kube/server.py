@@ -120,7 +120,7 @@ class KubeServer(web.Server):
 
     def protocol(self, context: StreamContext) -> KubeProtocol:
         """Return the protocol of one stream."""
-        return KubeProtocol(self, context, asyncio.get_running_loop())
+        return KubeProtocol(self, context, self._loop)
 
     def __call__(self) -> RequestHandler:
         raise TypeError("use protocol(context)")

@@ -97,12 +97,10 @@ class UpstreamRequest:
     """What is sent at once: the request, or its beginning (`UpstreamConnection.write` continues it)."""
     method: str = "GET"
     upgrade: UpgradeRequest | None = None
-    reusable: bool = True
-    """Whether the connection may carry another request afterwards."""
+    repeatable: bool = True
+    """Whether it may use a connection of the pool, be sent again where that one turns out dead, and leave it there."""
     framed: bool = True
     """Whether a chunked body of the answer is handed over with its framing."""
-    backlog: Backlog | None = None
-    """That of the caller's session, in which the connection's memory counts meanwhile."""
 
 
 class UpstreamConnection(asyncio.BufferedProtocol):
@@ -140,24 +138,25 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         """Bytes to read at a time."""
         self._memory = _memory(FIRST_READ)
         """Bytes that it takes for reads of that size."""
-        self._began = 0.0
-        """When the transport began to decrypt the bytes of the present read, monotonic seconds."""
+        self.read_at = 0.0
+        """When the transport began to decrypt the bytes of the latest read, monotonic seconds."""
         self.account: Account | None = None
         """Of the user whose request it carries; None for a call of the agent's own, and when idle."""
-        self.idle_since = 0.0
-        """When it was returned to the pool, seconds of the loop's clock."""
         self.used = False
         """Whether it has carried a request before: then the API server may have closed it for its age."""
 
     # -- called by the sender of a request ----------------------------------------------------------------------
 
-    def send(self, handler: ResponseHandler, request: UpstreamRequest) -> None:
-        """Send a request; only on a connection that the pool gave."""
+    def send(self, handler: ResponseHandler, request: UpstreamRequest, backlog: Backlog | None = None) -> None:
+        """Send a request; only on a connection that the pool gave.
+
+        `backlog`: that of the caller's session, in which the connection's memory counts meanwhile.
+        """
         self._handler, self._request = handler, request
         self._informational = 0
-        if request.backlog is not None:
-            self._backlog = request.backlog
-            self._count(self._memory)
+        if backlog is not None:
+            self._backlog, self._counted = backlog, self._memory
+            backlog.add(self._memory)
         assert self.transport is not None, "the pool gives none without"
         self.transport.write(request.head)
 
@@ -196,8 +195,8 @@ class UpstreamConnection(asyncio.BufferedProtocol):
     def release(self) -> None:
         """Count for no caller any more: the request is over, or what it was upgraded to."""
         if self._backlog is not None:
-            self._count(0)
-            self._backlog = None
+            self._backlog.add(-self._counted)
+            self._backlog, self._counted = None, 0
         if self.account is not None:
             self._pool.limit.leave(self.account)
             self.account = None
@@ -233,7 +232,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         self.transport = cast(asyncio.Transport, transport)
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        self._began = time.monotonic()
+        self.read_at = time.monotonic()
         if self._backlog is not None and self._backlog.full:
             return buffer.VIEW[: buffer.PORTION]
         return buffer.VIEW[: self._read_size]
@@ -245,7 +244,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
             payer = account.loop_time
             before = payer.shares.total
             self._read(nbytes)
-            payer.charge(time.monotonic(), self._began, before)
+            payer.charge(time.monotonic(), self.read_at, before)
 
     def _read(self, nbytes: int) -> None:
         handler = self._handler
@@ -364,7 +363,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         broken = False
         chunks = self._chunks
         if chunks is None:
-            payload = min(self._left, count - start)
+            payload = count - start if count - start < self._left else self._left
             self._left -= payload
             stop = start + payload
             over = not self._left
@@ -379,7 +378,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         view = buffer.VIEW[start:stop]
         if chunks is not None and not self._request.framed:
             handler.response_data(b"".join([head, *(buffer.VIEW[first:last] for first, last in chunks.spans)]), payload)
-        elif head and len(view) <= _MAX_JOINED:
+        elif head and stop - start <= _MAX_JOINED:
             handler.response_data(b"".join((head, view, tail)), payload)
         else:
             if head:
@@ -398,7 +397,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
             self.used = True
             if self._reading_paused:  # at the very end, by the caller; the next one must not find it so
                 self.resume_reading()
-            if self._request.reusable and response.keep and not extra:
+            if self._request.repeatable and response.keep and not extra:
                 self._pool.put(self)
             else:
                 self._pool.remove(self)
@@ -432,23 +431,12 @@ class UpstreamPool:
         self.own_refusals = OwnRefusals()
         """What the API server refuses of the agent itself."""
 
-    def send(
-        self, handler: ResponseHandler, request: UpstreamRequest, tls: ssl.SSLContext, account: Account
-    ) -> UpstreamConnection | None:
-        """Send a request on an idle connection, and return that; None where there is none (`take`)."""
-        connection = self.take(tls, account)
-        if connection is not None:
-            try:
-                connection.send(handler, request)
-            except BaseException:
-                connection.drop()
-                raise
-        return connection
-
     def take(self, tls: ssl.SSLContext, account: Account | None = None) -> UpstreamConnection | None:
         """Return an idle connection that was made with these settings, if there is one, for a request of the account's
         user. One of settings that were replaced is found no more, and closes after KEEPALIVE."""
-        if not self._idle or (account is not None and account.ended_connections.wait(self._clock()) > 0.0):
+        if not self._idle:
+            return None
+        if account is not None and (ended := account.ended_connections).left < 1.0 and ended.wait(self._clock()):
             return None
         for position in range(len(self._idle) - 1, -1, -1):
             connection = self._idle[position]
@@ -499,13 +487,11 @@ class UpstreamPool:
             connection.drop()
             return
         connection.release()
-        loop = asyncio.get_running_loop()
-        connection.idle_since = loop.time()
         self._idle.append(connection)
         if len(self._idle) > MAX_IDLE:
             self._idle.pop(0).close()
         if self._sweep_timer is None:
-            self._sweep_timer = loop.call_later(KEEPALIVE, self._sweep)
+            self._sweep_timer = asyncio.get_running_loop().call_later(KEEPALIVE, self._sweep)
 
     def remove(self, connection: UpstreamConnection) -> None:
         """Forget a connection."""
@@ -591,13 +577,12 @@ class UpstreamPool:
 
     def _sweep(self) -> None:
         """Close the connections that have been idle for KEEPALIVE; one timer serves them all."""
-        self._sweep_timer = None
-        loop = asyncio.get_running_loop()
-        now = loop.time()
-        while self._idle and now - self._idle[0].idle_since >= KEEPALIVE:
+        self._sweep_timer, now = None, self._clock()
+        while self._idle and now - self._idle[0].read_at >= KEEPALIVE:
             self._idle.pop(0).close()
         if self._idle:
-            self._sweep_timer = loop.call_later(KEEPALIVE - (now - self._idle[0].idle_since), self._sweep)
+            left = KEEPALIVE - (now - self._idle[0].read_at)
+            self._sweep_timer = asyncio.get_running_loop().call_later(left, self._sweep)
 
 
 async def _pass(seconds: float) -> None:

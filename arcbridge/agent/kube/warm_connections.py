@@ -45,7 +45,8 @@ class _Warm:
     upgraded_at: float
     connection: UpstreamConnection | None = None
     made_at: float = 0.0
-    making: asyncio.Task[None] | None = None
+    making: asyncio.TimerHandle | asyncio.Task[None] | None = None
+    """What will make a connection, or does so."""
 
 
 class WarmConnections:
@@ -56,6 +57,7 @@ class WarmConnections:
         self._pool = pool
         self._most = most
         self._clock = clock
+        self._loop = asyncio.get_running_loop()
         self._warm: dict[str, _Warm] = {}
         """By what the ids of the session's requests begin with, which the agent makes and no other session has."""
         self._timer: asyncio.TimerHandle | None = None
@@ -96,7 +98,7 @@ class WarmConnections:
             self._close(one, "closed")
         self._make(one)
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(SWEEP, self.sweep)
+            self._timer = self._loop.call_later(SWEEP, self.sweep)
 
     def end(self, caller: Caller) -> None:
         """Close what a session has: it is over, or has lost its connection."""
@@ -124,19 +126,20 @@ class WarmConnections:
                 self._make(one)
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_later(SWEEP, self.sweep) if self._warm else None
+        self._timer = self._loop.call_later(SWEEP, self.sweep) if self._warm else None
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
     def _make(self, one: _Warm) -> None:
         if one.connection is None and one.making is None:
-            steps = one.caller.account.loop_time.steps(self._dial(one))
-            one.making = asyncio.get_running_loop().create_task(steps, name="warm-connection")
+            one.making = self._loop.call_later(DELAY, self._begin, one)
+
+    def _begin(self, one: _Warm) -> None:
+        one.making = self._loop.create_task(one.caller.account.loop_time.steps(self._dial(one)), name="warm-connection")
 
     async def _dial(self, one: _Warm) -> None:
         account = one.caller.account
         try:
-            await asyncio.sleep(DELAY)
             if account.connecting.locked() or not self._pool.limit.has_turn(account, self._clock()):
                 return
             async with account.connecting:

@@ -196,14 +196,15 @@ def test_h20_what_two_records_of_a_request_share_is_cleaned_once(monkeypatch: py
 
     monkeypatch.setattr(record_module, "clean", counted)
     monkeypatch.setattr(record_module, "escape", counted)
-    record = AuditRecord("r", SUBJECT, as_user="b" * 500, as_groups=("g" * 500,), details={"command": ["x" * 500, "y"]})
+    details = {"command": ["x\n" * 250, "y\n"]}
+    record = AuditRecord("r", SUBJECT, as_user="b\n" * 250, as_groups=("g\n" * 250,), details=details)
     begun = json.loads(record.begun_line())
     assert len(cleaned) == 4
     ended = json.loads(record.line(record.started))
     assert len(cleaned) == 4
     assert {**ended, **begun} == {**begun, **ended, "ts": begun["ts"], "stage": "begun"}
-    record.details = {"privileged": ["z"]}  # of its body, later
-    assert json.loads(record.line(record.started))["privileged"] == ["z"]
+    record.details = {"privileged": ["z\n"]}  # of its body, later
+    assert json.loads(record.line(record.started))["privileged"] == ["z\n"]
     assert len(cleaned) == 7, "all of the rest once more"
 
 

@@ -33,7 +33,7 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def ended_connections(user: Account) -> int:
     """Return how many connections the user has ended, none of which is forgotten in the time of a test."""
-    return math.ceil(ENDED_CONNECTIONS - user.ended_connections._left)
+    return math.ceil(ENDED_CONNECTIONS - user.ended_connections.left)
 
 
 async def leave(bench: Bench, request: bytes) -> None:

@@ -278,6 +278,7 @@ async def test_a18_as_is_recorded_in_token_mode_too(desk: Desk) -> None:
 async def test_a11_no_plan_while_the_log_that_must_be_written_cannot_be(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(desk.audit, "refuses", True)
     monkeypatch.setattr(desk.audit, "refusal", lambda: "the agent cannot write its audit log")
     for head in (plain(), parsed(), parsed(method="POST")):
         with pytest.raises(RequestRefusal) as caught:

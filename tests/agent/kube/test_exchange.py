@@ -335,7 +335,7 @@ async def test_m7_streams_that_end_behind_their_answers_do_not_count(bench: Benc
     assert not bench.client.closed
     (agent,) = bench.agents
     churn = agent._machine.stream_table.churn
-    assert churn._left == churn.burst
+    assert churn.left == churn.burst
 
 
 @pytest.mark.parametrize("headers", [(), ("TE: trailers",)], ids=["fast", "general"])

@@ -6,7 +6,6 @@ import asyncio
 import select
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -345,7 +344,7 @@ async def stopped(api: ApiServer, backlog: Backlog) -> tuple[UpstreamConnection,
             connection.pause_reading()
 
     connection = await dialled(api)
-    connection.send(handler := Stops(), replace(GET, backlog=backlog))
+    connection.send(handler := Stops(), GET, backlog)
     return connection, handler
 
 

@@ -6,7 +6,7 @@ import asyncio
 import math
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from typing import Any, cast
 
 import pytest
@@ -94,7 +94,7 @@ class Table:
 
 
 @pytest.fixture
-def table() -> Iterator[Table]:
+async def table() -> AsyncIterator[Table]:
     made = Table()
     yield made
     made.warm.end_all()

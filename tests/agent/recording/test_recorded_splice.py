@@ -13,6 +13,7 @@ from arcbridge.agent.recording.recorded_splice import RecordedSplice
 from arcbridge.agent.recording.session_recording import SessionRecording
 from arcbridge.mux import buffer
 from arcbridge.mux.stream import StreamTransport
+from arcbridge.wire.backlog import Backlog
 from arcbridge.wire.frames import ResetCode
 
 
@@ -20,7 +21,7 @@ class Side:
     """A transport of asyncio, or a stream, as far as a splice uses it."""
 
     payer = None
-    portion = 65536
+    backlog = Backlog(2)
 
     def __init__(self) -> None:
         self.reads = True
