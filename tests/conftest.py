@@ -124,7 +124,6 @@ def pytest_collection() -> Generator[None, object, object]:
 
 def pytest_collection_finish() -> None:
     """Exempt pytest's own objects from garbage collection: tests that count what is left collect several times."""
-    gc.collect()
     gc.freeze()
 
 

@@ -13,6 +13,7 @@ import errno
 import os
 import queue
 import re
+import shutil
 import signal
 import ssl
 import struct
@@ -53,6 +54,7 @@ inherits that: kubectl would not hear its Ctrl-C."""
 _PR_SET_PDEATHSIG = 1
 # Loaded before any fork: between fork and exec nothing may be imported.
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+_SETPRIV = shutil.which("setpriv") if sys.platform == "linux" else None
 
 
 def required() -> frozenset[str]:
@@ -430,8 +432,23 @@ def start_piped(argv: Sequence[str | os.PathLike[str]], *, cwd: Path | None = No
 def _start(
     argv: list[str], death_signal: signal.Signals = KILL, *, terminal: bool = False, **options: Any
 ) -> subprocess.Popen[bytes]:
+    if light := _without_a_copy(argv, death_signal, options.get("env")) if not terminal else None:
+        return _spawn(lambda: subprocess.Popen(light, **options))
     prepare = prepare_child(death_signal, terminal) if _POSIX else None
     return _spawn(lambda: subprocess.Popen(argv, preexec_fn=prepare, **options))
+
+
+def _without_a_copy(argv: list[str], death_signal: signal.Signals, env: Mapping[str, str] | None) -> list[str] | None:
+    """Return the command line with which setpriv(1) does what `prepare_child` does, or None where it cannot.
+
+    Without a function between fork and exec the child borrows our memory (vfork), and the kernel copies no page table:
+    1 ms of CPU time instead of 27 in a process that has collected all tests.
+    """
+    ignored = any(signal.getsignal(number) is signal.SIG_IGN for number in _ASKED_FOR)
+    path = (os.environ if env is None else env).get("PATH")
+    if _SETPRIV is None or ignored or shutil.which(argv[0], path=path) is None:
+        return None
+    return [_SETPRIV, "--pdeathsig", death_signal.name, "--", *argv]
 
 
 def prepare_child(death_signal: signal.Signals, terminal: bool) -> Callable[[], None]:

@@ -37,9 +37,9 @@ def values(source: str) -> Values:
     return [text for text in found if text] if all(isinstance(text, str) for text in found) else "refused"
 
 
-@pytest.mark.parametrize(("source", "expected"), TABLE.rows, ids=[row[0] for row in TABLE.rows])
-def test_what_kube_apiserver_gives(source: str, expected: Values) -> None:
-    assert values(source) == expected
+def test_what_kube_apiserver_gives() -> None:
+    found = [(source, values(source), expected) for source, expected in TABLE.rows]
+    assert [one for one in found if one[1] != one[2]] == []
 
 
 def test_the_table_is_large_enough() -> None:
