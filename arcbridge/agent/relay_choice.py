@@ -5,7 +5,9 @@ itself, so that many agents spread over the relays. The first ones of its order,
 *preferred* ones. While one of them cannot be reached the next in the order stands in for it, until the preferred one
 has come back and stayed.
 
-Each relay has its own backoff: one that is down, or that has said when to come back, holds nothing else up.
+Each relay has its own backoff: one that is down, or that has said when to come back, holds nothing else up. One that is
+up and turns the agent away does, for a delay that doubles: the agents that came with this one are at the other relays
+as well, and would go through their whole lists at once (docs/decisions/0051-one-virtual-clock.md).
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from arcbridge.net.round_trips import RoundTrips
 
 HINT_MIN, HINT_MAX = 1, 600
 """Bounds of a relay's hint when to come back, seconds (docs/threats.md#B8)."""
+PAUSE_FIRST, PAUSE_CAP = 1.0, 15.0
+"""Bounds of the first and of the longest pause behind a relay that turned the agent away, seconds."""
 
 
 class RelayChoice:
@@ -46,6 +50,9 @@ class RelayChoice:
         self._not_before = dict.fromkeys(self.order, 0.0)
         self._named_a_time: set[Address] = set()
         """Relays that named the time at which they may be tried again."""
+        self._pauses = Backoff(first=PAUSE_FIRST, cap=PAUSE_CAP, random=draw)
+        self._paused_at = self._paused_until = -math.inf
+        """When a relay turned the agent away last, and until when none is tried."""
 
     @property
     def preferred(self) -> list[Address]:
@@ -66,15 +73,16 @@ class RelayChoice:
 
     def next(self, taken: Collection[Address], now: float) -> Address | None:
         """Return the first relay of the order that is not in `taken` and may be tried."""
-        return next((one for one in self.order if one not in taken and self._not_before[one] <= now), None)
+        return next((one for one in self.order if one not in taken and self.may_try(one, now)), None)
 
     def next_time(self, taken: Collection[Address]) -> float | None:
         """Return when a relay that is not in `taken` may be tried; None: there is none."""
-        return min((when for one, when in self._not_before.items() if one not in taken), default=None)
+        times = [when for one, when in self._not_before.items() if one not in taken]
+        return max(min(times), self._paused_until) if times else None
 
     def may_try(self, relay: Address, now: float) -> bool:
         """Return whether this relay may be tried now."""
-        return self._not_before[relay] <= now
+        return max(self._not_before[relay], self._paused_until) <= now
 
     def surplus(self, up: Collection[Address]) -> list[Address]:
         """Return the relays of `up` that the agent need not keep: those behind the wanted number, in its order."""
@@ -108,12 +116,18 @@ class RelayChoice:
         self._not_before[relay] = max(now + delay, not_before)
         return self._not_before[relay] - now
 
+    def turned_away(self, now: float, *, within: float = math.inf) -> None:
+        """Note that a relay which is up had no turn for the agent: no relay is tried for a moment, `within` at most."""
+        delay = min(self._pauses.next_delay(lasted=now - self._paused_at), within)
+        self._paused_at, self._paused_until = now, max(self._paused_until, now + delay)
+
     def cap_delays(self, now: float, within: float) -> None:
         """Let each relay be tried within so many seconds, unless it named a time itself; called when no relay is left.
 
         A delay that was chosen while another relay served would otherwise leave the cluster without any: with two
         relays that restart in turn it grows to half a minute, though each is back in seconds.
         """
+        self._paused_until = min(self._paused_until, now + within)
         for relay in self.order:
             if relay not in self._named_a_time:
                 self._not_before[relay] = min(self._not_before[relay], now + within)

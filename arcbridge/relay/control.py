@@ -103,8 +103,9 @@ FAILURES_RATE: Final = 0.5
 """Such handshakes per second that are forgotten."""
 SOURCES: Final = 4096
 """Addresses whose failures are counted."""
-LONGEST_WAIT: Final = 3.0
-"""Seconds that a connection waits for its handshake: an agent gives the whole of it 5."""
+LONGEST_WAIT: Final = 1.5
+"""Seconds that a connection waits for its handshake: an agent gives the whole of it 5, and after 2 it tries another
+relay beside, so that a longer queue would serve many agents twice."""
 LAPSED_MARGIN: Final = 30.0
 """Seconds, once to twice, for which a connection outlives its certificate: for clocks that differ, and because the
 agents of one cluster share a certificate and should not come back all at once."""

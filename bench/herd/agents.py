@@ -38,6 +38,9 @@ from arcbridge.net.tlstransport import connect_tls
 MAX_AGENTS = 5_000
 """In one process."""
 TELL_EVERY = 0.25
+CONNECTING = 16
+"""Agents of one process that connect at once. Each agent has a machine of its own, so that its ClientHello comes right
+behind its connection; without a bound thousands connect first, and the relay closes those of which it hears nothing."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,7 @@ class Herd:
         self.orders = orders
         self.attempts = 0
         self.ended: Counter[str] = Counter()
+        self.connecting = asyncio.Semaphore(CONNECTING)
         pair = (orders.certificate, orders.key)
         self.context: ssl.SSLContext = outer_client_context(
             RelayTrust(orders.relay_ca), ALPN_CONTROL, client_certificate=pair
@@ -127,6 +131,7 @@ class HerdTransport(ControlTransport):
         self._source = f"127.0.0.{2 + number % herd.orders.sources}"
 
     async def connect(self, relay: Address) -> socket.socket:
+        await self._herd.connecting.acquire()  # until its ClientHello is sent
         self._herd.attempts += 1
         sock = socket.socket()
         try:
@@ -137,10 +142,12 @@ class HerdTransport(ControlTransport):
             async with asyncio.timeout(CONNECT_DEADLINE):
                 await asyncio.get_running_loop().sock_connect(sock, (relay.host, relay.port))
         except OSError as error:
+            self._herd.connecting.release()
             self._herd.ended[_word(error)] += 1
             sock.close()
             raise Unreachable(f"cannot reach {relay}") from error
         except BaseException:
+            self._herd.connecting.release()
             sock.close()
             raise
         return sock
@@ -149,6 +156,7 @@ class HerdTransport(ControlTransport):
         raise Unreachable("all are equally near")
 
     async def secure(self, session: MuxSession, sock: socket.socket, relay: Address) -> None:
+        asyncio.get_running_loop().call_soon(self._herd.connecting.release)
         try:
             async with asyncio.timeout(HANDSHAKE_DEADLINE):
                 await connect_tls(sock, self._herd.context, session.protocol(), relay.host)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 from collections.abc import Callable
@@ -125,12 +126,13 @@ class Hall:
         """Seconds of CPU that the relays' processes have taken."""
         return cpu_seconds(self.pids())
 
-    def sample(self, index: int, name: str) -> float:
-        """Return a metric of a relay, 0 while it does not answer."""
+    def sample(self, index: int, name: str) -> dict[str, float]:
+        """Return a metric of a relay by its labels, nothing while it does not answer."""
         try:
-            return metrics(self.world.relay_observes[index]).get(f"arcbridge_relay_{name}", 0.0)
+            found = metrics(self.world.relay_observes[index])
         except (OSError, urllib.error.URLError, ValueError):
-            return 0.0
+            return {}
+        return {key: value for key, value in found.items() if key.startswith(f"arcbridge_relay_{name}") and value}
 
     def idle(self, seconds: float) -> float:
         """Percent of a core that the relays take together while nothing but pings happens."""
@@ -169,22 +171,34 @@ class Ends:
         self._process.stdin.flush()
         self._module = module
         self.last: dict[str, Any] = {}
+        """The newest count. A thread reads it: of two processes one may be late with its counts, and those of the other
+        would wait in its pipe and be read as if they were new."""
+        self._counted = threading.Event()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        for line in self._process.stdout or ():
+            if line.endswith("\n"):  # it is killed in the middle of one
+                self.last = json.loads(line)
+                self._counted.set()
 
     def told(self) -> dict[str, Any]:
-        """The next count. Raises NotReady when the process has ended."""
+        """Wait for the next count. Raises NotReady when the process has ended."""
         if self._process.stdout is None:
             if self._process.poll() is not None:
                 raise NotReady(f"{self._module} ended with {self._process.returncode}")
             return self.last
-        line = self._process.stdout.readline()
-        if not line:
-            raise NotReady(f"{self._module} ended with {self._process.wait()} after {self.last}")
-        self.last = json.loads(line)
+        while not self._counted.wait(1.0):
+            if not self._reader.is_alive():
+                raise NotReady(f"{self._module} ended with {self._process.wait()} after {self.last}")
+        self._counted.clear()
         return self.last
 
     def stop(self) -> None:
         self._process.kill()
         self._process.wait()
+        self._reader.join()
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
                 stream.close()

@@ -129,8 +129,13 @@ def _fall_and_rise(hall: Hall, herds: list[Ends], dies: str, total: int, seconds
         back |= {} if when is None else {f"{part}": when}
     cpu, took = timeline[-1][2], over_at - ready_at
     ended: Counter[str] = Counter()
-    for herd, first in zip(herds, before, strict=True):
+    pairs = list(zip(herds, before, strict=True))
+    for herd, first in pairs:
         ended += Counter(herd.last["ended"]) - Counter(first["ended"])
+    turned_away: Counter[str] = Counter()
+    for index in living:
+        for name in ("agents_paced_total", "connections_rejected_total", "connections_evicted_total"):
+            turned_away.update(hall.sample(index, name))
     after = kernel_counters()
     return {
         "killed_at": killed_at,
@@ -138,14 +143,14 @@ def _fall_and_rise(hall: Hall, herds: list[Ends], dies: str, total: int, seconds
         "lost": lost,
         "killed_to_ready_s": round(ready_at - killed_at, 2),
         "back_after_kill_s": back,
-        "paced": sum(hall.sample(index, "agents_paced_total") for index in living),
+        "turned_away": dict(turned_away),
         "attempts": _rise(herds, before, "attempts"),
         "attempts_ended": dict(ended),
         "kernel": {name: after[name] - kernel[name] for name in _COUNTERS},
         "relay_cpu_s": cpu,
         "relay_cpu_share_each": round(cpu / took / len(living), 2),
         "relay_cpu_ms_per_agent": round(1000 * cpu / max(lost, 1), 2),
-        "herd_cpu_share": round(_rise(herds, before, "cpu") / took / len(herds), 2),
+        "herd_cpu_share": round(max(_rise([herd], [first], "cpu") for herd, first in pairs) / took, 2),
         "timeline": timeline,
     }
 

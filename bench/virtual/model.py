@@ -18,6 +18,8 @@ HOME = 120.0
 """Seconds after its return within which a relay for which others stood in has its agents back (there)."""
 HOME_FROM_ALL = 300.0
 """The same where all relays were away at once (there)."""
+ATTEMPTS = 15
+"""Connections of an agent to relays, on average, in the first minute after all relays were away."""
 SPREAD = 0.15
 """How far from the mean the number of a relay's agents may be after an hour."""
 WANTED = 2
@@ -34,6 +36,8 @@ class Story:
     """How long each agent that lost a connection by it was incomplete, seconds."""
     home: list[float] = field(default_factory=list)
     """How long each of them was without a relay that it prefers, seconds since that was up again."""
+    attempts: int = 0
+    """Connections that came to relays within `BACK` after its end."""
 
     @property
     def lost(self) -> float:
@@ -96,6 +100,8 @@ class Model:
 
     def attempt(self, index: int, now: float) -> None:
         """A connection has come to a relay."""
+        if self.stories and now <= self.stories[-1].ended + BACK:
+            self.stories[-1].attempts += now >= self.stories[-1].ended
         second, count = self._attempts[index]
         count = count + 1 if second == int(now) else 1
         self._attempts[index] = int(now), count
@@ -171,6 +177,8 @@ class Model:
             outage, late = story.outage, percentile(story.back, 0.99)
             if late > BACK:
                 found.append(f"back: 99 % are back after {late:.0f} s, {outage}")
+            if outage.kind == "all" and story.attempts > ATTEMPTS * self.size.agents:
+                found.append(f"storm: {story.attempts} connections in the first minute, {outage}")
             bound = HOME_FROM_ALL if outage.kind == "all" else HOME
             if (home := percentile(story.home, 0.99)) > bound * (1 + self.chance):
                 found.append(f"home: 99 % are at their own relays again after {home:.0f} s, {outage}")

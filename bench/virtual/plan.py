@@ -33,6 +33,9 @@ class Size:
     """The relays' setting; 0: so many that a relay needs as long for its agents as one of the largest run."""
     per_cluster: int = 10
     """Agents of one cluster."""
+    addresses: int = 0
+    """Addresses from which the agents come, as behind so many NATs, with the limits of one address in proportion to the
+    pace; 0: each has its own."""
 
     @property
     def burst(self) -> int:

@@ -154,6 +154,7 @@ def _result(world: World, seed: int) -> dict[str, Any]:
                 "outage": f"{story.outage.kind} at {story.outage.at:.0f} s, {story.outage.seconds:.0f} s",
                 "relays": len(story.outage.relays),
                 "agents": len(story.back),
+                "connections_of_an_agent": round(story.attempts / world.size.agents, 1),
                 "back_s": {f"{part:g}": round(percentile(story.back, part / 100), 1) for part in (50, 90, 99, 100)},
                 "home_s": {f"{part:g}": round(percentile(story.home, part / 100), 1) for part in (50, 90, 99, 100)},
             }

@@ -14,6 +14,7 @@ import random
 import secrets
 import ssl
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, NoReturn, cast
@@ -70,6 +71,8 @@ class World:
         self.size, self.registry, self.model = size, registry, model
         self.bus = Bus()
         self.limits = RelayLimitsConfig(agents=MOST_AGENTS, agents_per_second=size.pace)
+        if size.addresses:
+            self.limits = _in_proportion(self.limits)
         self.relays = [Relay(self, number) for number in range(size.relays)]
         self.by_address = {relay.address: relay for relay in self.relays}
         self.cuts: set[frozenset[int]] = set()
@@ -238,7 +241,8 @@ class Agent:
         self.world, self.number, self.region = world, number, number % world.size.regions
         self.certificate, self.instance = certificate, f"a{number}"
         self.cluster: str = credential.cluster
-        self.address = f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}"
+        place = number % (world.size.addresses or world.size.agents)
+        self.address = f"10.{place >> 16}.{place >> 8 & 255}.{place & 255}"
         self.detour = random.uniform(1.0, 1.5)
         """By which factor its round trips are longer than those of its region."""
         self.pumps: dict[Held, None] = {}
@@ -447,6 +451,17 @@ class User:
         if not relay.listens or relay.starts != starts:
             raise Unreachable("the relay is gone")
         return Held(self, relay)
+
+
+def _in_proportion(limits: RelayLimitsConfig) -> RelayLimitsConfig:
+    """Return the limits with those of one address in the proportion to the pace that the defaults have."""
+    full = RelayLimitsConfig()
+    share = limits.agents_per_second / full.agents_per_second
+    return replace(
+        limits,
+        unauthenticated_per_address=max(round(full.unauthenticated_per_address * share), 1),
+        connections_per_second_per_address=max(round(full.connections_per_second_per_address * share), 1),
+    )
 
 
 def _split(address: str) -> tuple[str, int]:

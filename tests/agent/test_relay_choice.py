@@ -100,6 +100,34 @@ def test_a_failed_relay_waits_and_holds_no_other_up() -> None:
     assert made.next([], 100.25) == A
 
 
+def test_one_that_turns_the_agent_away_slows_it_down_at_all() -> None:
+    made = RelayChoice([A, B, C, D], 2, draw=lambda: 0.5)
+    first = made.order[0]
+    made.failed(first, 100.0, hint=7)
+    made.turned_away(100.0)
+    assert made.next([], 100.4) is None
+    assert not made.may_try(made.order[1], 100.4)
+    assert made.next_time([]) == 100.5
+    assert made.next([], 100.5) == made.order[1], "the one that named a time is not tried before it"
+    assert made.next_time([]) == 100.5
+
+    now, pauses = 100.5, []
+    for _ in range(8):
+        made.turned_away(now)
+        then = made.next_time([])
+        assert then is not None
+        pauses.append(then - now)
+        now = then
+    assert pauses == [1.0, 2.0, 4.0, *[7.5] * 5], "the delay doubles, whichever relay is next, up to a bound"
+    made.turned_away(now, within=2.0)
+    assert made.next_time([]) == now + 2.0, "users wait"
+    made.cap_delays(now, 0.5)
+    assert made.next_time([]) == now + 0.5, "the last relay is lost, and the pause was for another one"
+    made.turned_away(now + 100.0)
+    assert made.next_time([]) == now + 100.5, "a minute later it is a new story"
+    assert made.next_time(made.order) is None
+
+
 def test_a_time_that_was_named_outlives_the_end_of_another_connection() -> None:
     made = choice(draw=0.0)
     assert made.failed(A, 100.0, hint=5.0) == 5.0

@@ -74,6 +74,15 @@ def test_a_seed_always_makes_the_same_run() -> None:
     assert runs[0] == runs[1]
 
 
+def test_behind_one_nat_too_all_are_back_in_a_minute() -> None:
+    """As 10 000 agents and 300 a second at each of three relays, in proportion: an address may make 200 connections a
+    second, and hold 100 that have not shown who they are."""
+    size = Size(agents=400, users=5, relays=3, regions=1, seconds=420, agents_per_second=12, addresses=1)
+    result = simulate(size, 5, plan=[Outage(200, "all", (0, 1, 2), seconds=3)])
+    assert result["violations"] == []
+    assert result["turned_away"]["rate_address"] > 0
+
+
 # -- broken on purpose ----------------------------------------------------------------------------------------------
 
 Break = Callable[[pytest.MonkeyPatch], None]
@@ -118,6 +127,7 @@ BROKEN: dict[str, tuple[Break, str]] = {
     "a backoff that grows on": (_delay(lambda self, bound, hint: (hint or 0) + 100 * self.attempt), "back"),
     "relays in the order of the list": (_set(RelayChoice, "__init__", _listed), "spread"),
     "no way back to a preferred relay": (_set(ControlConnections, "_preferred_back", lambda *_: None), "home"),
+    "an agent that is turned away tries the next relay at once": (_set(RelayChoice, "turned_away", _nothing), "storm"),
     "no stand-in is left": (_set(ControlConnections, "_leave_surplus", lambda *_: None), "connections, not to the"),
     "a drain that tells no agent": (_set(ControlServer, "drain", _done), "drain"),
     "an agent that does not hear of a drain": (_set(ControlConnections, "relay_sent_goaway", _nothing), "drain"),
