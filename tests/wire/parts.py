@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from unittest.mock import create_autospec
 
 from arcbridge.wire.congestion import CongestionWindow
@@ -47,14 +48,15 @@ class Parts:
         self.table = StreamTable(self.context, self.lifecycle, self.sender, self.decoder, self.window, self.budget)
         self.handled: list[tuple[int, int, bytes]] = []
         self.receiver = Receiver(self.context, self.lifecycle, self.sender, self.decoder, self.window, self.table)
-        self.receiver.handlers = {kind: self._note(kind) for kind in FrameType if kind is not FrameType.DATA}
+        table = {kind: self._note(kind) for kind in FrameType if kind is not FrameType.DATA}
+        self.receiver.handlers = SimpleNamespace(table=table)
         if established:
             self.lifecycle.change(Change.GREET)
             self.lifecycle.establish(100.0)
             self.receiver.counting = True
 
     def _note(self, kind: int):
-        return lambda stream_id, body: self.handled.append((kind, stream_id, body))
+        return lambda _handlers, stream_id, body: self.handled.append((kind, stream_id, body))
 
     @property
     def failures(self) -> list[GoawayCode]:

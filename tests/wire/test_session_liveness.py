@@ -24,8 +24,10 @@ def test_m14_an_idle_connection_costs_little_and_no_ack(kind: Kind) -> None:
     start = pair.now
     acks = []
     for end in pair.ends:
-        handler = end.machine.receiver.handlers[FrameType.ACK]
-        end.machine.receiver.handlers[FrameType.ACK] = lambda i, b, handler=handler: (acks.append(b), handler(i, b))[1]
+        handlers = end.machine.receiver.handlers
+        handler = handlers.table[FrameType.ACK]
+        note = lambda h, i, b, handler=handler: (acks.append(b), handler(h, i, b))[1]  # noqa: E731
+        handlers.table = {**handlers.table, FrameType.ACK: note}
     pair.drive_bounded(lambda: pair.now - start > 600, 5000)
     for end, sent in zip(pair.ends, before, strict=True):
         assert end.machine.lifecycle.error is None
