@@ -23,8 +23,9 @@ from arcbridge.net.round_trips import RoundTrips
 
 HINT_MIN, HINT_MAX = 1, 600
 """Bounds of a relay's hint when to come back, seconds (docs/threats.md#B8)."""
-PAUSE_FIRST, PAUSE_CAP = 1.0, 15.0
-"""Bounds of the first and of the longest pause behind a relay that turned the agent away, seconds."""
+PAUSE_FIRST, PAUSE_CAP = 0.5, 5.0
+"""Bounds of the first and of the longest pause behind a relay that turned the agent away, seconds: with 1 and 15
+the agents of one region came back within 57 s, not 30, because they found more slowly which relays had turns."""
 
 
 class RelayChoice:

@@ -18,7 +18,7 @@ HOME = 120.0
 """Seconds after its return within which a relay for which others stood in has its agents back (there)."""
 HOME_FROM_ALL = 300.0
 """The same where all relays were away at once (there)."""
-ATTEMPTS = 15
+ATTEMPTS = 25
 """Connections of an agent to relays, on average, in the first minute after all relays were away."""
 SPREAD = 0.15
 """How far from the mean the number of a relay's agents may be after an hour."""

@@ -105,26 +105,25 @@ def test_one_that_turns_the_agent_away_slows_it_down_at_all() -> None:
     first = made.order[0]
     made.failed(first, 100.0, hint=7)
     made.turned_away(100.0)
-    assert made.next([], 100.4) is None
-    assert not made.may_try(made.order[1], 100.4)
-    assert made.next_time([]) == 100.5
-    assert made.next([], 100.5) == made.order[1], "the one that named a time is not tried before it"
-    assert made.next_time([]) == 100.5
+    assert made.next([], 100.2) is None
+    assert not made.may_try(made.order[1], 100.2)
+    assert made.next_time([]) == 100.25
+    assert made.next([], 100.25) == made.order[1], "the one that named a time is not tried before it"
 
-    now, pauses = 100.5, []
+    now, pauses = 100.25, []
     for _ in range(8):
         made.turned_away(now)
         then = made.next_time([])
         assert then is not None
         pauses.append(then - now)
         now = then
-    assert pauses == [1.0, 2.0, 4.0, *[7.5] * 5], "the delay doubles, whichever relay is next, up to a bound"
+    assert pauses == [0.5, 1.0, 2.0, *[2.5] * 5], "the delay doubles, whichever relay is next, up to a bound"
     made.turned_away(now, within=2.0)
     assert made.next_time([]) == now + 2.0, "users wait"
     made.cap_delays(now, 0.5)
     assert made.next_time([]) == now + 0.5, "the last relay is lost, and the pause was for another one"
     made.turned_away(now + 100.0)
-    assert made.next_time([]) == now + 100.5, "a minute later it is a new story"
+    assert made.next_time([]) == now + 100.25, "a minute later it is a new story"
     assert made.next_time(made.order) is None
 
 
