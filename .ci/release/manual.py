@@ -11,6 +11,7 @@ import ast
 import dataclasses
 import functools
 import inspect
+import itertools
 import re
 import textwrap
 import typing
@@ -90,11 +91,12 @@ def settings(role: str) -> list[Setting]:
 
 
 def _about(kind: type, name: str, texts: dict[tuple[str, str], str], flag: Flag | None) -> str:
-    """Return the field's own text, else its flag's, else the text of the fields that it stands with."""
+    """Return the field's own text, else its flag's. Raises ValueError where it has neither."""
     own = [found for base in kind.__mro__ if (found := texts.get((base.__name__, name)))]
-    shared = [found for base in kind.__mro__ if (found := texts.get((base.__name__, f"{name}, with others")))]
     of_flag = [] if flag is None else [f"{'false: ' if flag.kind == OFF else ''}{flag.help}"]
-    return next(iter([*own, *of_flag, *shared]), "")
+    if not own and not of_flag:
+        raise ValueError(f"{kind.__name__}.{name} has no text below it")
+    return next(iter([*own, *of_flag]))
 
 
 def _docstrings() -> dict[tuple[str, str], str]:
@@ -102,16 +104,11 @@ def _docstrings() -> dict[tuple[str, str], str]:
     found = {}
     for node in ast.parse(inspect.getsource(config)).body:
         if isinstance(node, ast.ClassDef):
-            waiting: list[str] = []
-            for one in node.body:
-                if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name):
-                    waiting.append(one.target.id)
-                elif isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant) and waiting:
-                    text = " ".join(str(one.value.value).split())
-                    found[node.name, waiting[-1]] = text
-                    # Fields that stand together share the text below the last of them.
-                    found |= {(node.name, f"{name}, with others"): text for name in waiting[:-1]}
-                    waiting = []
+            for field, text in itertools.pairwise(node.body):
+                if not isinstance(text, ast.Expr) or not isinstance(text.value, ast.Constant):
+                    continue
+                if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+                    found[node.name, field.target.id] = " ".join(str(text.value.value).split())
     return found
 
 

@@ -51,21 +51,31 @@ class RelayLimitsConfig:
     """Bounds on what strangers and users may hold at the relay; why each default: docs/change.md."""
 
     unauthenticated: int = 1000
+    """Connections at once that have not shown who they are."""
     unauthenticated_per_address: int = 100
+    """The same of one address."""
     connections_per_second_per_address: int = 200
+    """New connections of one address each second, with five seconds' worth at once."""
     loop_share_per_address: int = 50
     """Per cent of the event loop's time that handshakes and credentials of one address may take while others wait."""
     loop_share_per_user: int = 50
     """Per cent of the event loop's time that sessions, joins and requests of one user may take while others wait."""
     sessions: int = 20000
+    """Sessions at once; each takes two file descriptors."""
     agents: int = 10000
+    """Control connections of agents at once; each takes a file descriptor."""
     pending_joins: int = 2000
+    """Clients at once that wait for an agent to answer."""
     agents_per_second: int = 300
+    """Agents that may connect each second; who is too early waits for a moment, or comes again later."""
     join_deadline: float = 15.0
+    """Seconds from a client's request until an agent must have joined it."""
     sessions_per_user: int = 200
+    """Sessions of one user at once."""
     joins_per_minute_per_user: int = 120
+    """Sessions that one user may begin each minute, with as many at once."""
     requests_per_minute_per_user: int = 240
-    """Requests to the HTTP API with an access token."""
+    """Requests of one user to the HTTP API each minute, with as many at once."""
     clusters_with_metrics: int = 500
     """Clusters that have metrics of their own, by name; 0: none."""
     groups: dict[str, RelayUserLimitsConfig] = field(default_factory=dict)
@@ -89,12 +99,15 @@ class RelayFleetConfig:
     credentials: Path | None = None
     """A NATS credentials file (JWT and nkey)."""
     user: str = ""
+    """User at the NATS servers, with `password_file`."""
     password_file: Path | None = None
+    """A file with the password of `user`."""
     ca_file: Path | None = None
     """CA of the NATS servers' certificates; none: the system's."""
     certificate: Path | None = None
-    """Client certificate and key for NATS servers that ask for one; both or neither."""
+    """Client certificate for NATS servers that ask for one."""
     key: Path | None = None
+    """Its key."""
     prefix: str = "arcbridge"
     """First part of all subjects. Fleets that share NATS servers differ in it, and in `bucket`."""
     bucket: str = "arcbridge"
@@ -393,6 +406,7 @@ class AgentLimitsConfig:
     docs/change.md."""
 
     requests_per_second: int = 200
+    """Requests each second, after a burst."""
     request_burst: int = 1000
     """Requests that may come at once after a pause."""
     concurrent_requests: int = 1000
@@ -402,9 +416,11 @@ class AgentLimitsConfig:
     upgraded_streams: int = 500
     """`exec`, `attach` and `port-forward`."""
     bytes_per_second_to_cluster: int = 1024**3
+    """Bytes that go from the user to the cluster each second; more wait."""
     bytes_per_second_to_user: int = 1024**3
+    """The same from the cluster to the user."""
     bytes_per_day: int = 1024**4
-    """Both directions together, from 00:00 UTC."""
+    """Bytes of both directions together, from 00:00 UTC."""
     sessions: int = 32
     """Sessions, those without a connection included."""
     apiserver_seats: int = 16
@@ -572,6 +588,7 @@ class AgentConfig:
     """Whether a session outlives its connection; False: what runs is cut with it, and no history is kept."""
     kubernetes: KubernetesConfig = field(default_factory=KubernetesConfig)
     targets: dict[str, TargetConfig] = field(default_factory=dict)
+    """TCP addresses for `forward`, by a name that the operator gives."""
     graph: dict[str, GraphConfig] = field(default_factory=dict)
     """By a name that the operator gives."""
     limits: AgentLimitsConfig = field(default_factory=AgentLimitsConfig)
