@@ -76,6 +76,7 @@ class AgentSession(BaseHandler):
     def __init__(self, sessions: Sessions, join_id: str, via: str, peer: Peer = NO_PEER) -> None:
         self._sessions = sessions
         self._join_id = join_id
+        self._label_before = ""
         self.via = via
         """The relay at which the present connection was joined."""
         self.peer = peer
@@ -133,8 +134,9 @@ class AgentSession(BaseHandler):
 
     @property
     def join_ids(self) -> set[str]:
-        """The join id under which the session began, and that of its present connection."""
-        return {self._join_id, "" if self.session is None else self.session.label} - {""}
+        """The join ids under which the session began, of its present connection, and of the one before that: a relay's
+        order to end the session may cross its resumption."""
+        return {self._join_id, self._label_before, "" if self.session is None else self.session.label} - {""}
 
     def end(self, sentence: str) -> None:
         """End the session with a sentence for its user, and record that."""
@@ -495,6 +497,7 @@ class AgentSession(BaseHandler):
         self.via, self.joined_at, self.peer = carrier.via, carrier.joined_at, carrier.peer
         self._resumed_at = self._sessions.monotonic()
         ok = self._auth_ok(session.resumption.session_id, session.resumption.secret, caller)
+        self._label_before = session.label
         session.migration.take_over(connection, ok)
         self._end_disallowed(caller, before)
         self._check_expiry()

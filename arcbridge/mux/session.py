@@ -352,13 +352,15 @@ class MuxSession:
         self._acting = True
         waiting = self._machine.events
         try:
-            for event in waiting:  # one that is caused meanwhile comes behind them
-                self._dispatch(event)
+            while waiting or self.finished:
+                for event in waiting:  # one that is caused meanwhile comes behind them
+                    self._dispatch(event)
+                waiting.clear()
+                if self.finished:
+                    self.finished.popleft().drain_inbox()
         finally:
             waiting.clear()
             self._acting = False
-        while self.finished:
-            self.finished.popleft().drain_inbox()
         if self._rearming:
             self._rearming = False
             self._arm_timer()

@@ -179,6 +179,26 @@ async def test_an_eof_that_is_not_kept_open_closes() -> None:
         assert theirs.calls[-1] == mine.calls[-1] == ("lost", "NoneType", None)
 
 
+@pytest.mark.parametrize("whole", [True, False])
+async def test_as_many_streams_as_may_be_open_end_in_one_read(whole: bool) -> None:
+    """Each end closes its stream, which makes the session act: one within the other they were too deep for Python."""
+    async with connected("memory", agent_handler=Recorder(Plain), piece=256 * 1024) as ends:
+        mine = [Plain() for _ in range(1000)]
+        for one in mine:
+            ends.client.open("kubernetes", one)
+        theirs = [await ends.agent_handler.opened.get() for _ in mine]
+        for one in theirs:
+            one.keep_open = False
+        for one in mine:
+            if whole:
+                one.transport.close()
+            else:
+                one.transport.write_eof()
+        await turns()
+        assert {tuple(one.calls) for one in theirs} == {("made", "eof", ("lost", "NoneType", None))}
+        assert len(ends.agent.streams) == 0
+
+
 @pytest.mark.parametrize("how", ["abort", "close", "session.abort", "session.close", "raise"])
 async def test_ends_from_within_a_delivery(how: str, faults: Faults) -> None:
     async with plain_pair(limits=Limits(replay=0)) as (ends, mine, theirs):
