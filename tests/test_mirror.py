@@ -48,6 +48,7 @@ WITHOUT_MODULE: dict[str, str] = {
     "test_layers": "about all modules",
     "test_mirror": "this file",
     "test_pages": "about links of pages",
+    "test_patterns": "about the regular expressions of all modules",
     "test_sentences": "about all modules",
     "test_sizes": "about all modules",
     "test_start": "the executable as a process",

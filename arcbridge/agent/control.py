@@ -451,8 +451,9 @@ class ControlConnections:
             )
         within = self._draw() * RETRY_DELAY_LIMIT if self._sessions.streams_wait and not self._staying() else math.inf
         delay = self.choice.failed(link.relay, now, lasted=lasted, hint=hint, within=within)
-        if link.session is not None and lasted < PROBATION:
-            self.choice.turned_away(now, within=within)
+        untrusted = isinstance(error.__cause__, ssl.SSLCertVerificationError)
+        if link.session is not None and lasted < PROBATION and not untrusted:
+            self.choice.turned_away(link.relay, now, within=within)
         elif link.up and len(self.relays) > 1:
             spread = FAIL_OVER_SPREAD if self._staying() else FAIL_OVER_SPREAD / 4
             self._start_after = now + self._draw() * spread

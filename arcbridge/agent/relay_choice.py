@@ -17,7 +17,7 @@ import random
 from collections.abc import Callable, Collection, Sequence
 
 from arcbridge.net.address import Address
-from arcbridge.net.backoff import Backoff
+from arcbridge.net.backoff import HEALTHY, Backoff
 from arcbridge.net.nearest import Nearest
 from arcbridge.net.round_trips import RoundTrips
 
@@ -54,6 +54,8 @@ class RelayChoice:
         self._pauses = Backoff(first=PAUSE_FIRST, cap=PAUSE_CAP, random=draw)
         self._paused_at = self._paused_until = -math.inf
         """When a relay turned the agent away last, and until when none is tried."""
+        self._turned_away: dict[Address, float] = {}
+        """When each relay did last, of those that did within HEALTHY seconds of one another."""
 
     @property
     def preferred(self) -> list[Address]:
@@ -73,8 +75,10 @@ class RelayChoice:
         return [one for one in self.order if one not in taken and self.round_trips.age(str(one)) >= within]
 
     def next(self, taken: Collection[Address], now: float) -> Address | None:
-        """Return the first relay of the order that is not in `taken` and may be tried."""
-        return next((one for one in self.order if one not in taken and self.may_try(one, now)), None)
+        """Return the first relay of the order that is not in `taken` and may be tried. Those that turned the agent away
+        of late come last: one that always does would else be the first behind each pause."""
+        free = [one for one in self.order if one not in taken and self.may_try(one, now)]
+        return min(free, key=lambda one: self._turned_away.get(one, -math.inf), default=None)
 
     def next_time(self, taken: Collection[Address]) -> float | None:
         """Return when a relay that is not in `taken` may be tried; None: there is none."""
@@ -117,10 +121,11 @@ class RelayChoice:
         self._not_before[relay] = max(now + delay, not_before)
         return self._not_before[relay] - now
 
-    def turned_away(self, now: float, *, within: float = math.inf) -> None:
+    def turned_away(self, relay: Address, now: float, *, within: float = math.inf) -> None:
         """Note that a relay which is up had no turn for the agent: no relay is tried for a moment, `within` at most."""
-        delay = min(self._pauses.next_delay(lasted=now - self._paused_at), within)
-        self._paused_at, self._paused_until = now, max(self._paused_until, now + delay)
+        self._turned_away = {one: at for one, at in self._turned_away.items() if now - at < HEALTHY} | {relay: now}
+        delay = self._pauses.next_delay(lasted=now - self._paused_at)
+        self._paused_at, self._paused_until = now, min(max(self._paused_until, now + delay), now + within)
 
     def cap_delays(self, now: float, within: float) -> None:
         """Let each relay be tried within so many seconds, unless it named a time itself; called when no relay is left.

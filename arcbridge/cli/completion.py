@@ -33,10 +33,13 @@ _FILES = ":files"
 SCRIPTS = {
     "bash": r"""# bash completion of arcbridge; load it with: source <(arcbridge completion bash)
 _arcbridge() {
-    local IFS=$'\n' cur=${COMP_WORDS[COMP_CWORD]} files='compgen -f -- "$cur"'
+    local me=${COMP_WORDS[0]} cur=${COMP_WORDS[COMP_CWORD]} files='compgen -f -- "$cur"'
     [[ $cur == = ]] && cur=''  # bash makes three words of --role=relay
-    COMPREPLY=($(command arcbridge --role client complete bash -- \
-        "${COMP_WORDS[@]:1:COMP_CWORD-1}" "=$cur" 2>/dev/null))
+    type -P -- "$me" >/dev/null || me=arcbridge
+    # Before IFS is another: bash 3.2 makes one word of the slice then.
+    local -a asked=(--role client complete bash -- "${COMP_WORDS[@]:1:COMP_CWORD-1}" "=$cur")
+    local IFS=$'\n'
+    COMPREPLY=($(command "$me" "${asked[@]}" 2>/dev/null))
     case ${COMPREPLY[0]-} in
         :files) COMPREPLY=($(eval "$files")); compopt -o filenames 2>/dev/null ;;
         ':command '*)

@@ -173,7 +173,7 @@ class ServerJoin:
     name the step; then only `refuse` and `abort` may be called.
     """
 
-    __slots__ = ("_broken", "_loop", "_pipe", "_protocol", "_reader", "own_key", "sock")
+    __slots__ = ("_broken", "_early", "_loop", "_pipe", "_protocol", "_reader", "own_key", "sock")
 
     def __init__(self, sock: socket.socket, context: ServerContext, protocol: str = ALPN) -> None:
         self.sock = sock
@@ -184,6 +184,8 @@ class ServerJoin:
         self._reader = SocketReader(sock)
         self._pipe = TlsPipe(sock, context, server_side=True, reader=self._reader)
         self._broken = False
+        self._early: ArcbridgeError | None = None
+        """What `watch` has found."""
 
     @property
     def peer_certificate(self) -> bytes | None:
@@ -227,10 +229,13 @@ class ServerJoin:
             error = ConnectionLost("the peer reset the connection before it was joined")
             error.__cause__ = cause
         self.unwatch()
+        self._early = error
         left(error)
 
     async def reply(self, reply: JoinReply) -> None:
         """Send the consent, with our close_notify in the same flight."""
+        if self._early is not None:  # `left` heard of it too late
+            raise self._early
         if self._pipe.unread:
             raise RemoteProtocolError("bytes came before the reply to the JOIN message")
         self._pipe.feed(_framed(reply.encode()))

@@ -211,6 +211,8 @@ class SocketReader:
     async def receive(self, size: int) -> bytes:
         """Return at most `size` bytes, b"" at the end; raises `OSError`. A cancelled call has taken no byte."""
         while True:
+            if self.deadline is not None and self._loop.time() >= self.deadline:
+                raise TimeoutError
             try:
                 return self._sock.recv(size)
             except (BlockingIOError, InterruptedError):

@@ -4,11 +4,13 @@ asyncio's TLS transports close the socket together with the TLS. Here `ssl.Memor
 non-blocking socket that the caller owns: after `close` both sides' close_notify have passed (RFC 8446 §6.1) and
 whatever else has been read from the socket comes back as left-over bytes.
 
-Bounded: at most 64 KiB are read from the socket at a time, and only when OpenSSL asks for more.
+Bounded: at most 16 KiB are read from the socket at a time, and only when OpenSSL asks for more. A peer whose records
+bring no payload (OpenSSL takes any number of KeyUpdates) gives the loop to others between two reads.
 """
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import ssl
 import time
@@ -18,7 +20,9 @@ from arcbridge.net.sockets import SocketReader, receive, send_all
 
 HANDSHAKE_DEADLINE: Final = 5.0
 CLOSE_DEADLINE: Final = 3.0
-_CHUNK: Final = 64 * 1024
+_CHUNK: Final = 16 * 1024
+_USUAL_FILLS: Final = 8
+"""Reads within which a handshake and a record are complete."""
 
 
 class TlsPipe:
@@ -28,7 +32,7 @@ class TlsPipe:
     close_notify. After an error or a cancellation the TLS state is unusable: the connection has to be closed.
     """
 
-    __slots__ = ("_incoming", "_outgoing", "_reader", "_sock", "_tls", "round_trip")
+    __slots__ = ("_fills", "_incoming", "_outgoing", "_reader", "_sock", "_tls", "round_trip")
 
     def __init__(
         self,
@@ -42,6 +46,8 @@ class TlsPipe:
         """`reader`: reads the socket, and is the caller's, who stops it."""
         self._sock = sock
         self._reader = reader
+        self._fills = 0
+        """Reads from the socket so far."""
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._tls = context.wrap_bio(
@@ -139,3 +145,6 @@ class TlsPipe:
         if not data:
             raise EOFError("the connection ended without close_notify")
         self._incoming.write(data)
+        self._fills += 1
+        if self._fills > _USUAL_FILLS:
+            await asyncio.sleep(0)

@@ -374,8 +374,7 @@ class ClientJoins:
         )
         pump.agent, pump.source = agent.instance, attempt.ticket.address
         pump.first_session = attempt.fields.get("first_session", "")
-        words = set(request.restricted.split())
-        pump.restricted = " ".join(kind for kind in RESTRICTION_KINDS if kind in words)
+        pump.restricted = " ".join(sorted({*request.restricted.split()} & {*RESTRICTION_KINDS}))
         return pump
 
     async def _dial(self, join: ServerJoin, dial: PendingDial, request: JoinRequest) -> ClaimedAgent:

@@ -25,8 +25,8 @@ MOST_ENTRY: Final = 8000
 MOST_HELD: Final = 4 * 1024 * 1024
 """Bytes that are kept of one relay: some 20 000 users with their reasons."""
 MOST_ENTRIES: Final = 40_000
-"""Entries that are kept of one relay, which has less than 10 000 users of each kind (`relay.registry.base`). A relay that
-sends the smallest would have ten times their bytes taken."""
+"""Entries that are kept of one relay, which names 10 000 users at most in each way. One that sends the smallest would
+have ten times their bytes taken."""
 PORTION: Final = 8000
 """Bytes of entries from which a frame is full: with one entry more it is still below 16 KiB."""
 _LENGTH: Final = Struct(">H")

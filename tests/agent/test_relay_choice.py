@@ -9,7 +9,7 @@ import pytest
 
 from arcbridge.agent.relay_choice import HINT_MAX, RelayChoice
 from arcbridge.net.address import Address
-from arcbridge.net.backoff import Backoff
+from arcbridge.net.backoff import HEALTHY, Backoff
 from arcbridge.net.round_trips import RoundTrips
 
 A, B, C, D = (Address(name, 443) for name in "abcd")
@@ -104,7 +104,7 @@ def test_one_that_turns_the_agent_away_slows_it_down_at_all() -> None:
     made = RelayChoice([A, B, C, D], 2, draw=lambda: 0.5)
     first = made.order[0]
     made.failed(first, 100.0, hint=7)
-    made.turned_away(100.0)
+    made.turned_away(first, 100.0)
     assert made.next([], 100.2) is None
     assert not made.may_try(made.order[1], 100.2)
     assert made.next_time([]) == 100.25
@@ -112,19 +112,32 @@ def test_one_that_turns_the_agent_away_slows_it_down_at_all() -> None:
 
     now, pauses = 100.25, []
     for _ in range(8):
-        made.turned_away(now)
+        made.turned_away(first, now)
         then = made.next_time([])
         assert then is not None
         pauses.append(then - now)
         now = then
     assert pauses == [0.5, 1.0, 2.0, *[2.5] * 5], "the delay doubles, whichever relay is next, up to a bound"
-    made.turned_away(now, within=2.0)
+    made.turned_away(first, now, within=2.0)
     assert made.next_time([]) == now + 2.0, "users wait"
     made.cap_delays(now, 0.5)
     assert made.next_time([]) == now + 0.5, "the last relay is lost, and the pause was for another one"
-    made.turned_away(now + 100.0)
+    made.turned_away(first, now + 100.0)
     assert made.next_time([]) == now + 100.25, "a minute later it is a new story"
     assert made.next_time(made.order) is None
+
+
+def test_relays_that_turn_the_agent_away_come_last_behind_the_pause() -> None:
+    """Two that always do, as a balancer without backends, kept the agent from the healthy ones for half a minute."""
+    made = RelayChoice([A, B, C, D], 2, draw=lambda: 0.5)
+    first, second, third, _ = made.order
+    for relay, at in ((first, 100.0), (second, 101.0)):
+        made.failed(relay, at)
+        made.turned_away(relay, at)
+    assert made.next([], 110.0) == third
+    assert made.next(made.order[2:], 110.0) == first, "it was the longest ago"
+    made.turned_away(third, 100.0 + HEALTHY)
+    assert made.next([], 110.0 + HEALTHY) == first, "it is forgotten"
 
 
 def test_a_time_that_was_named_outlives_the_end_of_another_connection() -> None:

@@ -140,11 +140,11 @@ async def test_v20_a_reload_ends_what_it_does_not_allow(agent: Running, monkeypa
     good = agent.config
     agent.config = replace(good, targets={"db": TargetConfig("db.test:5432", users=("oidc:alice",))})
     await agent.reload("ok")
-    assert asked == [["db"]]
+    assert asked == [["tcp:db"]]
     monkeypatch.setattr(Denylist, "take", lambda *_: 1 / 0)
     agent.config = good
     await agent.reload("failed")
-    assert asked == [["db"]]
+    assert asked == [["tcp:db"]]
     monkeypatch.undo()
 
 

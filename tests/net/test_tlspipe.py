@@ -5,8 +5,10 @@ import ssl
 
 import pytest
 
+from arcbridge.net.sockets import SocketReader, send_all
 from arcbridge.net.tls import ALPN_JOIN
 from arcbridge.net.tlspipe import TlsPipe
+from arcbridge.tasks import cancel_and_wait
 from tests.net.ends import RELAY, client_context, server_contexts, tcp_pair
 
 
@@ -39,3 +41,40 @@ async def test_the_peer_learns_why_a_handshake_failed() -> None:
         assert isinstance(results[0], ssl.SSLCertVerificationError)
         assert isinstance(results[1], ssl.SSLError)
         assert "ALERT" in str(results[1])
+
+
+async def test_j29_a_peer_that_sends_records_without_payload_holds_nobody_up() -> None:
+    """docs/threats.md#J29: OpenSSL asks for more as long as it comes, and the bytes are always there already."""
+    near, far = await tcp_pair()
+    with near, far:
+        reader = SocketReader(far)
+        server = TlsPipe(far, server_contexts()[ALPN_JOIN], server_side=True, reader=reader)
+        server._tls = WantsMore()  # Python's ssl sends no KeyUpdate
+        loop = asyncio.get_running_loop()
+        turns = 0
+
+        async def others() -> None:
+            nonlocal turns
+            while True:
+                await asyncio.sleep(0)
+                turns += 1
+
+        working, sending = loop.create_task(others()), loop.create_task(send_all(near, bytes(2_000_000)))
+        reader.deadline = loop.time() + 0.3
+        with pytest.raises(TimeoutError):
+            await server.read()
+        assert turns >= server._fills - 8
+        assert server._fills > 50
+        await cancel_and_wait(working, sending)
+        reader.deadline = loop.time()
+        near.send(b"x")
+        with pytest.raises(TimeoutError):
+            await reader.receive(1)
+        reader.stop()
+
+
+class WantsMore:
+    """A connection whose records bring nothing."""
+
+    def read(self, _size: int) -> bytes:
+        raise ssl.SSLWantReadError

@@ -55,6 +55,11 @@ _PR_SET_PDEATHSIG = 1
 # Loaded before any fork: between fork and exec nothing may be imported.
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 _SETPRIV = shutil.which("setpriv") if sys.platform == "linux" else None
+if (
+    _SETPRIV is not None
+    and subprocess.run([_SETPRIV, "--pdeathsig", "SIGKILL", "true"], capture_output=True).returncode
+):
+    _SETPRIV = None  # that of busybox, or an old one
 
 
 def required() -> frozenset[str]:

@@ -65,7 +65,8 @@ class AuditLog(ChainedLog):
         def charged() -> str:
             text, budget = line(record), record.subject.budget
             if budget is not None:
-                budget.charge(text, record.started)
+                # Details may come an hour behind the request's beginning, whose time is the clock of a begun line.
+                budget.charge(text, record.started if line is AuditRecord.begun_line else time.monotonic())
                 if budget.records_left_out:
                     self._count_left_out(budget)
             return text

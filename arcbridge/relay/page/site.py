@@ -395,12 +395,13 @@ def _led(url: str) -> web.Response:
 
 def _cookie(request: web.Request, name: str) -> str:
     """Return the value of a cookie, empty without one. aiohttp parses all that a browser sends, and takes 0.2 s for a
-    header of 64 KiB, which any stranger may send."""
+    header of 64 KiB, which any stranger may send. Only RFC 6265's white space is stripped: a name with another blank is
+    no `__Host-` name to a browser, which takes it from any host of the domain."""
     for header in request.headers.getall("Cookie", ()):
         for pair in header.split(";"):
             found, _, value = pair.partition("=")
-            if found.strip() == name:
-                return value.strip().strip('"')  # `set_cookie` quotes a value with `=`
+            if found.strip(" \t") == name:
+                return value.strip(" \t").strip('"')  # `set_cookie` quotes a value with `=`
     return ""
 
 

@@ -82,6 +82,9 @@ async def test_other_cookies_are_not_parsed(station: PageRelay, monkeypatch: pyt
     ours = f'{SESSION_COOKIE}="{station.kept[SESSION_COOKIE]}"'
     assert "shop-1" in (await station.text(cookies={}, Cookie=f"{'a;' * 20_000} {ours}; b=c"))[1]
     assert "log in to see" in (await station.text(cookies={}, Cookie="a;" * 20_000))[1]
+    for blank in ("\u2000", "\u00a0", "\x85"):
+        other = f"{blank}{SESSION_COOKIE}=of-another-host; {ours}"
+        assert "shop-1" in (await station.text(cookies={}, Cookie=other))[1]
 
 
 async def test_the_way_in_and_out(station: PageRelay) -> None:
