@@ -77,6 +77,13 @@ def test_whoami_imports_no_event_loop_and_no_tls(tmp_path: Path, monkeypatch: py
     assert not loaded.intersection(HEAVY) - {"dataclasses", "inspect"}
 
 
+def test_an_operators_command_imports_no_http() -> None:
+    """They are typed on call, and aiohttp is a third of what they would import."""
+    code = "import sys, arcbridge.relay.admin, arcbridge.relay.settings; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
+    assert "aiohttp" not in done.stdout.split()
+
+
 def test_version() -> None:
     for arguments in (("--version",), ("version",), ("-V",), ("--role", "agent", "version")):
         done = arc(*arguments)

@@ -28,7 +28,7 @@ from arcbridge.identity.names import is_plain
 from arcbridge.identity.proof import ProofPolicy
 from arcbridge.identity.verifier import Acceptance
 from arcbridge.net.address import Address, parse_address
-from arcbridge.observe.server import parse_observe_listen
+from arcbridge.observe.listen import parse_observe_listen
 from arcbridge.pki.credentials import AgentCredential, DirectoryStore
 from arcbridge.settings import named_files
 from arcbridge.settings.choices import DEFAULT_RIGHTS, FULL

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from arcbridge.agent.settings import Checked
 from arcbridge.errors import ConfigError, StateError
-from arcbridge.observe.server import check_observe_port, port_of
+from arcbridge.observe.listen import check_observe_port, port_of
 from arcbridge.pki.credentials import AgentCredential, DirectoryStore
 from arcbridge.settings.problems import Problems
 from arcbridge.settings.surroundings import is_full, listeners

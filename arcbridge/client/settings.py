@@ -56,7 +56,7 @@ def check(config: ClientConfig, environment: Mapping[str, str]) -> CheckedClient
     _issuer(config.login, problems, environment)
     _workload(config.login, problems, environment)
     if config.observe.listen:
-        from arcbridge.observe.server import parse_observe_listen
+        from arcbridge.observe.listen import parse_observe_listen
 
         with problems.collect("observe.listen"):
             parse_observe_listen(config.observe.listen)

@@ -15,11 +15,9 @@ a browser sends for one are refused, and so is a name that leads to loopback (DN
 from __future__ import annotations
 
 import asyncio
-import errno
 import ipaddress
 import platform
 import signal
-import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -29,13 +27,12 @@ from aiohttp import web
 
 from arcbridge.build import build
 from arcbridge.errors import ConfigError
-from arcbridge.settings.surroundings import listeners, named
 
 from . import logging as logs
 from . import statusz
 from .health import Checks
+from .listen import bind_message, split_listen
 from .metrics import Buckets, Metrics
-from .untrusted_text import clean
 
 PATHS: Final = ("/healthz", "/livez", "/metrics", "/readyz", "/statusz")
 
@@ -98,7 +95,7 @@ class ObserveServer:
         self._toggle_on_signal()
         if not self.listen:
             return ""
-        host, port = _split(self.listen)
+        host, port = split_listen(self.listen)
         app = web.Application(client_max_size=1024, middlewares=[_refuse_pages])
         for path, answer in zip(PATHS, (self._live, self._live, self._scrape, self._ready, self._status), strict=True):
             app.router.add_get(path, answer)
@@ -113,7 +110,7 @@ class ObserveServer:
         except (OSError, OverflowError) as error:
             await runner.cleanup()
             await self.stop()
-            raise ConfigError(_bind_message(self.listen, error)) from error
+            raise ConfigError(bind_message(self.listen, error)) from error
         self._runner = runner
         bound_host, bound_port = self._listening.sockets[0].getsockname()[:2]
         self.address = f"[{bound_host}]:{bound_port}" if ":" in bound_host else f"{bound_host}:{bound_port}"
@@ -225,63 +222,6 @@ def _is_local(host: str) -> bool:
 
 def _plain(text: str, status: int = 200) -> web.Response:
     return web.Response(text=text, status=status, headers=_HEADERS)
-
-
-def parse_observe_listen(listen: str) -> None:
-    """Raise ConfigError unless `listen` is an address that can be listened on, or empty."""
-    if listen:
-        _split(listen)
-
-
-def check_observe_port(listen: str) -> None:
-    """Raise ConfigError where a start could not listen there: bound for an instant, and nothing is accepted."""
-    host, port = _split(listen)
-    try:
-        for family, kind, _, _, address in socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        ):
-            try:
-                sock = socket.socket(family, kind)
-            except OSError:
-                continue  # a family that this machine has not; asyncio passes over it, too
-            with sock:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                if family == socket.AF_INET6:
-                    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                sock.bind(address)
-    except OSError as error:
-        raise ConfigError(_bind_message(listen, error)) from error
-
-
-def port_of(listen: str) -> int:
-    """Return the port of `observe.listen`. Raises ConfigError."""
-    return _split(listen)[1]
-
-
-def _split(listen: str) -> tuple[str | None, int]:
-    host, colon, port = listen.rpartition(":")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host:
-        raise ConfigError(f"observe.listen {clean(listen, 100)!r}: write an IPv6 address as [address]:port")
-    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise ConfigError(f"observe.listen {clean(listen, 100)!r} is not host:port; for example 127.0.0.1:9464")
-    return host or None, int(port)
-
-
-def _bind_message(listen: str, error: Exception) -> str:
-    where = f"observe.listen {clean(listen, 100)!r}"
-    code = error.errno if isinstance(error, OSError) else None
-    if code == errno.EADDRINUSE:
-        by = named(listeners(port_of(listen)))
-        return f"{where}: the port is in use{by}; choose another port, or 0 to have one picked"
-    if code == errno.EACCES:
-        return f"{where}: this user may not bind that port; choose one above 1023"
-    # From Python 3.13 on, asyncio passes over addresses that this machine does not have; where none is left, its error
-    # has no number.
-    if code == errno.EADDRNOTAVAIL or (code is None and isinstance(error, OSError)):
-        return f"{where}: this machine has no such address"
-    return f"{where} cannot be bound ({type(error).__name__}); is it an address of this machine?"
 
 
 class LoopLag:

@@ -24,7 +24,7 @@ from arcbridge.identity.policy_rules import Rule
 from arcbridge.identity.proof import ProofPolicy
 from arcbridge.identity.verifier import Acceptance
 from arcbridge.net.address import Address, parse_address, parse_listen
-from arcbridge.observe.server import parse_observe_listen
+from arcbridge.observe.listen import parse_observe_listen
 from arcbridge.pki.authority import CERTIFICATE_FILE, KEY_FILE, Authority
 from arcbridge.pki.private_files import refuse_foreign_directory
 from arcbridge.relay.audit.log import audit_file

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from arcbridge.errors import ConfigError
-from arcbridge.observe.server import check_observe_port, port_of
+from arcbridge.observe.listen import check_observe_port, port_of
 from arcbridge.relay.data_dir import LOCK_FILE, another_relay, is_locked
 from arcbridge.relay.listener import bind
 from arcbridge.relay.settings import CheckedRelay

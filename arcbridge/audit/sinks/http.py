@@ -13,7 +13,6 @@ from typing import Final
 
 from arcbridge.audit.sinks.collector import CollectorFailed, RecordsRefused, address_of, context_of, token_of
 from arcbridge.audit.sinks.tail import LogRecord
-from arcbridge.net.fetch import HttpFetcher
 from arcbridge.settings.config import AuditSinkConfig
 
 LINES, ARRAY = "lines", "array"
@@ -28,6 +27,8 @@ class HttpTransport:
 
     def __init__(self, sink: AuditSinkConfig) -> None:
         """Raises ConfigError."""
+        from arcbridge.net.fetch import HttpFetcher  # aiohttp: a quarter of a second, for commands that read settings
+
         self._sink = sink
         self._address, _ = address_of(sink)
         self._fetch = HttpFetcher(deadline=sink.timeout, keep=True, plain=True)
