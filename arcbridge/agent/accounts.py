@@ -2,9 +2,9 @@
 
 An account begins with a user's first session and is kept for a while after the last one, in a bounded table, so that
 a user who comes back finds the same counters. It answers whether a request, a stream or a session is within the
-user's limits, and how long the user's connections have to wait for their next bytes; it ends and refuses nothing
-itself and decides nothing about rights. Invariant: an account is one verified subject's; its limits are those of the
-newest identity of that subject, and its counters never mix with another's.
+user's limits, and how long the user's connections have to wait for their next bytes; it closes no session and answers
+no request (its sessions do when it says so), and decides nothing about rights. Invariant: an account is one verified
+subject's; its limits are those of the newest identity of that subject, and its counters never mix with another's.
 """
 
 from __future__ import annotations

@@ -200,8 +200,6 @@ class FrameHandlers:
         self._streams.refused_above(goaway.last_stream)
         context.owner.finish_drain_if_idle()
 
-    # -- control connections, and other connections -----------------------------------------------------------------
-
 
 def _reports(kind: type[Dial | Status | Revoke | Ledger | Move | CaSuccession]) -> FrameHandler:
     """Make the handler of a frame whose record is the shell's matter alone."""

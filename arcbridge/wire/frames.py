@@ -7,8 +7,8 @@ Then both open streams, send DATA within the credit that WINDOW grants, end a di
 RESET, and confirm with ACK (and with every PING and PONG) how much of the other's byte sequence has arrived.
 GOAWAY says that nothing new is accepted, and why. MOVE asks for another connection under the same session, before the
 present one goes away. QUIET asks to let the queues run empty for a moment, so that both ends see the round trip. A
-control connection has no AUTH (its TLS is mutual) and no
-streams: it carries DIAL and REVOKE from the relay, STATUS from the agent, and LEDGER both ways.
+control connection has no AUTH (its TLS is mutual) and no streams: it carries DIAL and REVOKE from the relay, STATUS
+from the agent, LEDGER and SUCCESSION both ways.
 
 Header, 8 bytes, big endian::
 
@@ -46,7 +46,7 @@ is not authenticated can make this end keep no more."""
 
 
 class FrameType(IntEnum):
-    """Frame numbers; layouts in the module's docstring."""
+    """Frame numbers; `FRAMES` has their layouts."""
 
     HELLO = 1
     AUTH = 2
