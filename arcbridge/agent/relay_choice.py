@@ -54,8 +54,8 @@ class RelayChoice:
         self._pauses = Backoff(first=PAUSE_FIRST, cap=PAUSE_CAP, random=draw)
         self._paused_at = self._paused_until = -math.inf
         """When a relay turned the agent away last, and until when none is tried."""
-        self._turned_away: dict[Address, float] = {}
-        """When each relay did last, of those that did within HEALTHY seconds of one another."""
+        self._turned_away: dict[Address, list[float]] = {}
+        """When each relay did, the last two times at most, of those that did within HEALTHY seconds of one another."""
 
     @property
     def preferred(self) -> list[Address]:
@@ -76,9 +76,10 @@ class RelayChoice:
 
     def next(self, taken: Collection[Address], now: float) -> Address | None:
         """Return the first relay of the order that is not in `taken` and may be tried. Those that turned the agent away
-        of late come last: one that always does would else be the first behind each pause."""
+        twice of late come last: one that always does would else be the first behind each pause. Once it says that there
+        are many agents, who are at home later if they go elsewhere."""
         free = [one for one in self.order if one not in taken and self.may_try(one, now)]
-        return min(free, key=lambda one: self._turned_away.get(one, -math.inf), default=None)
+        return min(free, key=lambda one: max(self._turned_away.get(one, [])[1:], default=-math.inf), default=None)
 
     def next_time(self, taken: Collection[Address]) -> float | None:
         """Return when a relay that is not in `taken` may be tried; None: there is none."""
@@ -123,7 +124,8 @@ class RelayChoice:
 
     def turned_away(self, relay: Address, now: float, *, within: float = math.inf) -> None:
         """Note that a relay which is up had no turn for the agent: no relay is tried for a moment, `within` at most."""
-        self._turned_away = {one: at for one, at in self._turned_away.items() if now - at < HEALTHY} | {relay: now}
+        late = {one: times for one, times in self._turned_away.items() if now - times[-1] < HEALTHY}
+        self._turned_away = late | {relay: [*late.get(relay, [])[-1:], now]}
         delay = self._pauses.next_delay(lasted=now - self._paused_at)
         self._paused_at, self._paused_until = now, min(max(self._paused_until, now + delay), now + within)
 

@@ -374,7 +374,8 @@ class ClientJoins:
         )
         pump.agent, pump.source = agent.instance, attempt.ticket.address
         pump.first_session = attempt.fields.get("first_session", "")
-        pump.restricted = " ".join(sorted({*request.restricted.split()} & {*RESTRICTION_KINDS}))
+        known = [word for word in request.restricted.split() if word in RESTRICTION_KINDS]
+        pump.restricted = " ".join(dict.fromkeys(known))
         return pump
 
     async def _dial(self, join: ServerJoin, dial: PendingDial, request: JoinRequest) -> ClaimedAgent:

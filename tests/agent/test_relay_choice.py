@@ -134,9 +134,12 @@ def test_relays_that_turn_the_agent_away_come_last_behind_the_pause() -> None:
     for relay, at in ((first, 100.0), (second, 101.0)):
         made.failed(relay, at)
         made.turned_away(relay, at)
+    assert made.next([], 110.0) == first, "once is no reason"
+    for relay, at in ((first, 102.0), (second, 103.0)):
+        made.turned_away(relay, at)
     assert made.next([], 110.0) == third
     assert made.next(made.order[2:], 110.0) == first, "it was the longest ago"
-    made.turned_away(third, 100.0 + HEALTHY)
+    made.turned_away(third, 103.0 + HEALTHY)
     assert made.next([], 110.0 + HEALTHY) == first, "it is forgotten"
 
 

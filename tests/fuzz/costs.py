@@ -233,7 +233,7 @@ def shapes(seed: bytes, draw: random.Random, each: int) -> Iterator[tuple[str, S
     for begin, end in tokens:
         yield f"token at {begin}", _pumped(seed, [(begin, end)])
         yield f"byte at {begin}", _pumped(seed, [(begin, begin + 1)])
-        yield f"within the token at {begin}", _filled_within(seed, (begin + end) // 2, draw.choice(FILLERS))
+        yield f"within the token at {begin}", _filled_within(seed, (begin + end) // 2, FILLERS[begin % len(FILLERS)])
     for begin, end in pieces:
         yield f"piece at {begin}", _pumped(seed, [(begin, end)])
     pairs = itertools.product(_spans(_TOKEN, seed), _spans(_ITEM, seed) + _spans(_BLOCK, seed))
@@ -305,7 +305,11 @@ def excesses(target: str, read: Read, *, each: int, largest: int, most: int = sy
     size = min(entrance.largest, largest)
     grown = list(inputs(target, each))
     told = [one for one in grown if ": last " in one[0]]
-    for name, shape in told + random.Random(target).sample(grown, min(most, len(grown))):
+    within = [one for one in grown if ": within " in one[0]]
+    others = [one for one in grown if one not in within]
+    for some, count in ((others, most), (within, max(most // 4, 1))):
+        told += random.Random(target).sample(some, min(count, len(some)))
+    for name, shape in told:
         long = shape(size)
         if found := excess(read, long, entrance) or growth(read, shape, size):
             yield f"{target}: {name}: {found}"
