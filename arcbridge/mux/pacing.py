@@ -104,7 +104,12 @@ class Pacing:
             self.reading_held = self._loop.call_later(wait, self._resume_reading, transport)
 
     def stop(self) -> None:
-        """Hold nothing any more: the session is over, and its peer's close_notify may have come already."""
+        """Count the rest, and hold nothing any more: the session is over, and its peer's close_notify may have come
+        already."""
+        if (pacer := self.pacer) is not None:
+            now = monotonic()
+            self.count_received(pacer, now)
+            self.count_sent(pacer, now)
         if self.reading_held is not None and self._transport is not None:
             self._transport.resume_reading()
         self.connection_changed(None)

@@ -75,8 +75,8 @@ class FastTlsLoop:
 def _decode_no_certificate(aiofastnet: ModuleType) -> None:
     """Have clients know the server's certificate as DER alone, which is all that is asked for here.
 
-    aiofastnet 1.2.0 decodes it, once OpenSSL has verified it, for whoever asks a transport for `peercert`: by way of a
-    temporary file, and where none can be written the handshake never ends. OpenSSL verifies as before.
+    aiofastnet 1.2.0 decodes it, once OpenSSL has verified it, for callers that ask a transport for `peercert`: by way
+    of a temporary file, and where none can be written the handshake never ends. OpenSSL verifies as before.
     """
     engine: Any = getattr(aiofastnet, "ssl_engine_direct", None)
     if hasattr(engine, "tempfile"):

@@ -1,4 +1,4 @@
-"""Reads `observe.listen`, and says why nobody can listen there.
+"""Reads `observe.listen`, and says why a role cannot listen there.
 
 It needs no aiohttp, whose import takes a quarter of a second of each command that reads settings.
 """

@@ -53,7 +53,7 @@ class RelayLimitsConfig:
     unauthenticated: int = 1000
     """Connections at once that have not shown who they are."""
     unauthenticated_per_address: int = 100
-    """The same of one address."""
+    """Connections of one address at once that have not shown who they are."""
     connections_per_second_per_address: int = 200
     """New connections of one address each second, with five seconds' worth at once."""
     loop_share_per_address: int = 50
@@ -107,7 +107,7 @@ class RelayFleetConfig:
     certificate: Path | None = None
     """Client certificate for NATS servers that ask for one."""
     key: Path | None = None
-    """Its key."""
+    """Key of `certificate`."""
     prefix: str = "arcbridge"
     """First part of all subjects. Fleets that share NATS servers differ in it, and in `bucket`."""
     bucket: str = "arcbridge"
@@ -418,7 +418,7 @@ class AgentLimitsConfig:
     bytes_per_second_to_cluster: int = 1024**3
     """Bytes that go from the user to the cluster each second; more wait."""
     bytes_per_second_to_user: int = 1024**3
-    """The same from the cluster to the user."""
+    """Bytes that go from the cluster to the user each second; more wait."""
     bytes_per_day: int = 1024**4
     """Bytes of both directions together, from 00:00 UTC."""
     sessions: int = 32

@@ -128,7 +128,7 @@ def test_one_that_turns_the_agent_away_slows_it_down_at_all() -> None:
 
 
 def test_relays_that_turn_the_agent_away_come_last_behind_the_pause() -> None:
-    """Two that always do, as a balancer without backends, kept the agent from the healthy ones for half a minute."""
+    """Two that always do, as a balancer without backends, kept the agent from the healthy ones for long."""
     made = RelayChoice([A, B, C, D], 2, draw=lambda: 0.5)
     first, second, third, _ = made.order
     for relay, at in ((first, 100.0), (second, 101.0)):

@@ -99,16 +99,12 @@ class Exchange:
         """Send the request on an idle connection, or an upgrade on the session's unused one, if there is one."""
         plan, connection = self._plan, None
         if plan.repeatable:
-            connection = self._pool.take(plan.tls, self._account)
-        elif plan.upgrade is not None:
-            connection = self._attempt.warm_connection(plan.tls)
+            connection = self._pool.send(self, plan, plan.tls, self._account, self._stream.backlog)
+        elif plan.upgrade is not None and (connection := self._attempt.warm_connection(plan.tls)) is not None:
+            self._connection = connection  # which `cancel` drops
+            connection.send(self, plan, self._stream.backlog)
         if connection is None:
             return False
-        try:
-            connection.send(self, plan, self._stream.backlog)
-        except BaseException:
-            connection.drop()
-            raise
         self._connection = connection
         if self._paused:
             connection.pause_reading()

@@ -431,6 +431,24 @@ class UpstreamPool:
         self.own_refusals = OwnRefusals()
         """What the API server refuses of the agent itself."""
 
+    def send(
+        self,
+        handler: ResponseHandler,
+        request: UpstreamRequest,
+        tls: ssl.SSLContext,
+        account: Account,
+        backlog: Backlog,
+    ) -> UpstreamConnection | None:
+        """Send a request on an idle connection, and return that; None where there is none (`take`)."""
+        connection = self.take(tls, account)
+        if connection is not None:
+            try:
+                connection.send(handler, request, backlog)
+            except BaseException:
+                connection.drop()
+                raise
+        return connection
+
     def take(self, tls: ssl.SSLContext, account: Account | None = None) -> UpstreamConnection | None:
         """Return an idle connection that was made with these settings, if there is one, for a request of the account's
         user. One of settings that were replaced is found no more, and closes after KEEPALIVE."""

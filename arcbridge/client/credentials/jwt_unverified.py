@@ -29,13 +29,17 @@ class UnverifiedClaims:
     audiences: tuple[str, ...] = ()
 
 
-@lru_cache(maxsize=8)
 def read_unverified(token: str) -> UnverifiedClaims:
     """Read the claims that the client needs; all are empty for a text that is not a JWT.
 
-    Those of the last few tokens are kept: a join asks five times for the claims of two.
+    Those of the last few tokens are kept, but no token: a join asks five times for the claims of two.
     """
-    claims = claims_unverified(token)
+    return _read(_payload(token))
+
+
+@lru_cache(maxsize=8)
+def _read(payload: str) -> UnverifiedClaims:
+    claims = _claims(payload)
     audience = claims.get("aud")
     audiences = audience if isinstance(audience, list) else [audience]
     return UnverifiedClaims(
@@ -49,14 +53,20 @@ def read_unverified(token: str) -> UnverifiedClaims:
 
 def claims_unverified(token: str) -> dict[str, Any]:
     """Return what a token claims; nothing for a text that is not a JWT."""
+    return _claims(_payload(token))
+
+
+def _payload(token: str) -> str:
+    """Return the part of a JWT that has its claims, and is no credential; empty for another text."""
     parts = token.split(".")
-    if len(parts) != 3 or len(token) > _LIMIT:
-        return {}
+    return parts[1] if len(parts) == 3 and len(token) <= _LIMIT else ""
+
+
+def _claims(payload: str) -> dict[str, Any]:
     try:
-        payload = base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4))
+        return read_json_object(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
     except ValueError:
         return {}
-    return read_json_object(payload)
 
 
 def positive(value: object, default: float = 0.0) -> float:

@@ -145,7 +145,7 @@ def _fail(*_: object, **__: object) -> None:
 PLACES = [
     "arcbridge.agent.kube.attempt.request_target", "arcbridge.agent.kube.attempt.Attempt._admit",
     "arcbridge.agent.kube.attempt.authorize", "arcbridge.agent.kube.exchange.Exchange._send_on_idle",
-    "arcbridge.agent.kube.upstream_pool.UpstreamPool.take", "arcbridge.agent.kube.exchange.Exchange.response_begins",
+    "arcbridge.agent.kube.upstream_pool.UpstreamPool.send", "arcbridge.agent.kube.exchange.Exchange.response_begins",
     "arcbridge.agent.kube.exchange.Exchange.response_data",
     "arcbridge.agent.kube.upstream_pool.UpstreamConnection.send", "arcbridge.agent.kube.upstream_pool.read_head",
     "arcbridge.agent.kube.upstream_pool.UpstreamPool.dial",

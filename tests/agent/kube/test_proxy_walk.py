@@ -16,8 +16,7 @@ from .bench import PODS, running
 
 HOUSE = Path(proxy.__file__).parent
 DECIDES = ["attempt", "accounts", "request_target", "request_info", "authorize", "apiserver"]
-SENDS = ["exchange", "upstream_pool", "connect_limit", "upstream_pool"]
-"""The pool gives a connection, and that sends."""
+SENDS = ["exchange", "upstream_pool", "connect_limit"]
 WALKS = {
     "fast": ["fast_path", "fast_path_parser", *DECIDES, "caller", *SENDS],
     # The server's protocol takes the bytes; aiohttp's task, which is the server's too, comes later.
