@@ -320,6 +320,7 @@ class ControlConnections:
     async def _connect(self, link: ControlLink) -> MuxSession:
         relay = link.relay
         sock = await self._transport.connect(relay)
+        link.began = self._clock()
         introduction = Introduction(self.instance, build(), self._keeper.stated_ca_pem, FEATURE)
         session = self._transport.make_session(link, introduction)
         link.session = session
@@ -453,7 +454,8 @@ class ControlConnections:
         delay = self.choice.failed(link.relay, now, lasted=lasted, hint=hint, within=within)
         untrusted = isinstance(error.__cause__, ssl.SSLCertVerificationError)
         if link.session is not None and lasted < PROBATION and not untrusted:
-            self.choice.turned_away(link.relay, now, within=within)
+            if 2 * self.choice.turned_away(link.relay, now, within=within) > len(self.relays):
+                self._plan_balancing()  # all come at once: turns are for those that lack a connection
         elif link.up and len(self.relays) > 1:
             spread = FAIL_OVER_SPREAD if self._staying() else FAIL_OVER_SPREAD / 4
             self._start_after = now + self._draw() * spread
@@ -549,7 +551,7 @@ class ControlLink(BaseHandler):
         self._control = room
         self.relay = relay
         self.began = began
-        """When the attempt to connect began, seconds of the clock."""
+        """When the attempt to connect began, or its handshake, which waits for a turn; seconds of the clock."""
         self.session: MuxSession | None = None
         self.task: asyncio.Task[None] | None = None
         self.ending: asyncio.TimerHandle | None = None

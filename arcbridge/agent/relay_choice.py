@@ -122,12 +122,14 @@ class RelayChoice:
         self._not_before[relay] = max(now + delay, not_before)
         return self._not_before[relay] - now
 
-    def turned_away(self, relay: Address, now: float, *, within: float = math.inf) -> None:
-        """Note that a relay which is up had no turn for the agent: no relay is tried for a moment, `within` at most."""
+    def turned_away(self, relay: Address, now: float, *, within: float = math.inf) -> int:
+        """Note that a relay which is up had no turn for the agent: no relay is tried for a moment, `within` at most.
+        Return how many relays did so of late."""
         late = {one: times for one, times in self._turned_away.items() if now - times[-1] < HEALTHY}
         self._turned_away = late | {relay: [*late.get(relay, [])[-1:], now]}
         delay = self._pauses.next_delay(lasted=now - self._paused_at)
         self._paused_at, self._paused_until = now, min(max(self._paused_until, now + delay), now + within)
+        return len(self._turned_away)
 
     def cap_delays(self, now: float, within: float) -> None:
         """Let each relay be tried within so many seconds, unless it named a time itself; called when no relay is left.
