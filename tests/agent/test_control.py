@@ -4,27 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import math
+import socket
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from structlog.testing import capture_logs
 
 from arcbridge.agent import control as module
 from arcbridge.agent import revocations
+from arcbridge.agent.control import ControlConnections, ControlLink, ControlTransport
+from arcbridge.agent.enrol import CredentialKeeper
+from arcbridge.agent.relay_choice import RelayChoice
 from arcbridge.agent.sessions import Sessions
-from arcbridge.errors import ArcbridgeError, ConfigError, StateError
+from arcbridge.errors import ArcbridgeError, ConfigError, StateError, Unreachable
 from arcbridge.identity.claims import Identity
 from arcbridge.mux.session import MuxSession
-from arcbridge.net.address import parse_address
+from arcbridge.net.address import Address, parse_address
 from arcbridge.net.backoff import Backoff
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.ledger import LedgerEntries, entries_of, frames
 from arcbridge.wire.records import CaSuccession, Ledger, Revoke
+from arcbridge.wire.session import Introduction
+from bench.virtual.loop import VirtualLoop
+from tests.support.clock import Clock
 
 from .control_world import World, agent_of
+from .pair import FakeAuthenticator, make_sessions
 
 
 @pytest.fixture(autouse=True)
@@ -467,3 +476,80 @@ async def test_an_announcement_that_cannot_be_kept_is_taken_later(
     link_of(world).send(CaSuccession("right"))
     await world.until(lambda: not answers, "the next one is judged")
     assert judged[3:] == ["wrong", "right"], "what is wrong stays so"
+
+
+# -- many agents come at once ---------------------------------------------------------------------------------
+
+
+class Queues(ControlTransport):
+    """Relays that let an agent wait for its turn, under a virtual clock; `tried` is when each was connected to."""
+
+    def __init__(self, turns: dict[str, list[float]]) -> None:
+        """`turns`: how long a handshake waits for its turn each time, by the relay's host; negative: it has none."""
+        self.turns = turns
+        self.tried: list[tuple[str, float]] = []
+
+    async def connect(self, relay: Address) -> socket.socket:
+        self.tried.append((relay.host, asyncio.get_running_loop().time()))
+        await asyncio.sleep(1.0)
+        if not self.turns[relay.host]:
+            raise Unreachable("refused")
+        return cast(socket.socket, SimpleNamespace(close=lambda: None))
+
+    def make_session(self, link: ControlLink, introduction: Introduction) -> MuxSession:
+        lasts = asyncio.get_running_loop().create_future()
+        session = SimpleNamespace(link=link, closed=False, round_trip=1.0, wait_ended=lambda: lasts)
+        session.send = session.abort = session.close = lambda *args: None
+        return cast(MuxSession, session)
+
+    async def secure(self, session: MuxSession, sock: socket.socket, relay: Address) -> None:
+        turn = self.turns[relay.host].pop(0)
+        await asyncio.sleep(abs(turn))
+        if turn < 0:
+            raise ConnectionResetError("no turn")
+        cast(Any, session).link.established(session)
+
+
+def come(turns: dict[str, list[float]], seconds: float) -> list[tuple[str, float]]:
+    """Return which relays an agent that wants one tries, and when, in so many seconds."""
+    transport = Queues(turns)
+    addresses = [Address(host, 443) for host in turns]
+    keeper = cast(CredentialKeeper, SimpleNamespace(stated_ca_pem="", announcement=None))
+
+    async def run() -> list[tuple[str, float]]:
+        clock = asyncio.get_running_loop().time
+        choice = RelayChoice(addresses, 1, draw=lambda: 0.0, make_backoff=lambda: Backoff(first=0.1, cap=0.1))
+        choice.round_trips.least = lambda name, within=0.0: 0.010
+        choice.round_trips.age = lambda name: 0.0
+        sessions, _ = make_sessions(FakeAuthenticator(), Clock())
+        control = ControlConnections(
+            addresses, keeper, sessions, instance="a", choice=choice, clock=clock, draw=lambda: 0.5, transport=transport
+        )
+        began = clock()
+        control.start()
+        await asyncio.sleep(seconds)
+        await control.close()
+        return [(host, round(when - began, 1)) for host, when in transport.tried]
+
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        return runner.run(run())
+
+
+def test_who_waits_for_a_turn_does_not_queue_at_the_next_relay_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "HEAD_START", 2.0)
+    assert come({"a": [1.5], "b": [0.1]}, 30) == [("a", 0.0)]
+    assert come({"a": [2.5], "b": [0.1]}, 30) == [("a", 0.0), ("b", 3.0)], "but for one that does not answer"
+
+
+def test_who_was_turned_away_by_most_relays_goes_home_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Turns are for agents that have no relay: 99 of 100 were back after 67 s, 57 s since (3000 agents, seed 5)."""
+    monkeypatch.setattr(module, "BALANCE_FIRST", 60.0)
+    monkeypatch.setattr(module, "BALANCE_LAST", 120.0)
+
+    def home(turned_away: dict[str, list[float]]) -> float:
+        tried = come({"a": [], "b": [], "c": []} | turned_away, 200)
+        (standing_in,) = [when for host, when in tried if host != "a"][-1:]
+        return next(when for host, when in tried if host == "a" and when > standing_in + 5)
+
+    assert home({"b": [0.5]}) == pytest.approx(90, abs=1)
+    assert home({"b": [-3.0] * 6 + [0.5], "c": [-3.0] * 6}) > 120
