@@ -44,7 +44,9 @@ class RelayChoice:
         """`round_trips`: those to the relays, by their addresses. `region`: the relays of the preferred region."""
         self.round_trips = round_trips or RoundTrips()
         self._draw = draw
-        self._nearest = Nearest(lambda relay: self.round_trips.least(str(relay)), region)
+        self._lengths: dict[Address, float] = {}
+        self._nearest = Nearest(self._lengths.__getitem__, region)
+        self._note_lengths(relays)
         self.order = self._nearest.ranked(list(relays), draw)
         self.wanted = max(1, min(wanted, len(self.order)))
         self._backoffs = {relay: make_backoff() for relay in self.order}
@@ -64,8 +66,12 @@ class RelayChoice:
 
     def rerank(self) -> None:
         """Order the relays by the round trips that are known now; preferred ones give way to nearer ones alone."""
+        self._note_lengths(self.order)
         found = self._nearest.chosen(self.preferred, self.order, self.wanted, self._draw)
         self.order = found + self._nearest.ranked([one for one in self.order if one not in found], self._draw)
+
+    def _note_lengths(self, relays: Sequence[Address]) -> None:
+        self._lengths.update((relay, self.round_trips.least(str(relay))) for relay in relays)
 
     def unmeasured(self, taken: Collection[Address], within: float) -> list[Address]:
         """Return the relays outside of `taken` whose round trip was not measured for so many seconds; none where all
