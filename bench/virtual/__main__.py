@@ -23,6 +23,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=1, help="the first seed (1)")
     parser.add_argument("--seeds", type=int, default=1, help="how many seeds from there on (1)")
     parser.add_argument("--outages", type=int, default=8, help="outages at most (8)")
+    parser.add_argument("--seconds", type=float, default=3600.0, help="how long, in virtual seconds (3600)")
     parser.add_argument("--keep", type=Path, help="a folder that gets a file for each seed that fails")
     parser.add_argument("--out", type=Path, help="where the results go")
     args = parser.parse_args(argv)
@@ -31,6 +32,7 @@ def main(argv: list[str]) -> int:
         users=max(args.agents // 100, 50),
         outages=args.outages,
         per_cluster=max(args.agents // 4000, 10),
+        seconds=args.seconds,
     )
     runs = []
     for seed in range(args.seed, args.seed + args.seeds):
