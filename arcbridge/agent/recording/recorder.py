@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from arcbridge.agent.audit.record import AuditRecord, left_behind_line
+from arcbridge.agent.kube.channel_splice import message
 from arcbridge.agent.kube.request_info import RequestInfo, is_true, query_values
 from arcbridge.agent.kube.status import RequestRefusal
-from arcbridge.agent.kube.upgrade import chosen_protocol
+from arcbridge.agent.kube.upgrade import CHANNELS, chosen_protocol
 from arcbridge.agent.recording.cast import CastWriter
-from arcbridge.agent.recording.channels import PROTOCOLS, STDERR, STDOUT, notice_frame
+from arcbridge.agent.recording.channels import STDERR, STDOUT
 from arcbridge.agent.recording.recorded_splice import RecordedSplice
 from arcbridge.agent.recording.rules import RecordingRules
 from arcbridge.agent.recording.sealed_file import ENDING, FinishedFile, RecordingFile, reason_of
@@ -307,18 +308,19 @@ class RecordedSession:
         """Return what joins both sides, and what the caller gets behind the 101: a notice, on standard error or on the
         terminal. `answer`: header lines of the 101."""
         self.began = True
-        splice = RecordedSplice(upstream, ended, self.recording, stream, record)
+        protocol = chosen_protocol(answer)
+        splice = RecordedSplice(upstream, ended, self.recording, stream, record, protocol)
         notice = self._notice()
         self.recording.start(splice, notice)
-        if chosen_protocol(answer).decode("latin-1") not in PROTOCOLS:
+        if protocol not in CHANNELS:
             self.recording.fail("the API server chose a protocol that cannot be recorded")
         return splice, notice
 
     def _notice(self) -> bytes:
         text = _NOTICE + (", and what is typed in it" if self.recording.demand.typed_input else "")
         if is_true(self._query, "tty"):
-            return notice_frame(STDOUT, text + "\r\n") if is_true(self._query, "stdout") else b""
-        return notice_frame(STDERR, text + "\n") if is_true(self._query, "stderr") else b""
+            return message(STDOUT, (text + "\r\n").encode()) if is_true(self._query, "stdout") else b""
+        return message(STDERR, (text + "\n").encode()) if is_true(self._query, "stderr") else b""
 
 
 async def _logged(work: Awaitable[None]) -> None:
@@ -340,7 +342,7 @@ def _reaches_kubelet(info: RequestInfo) -> bool:
 def _is_suitable(upgrade: UpgradeRequest) -> bool:
     """Return whether whatever of the offers the API server takes can be recorded."""
     offered = upgrade.subprotocols
-    return upgrade.protocol == "websocket" and bool(offered) and frozenset(offered) <= frozenset(PROTOCOLS)
+    return upgrade.protocol == "websocket" and bool(offered) and {name.encode() for name in offered} <= {*CHANNELS}
 
 
 def _recorded_as(caller: Caller, record: AuditRecord) -> list[Identity]:

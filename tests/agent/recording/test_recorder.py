@@ -21,10 +21,11 @@ from arcbridge.agent.recording import recorder as recorder_module
 from arcbridge.agent.recording.recorder import Recorder
 from arcbridge.agent.recording.sealed_file import ENDING, PART, RecordingFile
 from arcbridge.agent.recording.spool import Spool
-from arcbridge.errors import StateError, StreamReset
+from arcbridge.errors import StateError
 from arcbridge.observe.metrics import Metrics
 from arcbridge.settings.config import RecordingConfig, RecordingRuleConfig
 from tests.agent.kube.bench import Bench, Wire, running
+from tests.agent.kube.test_channel_splice import sentence
 from tests.support.eventually import until
 from tests.support.fake_apiserver import Exchange, reply
 
@@ -384,13 +385,13 @@ async def test_a_protocol_that_was_not_offered_is_not_joined_and_one_that_is_unk
 
 async def test_a_recording_that_fails_ends_its_session_with_a_reason(tmp_path: Path) -> None:
     async with recording(tmp_path, session_bytes=100_000) as made:
-        made.bench.api.routes[EXEC] = serving(frame(b"\x01" + bytes(60_000)) * 3, waits=b"never")
+        made.bench.api.routes[EXEC] = serving(frame(b"\x01" + bytes(20_000)), waits=b"never")
         wire = await made.run(request())
-        with pytest.raises(StreamReset):
-            await wire.rest()
+        reason = "the recording failed: it has more than 100000 bytes (recording.session_bytes)"
+        assert await sentence(wire) == f"arcbridge: {reason}"
         (record,) = await made.bench.audit.wait(1)
         assert record.outcome == "cut"
-        assert "recording failed: it has more than 100000 bytes" in record.reason
+        assert record.reason == reason
         await until(made.index)
         assert made.index()[0]["recording"]["failure"].startswith("it has more than")
         assert made.recorder.failed == 1
