@@ -213,7 +213,8 @@ class Recorder:
         try:
             finished = await recording.finish()
         except (ArcbridgeError, OSError) as error:  # the next start of an agent finishes the file
-            self._note_failure(record, reason_of(error))
+            if not recording.failure:
+                self._note_failure(record, reason_of(error))
             self._audit.put(record.recorded_line({"failure": reason_of(error)}))
             return
         self.recorded += 1
@@ -223,7 +224,12 @@ class Recorder:
             fields["exit"] = code
         if recording.failure:
             fields["failure"] = recording.failure
-        await self._index(finished, lambda found: record.recorded_line({**found, **fields}), recording.publish)
+        await self._index(
+            finished,
+            lambda found: record.recorded_line({**found, **fields}),
+            recording.publish,
+            counted=bool(recording.failure),
+        )
 
     async def _recover(self) -> None:
         """Finish what a former process left, and index it; in a thread of its own, because whole files are read."""
@@ -250,19 +256,25 @@ class Recorder:
             finished,
             lambda found: left_behind_line(request, {**found, **fields}),
             lambda: self._thread.submit(file.publish),
+            counted=bool(fields),
         )
 
     async def _index(
-        self, finished: FinishedFile, line: Callable[[dict[str, object]], str], publish: Callable[[], Awaitable[None]]
+        self,
+        finished: FinishedFile,
+        line: Callable[[dict[str, object]], str],
+        publish: Callable[[], Awaitable[None]],
+        *,
+        counted: bool,
     ) -> None:
-        """Write the record of a file, and then give it its name."""
+        """Write the record of a file, and then give it its name. `counted`: it counts as one that failed already."""
         where = finished.name if self.bucket is None else self.bucket.url(finished.name)
         found: dict[str, object] = {"file": where, "sha256": finished.sha256, "bytes": finished.size}
         try:
             await self._audit.put_and_wait(lambda: line(found))
             await publish()
         except (ArcbridgeError, OSError) as error:
-            self.failed += 1
+            self.failed += not counted
             log.warning("recording not finished", file=finished.name, reason=reason_of(error))
             return
         if self.bucket is not None:
