@@ -192,7 +192,7 @@ def test_nothing() -> None:
 @pytest.mark.parametrize("text", ["[" * 5000, "- " * 900 + "x"], ids=["brackets", "blocks"])
 def test_h30_a_file_that_is_nested_deeply_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "config"
-    path.write_text(f"current-context: x\na:\n {text}\n")
+    path.write_text(f"current-context: y\na:\n {text}\n")
     before = sys.getrecursionlimit()
     sys.setrecursionlimit(1000)  # Python's own: Hypothesis may have set another one
     try:
