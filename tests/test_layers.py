@@ -36,6 +36,7 @@ LEAVES = frozenset(
         "single_file",
         "tasks",
         "units",
+        "shallow_yaml",
         "untrusted_json",
         "",
     }
@@ -67,6 +68,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "protobuf": frozenset(),
     "tasks": frozenset(),
     "units": frozenset(),
+    "shallow_yaml": frozenset(),
     "untrusted_json": frozenset(),
     "socket_options": frozenset(),
     "installation": frozenset(),

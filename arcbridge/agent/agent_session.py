@@ -40,7 +40,7 @@ from arcbridge.identity.proof import NO_PEER, Peer
 from arcbridge.identity.refusal import TokenRefused
 from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.mux.stream import StreamTransport
-from arcbridge.refusals import Refusal, RefusalRule
+from arcbridge.refusals import NO_REFUSAL, Refusal, RefusalRule
 from arcbridge.units import duration
 from arcbridge.wire.frames import GoawayCode, ResetCode
 from arcbridge.wire.records import Auth, AuthOk, Hello
@@ -142,7 +142,14 @@ class AgentSession(BaseHandler):
         """End the session with a sentence for its user, and record that."""
         if self.session is not None and self._caller is not None:
             self._write_audit(self._caller.identity, "session", "cut", sentence)
-            self.session.close(GoawayCode.REVOKED, sentence)
+            self.close(GoawayCode.REVOKED, sentence)
+
+    def close(self, code: GoawayCode, sentence: str, retry_after: int = 0, refusal: Refusal = NO_REFUSAL) -> None:
+        """End the session with a sentence for its user, also for what runs in it."""
+        if self._caller is not None:
+            self._caller.explain_end(sentence)
+        if self.session is not None:
+            self.session.close(code, sentence, retry_after, refusal)
 
     def give_way(self) -> None:
         """End a connection that has not logged in, because its place is needed."""
@@ -326,7 +333,7 @@ class AgentSession(BaseHandler):
                 return False
         self._sessions.counters.refused += 1
         self._log.warning("session refused", reason=error.message, **error.log_fields())
-        session.close(code, legacy_refusals.with_rule(error.message, error.refusal), refusal=error.refusal)
+        self.close(code, legacy_refusals.with_rule(error.message, error.refusal), refusal=error.refusal)
         return True
 
     def _accept(self, session: MuxSession, found: Authenticated) -> bool:
@@ -383,35 +390,22 @@ class AgentSession(BaseHandler):
         """Renew the session's token; answers whether the session goes on."""
         if found.identity.subject != caller.identity.subject or found.token_mode != caller.token_mode:
             self._log.warning("session refused", reason="renewed with the token of another subject")
-            session.close(GoawayCode.FORBIDDEN, "the session was renewed with a token of another user")
+            self.close(GoawayCode.FORBIDDEN, "the session was renewed with a token of another user")
             return False
         if found.identity.actor != caller.identity.actor:
             self._log.warning("session refused", reason="renewed with the token of another actor")
-            session.close(GoawayCode.FORBIDDEN, _OTHER_ACTOR)
+            self.close(GoawayCode.FORBIDDEN, _OTHER_ACTOR)
             return False
         if found.restrictions != caller.restrictions:
             self._log.warning("session refused", reason="renewed with other restrictions")
-            session.close(GoawayCode.FORBIDDEN, _OTHER, refusal=Refusal(RefusalRule.RESTRICTED_UNKNOWN))
+            self.close(GoawayCode.FORBIDDEN, _OTHER, refusal=Refusal(RefusalRule.RESTRICTED_UNKNOWN))
             return False
-        before = self._adopt_newer(caller, found)
+        before = _adopt_newer(caller, found)
         caller.tokens.add(found.token_digest)
         session.accept_auth(self._auth_ok(session.resumption.session_id, session.resumption.secret, caller))
         self._end_disallowed(caller, before)
         self._check_expiry()
         return True
-
-    @staticmethod
-    def _adopt_newer(caller: Caller, found: Authenticated) -> Identity:
-        """Adopt the identity of the token that was issued later: one from before a loss may be replayed behind a newer
-        one (docs/threats.md#S10), and a user who lost a group keeps it no longer than until the renewal.
-
-        Answers the identity from before.
-        """
-        before = caller.identity
-        if found.identity.supersedes(caller.identity):
-            caller.adopt(found.identity, found.proved_key)
-            caller.account.adopt(found.identity)
-        return before
 
     def _end_disallowed(self, caller: Caller, before: Identity) -> None:
         """Reset the streams that the identity from before a renewal was allowed, and the present one may not be."""
@@ -492,7 +486,7 @@ class AgentSession(BaseHandler):
         session, caller = self.session, self._caller
         assert session is not None, "only sessions that were accepted can be found"
         assert caller is not None
-        before = self._adopt_newer(caller, found)
+        before = _adopt_newer(caller, found)
         caller.tokens.add(found.token_digest)
         self.via, self.joined_at, self.peer = carrier.via, carrier.joined_at, carrier.peer
         self._resumed_at = self._sessions.monotonic()
@@ -574,19 +568,19 @@ class AgentSession(BaseHandler):
         left = caller.identity.expires_at - self._sessions.clock()
         if left <= 0:
             self._sessions.counters.expired += 1
-            session.close(GoawayCode.EXPIRED, "the token has expired; log in again")
+            self.close(GoawayCode.EXPIRED, "the token has expired; log in again")
             return
         if caller.restrictions is not None and caller.restrictions.until:
             left = min(left, caller.restrictions.until - self._sessions.clock())
             if left <= 0:
                 self._sessions.counters.expired += 1
                 rule = Refusal(RefusalRule.RESTRICTED_UNTIL)
-                session.close(GoawayCode.EXPIRED, "the time of this restricted session is over", refusal=rule)
+                self.close(GoawayCode.EXPIRED, "the time of this restricted session is over", refusal=rule)
                 return
         left = min(left, self._sessions.settings.max_age - self._age())
         if left <= 0:
             self._sessions.counters.expired += 1
-            session.close(
+            self.close(
                 GoawayCode.EXPIRED,
                 f"a session lasts {duration(self._sessions.settings.max_age)} here at most; start again what ran in "
                 "it, and log in again if that is asked for",
@@ -594,3 +588,16 @@ class AgentSession(BaseHandler):
             )
             return
         self._timer = asyncio.get_running_loop().call_later(min(left, CLOCK_CHECK), self._check_expiry)
+
+
+def _adopt_newer(caller: Caller, found: Authenticated) -> Identity:
+    """Adopt the identity of the token that was issued later: one from before a loss may be replayed behind a newer
+    one (docs/threats.md#S10), and a user who lost a group keeps it no longer than until the renewal.
+
+    Answers the identity from before.
+    """
+    before = caller.identity
+    if found.identity.supersedes(caller.identity):
+        caller.adopt(found.identity, found.proved_key)
+        caller.account.adopt(found.identity)
+    return before

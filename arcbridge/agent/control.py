@@ -44,6 +44,7 @@ from arcbridge.wire.ledger import FEATURE, LedgerEntries, entries_of, frames
 from arcbridge.wire.records import CaSuccession, Dial, Goaway, Ledger, Revoke, Status
 from arcbridge.wire.session import Introduction, Kind, Side
 
+STOPPING = "the agent is stopping"
 HEAD_START = 2.0
 """Seconds after which an attempt that hangs no longer counts: the next relay is tried beside it."""
 FAIL_OVER_SPREAD = 2.0
@@ -160,7 +161,7 @@ class ControlConnections:
     def unready(self) -> str | None:
         """Return why the agent is not ready, or None."""
         if self.draining:
-            return "the agent is stopping"
+            return STOPPING
         if not self._staying():
             return f"no control connection to a relay is up (0 of {self.wanted})"
         return self.dials.unready([link.relay for link in self._staying()])
@@ -171,12 +172,13 @@ class ControlConnections:
         self._balancing = asyncio.get_running_loop().create_task(self._balance(), name="control")
 
     def drain(self) -> None:
-        """Ask the relays for no more dials; joins under way go on."""
+        """Ask the relays for no more dials but those of sessions that are here; joins under way go on."""
         self.draining = True
+        self._changed.set()
         for link in list(self._links):
             if link.up:
-                self._announce_leaving(link, GoawayCode.DRAINING, "the agent is stopping")
-            elif link.task is not None:
+                self._announce_leaving(link, GoawayCode.DRAINING, STOPPING)
+            elif link.task is not None and not self._awaits_sessions:
                 link.task.cancel()
 
     async def close(self) -> None:
@@ -191,12 +193,17 @@ class ControlConnections:
         """Start, leave and move whenever something has changed or is due, until cancelled."""
         await self._measure(MEASURING)
         self.choice.rerank()
-        while not self.draining:
+        while not self.draining or self._awaits_sessions:
             self._changed.clear()
             now = self._clock()
             due = [self._connect_missing(now), self._leave_surplus(now), self._move_sessions(now)]
             wait = min((when - now for when in due if when is not None), default=None)
             await in_time(self._changed.wait(), None if wait is None else max(wait, 0.001))
+
+    @property
+    def _awaits_sessions(self) -> bool:
+        """Whether clients come back for what runs here; without a connection to a relay they have been lost too."""
+        return self._sessions.streams_wait or (len(self._sessions) > 0 and not self._staying())
 
     def _staying(self) -> list[ControlLink]:
         return [link for link in self._links if link.up and not link.leaving]
@@ -347,6 +354,8 @@ class ControlConnections:
         if link.session is not None and not link.session.closed:
             link.session.send(Ledger(digest=self.ledgers[link.relay].digest()))
         self._send_report(link)
+        if self.draining:
+            self._announce_leaving(link, GoawayCode.DRAINING, STOPPING)
 
     def send_reports(self) -> None:
         """Report to each relay how the agent is."""

@@ -220,8 +220,7 @@ class Sessions:
     def revoke(self, via: str, message: str) -> None:
         """End the sessions that came through the relay `via`, attached or not: it has revoked the cluster."""
         for handler in [one for one in self._all() if one.via == via]:
-            if handler.session is not None:
-                handler.session.close(GoawayCode.REVOKED, message)
+            handler.close(GoawayCode.REVOKED, message)
 
     def end_one(self, join_id: str, reason: str) -> None:
         """End the session that has this join id now, or had it when it began: a relay's operator wants it to end."""
@@ -236,8 +235,7 @@ class Sessions:
         """End every session at once."""
         handlers = self._all()
         for handler in handlers:
-            if handler.session is not None:
-                handler.session.close(code, message, 1)
+            handler.close(code, message, 1)
         await asyncio.gather(*(handler.finished() for handler in handlers))
 
     # -- called by the sessions -------------------------------------------------------------------------------

@@ -4,7 +4,8 @@
 at the cursor. It answers with the offers, a line each, or with one line for what the shell completes itself: `:files`,
 or `:command N`, where word N, counted from 0, begins the command line of another program. Flags are offered only behind
 a `-`. Cluster names come from a file that `clusters` and `proxy` keep (`StateDirectory.keep_cluster_names`), so that a
-TAB needs no network; what a name cannot be is left out of it (docs/threats.md#B3).
+TAB needs no network; what a name cannot be is left out of it (docs/threats.md#B3). The program that is asked is the one
+that is typed, and the one of PATH where that cannot be found.
 """
 
 from __future__ import annotations
@@ -61,7 +62,9 @@ complete -F _arcbridge arcbridge
 # zsh completion of arcbridge; load it with: source <(arcbridge completion zsh)
 _arcbridge() {
     local -a offers
-    offers=(${(f)"$(command arcbridge --role client complete zsh -- \
+    local me=${(Q)words[1]}
+    whence -p -- $me >/dev/null || me=arcbridge
+    offers=(${(f)"$(command $me --role client complete zsh -- \
         "${(@)words[2,CURRENT-1]}" "=${words[CURRENT]}" 2>/dev/null)"})
     case ${offers[1]-} in
         :files) _files ;;
@@ -79,7 +82,8 @@ compdef _arcbridge arcbridge
     "fish": r"""# fish completion of arcbridge; load it with: arcbridge completion fish | source
 function __arcbridge_complete
     set -l words (commandline -opc) ; set -l cur (commandline -ct)
-    set -l offers (command arcbridge --role client complete fish -- $words[2..-1] "=$cur" 2>/dev/null)
+    set -l me $words[1] ; command -sq -- $me ; or set me arcbridge
+    set -l offers (command $me --role client complete fish -- $words[2..-1] "=$cur" 2>/dev/null)
     switch "$offers[1]"
         case :files
             __fish_complete_path $cur
@@ -99,7 +103,9 @@ Register-ArgumentCompleter -Native -CommandName arcbridge -ScriptBlock {
     param($current, $ast, $cursor)
     $words = @($ast.CommandElements | Where-Object { $_.Extent.EndOffset -lt $cursor } | ForEach-Object { "$_" })
     $typed = @($words | Select-Object -Skip 1)
-    $offers = @(& arcbridge --role client complete powershell '--' @typed "=$current" 2>$null)
+    $me = $ast.GetCommandName()
+    if (-not ($me -and (Get-Command $me -CommandType Application -ErrorAction Ignore))) { $me = 'arcbridge' }
+    $offers = @(& $me --role client complete powershell '--' @typed "=$current" 2>$null)
     if ($offers[0] -like ':command *') {
         if ($words[-1] -ne '--') { return }
         return [System.Management.Automation.CompletionCompleters]::CompleteCommand($current)

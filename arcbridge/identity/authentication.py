@@ -24,6 +24,7 @@ import yaml
 
 from arcbridge.errors import ConfigError
 from arcbridge.settings.problems import Place, Problem
+from arcbridge.shallow_yaml import ShallowScanner
 
 if TYPE_CHECKING:
     from arcbridge.identity.cel.compiler import Expression
@@ -87,7 +88,7 @@ class AuthenticationConfig:
         return next((issuer for issuer in self.issuers if issuer.url == url), None)
 
 
-class _StrictLoader(yaml.SafeLoader):
+class _StrictLoader(ShallowScanner, yaml.SafeLoader):
     """SafeLoader that refuses a key given twice: which one counts differs between parsers.
 
     Every error of a node is a `_Misplaced`.
@@ -184,7 +185,10 @@ def _parse(text: str, source: str) -> tuple[AuthenticationConfig, list[_Misplace
         return nothing, [_Misplaced("nested too deeply")]
     errors: list[_Misplaced] = []
     config = _configuration(document, errors)
-    return config, [_Misplaced(error.message, *_place(error, text, node)) for error in errors]
+    nodes: dict[str, yaml.Node] = {}
+    if errors:
+        _collect(node, "", nodes, set())
+    return config, [_Misplaced(error.message, *_place(error, text, node, nodes)) for error in errors]
 
 
 def _place_in_yaml(error: yaml.YAMLError, text: str) -> tuple[int, int]:
@@ -209,10 +213,10 @@ class _InExpression(_Misplaced):
     """An expression is wrong at a place inside it."""
 
 
-def _place(error: _Misplaced, text: str, root: yaml.Node | None) -> tuple[int, int]:
-    """Return where in the file the field stands that an error's message begins with, or the nearest one around it."""
-    nodes: dict[str, yaml.Node] = {}
-    _collect(root, "", nodes, set())
+def _place(error: _Misplaced, text: str, root: yaml.Node | None, nodes: dict[str, yaml.Node]) -> tuple[int, int]:
+    """Return where in the file the field stands that an error's message begins with, or the nearest one around it.
+
+    `nodes`: those of all fields, by their paths."""
     path = error.message.partition(": ")[0]
     while path and path not in nodes:
         path = path[: max(path.rfind("."), path.rfind("["), 0)]

@@ -240,7 +240,10 @@ class MuxSession:
     def close(
         self, code: GoawayCode = GoawayCode.DONE, message: str = "", retry_after: int = 0, refusal: Refusal = NO_REFUSAL
     ) -> None:
-        """End now and send the reason; every stream ends with SessionEnded. An acceptor refuses a token so."""
+        """End now and send the reason, behind what can leave at once; every stream ends with SessionEnded. An acceptor
+        refuses a token so."""
+        if self._flush_handle is not None:
+            self._flush(monotonic())
         self._machine.close(code, message or "the session was closed", retry_after, refusal)
         self.act()
 

@@ -2,7 +2,7 @@
 
 `SocketSplice` joins it to a raw TCP socket (TCP targets, `forward`): half-close passes both ways, a reset passes as a
 reset. `TransportSplice` joins it to an asyncio transport (the local HTTPS endpoint, an upgraded API-server
-connection), and can show its owner what the stream gave, once it has gone on. Neither looks at what it moves itself,
+connection), and can show its owner what either side gave, once it has gone on. Neither looks at what it moves itself,
 and neither closes as if complete what was cut.
 """
 
@@ -262,13 +262,16 @@ class TransportSplice(asyncio.BufferedProtocol):
         *,
         read_size: int = buffer.SIZE,
         seen: Callable[[memoryview], None] | None = None,
+        passed: Callable[[memoryview], None] | None = None,
     ) -> None:
         """`read_size`: most bytes that are read from `outer` at a time. `seen` is called with what the stream gave,
-        after it has gone on; it must not raise, and the view is good within the call."""
+        `passed` with what `outer` gave, after it has gone on; they must not raise, and the view is good within the
+        call."""
         self.outer = outer
         self._read_size = read_size
         self._on_done = on_done
         self._seen = seen
+        self._passed = passed
         self._tls = outer.get_extra_info("ssl_object") is not None
         self._stream: StreamTransport | None = None
         self._outer_lost = False
@@ -304,6 +307,8 @@ class TransportSplice(asyncio.BufferedProtocol):
         if first:
             self._to_stream += len(first)
             cast(StreamTransport, self._stream).write(first)
+            if self._passed is not None:
+                self._passed(memoryview(first))
         self.outer.set_protocol(self)
         if not self.outer.is_closing():
             self.outer.resume_reading()
@@ -325,12 +330,22 @@ class TransportSplice(asyncio.BufferedProtocol):
         self._to_stream += nbytes
         stream = self._stream
         if stream is not None:
-            if (payer := stream.payer) is None:
-                stream.write(buffer.VIEW[:nbytes])
-            else:
-                before = payer.shares.total
-                stream.write(buffer.VIEW[:nbytes])
+            payer = stream.payer
+            before = 0.0 if payer is None else payer.shares.total
+            stream.write(buffer.VIEW[:nbytes])
+            if self._passed is not None:
+                self._passed(buffer.VIEW[:nbytes])
+            if payer is not None:
                 payer.charge(monotonic(), self._began, before)
+
+    def finish_with(self, last: bytes) -> None:
+        """End the stream in order behind `last`, and cut the outer side now: nothing more of the stream reaches it."""
+        stream = cast(StreamTransport, self._stream)
+        self._to_stream += len(last)
+        stream.write(last)
+        stream.close()
+        self._outer_closed = True
+        reset_transport(self.outer)
 
     def eof_received(self) -> bool:
         if self._tls and not said_goodbye(self.outer):
@@ -395,8 +410,9 @@ class TransportSplice(asyncio.BufferedProtocol):
         """The stream is over: in order, or cut (then the outer side is cut too)."""
         self._stream_over = True
         if exc is None:
-            self.outer.close()
-        elif not self._outer_lost:
+            if not self.outer.is_closing():  # asyncio's TLS forgets who it is at a second `close`
+                self.outer.close()
+        elif not self._outer_lost and (isinstance(exc, StreamReset) or not self._outer_closed):
             self._error = self._error or exc
             cut = getattr(self.outer, "cut", None)
             if cut is not None and isinstance(exc, StreamReset) and exc.code == ResetCode.TRUNCATED:

@@ -298,7 +298,10 @@ class StreamTransport(asyncio.Transport):
         self._lose(StreamReset(code))
 
     def session_ended(self, error: ArcbridgeError) -> None:
-        """The session is over, and the stream with it."""
+        """The session is over, and the stream with it, behind the end of the peer's direction if that has come."""
+        if self._eof_due and self._cut_due is None and not self._stream.inbox and self.is_reading():
+            self._eof_due = False
+            self._deliver_eof()
         self._lose(error)
 
     # -- inside ---------------------------------------------------------------------------------------------------

@@ -156,7 +156,7 @@ class FakeRelay:
         return [link for link in self.links if link.open]
 
     def dial(self, **fields: Any) -> Dial:
-        """Send a DIAL on the newest control connection."""
+        """Send a DIAL on the newest control connection, whether or not the agent leaves it."""
         base: dict[str, Any] = {
             "token": "t" * 32,
             "address": self.address,
@@ -165,7 +165,7 @@ class FakeRelay:
             "deadline": 5,
         }
         dial = Dial(**{**base, **fields})
-        session = self.agents[-1].session
+        session = [one.session for one in self.links if one.session is not None and not one.session.closed][-1]
         self.status_arrived.clear()
         session.send(dial)
         return dial

@@ -17,6 +17,7 @@ from structlog.testing import capture_logs
 from arcbridge.agent import control as module
 from arcbridge.agent import revocations
 from arcbridge.agent.control import ControlConnections, ControlLink, ControlTransport
+from arcbridge.agent.dials import DialStatus
 from arcbridge.agent.enrol import CredentialKeeper
 from arcbridge.agent.relay_choice import RelayChoice
 from arcbridge.agent.sessions import Sessions
@@ -125,6 +126,27 @@ async def test_drain_asks_for_no_more(world: World) -> None:
     async with asyncio.timeout(30):
         await session.wait_ended()
     assert len(world.relay.links) == 1
+
+
+async def test_an_agent_that_stops_without_a_relay_connects_for_its_sessions_alone(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else their clients find no agent with the session, and wait for up to a minute whether it comes back."""
+    monkeypatch.setattr(Sessions, "streams_wait", True)
+    await world.relay.stop()
+    await world.until(lambda: world.control.connects_failed >= 1, "tried in vain")
+    world.control.drain()
+    world.relay.start()
+    await world.until(lambda: world.control.up == 1, "connected again")
+    link = world.relay.links[-1]
+    await world.until(lambda: link.goaways, "GOAWAY")
+    assert (link.goaways, world.control.unready()) == ([GoawayCode.DRAINING], "the agent is stopping")
+    for token, instance, code in (("n", "", DialStatus.DRAINING), ("b", "agent-1", DialStatus.WILL_JOIN)):
+        status = await world.relay.status(world.relay.dial(token=token * 32, instance=instance).token)
+        assert (status.code, status.ready) == (code, False)
+    monkeypatch.setattr(Sessions, "streams_wait", False)
+    await world.relay.stop()
+    await world.until(world.control._balancing.done, "no more tries")
 
 
 async def test_without_any_it_is_not_ready(world: World) -> None:

@@ -205,6 +205,18 @@ def test_b3_what_is_no_name_is_not_expanded(shell: str, line: str, home: Path) -
     assert not (home / "ran").exists()
 
 
+@pytest.mark.parametrize("shell", ASK)
+@pytest.mark.parametrize(
+    ("word", "asked"), [("elsewhere/arcbridge", "other"), ("missing/arcbridge", "of-path"), ("arcbridge", "of-path")]
+)
+def test_the_program_that_is_typed_is_asked(shell: str, word: str, asked: str, home: Path) -> None:
+    (home / "elsewhere").mkdir()
+    for path, answer in (("elsewhere/arcbridge", "other"), ("bin/arcbridge", "of-path")):
+        (home / path).write_text(f"#!/bin/sh\necho {answer}\n")
+        (home / path).chmod(0o755)
+    assert offered(shell, f"{word} ", home) == {asked}
+
+
 @pytest.mark.parametrize("shell", ["zsh", "fish"])
 def test_descriptions(shell: str, home: Path) -> None:
     need(shell)

@@ -181,9 +181,11 @@ def serving(world: World, client: Client, marks: list[Mark]) -> int:
     return index
 
 
+@pytest.mark.parametrize("detached", [False, True], ids=["connected", "detached"])
 def test_an_agent_that_is_stopped_keeps_what_runs_and_begins_nothing(
-    world: World, cluster: Cluster, tmp_path: Path
+    world: World, cluster: Cluster, tmp_path: Path, detached: bool
 ) -> None:
+    """Also where it has no relay just then, and its sessions no connection: it comes back for them."""
     pod = "pod-" + os.urandom(4).hex()
     cluster.add_pod(pod, NAMESPACE)
     gate = tmp_path / "gate"
@@ -195,8 +197,18 @@ def test_an_agent_that_is_stopped_keeps_what_runs_and_begins_nothing(
     ) as shell:
         shell.wait_for_line("started", stream="stdout")
         index = serving(world, client, marks)
-        agent = world.agents[index]
+        agent, other = world.agents[index], world.agents[1 - index]
+        mark = other.mark()
+        if detached:
+            world.kill_relay()
+            wait_for_record(client.process, "connection lost, waiting to resume")
+            wait_for_record(agent, "control connection lost", after=marks[index])
         agent.signal(signal.SIGTERM)
+        if detached:
+            wait_for_record(agent, "agent stopping", step="waiting")
+            world.start_relay()
+            wait_for_record(client.process, "session resumed", timeout=60)
+            wait_for_record(other, "control connection up", after=mark, timeout=60)
         told = wait_for_record(agent, "agent stopping", step="waiting")
         assert wait_for_record(agent, "agent stopping", step="leaving")["seconds"] == 100
         assert told

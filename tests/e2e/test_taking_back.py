@@ -330,6 +330,7 @@ def test_the_denylist_takes_back(place: Place, carol: Running, alice: Running) -
     place.deny(f'[[deny]]\nuser = "{CAROL.email}"\nreason = "left the company"\n')
     cut.ends()
     cut.told("the cluster's operator says \"left the company\"; ask the cluster's operator for access")
+    carol.shell.wait_for_line('^error: arcbridge: access was revoked: the cluster\'s operator says "left the company"')
     # Not even with a token of now, and through any relay: the agent decides.
     carol.new_tokens()
     cut.stays_out()
@@ -398,6 +399,7 @@ def test_a_group_that_the_issuer_takes_away(place: Place, alice: Running, monkey
         for path in world.directory.glob(f"client-*-{DAVE.name}/id-token"):
             rewrite(path, world.token(User(DAVE.name, ("interns",)), CLUSTER_AUDIENCE))
         dave.streams_ended(began, within=life)
+        dave.shell.wait_for_line("^error: arcbridge: the token was renewed with fewer groups, or with another name$")
         print(f"the streams had ended {time.monotonic() - began:.1f} s after the issuer took the group away")
         alice.works()
         dave.watch_works()

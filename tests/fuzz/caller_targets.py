@@ -18,6 +18,7 @@ from arcbridge.agent.accounts import Account, Accounts
 from arcbridge.agent.audit import record
 from arcbridge.agent.kube import command_line, request_target
 from arcbridge.agent.kube.caller import StreamContext
+from arcbridge.agent.kube.channel_splice import FrameEnds
 from arcbridge.agent.kube.fast_path_parser import MAX_PLAIN_HEAD, KnownLines, plain_head
 from arcbridge.agent.kube.pod_body import pod_details
 from arcbridge.agent.kube.port_forward import MAX_PORTS, ForwardedPorts
@@ -260,6 +261,7 @@ def _channels(data: bytes, size: int) -> tuple[list[tuple[int, bytes]], str]:
 
 def read_recorded_channels(data: bytes) -> None:
     """Read the messages as the bytes of a large read pass."""
+    FrameEnds().feed(memoryview(data))
     reader = ChannelReader(lambda channel, part: None, from_caller=bool(data[:1] < b"\x80"))
     try:
         reader.feed(memoryview(data)[1:])
@@ -269,6 +271,11 @@ def read_recorded_channels(data: bytes) -> None:
 
 def recorded_channels(data: bytes) -> None:
     """What is read does not depend on how the bytes were cut."""
-    whole = _channels(data, len(data) or 1)
+    whole, ends = _channels(data, len(data) or 1), FrameEnds()
+    ends.feed(memoryview(data))
     for size in (1, 7):
         assert _channels(data, size) == whole
+        pieces = FrameEnds()
+        for at in range(0, len(data), size):
+            pieces.feed(memoryview(data)[at : at + size])
+        assert pieces.whole == ends.whole

@@ -7,11 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 from textwrap import indent
+from typing import Any
 
 import pytest
 import yaml
 
 from arcbridge.errors import ConfigError
+from arcbridge.identity import authentication
 from arcbridge.identity.authentication import ClaimRule, PrefixedClaim, inspect, load, parse
 from arcbridge.identity.cel.values import Claims
 
@@ -384,3 +386,17 @@ jwt:
     with pytest.raises(ConfigError) as caught:
         load(file)
     assert str(problems[0]) in caught.value.message.replace(f"{file}: line", f"{file}, line")
+
+
+def test_h30_the_places_of_all_mistakes_are_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    collected: list[str] = []
+    collect = authentication._collect
+
+    def counted(node: Any, path: str, *rest: Any) -> None:
+        collected.append(path)
+        collect(node, path, *rest)
+
+    monkeypatch.setattr(authentication, "_collect", counted)
+    with pytest.raises(ConfigError):
+        parse(HEAD + "".join(f"k{number}: v\n" for number in range(100)), source="auth.yaml")
+    assert len(collected) < 110

@@ -414,6 +414,29 @@ async def test_the_streams_end_is_the_programs_end(tls: bool) -> None:
         assert await outer.result() == SpliceResult(500_000, 5, None)
 
 
+async def test_the_streams_end_together_with_that_of_the_session_is_the_programs_end() -> None:
+    async with an_outer(True, link="tls") as (ends, outer):
+        assert outer.far.transport is not None
+        ends.client.transport.pause_reading()  # so that both come in one read
+        outer.far.transport.write(b"the reason")
+        outer.far.transport.close()
+        ends.agent.close(GoawayCode.EXPIRED, "the token has expired")
+        await ends.agent.wait_ended()
+        ends.client.transport.resume_reading()
+        assert await outer.reader.read() == b"the reason"
+
+
+@both_kinds
+async def test_a_splice_ends_with_a_last_word(tls: bool) -> None:
+    """Towards the stream alone: the program is cut."""
+    async with an_outer(tls) as (_, outer):
+        outer.splice.finish_with(b"the reason")
+        assert await outer.far.read_all() == b"the reason"
+        with pytest.raises(ConnectionResetError):
+            await outer.reader.read()
+        assert await outer.result() == SpliceResult(0, 15, None)
+
+
 async def test_plain_half_close_passes() -> None:
     async with an_outer(False) as (_, outer):
         outer.writer.write_eof()

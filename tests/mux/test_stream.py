@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from arcbridge.errors import SessionEnded
 from arcbridge.mux import buffer, memory
-from arcbridge.wire.frames import ResetCode
+from arcbridge.wire.frames import GoawayCode, ResetCode
 from arcbridge.wire.limits import Limits
 from arcbridge.wire.stream import SMALL
 from tests.mux.ends import Faults, Recorder, both_links, connected, read_until_cut, take_out
@@ -487,3 +488,13 @@ async def test_m9_bytes_one_at_a_time_fill_no_stream_beyond_a_portion() -> None:
             await turns(2)
             theirs.pour(1 << 20)
             assert stream.queued <= 2 * buffer.PORTION
+
+
+async def test_an_end_in_order_that_came_is_delivered_before_that_of_the_session() -> None:
+    """Both are in one read: what a session says last to a program is whole."""
+    async with connected("memory") as ends:
+        mine, _ = await ends.stream()
+        assert mine.transport is not None
+        mine.transport.finish_received()
+        mine.transport.session_ended(SessionEnded(GoawayCode.EXPIRED, "the token has expired"))
+        assert await mine.read() == b""

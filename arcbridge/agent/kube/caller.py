@@ -141,6 +141,8 @@ class Caller:
     """How often that is asked."""
     upgraded: dict[str, tuple[StreamTransport, AuditRecord]] = field(default_factory=dict)
     """By request id, the upgrades that the API server was asked for as this caller and that are not over."""
+    explains: dict[str, Callable[[str], bool]] = field(default_factory=dict)
+    """By request id, what ends an upgrade with a sentence for its user; it returns False where it cannot."""
     lender: Lender | None = None
     """Lends groups to the user; None: no group is ever lent."""
     lent: Lent | None = None
@@ -185,10 +187,7 @@ class Caller:
     def _end_on_loan(self, gone: frozenset[str]) -> int:
         running = {**self.upgraded, **self.on_loan}.values()
         ended = [(stream, record) for stream, record in running if record.subject.grants & gone]
-        for stream, record in ended:
-            record.revoke("the elevation by which it began has ended")
-            stream.abort(ResetCode.FORBIDDEN)
-        return len(ended)
+        return self._end_streams(ended, "the elevation by which it began has ended")
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -205,10 +204,20 @@ class Caller:
 
     def end_upgraded(self, reason: str) -> int:
         """Reset the upgraded streams, with a reason for their records; answers how many there were."""
-        streams = list(self.upgraded.values())
+        return self._end_streams(list(self.upgraded.values()), reason)
+
+    def explain_end(self, reason: str) -> None:
+        """End the upgraded streams whose users can be told why, before the session ends for that reason."""
+        for request, explain in list(self.explains.items()):
+            if explain(reason):
+                self.upgraded[request][1].revoke(reason)
+
+    def _end_streams(self, streams: list[tuple[StreamTransport, AuditRecord]], reason: str) -> int:
         for stream, record in streams:
             record.revoke(reason)
-            stream.abort(ResetCode.FORBIDDEN)
+            explain = self.explains.get(record.request)
+            if explain is None or not explain(reason):
+                stream.abort(ResetCode.FORBIDDEN)
         return len(streams)
 
 

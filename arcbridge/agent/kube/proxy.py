@@ -31,6 +31,7 @@ from arcbridge.agent.kube.attempt import Attempt, ProxyContext, begin
 from arcbridge.agent.kube.authorize import Plan
 from arcbridge.agent.kube.body import RequestBody
 from arcbridge.agent.kube.caller import SAFE_ID, Caller, StreamContext
+from arcbridge.agent.kube.channel_splice import ChannelSplice
 from arcbridge.agent.kube.exchange import Exchange
 from arcbridge.agent.kube.fast_path import FastPath
 from arcbridge.agent.kube.pod_body import Inspection, is_inspected
@@ -39,8 +40,9 @@ from arcbridge.agent.kube.request_facts import read_facts
 from arcbridge.agent.kube.response import ResponseHead
 from arcbridge.agent.kube.server import AnsweredResponse, KubeProtocol, KubeServer
 from arcbridge.agent.kube.status import RequestRefusal, bad_request
-from arcbridge.agent.kube.upstream_pool import SWITCHED_READ, UpstreamConnection
-from arcbridge.mux.splice import SpliceResult, TransportSplice, reset_transport
+from arcbridge.agent.kube.upgrade import chosen_protocol
+from arcbridge.agent.kube.upstream_pool import UpstreamConnection
+from arcbridge.mux.splice import SpliceResult, reset_transport
 from arcbridge.mux.stream import StreamTransport
 from arcbridge.wire.frames import ResetCode
 
@@ -262,7 +264,7 @@ class KubeProxy:
 
         if recording is None:
             seen = ports.ports.feed if ports is not None else None
-            splice = TransportSplice(upstream, ended, read_size=SWITCHED_READ, seen=seen)
+            splice = ChannelSplice(upstream, ended, chosen_protocol(head.lines), seen=seen)
         else:
             splice, notice = recording.splice(upstream, ended, stream, record, head.lines)
             first += notice
@@ -270,6 +272,7 @@ class KubeProxy:
         splice.stream_side.connection_made(stream)
         stream.set_protocol(splice.stream_side)
         record.switch()
+        attempt.caller.explains[record.request] = partial(splice.explain, stream)
         self.stats.upgrades_open += 1
         try:
             splice.start(rest)
@@ -284,6 +287,7 @@ class KubeProxy:
             record.cut("the agent stopped")
             raise
         finally:
+            attempt.caller.explains.pop(record.request, None)
             if ports is not None:
                 ports.close()
             self.stats.upgrades_open -= 1

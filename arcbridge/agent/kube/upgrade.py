@@ -16,6 +16,8 @@ from arcbridge.agent.kube.status import RequestRefusal, bad_request
 from arcbridge.http_fields import TOKEN_PROTOCOL
 
 PROTOCOLS = {b"websocket": "websocket", b"spdy/3.1": "SPDY/3.1"}
+CHANNELS = (b"v5.channel.k8s.io", b"v4.channel.k8s.io")
+"""The WebSocket subprotocols of exec and attach in which each message names its channel."""
 _CHOSEN = re.compile(rb"(?im)^sec-websocket-protocol:([^\r\n]*+)")
 
 

@@ -13,7 +13,6 @@ from typing import Final
 
 from arcbridge.agent.kube.port_forward import unmasked
 
-PROTOCOLS: Final = ("v5.channel.k8s.io", "v4.channel.k8s.io")
 STDIN, STDOUT, STDERR, STATUS, RESIZE = range(5)
 """The channels; of `STATUS` comes one `metav1.Status` at the end."""
 _CONTINUATION, _TEXT, _BINARY, _CLOSE, _PING, _PONG = 0, 1, 2, 8, 9, 10
@@ -131,10 +130,3 @@ def _read_length(data: bytes | bytearray) -> int:
     if length >= 1 << 63 or length < (126 if len(data) == 2 else 65536):
         raise Unreadable("a WebSocket frame has a length that no sender may write")
     return length
-
-
-def notice_frame(channel: int, text: str) -> bytes:
-    """Return one message of the API server's direction, of less than 126 bytes, on a channel."""
-    payload = bytes([channel]) + text.encode()
-    assert len(payload) < 126
-    return bytes([0x80 | _BINARY, len(payload)]) + payload

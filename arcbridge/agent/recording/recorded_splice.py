@@ -11,15 +11,15 @@ from collections.abc import Callable
 from time import monotonic
 
 from arcbridge.agent.audit import AuditRecord
-from arcbridge.agent.kube.upstream_pool import SWITCHED_READ
+from arcbridge.agent.kube.channel_splice import ChannelSplice
 from arcbridge.agent.recording.session_recording import SessionRecording
 from arcbridge.mux import buffer
-from arcbridge.mux.splice import SpliceResult, TransportSplice
+from arcbridge.mux.splice import SpliceResult
 from arcbridge.mux.stream import StreamTransport
 from arcbridge.wire.frames import ResetCode
 
 
-class RecordedSplice(TransportSplice):
+class RecordedSplice(ChannelSplice):
     """A splice (`session_recording.SessionControl`) of which one recording is made."""
 
     def __init__(
@@ -29,8 +29,9 @@ class RecordedSplice(TransportSplice):
         recording: SessionRecording,
         stream: StreamTransport,
         record: AuditRecord,
+        protocol: bytes = b"",
     ) -> None:
-        super().__init__(outer, on_done, read_size=SWITCHED_READ, seen=recording.from_caller)
+        super().__init__(outer, on_done, protocol, seen=recording.from_caller)
         self._recording = recording
         self._recorded = stream
         self._record = record
@@ -75,7 +76,11 @@ class RecordedSplice(TransportSplice):
     def end(self, reason: str) -> None:
         """End the session, for a reason that its record has."""
         self._record.revoke(reason)
-        asyncio.get_running_loop().call_soon(self._recorded.abort, ResetCode.FORBIDDEN)
+        asyncio.get_running_loop().call_soon(self._end, reason)
+
+    def _end(self, reason: str) -> None:
+        if not self.explain(self._recorded, reason):
+            self._recorded.abort(ResetCode.FORBIDDEN)
 
     # -- which side is full ---------------------------------------------------------------------------------------
 

@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from arcbridge.agent.audit.record import AuditRecord, left_behind_line
+from arcbridge.agent.kube.channel_splice import message
 from arcbridge.agent.kube.request_info import RequestInfo, is_true, query_values
 from arcbridge.agent.kube.status import RequestRefusal
-from arcbridge.agent.kube.upgrade import chosen_protocol
+from arcbridge.agent.kube.upgrade import CHANNELS, chosen_protocol
 from arcbridge.agent.recording.cast import CastWriter
-from arcbridge.agent.recording.channels import PROTOCOLS, STDERR, STDOUT, notice_frame
+from arcbridge.agent.recording.channels import STDERR, STDOUT
 from arcbridge.agent.recording.recorded_splice import RecordedSplice
 from arcbridge.agent.recording.rules import RecordingRules
 from arcbridge.agent.recording.sealed_file import ENDING, FinishedFile, RecordingFile, reason_of
@@ -212,7 +213,8 @@ class Recorder:
         try:
             finished = await recording.finish()
         except (ArcbridgeError, OSError) as error:  # the next start of an agent finishes the file
-            self._note_failure(record, reason_of(error))
+            if not recording.failure:
+                self._note_failure(record, reason_of(error))
             self._audit.put(record.recorded_line({"failure": reason_of(error)}))
             return
         self.recorded += 1
@@ -222,7 +224,12 @@ class Recorder:
             fields["exit"] = code
         if recording.failure:
             fields["failure"] = recording.failure
-        await self._index(finished, lambda found: record.recorded_line({**found, **fields}), recording.publish)
+        await self._index(
+            finished,
+            lambda found: record.recorded_line({**found, **fields}),
+            recording.publish,
+            counted=bool(recording.failure),
+        )
 
     async def _recover(self) -> None:
         """Finish what a former process left, and index it; in a thread of its own, because whole files are read."""
@@ -249,19 +256,25 @@ class Recorder:
             finished,
             lambda found: left_behind_line(request, {**found, **fields}),
             lambda: self._thread.submit(file.publish),
+            counted=bool(fields),
         )
 
     async def _index(
-        self, finished: FinishedFile, line: Callable[[dict[str, object]], str], publish: Callable[[], Awaitable[None]]
+        self,
+        finished: FinishedFile,
+        line: Callable[[dict[str, object]], str],
+        publish: Callable[[], Awaitable[None]],
+        *,
+        counted: bool,
     ) -> None:
-        """Write the record of a file, and then give it its name."""
+        """Write the record of a file, and then give it its name. `counted`: it counts as one that failed already."""
         where = finished.name if self.bucket is None else self.bucket.url(finished.name)
         found: dict[str, object] = {"file": where, "sha256": finished.sha256, "bytes": finished.size}
         try:
             await self._audit.put_and_wait(lambda: line(found))
             await publish()
         except (ArcbridgeError, OSError) as error:
-            self.failed += 1
+            self.failed += not counted
             log.warning("recording not finished", file=finished.name, reason=reason_of(error))
             return
         if self.bucket is not None:
@@ -307,18 +320,19 @@ class RecordedSession:
         """Return what joins both sides, and what the caller gets behind the 101: a notice, on standard error or on the
         terminal. `answer`: header lines of the 101."""
         self.began = True
-        splice = RecordedSplice(upstream, ended, self.recording, stream, record)
+        protocol = chosen_protocol(answer)
+        splice = RecordedSplice(upstream, ended, self.recording, stream, record, protocol)
         notice = self._notice()
         self.recording.start(splice, notice)
-        if chosen_protocol(answer).decode("latin-1") not in PROTOCOLS:
+        if protocol not in CHANNELS:
             self.recording.fail("the API server chose a protocol that cannot be recorded")
         return splice, notice
 
     def _notice(self) -> bytes:
         text = _NOTICE + (", and what is typed in it" if self.recording.demand.typed_input else "")
         if is_true(self._query, "tty"):
-            return notice_frame(STDOUT, text + "\r\n") if is_true(self._query, "stdout") else b""
-        return notice_frame(STDERR, text + "\n") if is_true(self._query, "stderr") else b""
+            return message(STDOUT, (text + "\r\n").encode()) if is_true(self._query, "stdout") else b""
+        return message(STDERR, (text + "\n").encode()) if is_true(self._query, "stderr") else b""
 
 
 async def _logged(work: Awaitable[None]) -> None:
@@ -340,7 +354,7 @@ def _reaches_kubelet(info: RequestInfo) -> bool:
 def _is_suitable(upgrade: UpgradeRequest) -> bool:
     """Return whether whatever of the offers the API server takes can be recorded."""
     offered = upgrade.subprotocols
-    return upgrade.protocol == "websocket" and bool(offered) and frozenset(offered) <= frozenset(PROTOCOLS)
+    return upgrade.protocol == "websocket" and bool(offered) and {name.encode() for name in offered} <= {*CHANNELS}
 
 
 def _recorded_as(caller: Caller, record: AuditRecord) -> list[Identity]:

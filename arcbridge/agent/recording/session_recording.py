@@ -149,7 +149,8 @@ class SessionRecording:
         mark = _missing(self.failure) if self.failure else "the session was cut"
         status = None if self.failure else self.exit_code
         finished: FinishedFile = await self._in_thread(self._write_end, events, time.monotonic(), status, mark)
-        self.failure = self.failure or self._stopped
+        if self._stopped:
+            self.fail(self._stopped)
         return finished
 
     async def publish(self) -> None:

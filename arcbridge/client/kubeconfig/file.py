@@ -24,6 +24,7 @@ import yaml
 
 from arcbridge.errors import StateError
 from arcbridge.pki.private_files import OPEN_SAFELY, make_directories, refuse_planted, replace_file, sync_directory
+from arcbridge.shallow_yaml import ShallowScanner
 from arcbridge.units import duration
 
 LOCK_WAIT = 3.0
@@ -43,7 +44,7 @@ class Plain(str):
     __slots__ = ()
 
 
-class _PlainLoader(_Loader):  # type: ignore[misc]  # the base is chosen at run time
+class _PlainLoader(ShallowScanner, _Loader):  # type: ignore[misc]  # the base is chosen at run time
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 PyYAML's own shape
 
 
@@ -70,7 +71,7 @@ def parse(data: bytes, name: str) -> Any:
     content."""
     try:
         return yaml.load(data, Loader=_PlainLoader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark is not None else ""
         # The parser's own message quotes the file, and kubeconfigs hold keys.
@@ -165,7 +166,10 @@ class KubeconfigFile:
             return
         if not self.document.get("apiVersion"):
             self.document = {"apiVersion": "v1", "kind": "Config", **self.document}
-        data = dump(self.document).encode()
+        try:
+            data = dump(self.document).encode()
+        except RecursionError:
+            raise StateError(f"{self.path} is nested too deeply: not a kubeconfig") from None
         target = self.target
         try:
             mode = 0o600

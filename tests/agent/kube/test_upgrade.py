@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 
+from arcbridge.agent.kube.channel_splice import message
 from arcbridge.agent.sessions import Sessions
 from arcbridge.agent.targets import TcpTargets
-from arcbridge.errors import StreamReset
+from arcbridge.errors import SessionEnded, StreamReset
 from arcbridge.mux.session import MuxSession
 from arcbridge.settings.config import SessionConfig
 from arcbridge.wire.frames import ResetCode
@@ -21,6 +22,7 @@ from tests.support.stream_io import StreamIO
 
 from ..pair import ClientSide, FakeAuthenticator, joined, resume
 from .bench import Bench, Wire
+from .test_channel_splice import sentence
 
 EXEC = "/api/v1/namespaces/default/pods/p/exec"
 WEBSOCKET = (
@@ -232,7 +234,7 @@ async def test_the_api_servers_crash_is_a_reset(bench: Bench, head: bytes, switc
     await bench.audit.wait(1)
 
 
-@pytest.mark.parametrize("part", ["forwarded_ports", "TransportSplice"])
+@pytest.mark.parametrize("part", ["forwarded_ports", "ChannelSplice"])
 async def test_a_splice_that_cannot_be_made_leaves_no_connection(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
@@ -300,7 +302,7 @@ class Renewed:
 
 
 @asynccontextmanager
-async def renewed(bench: Bench, serve: object, *, ends: bool = True) -> AsyncIterator[Renewed]:
+async def renewed(bench: Bench, serve: object, *, ends: bool = True, head: bytes = SPDY) -> AsyncIterator[Renewed]:
     bench.api.routes[EXEC] = serve
     bench.api.routes["/api/v1/pods"] = watch = Held(b"4\r\ntwo\n\r\n0\r\n\r\n", first=chunked(200, b"one\n", end=False))
     judge = FakeAuthenticator()
@@ -320,7 +322,7 @@ async def renewed(bench: Bench, serve: object, *, ends: bool = True) -> AsyncIte
         made = Renewed(bench, sessions, client, handler)
         await made.watch.send(b"GET /api/v1/pods?watch=1 HTTP/1.1\r\nHost: k\r\n\r\n")
         await made.watch.until(b"one\n")
-        await made.shell.send(SPDY)
+        await made.shell.send(head)
         yield made
         watch.release.set()
         # RBAC judged it at its start, as it does without arcbridge.
@@ -341,6 +343,32 @@ async def test_v21_a_renewal_with_fewer_groups_ends_an_upgraded_stream(bench: Be
         else:
             await made.renew("fewer")
         await made.shell_ends()
+
+
+@pytest.mark.parametrize("waits", [b"", message(1, b"x" * 40)[:9]], ids=["whole", "in the middle of a message"])
+async def test_v21_kubectl_is_told_why_an_exec_ends(bench: Bench, waits: bytes) -> None:
+    async with renewed(bench, echo(SWITCH_WEBSOCKET, message(1, b"$ ") + waits), head=WEBSOCKET) as made:
+        assert (await made.shell.head())[0] == 101
+        assert await made.shell.exactly(5 + len(waits)) == message(1, b"$ ") + waits
+        await made.renew("fewer")
+        if waits:
+            await made.shell_ends()
+            return
+        reason = "the token was renewed with fewer groups, or with another name"
+        assert await sentence(made.shell) == f"arcbridge: {reason}"
+        (record,) = await bench.audit.wait(1)
+        assert (record.outcome, record.reason) == ("cut", reason)
+        assert made.sessions.counters.upgrades_ended == 1
+
+
+async def test_kubectl_is_told_why_the_session_of_an_exec_ends(bench: Bench) -> None:
+    with suppress(SessionEnded):  # the end of the watch
+        async with renewed(bench, echo(SWITCH_WEBSOCKET, message(1, b"$ ")), head=WEBSOCKET) as made:
+            assert (await made.shell.head())[0] == 101
+            await made.shell.exactly(5)
+            made.sessions.revoke("", "access was revoked")
+            assert await sentence(made.shell) == "arcbridge: access was revoked"
+    assert ("cut", "access was revoked") in [(one.outcome, one.reason) for one in await bench.audit.wait(2)]
 
 
 async def test_v21_an_upgrade_that_the_api_server_has_not_answered_ends_too(bench: Bench) -> None:

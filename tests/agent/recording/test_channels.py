@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arcbridge.agent.recording.channels import STDERR, STDOUT, ChannelReader, Unreadable, notice_frame
+from arcbridge.agent.recording.channels import STDERR, STDOUT, ChannelReader, Unreadable
 
 from .keys import frame
 
@@ -128,9 +128,3 @@ UNREADABLE = {
 def test_what_is_not_read(data: bytes, from_caller: bool) -> None:
     with pytest.raises(Unreadable):
         Taken(from_caller=from_caller).feed(data)
-
-
-def test_a_notice_is_one_message() -> None:
-    taken = Taken()
-    taken.feed(notice_frame(STDERR, "recorded\n"))
-    assert taken.found == [(STDERR, b"recorded\n")]

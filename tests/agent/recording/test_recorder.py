@@ -18,13 +18,15 @@ import pytest
 
 from arcbridge.agent.kube.caller import Lent
 from arcbridge.agent.recording import recorder as recorder_module
+from arcbridge.agent.recording.cast import CastWriter
 from arcbridge.agent.recording.recorder import Recorder
 from arcbridge.agent.recording.sealed_file import ENDING, PART, RecordingFile
 from arcbridge.agent.recording.spool import Spool
-from arcbridge.errors import StateError, StreamReset
+from arcbridge.errors import StateError
 from arcbridge.observe.metrics import Metrics
 from arcbridge.settings.config import RecordingConfig, RecordingRuleConfig
 from tests.agent.kube.bench import Bench, Wire, running
+from tests.agent.kube.test_channel_splice import sentence
 from tests.support.eventually import until
 from tests.support.fake_apiserver import Exchange, reply
 
@@ -384,13 +386,13 @@ async def test_a_protocol_that_was_not_offered_is_not_joined_and_one_that_is_unk
 
 async def test_a_recording_that_fails_ends_its_session_with_a_reason(tmp_path: Path) -> None:
     async with recording(tmp_path, session_bytes=100_000) as made:
-        made.bench.api.routes[EXEC] = serving(frame(b"\x01" + bytes(60_000)) * 3, waits=b"never")
+        made.bench.api.routes[EXEC] = serving(frame(b"\x01" + bytes(20_000)), waits=b"never")
         wire = await made.run(request())
-        with pytest.raises(StreamReset):
-            await wire.rest()
+        reason = "the recording failed: it has more than 100000 bytes (recording.session_bytes)"
+        assert await sentence(wire) == f"arcbridge: {reason}"
         (record,) = await made.bench.audit.wait(1)
         assert record.outcome == "cut"
-        assert "recording failed: it has more than 100000 bytes" in record.reason
+        assert record.reason == reason
         await until(made.index)
         assert made.index()[0]["recording"]["failure"].startswith("it has more than")
         assert made.recorder.failed == 1
@@ -407,7 +409,8 @@ async def test_a_session_that_breaks_off_is_a_recording_with_a_mark(tmp_path: Pa
         assert events_of(made.files()[0])[-1] == ("m", b"the session was cut")
 
 
-async def test_what_a_former_process_left_is_indexed(tmp_path: Path) -> None:
+async def left(tmp_path: Path) -> Path:
+    """A file of a process that was killed."""
     async with recording(tmp_path) as made:
         made.bench.api.routes[EXEC] = serving(SUCCESS)
         await (await made.run(request())).rest()
@@ -415,6 +418,20 @@ async def test_what_a_former_process_left_is_indexed(tmp_path: Path) -> None:
         (path,) = made.files()
         path.write_bytes(path.read_bytes()[:-1024])  # without the end of the archive
         path.rename(path.with_name(path.name + PART))
+    return path
+
+
+async def test_what_a_former_process_left_counts_once(tmp_path: Path) -> None:
+    """Where its index fails too."""
+    await left(tmp_path)
+    async with recording(tmp_path) as made:
+        made.bench.audit.put_and_wait = full
+        await until(lambda: made.recorder.failed and not made.recorder._tasks)
+        assert made.recorder.failed == 1
+
+
+async def test_what_a_former_process_left_is_indexed(tmp_path: Path) -> None:
+    path = await left(tmp_path)
     async with recording(tmp_path) as made:
         await until(made.index)
         (index,) = made.index()
@@ -429,16 +446,34 @@ async def test_a_file_keeps_its_ending_where_its_record_is_not_written(tmp_path:
     """The next start finishes it, and records it."""
     async with recording(tmp_path) as made:
         made.bench.api.routes[EXEC] = serving(SUCCESS)
-
-        async def fails(line: Callable[[], str]) -> None:
-            raise StateError("the disk is full")
-
-        made.bench.audit.put_and_wait = fails
+        made.bench.audit.put_and_wait = full
         await (await made.run(request())).rest()
         await until(lambda: made.recorder.recorded and not made.recorder._tasks)
         assert made.files() == []
         (part,) = made.directory.iterdir()
         assert part.name.endswith(PART)
+        assert made.recorder.failed == 1
+
+
+async def full(line: Callable[[], str]) -> None:
+    raise StateError("the disk is full")
+
+
+@pytest.mark.parametrize("part", ["size", "end", "finish"])
+async def test_a_recording_that_fails_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+    """At its output, its last line, or its last segment; and then at its index."""
+    async with recording(tmp_path, session_bytes=100_000, rule={"required": False}) as made:
+        made.bench.audit.put_and_wait = full
+        if part != "size":
+            monkeypatch.setattr(*((RecordingFile, "finish") if part == "finish" else (CastWriter, "end")), broken)
+        size, waits = (20_000, b"end") if part == "size" else (1, b"")
+        made.bench.api.routes[EXEC] = serving(frame(b"\x01" + bytes(size)) + SUCCESS, waits=waits)
+        wire = await made.run(request())
+        if part == "size":
+            await until(lambda: made.recorder.failed)
+            await wire.send(b"end")
+        await wire.rest()
+        await until(lambda: not (made.recorder.open or made.recorder._tasks))
         assert made.recorder.failed == 1
 
 

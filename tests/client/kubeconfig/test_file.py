@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import sys
 import time
 from pathlib import Path
 
@@ -186,3 +187,16 @@ def test_nothing() -> None:
         assert is_empty(parse(text, "f")["a"])
     assert not is_empty(parse(b'a: "null"', "f")["a"])
     assert not is_empty(Plain("x"))
+
+
+@pytest.mark.parametrize("text", ["[" * 5000, "- " * 900 + "x"], ids=["brackets", "blocks"])
+def test_h30_a_file_that_is_nested_deeply_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "config"
+    path.write_text(f"current-context: y\na:\n {text}\n")
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(1000)  # Python's own: Hypothesis may have set another one
+    try:
+        with pytest.raises(StateError):
+            changed(path).save()
+    finally:
+        sys.setrecursionlimit(before)
