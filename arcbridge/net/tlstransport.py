@@ -16,17 +16,21 @@ memory BIOs, as it does under uvloop; bytes are read through the process's one r
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 import ssl
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from enum import Enum
+from functools import partial
 from typing import Any
 
+from arcbridge.loop_shares import LoopTime
 from arcbridge.mux import buffer
 from arcbridge.mux.socket_error_poll import socket_error_poll
 from arcbridge.mux.write_limits import write_limits
 from arcbridge.net.sockets import unacknowledged
+from arcbridge.net.tlspipe import EMPTY_MOST, PAYLOAD_EXPLAINS, PIECE
 from arcbridge.socket_options import reset_on_close
 
 HANDSHAKE_DEADLINE = 10.0
@@ -64,7 +68,10 @@ class TlsTransport(asyncio.Transport):
         *,
         server_hostname: str | None = None,
         on_handshake: Callable[[BaseException | None], None] | None = None,
+        payer: LoopTime | None = None,
+        close_deadline: float = math.inf,
     ) -> None:
+        """`payer`: pays for what is read. `close_deadline`: seconds that the end takes at most, behind `close`."""
         super().__init__()
         self._loop = asyncio.get_running_loop()
         self._sock = sock
@@ -83,6 +90,10 @@ class TlsTransport(asyncio.Transport):
         """A BufferedProtocol where `_buffered` says so, else a Protocol; `cast` would cost a call for each read."""
         self._buffered = isinstance(protocol, asyncio.BufferedProtocol)
         self._on_handshake = on_handshake
+        self._payer = payer
+        self._close_deadline = close_deadline
+        self._empty = 1
+        """Bytes from the peer that its payload does not explain. While there are any, little is read at a time."""
         self._state = _TlsState.HANDSHAKE
         self._reading = False
         self._error_poll = socket_error_poll(self._loop)
@@ -165,6 +176,8 @@ class TlsTransport(asyncio.Transport):
             self._lose(None if self._peer_over else self._failed)
         elif self._state is _TlsState.OPEN:
             self._state = _TlsState.FLUSHING
+            if self._close_deadline < math.inf:
+                self._loop.call_later(self._close_deadline, self._lose, None)
             self._start_reading()
             if not self._pending:
                 self._send_close_notify()
@@ -279,7 +292,8 @@ class TlsTransport(asyncio.Transport):
     def _start_reading(self) -> None:
         if not self._reading and self._state is not _TlsState.CLOSED:
             self._reading = True
-            self._loop.add_reader(self._sock, self._readable)
+            work = self._readable if self._payer is None else partial(self._payer.run, self._readable)
+            self._loop.add_reader(self._sock, work)
 
     def _stop_reading(self) -> None:
         if self._reading:
@@ -304,14 +318,15 @@ class TlsTransport(asyncio.Transport):
 
         No more than the protocol's buffer holds, and one record: what the protocol does not want stays in the kernel.
         """
-        size = buffer.SIZE
+        size = PIECE if self._empty else buffer.SIZE if self._buffered else _RECORD
         into: bytearray | None = None
         if self._buffered and self._state is _TlsState.OPEN:
             into = self._buffer_of(self._protocol)
             if into is None:
                 return False
             room = len(into)
-            size = _RECORD if room < _RECORD else room if room < size else size
+            if not self._empty:
+                size = _RECORD if room < _RECORD else room if room < size else size
         try:
             count = self._sock.recv_into(buffer.BUFFER, size)
         except (BlockingIOError, InterruptedError):
@@ -345,7 +360,10 @@ class TlsTransport(asyncio.Transport):
         if self._state is _TlsState.HANDSHAKE:
             self._advance_handshake()
         else:
+            self._empty += count
             self._deliver(into)
+            if self._empty > EMPTY_MOST and not self._paused:
+                self._lose(ConnectionAbortedError("the peer sends records without payload"))
         return True
 
     def _peer_ended(self) -> None:
@@ -381,12 +399,15 @@ class TlsTransport(asyncio.Transport):
                         return
                     count, more = self._decrypt(into)
                     into = None
+                    if self._empty:
+                        self._empty = max(0, self._empty - count * PAYLOAD_EXPLAINS)
                     if count and not self._guard(protocol.buffer_updated, count):
                         return
                     over = not count
                 else:
                     data = self._tls.read(_RECORD)
                     more = self._incoming.pending > 0 or len(data) == _RECORD
+                    self._empty = max(0, self._empty - len(data) * PAYLOAD_EXPLAINS)
                     if data and not self._guard(self._protocol.data_received, data):
                         return
                     over = not data
@@ -634,14 +655,20 @@ def accept_tls(
 
 
 async def accepted_tls(
-    sock: socket.socket, context: ssl.SSLContext, protocol: asyncio.BaseProtocol, *, deadline: float
+    sock: socket.socket,
+    context: ssl.SSLContext,
+    protocol: asyncio.BaseProtocol,
+    *,
+    deadline: float,
+    payer: LoopTime | None = None,
+    close_deadline: float = math.inf,
 ) -> TlsTransport:
-    """Serve TLS on an accepted socket; return when the handshake is done.
+    """Serve TLS on an accepted socket; return when the handshake is done. `payer` and `close_deadline`: `TlsTransport`.
 
     The socket belongs to the transport from now on, also on failure. Raises ssl.SSLError, OSError, TimeoutError.
     """
     async with asyncio.timeout(deadline):
-        return await _made(sock, context, protocol)
+        return await _made(sock, context, protocol, payer=payer, close_deadline=close_deadline)
 
 
 async def connect_tls(
@@ -655,7 +682,11 @@ async def connect_tls(
 
 
 async def _made(
-    sock: socket.socket, context: ssl.SSLContext, protocol: asyncio.BaseProtocol, server_hostname: str | None = None
+    sock: socket.socket,
+    context: ssl.SSLContext,
+    protocol: asyncio.BaseProtocol,
+    server_hostname: str | None = None,
+    **settings: Any,
 ) -> TlsTransport:
     done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -667,7 +698,9 @@ async def _made(
         else:
             done.set_exception(error)
 
-    transport = TlsTransport(sock, context, protocol, server_hostname=server_hostname, on_handshake=finished)
+    transport = TlsTransport(
+        sock, context, protocol, server_hostname=server_hostname, on_handshake=finished, **settings
+    )
     try:
         await done
     except BaseException as error:
