@@ -54,8 +54,7 @@ class DialingConnector(aiohttp.TCPConnector):
     def __init__(self, most_body: int, **options: Any) -> None:
         """`most_body`: bytes of the largest body that is of use."""
         super().__init__(resolver=_NoResolver(), use_dns_cache=False, **options)
-        most = 2 * most_body + MOST_FRAMING
-        self._factory = partial(_BoundedAnswers, most, loop=self._loop)  # type: ignore[assignment]
+        self._most = 2 * most_body + MOST_FRAMING
 
     async def _wrap_create_connection(
         self,
@@ -73,12 +72,14 @@ class DialingConnector(aiohttp.TCPConnector):
         # Without TLS only servers of this machine are asked: a proxy would read it, and its loopback is another.
         proxy = DIRECT if req.url.scheme == "http" else None
         sock = await connect(Address(host, port), deadline=timeout.sock_connect or DEADLINE, proxy=proxy)
+        loop = asyncio.get_running_loop()
+        answers = partial(_BoundedAnswers, self._most, loop=loop)
         try:
             if (context := options.get("ssl")) is None:
-                return await asyncio.get_running_loop().create_connection(*arguments, **options, sock=sock)
+                return await loop.create_connection(answers, *arguments[1:], **options, sock=sock)
             # Not the loop's TLS: uvloop closes the descriptor itself where the server has reset the connection, and the
             # close below would then hit whichever connection has the number by then.
-            protocol = arguments[0]()
+            protocol = answers()
             return await connect_tls(sock, context, protocol, options["server_hostname"]), protocol
         except BaseException as error:
             sock.close()

@@ -16,7 +16,6 @@ memory BIOs, as it does under uvloop; bytes are read through the process's one r
 from __future__ import annotations
 
 import asyncio
-import math
 import socket
 import ssl
 from collections.abc import Callable, Iterable
@@ -68,10 +67,7 @@ class TlsTransport(asyncio.Transport):
         *,
         server_hostname: str | None = None,
         on_handshake: Callable[[BaseException | None], None] | None = None,
-        payer: LoopTime | None = None,
-        close_deadline: float = math.inf,
     ) -> None:
-        """`payer`: pays for what is read. `close_deadline`: seconds that the end takes at most, behind `close`."""
         super().__init__()
         self._loop = asyncio.get_running_loop()
         self._sock = sock
@@ -90,8 +86,6 @@ class TlsTransport(asyncio.Transport):
         """A BufferedProtocol where `_buffered` says so, else a Protocol; `cast` would cost a call for each read."""
         self._buffered = isinstance(protocol, asyncio.BufferedProtocol)
         self._on_handshake = on_handshake
-        self._payer = payer
-        self._close_deadline = close_deadline
         self._empty = 1
         """Bytes from the peer that its payload does not explain. While there are any, little is read at a time."""
         self._state = _TlsState.HANDSHAKE
@@ -176,8 +170,6 @@ class TlsTransport(asyncio.Transport):
             self._lose(None if self._peer_over else self._failed)
         elif self._state is _TlsState.OPEN:
             self._state = _TlsState.FLUSHING
-            if self._close_deadline < math.inf:
-                self._loop.call_later(self._close_deadline, self._lose, None)
             self._start_reading()
             if not self._pending:
                 self._send_close_notify()
@@ -292,8 +284,7 @@ class TlsTransport(asyncio.Transport):
     def _start_reading(self) -> None:
         if not self._reading and self._state is not _TlsState.CLOSED:
             self._reading = True
-            work = self._readable if self._payer is None else partial(self._payer.run, self._readable)
-            self._loop.add_reader(self._sock, work)
+            self._loop.add_reader(self._sock, self._readable)
 
     def _stop_reading(self) -> None:
         if self._reading:
@@ -640,6 +631,33 @@ class TlsTransport(asyncio.Transport):
         self._lose(error)
 
 
+class BoundedTlsTransport(TlsTransport):
+    """TLS of which the end takes a bounded time, and whose reads may be charged."""
+
+    def __init__(self, *arguments: Any, payer: LoopTime | None, close_deadline: float, **settings: Any) -> None:
+        """`payer`: pays for what is read. `close_deadline`: seconds that the end takes at most, behind `close`."""
+        self._payer = payer
+        self._close_deadline = close_deadline
+        self._close_timer: asyncio.TimerHandle | None = None
+        super().__init__(*arguments, **settings)
+
+    def close(self) -> None:
+        if not self.is_closing():
+            self._close_timer = self._loop.call_later(self._close_deadline, self._lose, None)
+        super().close()
+
+    def _readable(self) -> None:
+        if self._payer is None:
+            super()._readable()
+        else:
+            self._payer.run(super()._readable)
+
+    def _lose(self, error: BaseException | None) -> None:
+        if self._close_timer is not None:
+            self._close_timer.cancel()
+        super()._lose(error)
+
+
 def accept_tls(
     sock: socket.socket,
     context: ssl.SSLContext,
@@ -661,14 +679,18 @@ async def accepted_tls(
     *,
     deadline: float,
     payer: LoopTime | None = None,
-    close_deadline: float = math.inf,
+    close_deadline: float | None = None,
 ) -> TlsTransport:
-    """Serve TLS on an accepted socket; return when the handshake is done. `payer` and `close_deadline`: `TlsTransport`.
+    """Serve TLS on an accepted socket; return when the handshake is done. With a `close_deadline`, see
+    `BoundedTlsTransport`.
 
     The socket belongs to the transport from now on, also on failure. Raises ssl.SSLError, OSError, TimeoutError.
     """
+    make: Callable[..., TlsTransport] = TlsTransport
+    if close_deadline is not None:
+        make = partial(BoundedTlsTransport, payer=payer, close_deadline=close_deadline)
     async with asyncio.timeout(deadline):
-        return await _made(sock, context, protocol, payer=payer, close_deadline=close_deadline)
+        return await _made(sock, context, protocol, make=make)
 
 
 async def connect_tls(
@@ -686,7 +708,7 @@ async def _made(
     context: ssl.SSLContext,
     protocol: asyncio.BaseProtocol,
     server_hostname: str | None = None,
-    **settings: Any,
+    make: Callable[..., TlsTransport] = TlsTransport,
 ) -> TlsTransport:
     done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -698,9 +720,7 @@ async def _made(
         else:
             done.set_exception(error)
 
-    transport = TlsTransport(
-        sock, context, protocol, server_hostname=server_hostname, on_handshake=finished, **settings
-    )
+    transport = make(sock, context, protocol, server_hostname=server_hostname, on_handshake=finished)
     try:
         await done
     except BaseException as error:
