@@ -21,7 +21,7 @@ _UPDATES: Final = b"CLIENT_TRAFFIC_SECRET_N", b"SERVER_TRAFFIC_SECRET_N"
 """Names of the first secret of a handshake and of those that a KeyUpdate makes; the same number of bytes of each."""
 _RECEIVED_SHUTDOWN: Final = 2
 """SSL_RECEIVED_SHUTDOWN of OpenSSL's ssl.h: what comes from the peer now is dropped."""
-_Callback: Final = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)
+_Callback: Final = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.POINTER(ctypes.c_char * len(_BEGINS)))
 _made: dict[int, int] = {}
 """Secrets that KeyUpdates made, by OpenSSL's connection; those that had none since their handshake are left out."""
 
@@ -40,8 +40,8 @@ def _openssl(libssl: str) -> tuple[ctypes.CDLL, Any]:
     openssl.SSL_CTX_set_keylog_callback.argtypes = ctypes.c_void_p, _Callback
     openssl.SSL_set_shutdown.argtypes = ctypes.c_void_p, ctypes.c_int
 
-    def secret_made(tls: int, line: int) -> None:
-        name = ctypes.string_at(line, len(_BEGINS))
+    def secret_made(tls: int, line: Any) -> None:
+        name = line.contents.raw
         if name == _BEGINS:
             _made.pop(tls, None)
         elif name in _UPDATES:

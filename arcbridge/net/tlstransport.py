@@ -351,7 +351,7 @@ class TlsTransport(asyncio.Transport):
         if self._state is _TlsState.HANDSHAKE:
             self._advance_handshake()
         else:
-            self._empty += count
+            self._empty = self._empty + count if self._empty else count
             self._deliver(into)
             if self._empty > EMPTY_MOST and not self._paused:
                 self._lose(ConnectionAbortedError("the peer sends records without payload"))
@@ -390,8 +390,11 @@ class TlsTransport(asyncio.Transport):
                         return
                     count, more = self._decrypt(into)
                     into = None
-                    if self._empty:
-                        self._empty = max(0, self._empty - count * PAYLOAD_EXPLAINS)
+                    if self._empty:  # the usual case in place: no call, and no number that has to be made
+                        if count >= self._empty // PAYLOAD_EXPLAINS:
+                            self._empty = 0
+                        else:
+                            self._empty -= count * PAYLOAD_EXPLAINS
                     if count and not self._guard(protocol.buffer_updated, count):
                         return
                     over = not count
