@@ -110,7 +110,9 @@ class TlsPipe:
         while True:
             try:
                 found = self._tls.read(size)
-                self._empty = max(0, self._empty - PAYLOAD_EXPLAINS * len(found))
+                self._empty -= PAYLOAD_EXPLAINS * len(found)
+                if self._empty < 0:
+                    self._empty = 0
                 return found
             except ssl.SSLWantReadError:
                 await self.flush()
