@@ -26,9 +26,9 @@ _USUAL_FILLS: Final = 8
 """Reads within which a handshake and a record are complete; behind them others have their turns in between."""
 PIECE: Final = 4 * 1024
 """Bytes that are read at a time from a peer that has sent no payload with the last ones."""
-EMPTY_MOST: Final = 17 * 1024
-"""Bytes without payload behind which a connection is given up: more than one record that lacks its end (RFC 8446
-§5.2)."""
+EMPTY_MOST: Final = 24 * 1024
+"""Bytes without payload behind which a connection is given up: more than a server's tickets, and one record that lacks
+its end (RFC 8446 §5.2)."""
 PAYLOAD_EXPLAINS: Final = 32
 """Bytes from the peer that one byte of payload explains: a record with one byte has 23."""
 
