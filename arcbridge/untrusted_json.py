@@ -1,25 +1,30 @@
 """Reads JSON that another party wrote: an issuer, a relay, an API server, NATS, a command, a file that may be changed.
 
 It judges the text alone; what the values mean is for the caller. Invariants: whatever the text is, it is parsed or a
-ValueError is raised, and what was parsed is nested at most `DEPTH` deep, so that no code that walks it by calling
-itself runs out of stack. `identity.strict_json` does the same for what is signed, with stricter rules.
+ValueError is raised; what was parsed is nested at most `DEPTH` deep, so that no code that walks it by calling itself
+runs out of stack, and each number in it is a finite `float`, or has one. `identity.strict_json` reads what is signed,
+with other rules.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from typing import Any, Final
 
 MOST: Final = 2 * 1024 * 1024
 """Bytes of a text, where a caller has no lower bound of its own."""
 DEPTH: Final = 100
 """Objects and arrays inside each other. Documents of Kubernetes and of issuers stay below 20."""
+DIGITS: Final = 100
+"""Those of an integer, at most."""
 
 
 def read_json(text: bytes | bytearray | str, most: int = MOST) -> Any:
     """Parse a JSON text of at most `most` bytes (characters of a str), in UTF-8 (RFC 8259).
 
-    Raises ValueError for one that is larger, for nesting that is too deep, for NaN and Infinity, and for no JSON.
+    Raises ValueError for one that is larger, for nesting that is too deep, for numbers that no `float` has, and for no
+    JSON.
     """
     if len(text) > most:
         raise ValueError(f"larger than {most} bytes")
@@ -53,6 +58,19 @@ def refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
 
+def _integer(text: str) -> int:
+    if len(text) > DIGITS:
+        raise ValueError(f"an integer of more than {DIGITS} digits")
+    return int(text)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError("a number that is too large")
+    return value
+
+
 def _is_deep(value: Any) -> bool:
     level = [value]
     for _ in range(DEPTH):
@@ -67,4 +85,4 @@ def _is_deep(value: Any) -> bool:
     return True
 
 
-_DECODER: Final = json.JSONDecoder(parse_constant=refuse_constant)
+_DECODER: Final = json.JSONDecoder(parse_constant=refuse_constant, parse_int=_integer, parse_float=_finite)

@@ -57,7 +57,20 @@ def test_wide_texts_are_not_deep() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", [b"", b"nonsense", b"NaN", b"[-Infinity]", b"\xff\xff", b"[1", b"1 2", b"9" * 5000, b" " * (MOST + 1)]
+    "text",
+    [
+        b"",
+        b"nonsense",
+        b"NaN",
+        b"[-Infinity]",
+        b"\xff\xff",
+        b"[1",
+        b"1 2",
+        b"9" * 5000,
+        b"9" * 101,
+        b"[-1e999]",
+        b" " * (MOST + 1),
+    ],
 )
 def test_what_is_no_json_is_a_value_error(text: bytes) -> None:
     with pytest.raises(ValueError):  # noqa: PT011  # of any wording

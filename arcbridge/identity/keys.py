@@ -11,10 +11,10 @@ Rules, in the order they are applied (times are seconds of a monotonic clock tha
    issuer that is back is noticed.
 5. The discovery document's `issuer` must equal the configured url exactly (OpenID Connect Discovery 1.0 §4.3).
 
-A key is used only if it can be: RSA of 2048 bits or more, P-256/384/521; `use`, `key_ops` and `alg`, where given and
-not empty, must allow it, and `issuer`, which Entra ID gives, must be the configured one (Microsoft, "Access tokens",
-validate the signing key issuer): one document has the keys of several tenants there. A set in which other keys are
-broken is still good for the rest.
+A key is used only if it can be: RSA of 2048 to 8192 bits with an exponent below 2^32, P-256/384/521; `use`, `key_ops`
+and `alg`, where given and not empty, must allow it, and `issuer`, which Entra ID gives, must be the configured one
+(Microsoft, "Access tokens", validate the signing key issuer): one document has the keys of several tenants there. A set
+in which other keys are broken is still good for the rest.
 """
 
 from __future__ import annotations
@@ -231,7 +231,8 @@ def _key(entry: dict[str, Any]) -> VerificationKey | None:
         key = jwt.PyJWK(public, algorithm=_default_algorithm(entry)).key
     except (jwt.PyJWTError, ValueError, TypeError, KeyError):
         return None
-    if isinstance(key, rsa.RSAPublicKey) and key.key_size >= 2048:
+    # An exponent as long as the key makes each token cost a hundred times as much (docs/threats.md#J35).
+    if isinstance(key, rsa.RSAPublicKey) and 2048 <= key.key_size <= 8192 and key.public_numbers().e < 1 << 32:
         allowed: tuple[str, ...] = _RSA
     elif isinstance(key, ec.EllipticCurvePublicKey) and key.curve.name in _CURVES:
         allowed = (_CURVES[key.curve.name],)

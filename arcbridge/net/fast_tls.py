@@ -25,15 +25,15 @@ log = logging.getLogger("arcbridge.net")
 
 @functools.cache
 def fast_tls() -> ModuleType | None:
-    """Return aiofastnet, or None where the loop's TLS serves sessions; the log tells which, once, at debug."""
+    """Return aiofastnet, or None where our own TLS serves sessions; the log tells which, once, at debug."""
     try:
         import aiofastnet
     except ImportError as error:
         # Also raised by an aiofastnet that does not fit this Python's OpenSSL.
-        log.debug("sessions use the event loop's TLS: aiofastnet cannot be imported (%s)", error)
+        log.debug("sessions use the TLS of `ssl`: aiofastnet cannot be imported (%s)", error)
         return None
     if aiofastnet.OPENSSL_DYN_LIBS is None:
-        log.debug("sessions use the event loop's TLS: aiofastnet has no direct access to this Python's OpenSSL")
+        log.debug("sessions use the TLS of `ssl`: aiofastnet has no direct access to this Python's OpenSSL")
         return None
     _decode_no_certificate(aiofastnet)
     log.debug("sessions use the TLS of aiofastnet %s", aiofastnet.__version__)

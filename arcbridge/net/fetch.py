@@ -124,7 +124,7 @@ class HttpFetcher:
                 # No bound of its own: callers bound what they ask of one server (a key set once at a time, groups eight
                 # times), and a bound for all would let a server that stalls hold up those that answer.
                 connector=DialingConnector(
-                    limit=0, **({"keepalive_timeout": KEPT} if self._keep else {"force_close": True})
+                    self._limit, limit=0, **({"keepalive_timeout": KEPT} if self._keep else {"force_close": True})
                 ),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 timeout=aiohttp.ClientTimeout(total=self._deadline),

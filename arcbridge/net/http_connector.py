@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+from functools import partial
 from typing import Any, Final
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.client_proto import ResponseHandler
 
 from arcbridge.net.address import Address
 from arcbridge.net.dialer import DIRECT, connect
@@ -20,13 +22,39 @@ from arcbridge.net.tlstransport import connect_tls
 
 DEADLINE: Final = 15.0
 """Seconds to connect at most; a session's own deadline is mostly shorter."""
+MOST_FRAMING: Final = 256 * 1024
+"""Bytes of an answer beside twice those of its body: of its head, those of interim answers, and what frames chunks."""
+
+
+class _BoundedAnswers(ResponseHandler):
+    """Reads the answers of one connection, each of `most` bytes: aiohttp takes interim answers, extensions of chunks
+    and trailers without end, at a second for two MB (docs/threats.md#J36)."""
+
+    def __init__(self, most: int, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._most = self._left = most
+
+    def set_response_params(self, **settings: Any) -> None:
+        """Note that the next answer begins."""
+        self._left = self._most
+        super().set_response_params(**settings)
+
+    def data_received(self, data: bytes) -> None:
+        self._left -= len(data)
+        if self._left >= 0:
+            super().data_received(data)
+        elif self.transport is not None:
+            self.set_exception(aiohttp.ClientPayloadError("the answer has more bytes than its body explains"))
+            self.transport.abort()
 
 
 class DialingConnector(aiohttp.TCPConnector):
     """An `aiohttp.TCPConnector` for sessions without `trust_env`. Failures to connect are `Unreachable`."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, most_body: int, **options: Any) -> None:
+        """`most_body`: bytes of the largest body that is of use."""
         super().__init__(resolver=_NoResolver(), use_dns_cache=False, **options)
+        self._most = 2 * most_body + MOST_FRAMING
 
     async def _wrap_create_connection(
         self,
@@ -44,12 +72,14 @@ class DialingConnector(aiohttp.TCPConnector):
         # Without TLS only servers of this machine are asked: a proxy would read it, and its loopback is another.
         proxy = DIRECT if req.url.scheme == "http" else None
         sock = await connect(Address(host, port), deadline=timeout.sock_connect or DEADLINE, proxy=proxy)
+        loop = asyncio.get_running_loop()
+        answers = partial(_BoundedAnswers, self._most, loop=loop)
         try:
             if (context := options.get("ssl")) is None:
-                return await asyncio.get_running_loop().create_connection(*arguments, **options, sock=sock)
+                return await loop.create_connection(answers, *arguments[1:], **options, sock=sock)
             # Not the loop's TLS: uvloop closes the descriptor itself where the server has reset the connection, and the
             # close below would then hit whichever connection has the number by then.
-            protocol = arguments[0]()
+            protocol = answers()
             return await connect_tls(sock, context, protocol, options["server_hostname"]), protocol
         except BaseException as error:
             sock.close()

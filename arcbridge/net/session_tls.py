@@ -1,5 +1,4 @@
-"""The end-to-end TLS under a session: aiofastnet's transport where it works; elsewhere a client has our own, and an
-agent the event loop's.
+"""The end-to-end TLS under a session: aiofastnet's transport where it works, elsewhere our own.
 
 Both run the same `ssl.SSLContext` over a joined socket and tell the same protocol; this module chooses, and hides what
 differs. It verifies nothing itself: what is trusted is in the context. A failed or cancelled handshake leaves the
@@ -16,8 +15,9 @@ from typing import Final
 from arcbridge.loop_shares import LoopTime
 from arcbridge.mux.connection import MuxConnection
 from arcbridge.net.fast_tls import FastTlsLoop, fast_tls
-from arcbridge.net.tls import accept_charged_tls
-from arcbridge.net.tlstransport import connect_tls
+from arcbridge.net.key_updates import bound_key_updates
+from arcbridge.net.tls import charged_to
+from arcbridge.net.tlstransport import accepted_tls, connect_tls
 
 SHUTDOWN_DEADLINE: Final = 3.0
 """Seconds that an agent leaves for its last bytes and both sides' close_notify."""
@@ -47,6 +47,7 @@ async def connect_session(
         # close would then hit whichever connection has the number by then.
         async with asyncio.timeout(handshake_deadline):
             return await connect_tls(sock, context, connection, server_hostname)
+    bound_key_updates(context, aiofastnet.OPENSSL_DYN_LIBS.libssl)
     made: tuple[asyncio.Transport, MuxConnection] = await aiofastnet.create_connection(
         FastTlsLoop(asyncio.get_running_loop()),
         lambda: connection,
@@ -75,15 +76,10 @@ async def accept_session(
     """
     aiofastnet = fast_tls()
     if aiofastnet is None:
-        await accept_charged_tls(
-            lambda: connection,
-            sock,
-            context,
-            payer,
-            handshake_deadline=handshake_deadline,
-            shutdown_deadline=SHUTDOWN_DEADLINE,
-        )
+        with charged_to(payer):
+            await accepted_tls(sock, context, connection, deadline=handshake_deadline, close_deadline=SHUTDOWN_DEADLINE)
         return
+    bound_key_updates(context, aiofastnet.OPENSSL_DYN_LIBS.libssl)
     loop = FastTlsLoop(asyncio.get_running_loop(), payer)
     transport, _ = await aiofastnet.connect_accepted_socket(
         loop,

@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import functools
 import re
-import socket
 import ssl
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
@@ -149,31 +148,6 @@ def charged_to(payer: LoopTime | None) -> Iterator[None]:
         yield
     finally:
         _payer.reset(token)
-
-
-async def accept_charged_tls(
-    protocol: Callable[[], asyncio.BaseProtocol],
-    sock: socket.socket,
-    context: ssl.SSLContext,
-    payer: LoopTime | None,
-    *,
-    handshake_deadline: float,
-    shutdown_deadline: float,
-) -> asyncio.Transport:
-    """Make TLS as the server over a socket by the event loop's own TLS; return the transport once it is made.
-
-    `payer`: pays for the handshake. Deadlines are seconds. Raises `OSError` or `TimeoutError`; the socket is the
-    caller's then.
-    """
-    with charged_to(payer):
-        transport, _ = await asyncio.get_running_loop().connect_accepted_socket(
-            protocol,
-            sock,
-            ssl=context,
-            ssl_handshake_timeout=handshake_deadline,
-            ssl_shutdown_timeout=shutdown_deadline,
-        )
-    return transport
 
 
 async def fetch_relay_cas(

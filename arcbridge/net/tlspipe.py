@@ -5,7 +5,8 @@ non-blocking socket that the caller owns: after `close` both sides' close_notify
 whatever else has been read from the socket comes back as left-over bytes.
 
 Bounded: at most 16 KiB are read from the socket at a time, and only when OpenSSL asks for more. A peer whose records
-bring no payload (OpenSSL takes any number of KeyUpdates) gives the loop to others between two reads.
+bring no payload is left after a few KiB of them: OpenSSL takes any number of KeyUpdates, at 3 µs a byte
+(docs/threats.md#J29).
 """
 
 from __future__ import annotations
@@ -22,7 +23,14 @@ HANDSHAKE_DEADLINE: Final = 5.0
 CLOSE_DEADLINE: Final = 3.0
 _CHUNK: Final = 16 * 1024
 _USUAL_FILLS: Final = 8
-"""Reads within which a handshake and a record are complete."""
+"""Reads within which a handshake and a record are complete; behind them others have their turns in between."""
+PIECE: Final = 4 * 1024
+"""Bytes that are read at a time from a peer that has sent no payload with the last ones."""
+EMPTY_MOST: Final = 24 * 1024
+"""Bytes without payload behind which a connection is given up: more than a server's tickets, and one record that lacks
+its end (RFC 8446 §5.2)."""
+PAYLOAD_EXPLAINS: Final = 32
+"""Bytes from the peer that one byte of payload explains: a record with one byte has 23."""
 
 
 class TlsPipe:
@@ -32,7 +40,7 @@ class TlsPipe:
     close_notify. After an error or a cancellation the TLS state is unusable: the connection has to be closed.
     """
 
-    __slots__ = ("_fills", "_incoming", "_outgoing", "_reader", "_sock", "_tls", "round_trip")
+    __slots__ = ("_empty", "_fills", "_incoming", "_outgoing", "_reader", "_sock", "_tls", "round_trip")
 
     def __init__(
         self,
@@ -48,6 +56,8 @@ class TlsPipe:
         self._reader = reader
         self._fills = 0
         """Reads from the socket so far."""
+        self._empty = 0
+        """Bytes behind the handshake that the peer's payload does not explain."""
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._tls = context.wrap_bio(
@@ -76,6 +86,7 @@ class TlsPipe:
                 await self.flush()
                 began = time.monotonic()
                 await self._fill()
+                self._empty = 0
                 self.round_trip = self.round_trip or time.monotonic() - began
             except ssl.SSLError:
                 # The alert that tells the peer why; best effort, the error is what counts.
@@ -98,7 +109,11 @@ class TlsPipe:
         """Return some application data, b"" when the peer has sent close_notify."""
         while True:
             try:
-                return self._tls.read(size)
+                found = self._tls.read(size)
+                self._empty -= PAYLOAD_EXPLAINS * len(found)
+                if self._empty < 0:
+                    self._empty = 0
+                return found
             except ssl.SSLWantReadError:
                 await self.flush()
                 await self._fill()
@@ -140,11 +155,14 @@ class TlsPipe:
             await send_all(self._sock, data, deadline=self._reader.deadline if self._reader else None)
 
     async def _fill(self) -> None:
-        reader = self._reader
-        data = await (receive(self._sock, _CHUNK) if reader is None else reader.receive(_CHUNK))
+        if self._empty > EMPTY_MOST:
+            raise EOFError("the peer sends records without payload")
+        reader, size = self._reader, PIECE if self._empty else _CHUNK
+        data = await (receive(self._sock, size) if reader is None else reader.receive(size))
         if not data:
             raise EOFError("the connection ended without close_notify")
         self._incoming.write(data)
+        self._empty += len(data)
         self._fills += 1
         if self._fills > _USUAL_FILLS:
             await asyncio.sleep(0)

@@ -21,12 +21,15 @@ import ssl
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from enum import Enum
+from functools import partial
 from typing import Any
 
+from arcbridge.loop_shares import LoopTime
 from arcbridge.mux import buffer
 from arcbridge.mux.socket_error_poll import socket_error_poll
 from arcbridge.mux.write_limits import write_limits
 from arcbridge.net.sockets import unacknowledged
+from arcbridge.net.tlspipe import EMPTY_MOST, PAYLOAD_EXPLAINS, PIECE
 from arcbridge.socket_options import reset_on_close
 
 HANDSHAKE_DEADLINE = 10.0
@@ -83,6 +86,8 @@ class TlsTransport(asyncio.Transport):
         """A BufferedProtocol where `_buffered` says so, else a Protocol; `cast` would cost a call for each read."""
         self._buffered = isinstance(protocol, asyncio.BufferedProtocol)
         self._on_handshake = on_handshake
+        self._empty = 1
+        """Bytes from the peer that its payload does not explain. While there are any, little is read at a time."""
         self._state = _TlsState.HANDSHAKE
         self._reading = False
         self._error_poll = socket_error_poll(self._loop)
@@ -304,14 +309,15 @@ class TlsTransport(asyncio.Transport):
 
         No more than the protocol's buffer holds, and one record: what the protocol does not want stays in the kernel.
         """
-        size = buffer.SIZE
+        size = PIECE if self._empty else buffer.SIZE if self._buffered else _RECORD
         into: bytearray | None = None
         if self._buffered and self._state is _TlsState.OPEN:
             into = self._buffer_of(self._protocol)
             if into is None:
                 return False
             room = len(into)
-            size = _RECORD if room < _RECORD else room if room < size else size
+            if not self._empty:
+                size = _RECORD if room < _RECORD else room if room < size else size
         try:
             count = self._sock.recv_into(buffer.BUFFER, size)
         except (BlockingIOError, InterruptedError):
@@ -345,7 +351,10 @@ class TlsTransport(asyncio.Transport):
         if self._state is _TlsState.HANDSHAKE:
             self._advance_handshake()
         else:
+            self._empty = self._empty + count if self._empty else count
             self._deliver(into)
+            if self._empty > EMPTY_MOST and not self._paused:
+                self._lose(ConnectionAbortedError("the peer sends records without payload"))
         return True
 
     def _peer_ended(self) -> None:
@@ -381,12 +390,18 @@ class TlsTransport(asyncio.Transport):
                         return
                     count, more = self._decrypt(into)
                     into = None
+                    if self._empty:  # the usual case in place: no call, and no number that has to be made
+                        if count >= self._empty // PAYLOAD_EXPLAINS:
+                            self._empty = 0
+                        else:
+                            self._empty -= count * PAYLOAD_EXPLAINS
                     if count and not self._guard(protocol.buffer_updated, count):
                         return
                     over = not count
                 else:
                     data = self._tls.read(_RECORD)
                     more = self._incoming.pending > 0 or len(data) == _RECORD
+                    self._empty = max(0, self._empty - len(data) * PAYLOAD_EXPLAINS)
                     if data and not self._guard(self._protocol.data_received, data):
                         return
                     over = not data
@@ -619,6 +634,33 @@ class TlsTransport(asyncio.Transport):
         self._lose(error)
 
 
+class BoundedTlsTransport(TlsTransport):
+    """TLS of which the end takes a bounded time, and whose reads may be charged."""
+
+    def __init__(self, *arguments: Any, payer: LoopTime | None, close_deadline: float, **settings: Any) -> None:
+        """`payer`: pays for what is read. `close_deadline`: seconds that the end takes at most, behind `close`."""
+        self._payer = payer
+        self._close_deadline = close_deadline
+        self._close_timer: asyncio.TimerHandle | None = None
+        super().__init__(*arguments, **settings)
+
+    def close(self) -> None:
+        if not self.is_closing():
+            self._close_timer = self._loop.call_later(self._close_deadline, self._lose, None)
+        super().close()
+
+    def _readable(self) -> None:
+        if self._payer is None:
+            super()._readable()
+        else:
+            self._payer.run(super()._readable)
+
+    def _lose(self, error: BaseException | None) -> None:
+        if self._close_timer is not None:
+            self._close_timer.cancel()
+        super()._lose(error)
+
+
 def accept_tls(
     sock: socket.socket,
     context: ssl.SSLContext,
@@ -634,14 +676,24 @@ def accept_tls(
 
 
 async def accepted_tls(
-    sock: socket.socket, context: ssl.SSLContext, protocol: asyncio.BaseProtocol, *, deadline: float
+    sock: socket.socket,
+    context: ssl.SSLContext,
+    protocol: asyncio.BaseProtocol,
+    *,
+    deadline: float,
+    payer: LoopTime | None = None,
+    close_deadline: float | None = None,
 ) -> TlsTransport:
-    """Serve TLS on an accepted socket; return when the handshake is done.
+    """Serve TLS on an accepted socket; return when the handshake is done. With a `close_deadline`, see
+    `BoundedTlsTransport`.
 
     The socket belongs to the transport from now on, also on failure. Raises ssl.SSLError, OSError, TimeoutError.
     """
+    make: Callable[..., TlsTransport] = TlsTransport
+    if close_deadline is not None:
+        make = partial(BoundedTlsTransport, payer=payer, close_deadline=close_deadline)
     async with asyncio.timeout(deadline):
-        return await _made(sock, context, protocol)
+        return await _made(sock, context, protocol, make=make)
 
 
 async def connect_tls(
@@ -655,7 +707,11 @@ async def connect_tls(
 
 
 async def _made(
-    sock: socket.socket, context: ssl.SSLContext, protocol: asyncio.BaseProtocol, server_hostname: str | None = None
+    sock: socket.socket,
+    context: ssl.SSLContext,
+    protocol: asyncio.BaseProtocol,
+    server_hostname: str | None = None,
+    make: Callable[..., TlsTransport] = TlsTransport,
 ) -> TlsTransport:
     done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -667,7 +723,7 @@ async def _made(
         else:
             done.set_exception(error)
 
-    transport = TlsTransport(sock, context, protocol, server_hostname=server_hostname, on_handshake=finished)
+    transport = make(sock, context, protocol, server_hostname=server_hostname, on_handshake=finished)
     try:
         await done
     except BaseException as error:

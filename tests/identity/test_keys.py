@@ -138,6 +138,8 @@ async def test_close_ends_a_fetch_under_way() -> None:
 WEAK = rsa.generate_private_key(public_exponent=65537, key_size=1024)
 UNUSABLE = [
     jwk(WEAK),
+    {**jwk(RSA), "e": jwk(WEAK)["n"]},  # docs/threats.md#J35: a long exponent, and a long modulus
+    {**jwk(RSA), "n": "_" * 2730 + "w"},
     jwk(RSA, use="enc"),
     jwk(RSA, key_ops=["encrypt"]),
     jwk(RSA, alg="HS256"),

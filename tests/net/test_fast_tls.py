@@ -39,4 +39,4 @@ def test_the_loop_serves_where_aiofastnet_is_missing_or_slow(
     monkeypatch.setitem(__import__("sys").modules, "aiofastnet", there)
     assert unchosen() is None
     assert [record.levelname for record in caplog.records] == ["DEBUG"]
-    assert "the event loop's TLS" in caplog.text
+    assert "the TLS of `ssl`" in caplog.text

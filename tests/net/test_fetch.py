@@ -210,12 +210,13 @@ async def test_several_requests_may_share_one_connection(
         connections += 1
         while head := await reader.read(65536):
             assert b"\r\nConnection: close\r\n" not in head
-            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+            # docs/threats.md#J36: what the answers have beside their bodies is counted for each.
+            writer.write(b"HTTP/1.1 103 Early Hints\r\n\r\n" * 4000 + b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
         writer.close()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
     async with server:
-        fetch = HttpFetcher(keep=True)
+        fetch = HttpFetcher(keep=True, limit=1000)
         for _ in range(3):
             assert (await fetch(f"https://localhost:{server.sockets[0].getsockname()[1]}/", CA_PEM)).body == b"{}"
         await fetch.close()
@@ -286,3 +287,19 @@ async def test_t57_what_is_compressed_is_bounded_by_what_it_becomes(fetch: HttpF
             assert tracemalloc.get_traced_memory()[1] < 16 << 20, "64 MiB were not unpacked to find that they are many"
         finally:
             tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"HTTP/1.1 100 Continue\r\n\r\n" * 20_000,
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;" + b"a" * 500_000,
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"0" * 500_000,
+    ],
+    ids=["interim answers", "extension of a chunk", "size of a chunk"],
+)
+async def test_j36_an_answer_without_end_ends(fetch: HttpFetcher, data: bytes) -> None:
+    """docs/threats.md#J36: aiohttp counts none of these bytes."""
+    async with serving(data, hold=True) as (url, _):
+        with pytest.raises(Unreachable, match="localhost: ClientPayloadError"):
+            await fetch(url, CA_PEM)

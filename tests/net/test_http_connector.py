@@ -57,7 +57,7 @@ async def serving(tmp_path: Path, host: str = "127.0.0.1") -> AsyncIterator[int]
 
 
 async def ask(url: str, context: ssl.SSLContext | None = None) -> str:
-    connector = DialingConnector(ssl=context or trusting())
+    connector = DialingConnector(1 << 20, ssl=context or trusting())
     async with aiohttp.ClientSession(connector=connector) as session, session.get(url) as answer:
         return await answer.text()
 

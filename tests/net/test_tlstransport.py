@@ -9,6 +9,7 @@ import random
 import socket
 import ssl
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -419,6 +420,56 @@ async def test_a_peer_that_does_not_read_pauses_the_protocol(kind: Callable[...,
     assert mine.calls == ["made", "pause", "resume"]
     assert server.get_write_buffer_size() == 0
     await finish(server, client)
+
+
+@both_protocols
+async def test_j34_records_without_payload_end_the_connection(kind: Callable[[], Recorder]) -> None:
+    """docs/threats.md#J34: OpenSSL takes any number of KeyUpdates; Python's ssl sends none."""
+
+    def wants_more(*_: object) -> int:
+        raise ssl.SSLWantReadError
+
+    mine, other = kind(), kind()
+    server, client = await linked(mine, other)
+    server._tls = SimpleNamespace(read=wants_more)
+    server._read_into = wants_more
+    assert client._sock.send(bytes(100_000)) > 50_000
+    assert isinstance(await mine.end(), ConnectionAbortedError)
+    assert server._incoming.pending <= 28 * 1024
+    client.abort()
+    await other.end()
+
+
+@both_protocols
+async def test_j34_the_smallest_records_end_nothing(kind: Callable[[], Recorder]) -> None:
+    mine = kind()
+
+    def peer(tls: ssl.SSLSocket) -> None:
+        for _ in range(2000):
+            tls.send(b"x")
+        tls.unwrap()
+
+    _, thread = await against("server", mine, peer)
+    assert await mine.end() is None
+    await thread
+    assert mine.data == b"x" * 2000
+
+
+async def test_an_end_has_its_deadline() -> None:
+    """Whatever a peer of the relay's HTTP API leaves unread: an answer that it closes behind takes so long at most."""
+    mine, other = Recorder(), Recorder(pause=True)
+    near, far = tcp(send_buffer=4096)
+    far.setblocking(False)
+    accepting = asyncio.ensure_future(accepted_tls(near, SERVER, mine, deadline=PATIENCE, close_deadline=0.05))
+    client = await connect_tls(far, CLIENT, other, NAME)
+    server = await accepting
+    while "pause" not in mine.calls:
+        server.write(bytes(50_000))
+    server.close()
+    async with asyncio.timeout(PATIENCE):
+        assert await mine.end() is None
+    client.abort()
+    await other.end()
 
 
 async def test_write_limits() -> None:

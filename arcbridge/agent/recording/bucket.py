@@ -11,10 +11,12 @@ from __future__ import annotations
 import hashlib
 import hmac
 import http.client
+import socket
 import ssl
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote, urlsplit
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from arcbridge.settings.config import RecordingBucketConfig
 
 TIMEOUT: Final = 30.0
-"""Seconds for each step of a request: the connection, a portion, the answer."""
+"""Seconds for each step of a request: the connection, a portion, the answer's status and headers together."""
 LOOK: Final = 60.0
 """Seconds between two looks for files, where nothing says that there are some."""
 CLOSING: Final = 5.0
@@ -109,7 +111,7 @@ class RecordingBucket:
                 if self._failing:
                     self._failing = ""
                     log.info("recordings are stored again")
-            except (ArcbridgeError, OSError, http.client.HTTPException) as error:
+            except Exception as error:  # whatever a store answers, the thread goes on (docs/threats.md#J37)
                 self._note_failure(error)
                 delay = backoff.next_delay()
             if closing:  # so this look was behind the last file
@@ -160,8 +162,13 @@ class RecordingBucket:
         try:
             with path.open("rb") as file:
                 connection.request("PUT", target, body=file, headers=signed)
+            # `http.client` waits as long for each line, and reads interim answers without end.
+            expiry = threading.Timer(TIMEOUT, _break, (connection.sock,))
+            expiry.start()
+            try:
                 answer = connection.getresponse()
-                answer.read(64 * 1024)
+            finally:
+                expiry.cancel()
         finally:
             connection.close()
         if answer.status != 200:
@@ -185,6 +192,12 @@ class RecordingBucket:
         if f"{self._file}: {words}" != self._failing:
             self._failing = f"{self._file}: {words}"
             log.warning("recording not stored", file=self._file, reason=words)
+
+
+def _break(sock: socket.socket) -> None:
+    """End a connection under the thread that reads it."""
+    with suppress(OSError):
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)  # not TLS's own, which takes it away from the reader
 
 
 class Credentials:

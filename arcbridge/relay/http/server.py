@@ -26,8 +26,9 @@ from aiohttp import web
 
 from arcbridge.loop_shares import LoopTime
 from arcbridge.net.sockets import reset
-from arcbridge.net.tls import ALPN_HTTP, accept_charged_tls
+from arcbridge.net.tls import ALPN_HTTP
 from arcbridge.net.tlspipe import HANDSHAKE_DEADLINE
+from arcbridge.net.tlstransport import accepted_tls
 from arcbridge.relay.admission import Ticket
 from arcbridge.relay.counters import Counters
 from arcbridge.relay.http.answers import ApiRefusal, Handler, answer_of, error_answer, internal_answer, refuse_page
@@ -380,13 +381,14 @@ class HttpHandler:
         """Serve one connection until it is over; the socket is closed then."""
         connection = _AlpnGate(partial(self.protocol, ticket))
         try:
-            await accept_charged_tls(
-                lambda: connection,
+            # Our own transport: the loop's takes 256 KiB of a stranger's KeyUpdates at a time (docs/threats.md#J34).
+            await accepted_tls(
                 sock,
                 self.context(),
-                ticket.loop_time,
-                handshake_deadline=HANDSHAKE_DEADLINE,
-                shutdown_deadline=ANSWER_DEADLINE,
+                connection,
+                deadline=HANDSHAKE_DEADLINE,
+                payer=ticket.loop_time,
+                close_deadline=ANSWER_DEADLINE,
             )
         except (OSError, TimeoutError) as error:
             self.counters.rejected["handshake"] += 1

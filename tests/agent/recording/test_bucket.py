@@ -10,7 +10,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import ClassVar
 
@@ -49,10 +49,20 @@ def test_the_signature_of_amazons_example() -> None:
     )
 
 
+INTERIM = b"HTTP/1.1 100 Continue\r\n\r\n"
+RAW = {
+    "a chunk of negative size": b"HTTP/1.1 500 No\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\nx",
+    "interim answers without end": INTERIM,
+    "no HTTP": b"\x00" * 100,
+}
+
+
 class Store(http.server.BaseHTTPRequestHandler):
     """A store that answers as its class says."""
 
     status = 200
+    raw = b""
+    """What it answers instead; ends with an interim answer: that one again and again."""
     refused = ""
     """What the names have that are answered with 403, whatever the status."""
     got: ClassVar[list[tuple[str, str, bytes]]]
@@ -60,6 +70,14 @@ class Store(http.server.BaseHTTPRequestHandler):
     def do_PUT(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         type(self).got.append((self.path, self.headers["Authorization"], body))
+        if raw := type(self).raw:
+            self.close_connection = True
+            self.wfile.write(raw)
+            with suppress(OSError):
+                while raw.endswith(INTERIM):
+                    self.wfile.write(raw)
+                    time.sleep(0.01)  # between two of them
+            return
         refused = type(self).refused
         self.send_response(403 if refused and refused in self.path else type(self).status)
         self.send_header("Content-Length", "0")
@@ -155,6 +173,21 @@ async def test_a_file_that_the_store_never_takes_holds_up_no_other(
             await until(lambda path=path: not path.exists())
         assert bad.exists()
         assert bad.name in bucket._failing
+
+
+@pytest.mark.parametrize("raw", RAW.values(), ids=RAW)
+async def test_j37_whatever_a_store_answers_it_is_asked_again(
+    spool: Spool, store: tuple[str, type[Store]], raw: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """docs/threats.md#J37: a size that is negative ended the thread, and interim answers held it."""
+    monkeypatch.setattr("arcbridge.agent.recording.bucket.TIMEOUT", 0.3)
+    store[1].raw = raw
+    path = finished(spool, "one")
+    with bucket_of(store[0], spool) as bucket:
+        await until(lambda: bucket.failures > 0)
+        store[1].raw = b""
+        await until(lambda: bucket.sent == 1)
+    assert not path.exists()
 
 
 async def test_what_is_finished_at_the_end_is_sent_before_it(spool: Spool, store: tuple[str, type[Store]]) -> None:

@@ -121,8 +121,8 @@ async def test_another_protocol_than_the_peeked_one_reaches_nothing() -> None:
     assert made == []
 
 
-async def test_the_handshake_is_charged_to_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    """docs/threats.md#L43: the event loop makes it in callbacks of its own, and nothing else is charged here."""
+async def test_handshake_and_decryption_are_charged_to_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/threats.md#L43: the event loop makes it in callbacks of its own, as it decrypts requests."""
     payers = completed_work(monkeypatch)
     near, far = await tcp_pair()
     handler = HttpHandler(lambda: server_contexts()[ALPN_HTTP], lambda ticket: EchoUpper(), Counters())
@@ -132,7 +132,8 @@ async def test_the_handshake_is_charged_to_the_address(monkeypatch: pytest.Monke
     with near:
         serving = asyncio.create_task(handler.serve(far, ticket))
         await echoes(near)
-        assert payers == [payer], "what it took from the ClientHello to its end"
+        assert len(payers) >= 2, "what it took from the ClientHello to its end, and what came behind it"
+        assert set(payers) == {payer}
     await asyncio.wait_for(serving, 5)
 
 
