@@ -181,7 +181,10 @@ def _join_token(config: AgentConfig) -> str:
 
 async def _check_token(relay: Address, trust: RelayTrust, question: dict[str, str]) -> Finding:
     """Ask the relay whether the join token could enrol this agent; that uses nothing up."""
-    remedy = "make a new one at the relay (`token create --cluster NAME`) and put it into join_token_file"
+    remedy = (
+        "make a new one at the relay (`token create --cluster NAME`; with --rebind where the name belongs to another "
+        "cluster CA) and put it into join_token_file"
+    )
     if not question["join_token"]:
         return failed(JOIN_TOKEN, "the agent has not enrolled, and join_token_file has none", remedy, "join_token")
     try:

@@ -287,8 +287,11 @@ async def get_once(
         except ssl.SSLCertVerificationError:
             raise
         except (OSError, EOFError) as error:
-            lost = ConnectionLost(f"{address.url} ended the connection before it answered")
-            lost.detail = "it ended the connection before it answered"
+            what = "ended the connection before it answered"
+            if isinstance(error, ssl.SSLError):
+                what = f"makes no TLS connection ({(error.reason or 'unknown').replace('_', ' ').lower()})"
+            lost = ConnectionLost(f"{address.url} {what}: is this an arcbridge relay?")
+            lost.detail = f"it {what}"
             raise lost from error
     head, _, body = bytes(answer).partition(b"\r\n\r\n")
     status = head.split(b" ", 2)
