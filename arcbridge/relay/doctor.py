@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 from arcbridge.audit.sinks.settings import look_at_collectors
 from arcbridge.checks.diagnosis import (
@@ -70,7 +71,7 @@ async def diagnose(config: RelayConfig, place: Callable[[str], Place | None] = l
     ]
     authority, ca = await asyncio.to_thread(_authority, config)
     found.append(ca)
-    found.append(await _guarded(REGISTRY, "registry", lambda: _registry(config)))
+    found.append(await _guarded(REGISTRY, "registry", lambda: _registry(config), _REGISTRY_REMEDY))
     if AUTHENTICATION not in bad:
         found += await _issuers(checked)
     certificate = config.tls.certificate
@@ -208,9 +209,16 @@ def _rank(state: FindingState) -> int:
     return (FindingState.SKIPPED, FindingState.OK, FindingState.WARNING, FindingState.FAILED).index(state)
 
 
-async def _guarded(hop: str, code: str, look: Callable[[], Awaitable[Finding]]) -> Finding:
-    """Return the finding of `look`; an error of ours becomes a finding with `code`, too."""
+_REGISTRY_REMEDY: Final = (
+    "the relay's first start makes it; restore one that is damaged from a backup (docs/disaster-recovery.md)"
+)
+
+
+async def _guarded(
+    hop: str, code: str, look: Callable[[], Awaitable[Finding]], remedy: str = "see docs/broken.md"
+) -> Finding:
+    """Return the finding of `look`; an error of ours becomes a finding with `code`, too, and with `remedy`."""
     try:
         return await look()
     except ArcbridgeError as error:
-        return failed(hop, error.message, "see docs/broken.md", code)
+        return failed(hop, error.message, remedy, code)

@@ -22,6 +22,7 @@ from arcbridge.net.tls import (
     inner_server_context,
     outer_client_context,
     outer_server_contexts,
+    untrusted,
 )
 from arcbridge.pki.authority import Authority
 from tests.net.ends import authority, client_context, server_certificate, server_contexts
@@ -63,6 +64,14 @@ def test_tls_1_2_is_refused() -> None:
     old.maximum_version = ssl.TLSVersion.TLSv1_2
     with pytest.raises(ssl.SSLError):
         talk(old, server_contexts()[ALPN_HTTP], "relay.test")
+
+
+def test_the_dates_of_a_certificate_are_blamed_on_a_clock() -> None:
+    error = ssl.SSLCertVerificationError()
+    for code, cure in ((9, "set the clock of this machine"), (10, "set the clock"), (19, "check the relay's address")):
+        error.verify_code, error.verify_message = code, "certificate is not yet valid"
+        words = f"the relay's certificate is not trusted for relay.test: certificate is not yet valid; {cure}"
+        assert untrusted("relay.test", error).message.startswith(words)
 
 
 async def test_a_server_without_tls_is_named_as_such() -> None:

@@ -17,7 +17,7 @@ from arcbridge.client.relay.relay_access import RelayAccess
 from arcbridge.client.session.refusal import Shown, of_token, relay_unreachable
 from arcbridge.errors import ConnectionLost, Unreachable
 from arcbridge.identity.proof import HEADER
-from arcbridge.net.tls import ALPN_HTTP, get_once
+from arcbridge.net.tls import ALPN_HTTP, get_once, untrusted
 from arcbridge.refusals import NO_REFUSAL, Refusal, read_refusal
 from arcbridge.untrusted_json import read_json
 
@@ -65,10 +65,7 @@ async def request(
         )
     except ssl.SSLCertVerificationError as error:
         relay.forget()
-        raise Unreachable(
-            f"the relay's certificate is not trusted for {relay.address.host}; "
-            "check the relay's address and CA (relay_ca_file, relay_ca_pin)"
-        ) from error
+        raise untrusted(relay.address.host, error) from error
     except (Unreachable, ConnectionLost) as error:
         if not error.detail:
             raise
