@@ -41,7 +41,10 @@ def ensure_private_directory(directory: Path) -> None:
     try:
         make_directories(directory, 0o700)
     except OSError as error:
-        raise StateError(f"cannot make the directory {directory}: {error.strerror}") from error
+        raise StateError(
+            f"cannot make the directory {directory}: {error.strerror}; let this user make it, or name another one "
+            "(--state-dir, of a relay --data-dir)"
+        ) from error
 
 
 def make_directories(directory: Path, mode: int) -> None:
