@@ -162,7 +162,8 @@ class ControlConnections:
         if self.draining:
             return "the agent is stopping"
         if not self._staying():
-            return f"no control connection to a relay is up (0 of {self.wanted})"
+            last = f"; the last attempt: {self.last_failure}" if self.last_failure else ""
+            return f"no control connection to a relay is up (0 of {self.wanted}){last}"
         return self.dials.unready([link.relay for link in self._staying()])
 
     def start(self) -> None:
