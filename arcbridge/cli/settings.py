@@ -133,7 +133,7 @@ def place_of(invocation: Invocation, environment: Mapping[str, str]) -> Callable
     return place
 
 
-_WITHOUT_PROFILE = ("login", "key", "uninstall")
+_WITHOUT_PROFILE = ("gateway", "login", "key", "uninstall")
 """Sub-commands of the client that decide by themselves what a saved relay adds, or that need none."""
 _SILENT = ("config", "status", "bundle")
 """Sub-commands that are about the settings alone, or that name the relay themselves."""
