@@ -35,7 +35,7 @@ from arcbridge.errors import ArcbridgeError, ConfigError, ConnectionLost, PinMis
 from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.net.address import Address
 from arcbridge.net.dialer import connect
-from arcbridge.net.tls import ALPN_CONTROL, ALPN_HTTP, measure_round_trip
+from arcbridge.net.tls import ALPN_CONTROL, ALPN_HTTP, cure_of, measure_round_trip
 from arcbridge.net.tlstransport import connect_tls
 from arcbridge.observe.untrusted_text import clean
 from arcbridge.tasks import TaskSet, cancel_and_wait, in_time
@@ -163,7 +163,8 @@ class ControlConnections:
         if self.draining:
             return STOPPING
         if not self._staying():
-            return f"no control connection to a relay is up (0 of {self.wanted})"
+            last = f"; the last attempt: {self.last_failure}" if self.last_failure else ""
+            return f"no control connection to a relay is up (0 of {self.wanted}){last}"
         return self.dials.unready([link.relay for link in self._staying()])
 
     def start(self) -> None:
@@ -614,7 +615,8 @@ class ControlLink(BaseHandler):
 
 def _tls_reason(error: BaseException) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"its certificate is not trusted ({error.verify_message}); check relay_ca_pin or relay_ca_file"
+        cure = cure_of(error, "check relay_ca_pin or relay_ca_file")
+        return f"its certificate is not trusted ({error.verify_message}); {cure}"
     if isinstance(error, ssl.SSLError):
         return str(error.reason or "unknown")
     return type(error).__name__

@@ -29,7 +29,7 @@ from arcbridge.checks.self_checks import SelfCheck, SelfChecks
 from arcbridge.errors import ArcbridgeError, ConfigError, EnrolmentRefused, PinMismatch
 from arcbridge.net.address import Address
 from arcbridge.net.dialer import try_tls
-from arcbridge.net.tls import ALPN_HTTP, RelayTrust, fetch_relay_cas, outer_client_context
+from arcbridge.net.tls import ALPN_HTTP, RelayTrust, cure_of, fetch_relay_cas, outer_client_context
 from arcbridge.pki.credentials import CLUSTER_CA_CERTIFICATE, AgentCredential
 from arcbridge.pki.pins import pin_of, same_pin
 from arcbridge.settings.config import AgentConfig, AuditSinkConfig
@@ -157,7 +157,8 @@ async def _relay(
         return [failed(hop, error.message, _PIN, "relay_pin")]
     except ssl.SSLError as error:
         words = getattr(error, "verify_message", "") or error.reason or "TLS failed"
-        return [failed(hop, f"its certificate is not trusted ({words})", _PIN, "relay_pin")]
+        cure = cure_of(error, _PIN) if isinstance(error, ssl.SSLCertVerificationError) else _PIN
+        return [failed(hop, f"its certificate is not trusted ({words})", cure, "relay_pin")]
     except (ArcbridgeError, OSError, TimeoutError) as error:
         words = error.message if isinstance(error, ArcbridgeError) else "no answer in time"
         remedy = (
@@ -181,7 +182,10 @@ def _join_token(config: AgentConfig) -> str:
 
 async def _check_token(relay: Address, trust: RelayTrust, question: dict[str, str]) -> Finding:
     """Ask the relay whether the join token could enrol this agent; that uses nothing up."""
-    remedy = "make a new one at the relay (`token create --cluster NAME`) and put it into join_token_file"
+    remedy = (
+        "make a new one at the relay (`token create --cluster NAME`; with --rebind where the name belongs to another "
+        "cluster CA) and put it into join_token_file"
+    )
     if not question["join_token"]:
         return failed(JOIN_TOKEN, "the agent has not enrolled, and join_token_file has none", remedy, "join_token")
     try:

@@ -250,15 +250,15 @@ async def look_at_relays(control: ControlConnections, keeper: CredentialKeeper) 
     if control.draining or not keeper.enrolled or not (control.up or control.last_failure):
         return skipped(RELAYS, "the agent is starting or stopping")
     reason, wrong = control.unready(), control.dials.wrong_address
-    last = f"the last attempt: {control.last_failure or 'none yet'}"
     if reason is not None and not control.up:
-        return _bad(RELAYS, "relay", f"{reason}; {last}")
+        return _bad(RELAYS, "relay", reason)
     if wrong:
         detail = f"a relay asks this agent to come to {wrong}, which is not among `relays`"
         return _bad(RELAYS, "public_address", detail)
     if reason is not None:
         return _bad(RELAYS, "join", reason)
     if control.up < min(control.wanted, len(control.relays)):
+        last = f"the last attempt: {control.last_failure or 'none yet'}"
         return _bad(RELAYS, "relays", f"{control.up} of {control.wanted} are up; {last}", warning)
     return ok(RELAYS, f"{control.up} up")
 

@@ -65,7 +65,11 @@ def format_list(command: str, rows: Sequence[Row], output: str) -> str:
     if not rows and command in _NONE and output in ("", *FOR_PEOPLE):
         print_note(_NONE[command])
     columns = [_column(text) for text in _LISTS[command].split()]
-    return format_rows([_dated(row) for row in rows], columns, output, name=columns[0].key)
+    shown = [_dated(row) for row in rows]
+    for row in shown if output in ("", *FOR_PEOPLE) else ():
+        if isinstance(trip := row.get("round_trip"), float):
+            row["round_trip"] = f"{trip * 1000:.1f} ms"
+    return format_rows(shown, columns, output, name=columns[0].key)
 
 
 def _column(text: str) -> Column:

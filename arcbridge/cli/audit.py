@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from arcbridge.cli.commands import DOCUMENTS
-from arcbridge.cli.output import plain, print_document, print_prose
+from arcbridge.cli.output import plain, print_document, print_note, print_prose
 from arcbridge.cli.parser import Invocation
 from arcbridge.cli.screen import Screen, prose
 from arcbridge.cli.settings import load_settings
@@ -41,7 +41,9 @@ def show(invocation: Invocation) -> int:
     files = [Path(name) for name in invocation.texts("file")] or own_files(invocation, f"name the files{other}")
     output, before = invocation.text("output", "text"), "[\n"
     screen = Screen.of(sys.stdout)
+    found = False
     for fields in find_records(files, wanted):
+        found = True
         if output == "text":
             sys.stdout.write(prose(plain(_line(fields)), screen, "  "))
         elif output == "yaml":
@@ -50,7 +52,9 @@ def show(invocation: Invocation) -> int:
             sys.stdout.write(before + json.dumps(fields))
             before = ",\n"
     if output == "json":
-        sys.stdout.write("[]\n" if before == "[\n" else "\n]\n")
+        sys.stdout.write("\n]\n" if found else "[]\n")
+    elif not found:
+        print_note(f"no record matches in {', '.join(map(str, files))}")
     return ExitCode.DONE
 
 
@@ -140,5 +144,5 @@ def _print(report: Report) -> None:
             f"{chain['hash']} at {chain['file']}:{chain['line']}"
         )
     faults = f"{len(report.findings)} found wrong" if report.findings else "nothing is wrong"
-    lines.append(f"{report.records} records in {len(report.chains)} chains, {report.files} files: {faults}")
+    lines.append(f"records: {report.records}, chains: {len(report.chains)}, files: {report.files}; {faults}")
     print_prose("\n".join(map(plain, lines)))

@@ -14,18 +14,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from arcbridge.cli.commands import find_command
+from arcbridge.cli.output import print_warning
 from arcbridge.cli.parser import Invocation
 from arcbridge.errors import ConfigError
 from arcbridge.settings.config import ClientConfig
 from arcbridge.settings.config_loader import Given, SettingError
-from arcbridge.settings.flags import CLIENT, LIST, OFF, Flag, flags_of
+from arcbridge.settings.flags import CLIENT, LIST, OFF, ROLES, Flag, flags_of
 from arcbridge.settings.role_settings import find_file, read
-from arcbridge.settings.suggest import unknown
+from arcbridge.settings.suggest import nearest, unknown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from arcbridge.settings.problems import Place
+
+_PREFIX = "ARCBRIDGE_"
 
 
 def settings_file(invocation: Invocation, environment: Mapping[str, str]) -> Path | None:
@@ -66,6 +69,7 @@ def given_settings(invocation: Invocation, environment: Mapping[str, str]) -> di
 def load_settings(invocation: Invocation, environment: Mapping[str, str]) -> Any:
     """Return the settings of the invocation's role, checked; raises ConfigError, as SettingsRefused for mistakes."""
     config, wrong = read_settings(invocation, environment)
+    _warn_of_misspelt(environment)
     if wrong:
         from arcbridge.settings.problems import SettingsRefused, located
 
@@ -75,6 +79,18 @@ def load_settings(invocation: Invocation, environment: Mapping[str, str]) -> Any
         if flag.choices and value and value not in flag.choices:
             raise ConfigError(unknown(f"flag {flag.long}", value, flag.choices))
     return config
+
+
+def _warn_of_misspelt(environment: Mapping[str, str]) -> None:
+    """Warn of variables that set nothing and are nearly the name of one that does.
+
+    No other one is refused: Kubernetes gives a pod `ARCBRIDGE_…` for each Service of such a name.
+    """
+    if names := [name.removeprefix(_PREFIX) for name in environment if name.startswith(_PREFIX)]:
+        known = {flag.variable.removeprefix(_PREFIX) for role in ROLES for flag in flags_of(role)}
+        for name in names:
+            if name not in known and (near := nearest(name, known, cutoff=0.8)):
+                print_warning(f"environment variable {_PREFIX}{name} sets nothing; did you mean {_PREFIX}{near}?")
 
 
 def start(invocation: Invocation, level: str = "") -> Any:
@@ -117,7 +133,7 @@ def place_of(invocation: Invocation, environment: Mapping[str, str]) -> Callable
     return place
 
 
-_WITHOUT_PROFILE = ("login", "key", "uninstall")
+_WITHOUT_PROFILE = ("gateway", "login", "key", "uninstall")
 """Sub-commands of the client that decide by themselves what a saved relay adds, or that need none."""
 _SILENT = ("config", "status", "bundle")
 """Sub-commands that are about the settings alone, or that name the relay themselves."""

@@ -118,7 +118,9 @@ async def ask_yes(question: str) -> bool:
             answer: asyncio.Future[str] = loop.create_future()
             loop.add_reader(sys.stdin, readable)
             try:
-                return (await answer).strip().lower() in ("y", "yes")
+                if not (typed := await answer):  # Ctrl-D: no answer, and no end of the line
+                    sys.stderr.write("\n")
+                return typed.strip().lower() in ("y", "yes")
             finally:
                 loop.remove_reader(sys.stdin)
 

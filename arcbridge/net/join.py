@@ -30,7 +30,7 @@ from typing import Final, NoReturn, TypeVar
 
 from arcbridge.errors import ArcbridgeError, ConnectionLost, JoinRefused, RemoteProtocolError, Unreachable
 from arcbridge.net.sockets import SocketReader, reset
-from arcbridge.net.tls import ServerContext
+from arcbridge.net.tls import ServerContext, untrusted
 from arcbridge.net.tlspipe import CLOSE_DEADLINE, HANDSHAKE_DEADLINE, TlsPipe
 from arcbridge.refusals import read_refusal
 from arcbridge.wire.records import MAX_RECORD, JoinReply, JoinRequest
@@ -154,11 +154,7 @@ async def _client_join(
 
 def _raise_client(server_name: str, error: OSError | EOFError) -> NoReturn:
     if isinstance(error, ssl.SSLCertVerificationError):
-        raise Unreachable(
-            f"the relay's certificate is not trusted for {server_name}: {error.verify_message}; "
-            "check the relay's address and CA (relay_ca_file, relay_ca_pin); where it was replaced, its operator has "
-            "the new pin"
-        ) from error
+        raise untrusted(server_name, error) from error
     if isinstance(error, ssl.SSLError):
         raise ConnectionLost(f"TLS with the relay {server_name} failed ({error.reason or 'unknown'})") from error
     raise ConnectionLost(f"the relay {server_name} ended the connection during the join") from error

@@ -202,6 +202,27 @@ async def _fetch_cas(
     return [f"{one}\n" for one in found], listed
 
 
+def cure_of(error: ssl.SSLCertVerificationError, otherwise: str) -> str:
+    """Return what to do about a relay's certificate that is refused; `otherwise`: where its dates are not the cause."""
+    if getattr(error, "verify_code", 0) not in _OF_DATES:
+        return otherwise
+    return "set the clock of this machine; where it is right, the relay needs a new certificate"
+
+
+def untrusted(server_name: str, error: ssl.SSLCertVerificationError) -> Unreachable:
+    """Return the error for a relay whose certificate is refused."""
+    cure = cure_of(
+        error,
+        "check the relay's address and CA (relay_ca_file, relay_ca_pin); where it was replaced, its operator has the "
+        "new pin",
+    )
+    return Unreachable(f"the relay's certificate is not trusted for {server_name}: {error.verify_message}; {cure}")
+
+
+_OF_DATES: Final = (9, 10)
+"""X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED of OpenSSL."""
+
+
 async def measure_round_trip(address: Address, context: ssl.SSLContext) -> float:
     """Return the seconds of a round trip to a relay, by a handshake of its own that ends at once.
 
@@ -261,8 +282,11 @@ async def get_once(
         except ssl.SSLCertVerificationError:
             raise
         except (OSError, EOFError) as error:
-            lost = ConnectionLost(f"{address.url} ended the connection before it answered")
-            lost.detail = "it ended the connection before it answered"
+            what = "ended the connection before it answered"
+            if isinstance(error, ssl.SSLError):
+                what = f"makes no TLS connection ({(error.reason or 'unknown').replace('_', ' ').lower()})"
+            lost = ConnectionLost(f"{address.url} {what}: is this an arcbridge relay?")
+            lost.detail = f"it {what}"
             raise lost from error
     head, _, body = bytes(answer).partition(b"\r\n\r\n")
     status = head.split(b" ", 2)

@@ -31,6 +31,9 @@ LOCK_RETRY = 0.01
 MAX_LINKS = 40
 """Symbolic links in one path, as in the kernel."""
 
+_OWNER = "run this as its owner or as root; where it should be yours, chown it"
+"""In this order: an operator who forgot `sudo` would take a relay's files from the relay by `chown`."""
+
 OPEN_SAFELY = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 """Flags of each `os.open`: follow no link, hand the descriptor to no other program; Windows has neither, and would
 change the ends of lines."""
@@ -41,7 +44,10 @@ def ensure_private_directory(directory: Path) -> None:
     try:
         make_directories(directory, 0o700)
     except OSError as error:
-        raise StateError(f"cannot make the directory {directory}: {error.strerror}") from error
+        raise StateError(
+            f"cannot make the directory {directory}: {error.strerror}; let this user make it, or name another one "
+            "(--state-dir, of a relay --data-dir)"
+        ) from error
 
 
 def make_directories(directory: Path, mode: int) -> None:
@@ -189,9 +195,7 @@ def read_file(path: Path, *, limit: int = 1024 * 1024) -> bytes | None:
     except FileNotFoundError:
         return None
     except PermissionError as error:
-        raise StateError(
-            f"cannot read {path}: {error.strerror}; it has to belong to the user who runs arcbridge (chown)"
-        ) from error
+        raise StateError(f"cannot read {path}: {error.strerror}; {_OWNER}") from error
     except OSError as error:
         raise StateError(f"cannot read {path}: {error.strerror}") from error
     if len(data) > limit:
@@ -245,7 +249,8 @@ def _lock(path: Path, timeout: float) -> int | None:
     try:
         descriptor = _open_or_make(path)
     except OSError as error:
-        raise StateError(f"cannot open the lock file {path}: {error.strerror}") from error
+        hint = f"; {_OWNER}" if isinstance(error, PermissionError) else ""
+        raise StateError(f"cannot open the lock file {path}: {error.strerror}{hint}") from error
     try:
         deadline = time.monotonic() + timeout
         while not (got := lock_descriptor(descriptor, blocking=False)) and time.monotonic() < deadline:

@@ -12,7 +12,9 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 from arcbridge.audit.sinks.settings import look_at_collectors
 from arcbridge.checks.diagnosis import (
@@ -69,22 +71,26 @@ async def diagnose(config: RelayConfig, place: Callable[[str], Place | None] = l
     ]
     authority, ca = await asyncio.to_thread(_authority, config)
     found.append(ca)
-    found.append(await _guarded(REGISTRY, "registry", lambda: _registry(config)))
+    found.append(await _guarded(REGISTRY, "registry", lambda: _registry(config), _REGISTRY_REMEDY))
     if AUTHENTICATION not in bad:
         found += await _issuers(checked)
     certificate = config.tls.certificate
     if certificate is not None and CERTIFICATE not in bad:
         found.append(await _guarded(CERTIFICATE, "certificate", lambda: _certificate(certificate)))
+    running = await _running(config)
+    idle = any(one.code == "relay_not_running" for one in running)
+    found += running if idle else []  # the first failure is the cause, and no address leads to what does not run
     if CERTIFICATE in bad:
         found.append(skipped(PUBLIC_ADDRESS, "the files of [tls] do not say by which certificate to know the relay"))
     elif checked.public.host:
-        found.append(await _guarded(PUBLIC_ADDRESS, "public_address", lambda: _public_address(checked, authority)))
+        one = await _guarded(PUBLIC_ADDRESS, "public_address", lambda: _public_address(checked, authority))
+        found.append(replace(one, remedy=f"if it stays so once the relay runs: {one.remedy}") if idle else one)
     if authority is not None and (strayed := await _strayed(config, authority)) is not None:
         found.append(strayed)
     elif authority is not None and authority.trusted_pem != authority.certificate_pem:
         found.append(await _guarded(ROTATION, "relay_ca_rotation", lambda: _rotation(config)))
     found += await look_at_collectors(config.audit.sinks)
-    return found + await _running(config)
+    return found if idle else found + running
 
 
 def _hop_of(setting: str) -> str:
@@ -132,7 +138,7 @@ async def _registry(config: RelayConfig) -> Finding:
     if config.fleet.servers:
         return skipped(REGISTRY, "in NATS: the running relay says whether it answers")
     clusters = await asyncio.to_thread(cluster_names, config.data_dir)
-    return ok(REGISTRY, f"{len(clusters)} clusters")
+    return ok(REGISTRY, f"{len(clusters)} cluster{'s' if len(clusters) != 1 else ''}")
 
 
 async def _certificate(path: Path) -> Finding:
@@ -203,9 +209,16 @@ def _rank(state: FindingState) -> int:
     return (FindingState.SKIPPED, FindingState.OK, FindingState.WARNING, FindingState.FAILED).index(state)
 
 
-async def _guarded(hop: str, code: str, look: Callable[[], Awaitable[Finding]]) -> Finding:
-    """Return the finding of `look`; an error of ours becomes a finding with `code`, too."""
+_REGISTRY_REMEDY: Final = (
+    "the relay's first start makes it; restore one that is damaged from a backup (docs/disaster-recovery.md)"
+)
+
+
+async def _guarded(
+    hop: str, code: str, look: Callable[[], Awaitable[Finding]], remedy: str = "see docs/broken.md"
+) -> Finding:
+    """Return the finding of `look`; an error of ours becomes a finding with `code`, too, and with `remedy`."""
     try:
         return await look()
     except ArcbridgeError as error:
-        return failed(hop, error.message, "see docs/broken.md", code)
+        return failed(hop, error.message, remedy, code)

@@ -11,7 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from arcbridge.errors import ConfigError
-from arcbridge.observe.listen import check_observe_port, port_of
+from arcbridge.net.address import Address
+from arcbridge.observe.listen import check_observe_port, port_of, split_listen
+from arcbridge.relay.audit.log import audit_file
 from arcbridge.relay.data_dir import LOCK_FILE, another_relay, is_locked
 from arcbridge.relay.listener import bind
 from arcbridge.relay.settings import CheckedRelay
@@ -24,10 +26,14 @@ def look_around(checked: CheckedRelay, runs_these: Callable[[int], bool]) -> Pro
     config, problems = checked.config, Problems()
     if why := is_full(config.data_dir):
         problems.error("data_dir", f"data_dir: {why}")
+    elif (audit := audit_file(config)) not in ("", "-") and (why := is_full(Path(audit))):
+        problems.warn("audit.file", why)
     relay = _Relay(config.data_dir, runs_these)
     listen, observe = checked.listen, config.observe.listen
     free = _try(problems, "listen", listen.port, lambda: bind(listen, accept=False).close(), relay)
-    if observe:
+    if observe and _is_one(listen, observe):
+        problems.error("observe.listen", f"observe.listen {observe!r}: that is the port of listen; choose another one")
+    elif observe:
         _try(problems, "observe.listen", port_of(observe), lambda: check_observe_port(observe), relay)
     if relay.processes and not relay.is_this:
         problems.error("data_dir", another_relay(config.data_dir).message)
@@ -38,6 +44,16 @@ def look_around(checked: CheckedRelay, runs_these: Callable[[int], bool]) -> Pro
             "the relay of these settings, stop it, or use another one",
         )
     return problems
+
+
+def _is_one(listen: Address, observe: str) -> bool:
+    """Return whether both are to listen at one port of one address."""
+    host, port = split_listen(observe)
+    return port == listen.port != 0 and (host == listen.host or not {host, listen.host}.isdisjoint(_ALL))
+
+
+_ALL = (None, "0.0.0.0", "::")
+"""Hosts that stand for all addresses."""
 
 
 class _Relay:

@@ -54,6 +54,8 @@ class _Source(NamedTuple):
     text: str
     """The file's whole text; empty for flags and environment, whose values are then texts to be read."""
     is_file: bool
+    top: tuple[str, ...] = ()
+    """Names of the role's settings that are in no table."""
 
 
 def load(kind: type[Config], file: Path | None = None, given: Mapping[str, Given] | None = None) -> Config:
@@ -87,7 +89,7 @@ def load_all(
             source, document = _read(file, judge)
         except SettingError as error:
             wrong.append(error)
-    values = _table(kind, document, (), source, wrong)
+    values = _table(kind, document, (), source._replace(top=tuple(_hints(kind))), wrong)
     for path, one in (given or {}).items():
         outside = _Source(one.source, Path.cwd(), "", False)
         try:
@@ -285,6 +287,8 @@ def _wrong(path: tuple[str, ...], source: _Source, what: str) -> SettingError:
 def _unknown(path: tuple[str, ...], source: _Source, known: list[str]) -> SettingError:
     near = nearest(path[-1], known)
     hint = f"did you mean {'.'.join((*path[:-1], near))!r}?" if near else f"known here: {', '.join(sorted(known))}"
+    if path[-1] in source.top:  # TOML's usual mistake: what is added at the end of the file is in its last table
+        hint = f"{path[-1]!r} belongs to no table: move it above the first [table]"
     return _at_line(path, source, f"unknown setting {'.'.join(path)!r}; {hint}")
 
 

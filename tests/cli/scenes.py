@@ -504,7 +504,7 @@ LISTS: dict[str, list[dict[str, Any]]] = {
             "ready": 2,
             "failing": "",
             "sessions": 14,
-            "round_trip": "12 ms",
+            "round_trip": 0.0124,
             "last_seen": NOW - 3,
             "certificate_expires": NOW + 86400 * 20,
             "version": "0.1.0+1f2e3d4c",

@@ -26,7 +26,7 @@ def path(tmp_path: Path) -> Path:
 def test_nothing_is_wrong(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["audit", "verify", str(path)]) == ExitCode.DONE
     out = capsys.readouterr().out
-    assert out.endswith("5 records in 1 chains, 1 files: nothing is wrong\n")
+    assert out.endswith("records: 5, chains: 1, files: 1; nothing is wrong\n")
     assert f"at {path}:5" in out
 
 
@@ -89,6 +89,8 @@ def test_show(acts: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert run(["--role", role, "audit", "show", str(acts), "--user", "eve", "-o", "json"]) == ExitCode.DONE
         (one,) = json.loads(capsys.readouterr().out)
         assert one["verb"] == "get"
+    assert run(["audit", "show", str(acts), "--user", "nobody"]) == ExitCode.DONE
+    assert capsys.readouterr() == ("", f"no record matches in {acts}\n")
     assert run(["audit", "show", str(acts), "--since", "2026-11-29", "-o", "yaml"]) == ExitCode.DONE
     assert [one["user"] for one in yaml.safe_load(capsys.readouterr().out)] == ["eve"]
     assert run(["audit", "show", str(acts), "--cluster", "none", "-o", "json"]) == ExitCode.DONE

@@ -54,6 +54,13 @@ def test_a_relay_is_complete_in_one_command(tmp_path: Path, capsys: pytest.Captu
     assert (directory / "relay.toml").read_text().count("#") > 100, "the comments are there"
 
 
+def test_a_file_is_no_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It would have been left, and /etc/arcbridge written."""
+    assert init("relay", tmp_path, *RELAY, "--config", str(tmp_path / "relay.toml")) == ExitCode.USAGE
+    assert "name a directory with --directory DIR" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_without_a_group_no_user_is_allowed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert init("relay", tmp_path, *RELAY[:4]) == 0
     assert Policy.load((tmp_path / "policy.toml").read_text()).rules == ()

@@ -27,6 +27,20 @@ from arcbridge.errors import (
 )
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no such user")
+def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """In a container with a user ID of its own."""
+
+    def missing(uid: int) -> None:
+        raise KeyError(uid)
+
+    for name in ("HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", missing)
+    assert run(["whoami"]) == ExitCode.LOGIN
+    assert capsys.readouterr().err.startswith("error: you are not logged in")
+
+
 @pytest.mark.parametrize(
     ("line", "error", "code"),
     [

@@ -68,6 +68,17 @@ async def test_b48_what_was_typed_before_the_question_is_no_answer(monkeypatch: 
     os.close(main)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no pipes that can be waited for")
+async def test_an_end_of_input_ends_the_line_of_the_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    os.close(writer)
+    with os.fdopen(reader, encoding="ascii") as keyboard:
+        monkeypatch.setattr(module.sys, "stdin", keyboard)
+        monkeypatch.setattr(module.sys, "stderr", screen := io.StringIO())
+        assert not await module.ask_yes("Trust it? [y/N] ")
+    assert screen.getvalue() == "Trust it? [y/N] \n"
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [

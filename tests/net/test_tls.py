@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from arcbridge.errors import ConfigError, PinMismatch, Unreachable
+from arcbridge.errors import ConfigError, ConnectionLost, PinMismatch, Unreachable
 from arcbridge.identity.proof import spki_of
 from arcbridge.net.address import Address
 from arcbridge.net.tls import (
@@ -17,10 +17,12 @@ from arcbridge.net.tls import (
     ALPN_SESSION,
     RelayTrust,
     fetch_relay_cas,
+    fetch_unverified_ca,
     inner_client_context,
     inner_server_context,
     outer_client_context,
     outer_server_contexts,
+    untrusted,
 )
 from arcbridge.pki.authority import Authority
 from tests.net.ends import authority, client_context, server_certificate, server_contexts
@@ -62,6 +64,25 @@ def test_tls_1_2_is_refused() -> None:
     old.maximum_version = ssl.TLSVersion.TLSv1_2
     with pytest.raises(ssl.SSLError):
         talk(old, server_contexts()[ALPN_HTTP], "relay.test")
+
+
+def test_the_dates_of_a_certificate_are_blamed_on_a_clock() -> None:
+    error = ssl.SSLCertVerificationError()
+    for code, cure in ((9, "set the clock of this machine"), (10, "set the clock"), (19, "check the relay's address")):
+        error.verify_code, error.verify_message = code, "certificate is not yet valid"
+        words = f"the relay's certificate is not trusted for relay.test: certificate is not yet valid; {cure}"
+        assert untrusted("relay.test", error).message.startswith(words)
+
+
+async def test_a_server_without_tls_is_named_as_such() -> None:
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.0 400 Bad Request\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        address = Address("127.0.0.1", server.sockets[0].getsockname()[1])
+        with pytest.raises(ConnectionLost, match=r"makes no TLS connection \(.*\): is this an arcbridge relay\?"):
+            await fetch_unverified_ca(address)
 
 
 def test_no_session_can_be_resumed() -> None:

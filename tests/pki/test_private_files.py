@@ -15,6 +15,7 @@ from arcbridge.pki.private_files import (
     refuse_planted,
     write_private,
 )
+from tests.support.unprivileged import as_unprivileged_user, closed_directory
 
 as_root = pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root makes files for other users")
 OTHER = 12345
@@ -228,3 +229,13 @@ def test_root_waits_for_no_pipe_of_another_user_and_reads_its_own(
     monkeypatch.setattr(os, "geteuid", lambda: own + 1)
     with pytest.raises(StateError, match="is a pipe of another user and is not read"):
         read_file(pipe)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="root alone reads all files there")
+def test_who_forgot_sudo_is_not_told_to_chown_first() -> None:
+    with closed_directory() as closed:
+        (closed / "ca.key").write_text("")
+        with as_unprivileged_user(closed):
+            for use in (lambda: read_file(closed / "ca.key"), lambda: locked(closed / ".lock").__enter__()):
+                with pytest.raises(StateError, match=r"Permission denied; run this as its owner or as root"):
+                    use()

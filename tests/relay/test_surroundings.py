@@ -48,24 +48,33 @@ def test_ports_that_other_programs_have(good: RelayConfig, taken: socket.socket)
         assert "the port is in use" in message
 
 
+def test_one_port_for_both(good: RelayConfig) -> None:
+    """Each is free before a start, which takes the one and then misses it for the other."""
+    for host, observe in (("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("127.0.0.1", "")):
+        with socket.create_server(("127.0.0.1", 0)) as sock:
+            port = sock.getsockname()[1]
+        one = replace(good, listen=f"{host}:{port}", observe=ObserveConfig(listen=f"{observe}:{port}"))
+        assert found(one) == [f"observe.listen '{observe}:{port}': that is the port of listen; choose another one"]
+
+
 def test_another_relay_on_the_data_directory(
     good: RelayConfig, taken: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One whose settings are these is in the way of nothing; nor is one of which the system shows nothing, on this
     data and at this port."""
     good.data_dir.mkdir()
-    with taken, instance_lock(good.data_dir):
+    with taken, socket.create_server(("127.0.0.1", 0)) as other, instance_lock(good.data_dir):
         (unknown,) = look_around(check(settings(good)), lambda _: False).warnings
         assert "this user may not look into it" in unknown.message, "its own `listen` may be another one by now"
         assert found(settings(good)) == [unknown.message]
-        assert found(settings(good, taken, taken)) == [], "of another user, as far as can be seen"
+        assert found(settings(good, taken, other)) == [], "of another user, as far as can be seen"
         for where in (module, data_dirs):
             monkeypatch.setattr(where, "holders", lambda _: frozenset({1}))
         monkeypatch.setattr(module, "listeners", lambda _: frozenset({1}))
         with pytest.raises(ArcbridgeError) as caught, instance_lock(good.data_dir):
             pass
         assert found(settings(good)) == [caught.value.message]
-        assert found(settings(good, taken, taken), own=True) == []
+        assert found(settings(good, taken, other), own=True) == []
         assert found(settings(good), own=True) == [], "other ports, before a restart"
         monkeypatch.setattr(module, "listeners", lambda _: frozenset({2}))
         assert "the port is in use" in found(settings(good, taken), own=True)[0]
@@ -80,6 +89,8 @@ def test_a_full_disk_is_said_as_by_a_start(good: RelayConfig, monkeypatch: pytes
         pass
     assert found(settings(good)) == [caught.value.message]
     assert not Path(good.data_dir).exists()
+    monkeypatch.setattr(module, "is_full", lambda path: "full" if path == good.data_dir / "audit.jsonl" else "")
+    assert found(settings(good)) == ["audit.file: full"]
 
 
 def test_a_port_that_needs_a_capability_is_a_warning(good: RelayConfig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,6 +99,11 @@ class TestStrictness:
                 "[limits]\nsession = 3\n",
                 "line 2: unknown setting 'limits.session'; did you mean 'limits.sessions'?",
             ),
+            (
+                RelayConfig,
+                "[login]\nworkers = 2\n",
+                "line 2: unknown setting 'login.workers'; 'workers' belongs to no table: move it above the ",
+            ),
             (AgentConfig, "[targets.db]\nadress = 'x'\n", "line 2: unknown setting 'targets.db.adress'"),
             (
                 AgentConfig,

@@ -51,7 +51,9 @@ async def _get(relay: RelayAccess, token: str, tokens: Tokens) -> Any:
     url = relay.address.url
     status, body = await request(relay, token, tokens, "/v1/clusters")
     if status == 403:
-        raise PermissionRefused("the relay does not let you list clusters; ask its operator for access")
+        raise PermissionRefused(
+            "the relay refuses you, as it does where logins were revoked; log in again, or ask its operator"
+        )
     if status != 200:
         raise Unreachable(f"the relay {url} answered with status {status}; its log says why")
     return read_answer(url, body)

@@ -71,7 +71,7 @@ class EnvironmentTokens:
         if best[0]:
             return best[0]
         if expired:
-            raise Unauthenticated(f'the token of {self.what} for audience "{audience}" has expired')
+            raise Unauthenticated(f'the token of {self.what} for audience "{audience}" has expired; get a new one')
         known = ", ".join(f'"{clean(one, _SHOWN)}"' for one in sorted(others)[:4])
         raise Unauthenticated(
             f'{self.what} has no token for audience "{audience}"'

@@ -115,7 +115,9 @@ def judge_policy(
     if isinstance(error, Unauthenticated):
         return _refused_token(hop, error, "the relay", token, "relay_token")
     if isinstance(error, PermissionRefused):
-        return fault(hop, sentence(error), "policy", "ask the relay's operator for access")
+        return fault(
+            hop, sentence(error), "policy", "run `arcbridge login --force`, or ask the relay's operator for access"
+        )
     if error is not None:
         return fault(hop, sentence(error), "relay_busy")
     if not cluster:

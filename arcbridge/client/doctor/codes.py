@@ -71,7 +71,9 @@ _REMEDIES: dict[ExitCode, dict[str, str]] = {
         ),
     },
     ExitCode.LOGIN: {
-        "login_missing": "run `arcbridge login`, or have the program that writes the token files write new ones",
+        "login_missing": (
+            "run `arcbridge login https://RELAY`, or have the program that writes the token files write new ones"
+        ),
         "token_expired": "run `arcbridge login`, or have the program that writes the token files write new ones",
         "token_not_yet": "compare the clocks of this machine and of the issuer",
         "relay_token_audience": "",

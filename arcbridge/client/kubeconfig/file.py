@@ -190,7 +190,7 @@ class KubeconfigFile:
         while not place.exists():
             place = place.parent
         if not os.access(place, os.W_OK):
-            raise StateError(f"cannot write {self.path}: permission denied; choose another file with --file")
+            raise StateError(f"cannot write {self.path}: {place} cannot be written to; choose another file with --file")
 
     def _back_up(self, target: Path, mode: int) -> None:
         backup = target.with_name(target.name + BACKUP_SUFFIX)

@@ -17,7 +17,7 @@ from arcbridge import __version__
 from arcbridge.client.credentials.tokens import Tokens
 from arcbridge.client.relay.relay_access import RelayAccess
 from arcbridge.client.relay.relays import Relays, RelaysFailed
-from arcbridge.client.session.refusal import RETRY_SOON, Shown, raise_user_error
+from arcbridge.client.session.refusal import RETRY_SOON, Shown, raise_user_error, relay_unreachable
 from arcbridge.client.session.trust import stated_cas
 from arcbridge.errors import (
     ArcbridgeError,
@@ -98,6 +98,8 @@ async def join(
         except ArcbridgeError as error:
             if isinstance(error, JoinRefused) and error.code == JoinCode.NO_AGENT:
                 relays.lengths.learn_absence(relay)
+            if isinstance(error, Unreachable) and error.detail:
+                raise relay_unreachable(relay.address.url, error.detail) from error
             raise_user_error(error, cluster, shown=Shown(token, tokens.access_source))
 
     try:

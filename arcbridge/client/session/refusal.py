@@ -99,6 +99,11 @@ def raise_user_error(
     raise found from error
 
 
+def relay_unreachable(url: str, why: str) -> Unreachable:
+    """Return the error for a relay to which there is no connection."""
+    return Unreachable(f"the relay {url} cannot be reached ({why}); check its address and this machine's network")
+
+
 def is_elsewhere(error: BaseException | None) -> bool:
     """Return whether the relay has agents of the cluster, but not the one that was asked for, or brings another one."""
     while error is not None:

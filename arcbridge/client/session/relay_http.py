@@ -14,10 +14,10 @@ from arcbridge import __version__, legacy_refusals
 from arcbridge.client.credentials.token_files import check_token
 from arcbridge.client.credentials.tokens import Tokens
 from arcbridge.client.relay.relay_access import RelayAccess
-from arcbridge.client.session.refusal import Shown, of_token
+from arcbridge.client.session.refusal import Shown, of_token, relay_unreachable
 from arcbridge.errors import ConnectionLost, Unreachable
 from arcbridge.identity.proof import HEADER
-from arcbridge.net.tls import ALPN_HTTP, get_once
+from arcbridge.net.tls import ALPN_HTTP, get_once, untrusted
 from arcbridge.refusals import NO_REFUSAL, Refusal, read_refusal
 from arcbridge.untrusted_json import read_json
 
@@ -65,16 +65,11 @@ async def request(
         )
     except ssl.SSLCertVerificationError as error:
         relay.forget()
-        raise Unreachable(
-            f"the relay's certificate is not trusted for {relay.address.host}; "
-            "check the relay's address and CA (relay_ca_file, relay_ca_pin)"
-        ) from error
+        raise untrusted(relay.address.host, error) from error
     except (Unreachable, ConnectionLost) as error:
         if not error.detail:
             raise
-        raise Unreachable(
-            f"the relay {url} cannot be reached ({error.detail}); check its address and this machine's network"
-        ) from error
+        raise relay_unreachable(url, error.detail) from error
     offered = _OFFERED.search(head)
     relay.offered_client = offered[1].decode("latin-1") if offered else ""
     if status == 401:

@@ -39,7 +39,7 @@ def test_one_variable_may_hold_several() -> None:
 def test_of_several_the_one_that_lasts_longest() -> None:
     short, long, old = token("a", 1500), token("a", 3000), token("a", 900)
     assert at_hand("env:A", A=f"{short} {long} {old}").for_audience("a") == long
-    with pytest.raises(Unauthenticated, match='the token of env:A for audience "a" has expired'):
+    with pytest.raises(Unauthenticated, match='the token of env:A for audience "a" has expired; get a new one'):
         at_hand("env:A", A=old).for_audience("a")
 
 

@@ -105,7 +105,7 @@ def test_an_old_lock_says_its_age(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_unwritable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda *_: False)
-    with pytest.raises(StateError, match="permission denied"):
+    with pytest.raises(StateError, match=f"{tmp_path} cannot be written to"):
         KubeconfigFile(tmp_path / "sub" / "config").check_writable()
 
 

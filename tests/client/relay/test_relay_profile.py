@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from arcbridge.cli.parser import parse
+from arcbridge.cli.settings import load_settings
 from arcbridge.client.relay.relay_profile import (
     LoginOffer,
     RelayProfile,
@@ -52,6 +54,14 @@ SECOND = RelayProfile(
     LoginOffer.read({"issuer": "https://login.example.net", "client_id": "cli"}),
     logged_in_at=2000.0,
 )
+
+
+def test_a_gateway_has_nothing_of_a_login(tmp_path: Path) -> None:
+    """Its callers bring their tokens: it refused the issuer of the last login, which no setting named."""
+    RelayProfiles(tmp_path).save(PROFILE)
+    words = ["--state-dir", str(tmp_path)]
+    assert load_settings(parse([*words, "clusters"], "client"), {}).login.issuer == OFFER.issuer
+    assert load_settings(parse([*words, "gateway"], "client"), {}).login == LoginConfig()
 
 
 @pytest.fixture

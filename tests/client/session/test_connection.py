@@ -126,6 +126,12 @@ class TestJoin:
 
 
 class TestTheWords:
+    async def test_without_a_connection_the_relay_is_named(self, far: FarSide, tmp_path: Path) -> None:
+        way = Way(tmp_path, far)
+        await far.stop_listening()
+        words = f"the relay {way.relays.all[0].address.url} cannot be reached (connection refused); check its address"
+        assert (await way.failure()).message.startswith(words)
+
     async def test_how_far_it_came_decides(self, far: FarSide, second: FarSide, tmp_path: Path) -> None:
         await far.stop_listening()
         second.reply = JoinReply(code=JoinCode.NO_AGENT)
