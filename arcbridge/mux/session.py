@@ -132,15 +132,13 @@ class MuxSession:
         """The connection that carries the session, and its transport; None: none does."""
         self.transport: asyncio.Transport | None = None
         self._flush_handle: asyncio.Handle | None = None
+        self._react_handle: asyncio.Handle | None = None  # acts on the events that wait for the next turn of the loop
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._acting = False
         self.finished: deque[StreamTransport] = deque()
         """Streams whose ends came: they are delivered behind the other events of a read."""
-        self._react_handle: asyncio.Handle | None = None
-        """Acts on the events that wait for the next turn of the loop; None: none do."""
-        self._rearming = False
-        """Whether the deadline may have come closer."""
+        self._rearming = False  # whether the deadline may have come closer
         self._close_timer: asyncio.TimerHandle | None = None
         self._unwritten = 0
         """Bytes that count in the backlog because the transport could not write them."""
