@@ -53,13 +53,13 @@ def test_calls_count_for_the_phase_in_which_they_began() -> None:
 def test_an_attacker_leaves_the_cores_to_processes_of_other_sessions() -> None:
     """`nice` alone counts within a session, and each process of a run leads one."""
     program = (
-        "import os; from bench.hostile import attacker; attacker.take_least_priority(); "
-        "print(os.nice(0), attacker.AUTOGROUP.read_text() if attacker.AUTOGROUP.exists() else 'nice 19')"
+        "import os; from bench.hostile import attacker; attacker.lower_priority(); "
+        "print(os.nice(0), attacker.AUTOGROUP.read_text() if attacker.AUTOGROUP.exists() else 'nice 10')"
     )
     argv = [sys.executable, "-c", program]
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=60, start_new_session=True)
-    assert done.stdout.startswith("19 "), done.stderr
-    assert "nice 19" in done.stdout
+    assert done.stdout.startswith("10 "), done.stderr
+    assert "nice 10" in done.stdout
 
 
 def test_the_readme_has_a_row_for_each_attack() -> None:
