@@ -25,6 +25,20 @@ def cpu_seconds(pids: Iterable[int]) -> float:
     return total / _TICKS
 
 
+def waited_seconds(pid: int) -> float:
+    """Seconds that the process's threads were ready to run while no core was free for them; 0 when it is gone.
+
+    `/proc/PID/task/TID/schedstat`, the second number, nanoseconds (sched-stats.rst of the kernel).
+    """
+    total = 0
+    for file in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+        try:
+            total += int(file.read_text().split()[1])
+        except OSError:
+            continue
+    return total / 1e9
+
+
 def resident_bytes(pids: Iterable[int]) -> int:
     """Sum of VmRSS."""
     total = 0

@@ -149,7 +149,7 @@ def measure(name: str, cluster: Cluster, agent_token: Path, directory: Path, pha
         honest = _begin(world, "bench.hostile.honest", setting.place([f"honest-{n}" for n in range(HONEST)]))
         hostile = _begin(world, "bench.hostile.attacker", setting.place([f"hostile-{n}" for n in range(HOSTILE)]), name)
         honest.wait_for_line("ready", stream="stdout", timeout=30)
-        watch = Watch(setting.pids)
+        watch = Watch({**setting.pids, "honest": honest.pid, "attacker": hostile.pid})
         watch.start()
         time.sleep(SETTLE)
         alone, opened = time.monotonic(), connections_opened()
@@ -295,10 +295,11 @@ def table(name: str, found: dict[str, Any]) -> str:
             + (f"  {under['refused_as']}" if under["refused"] else "")
         )
     for role, held in found["roles"].items():
-        rss, fds, cpu = held["rss_mib"], held["descriptors"], held["cpu_cores"]
+        rss, fds, cpu, waited = (held[what] for what in ("rss_mib", "descriptors", "cpu_cores", "waited_cores"))
         lines.append(
             f"  {role:9} RSS {rss['before']} -> {rss['peak']} -> {rss['after']} MiB  descriptors {fds['before']} -> "
-            f"{fds['peak']} -> {fds['after']}  CPU {cpu['alone']} -> {cpu['attack']} cores"
+            f"{fds['peak']} -> {fds['after']}  CPU {cpu['alone']} -> {cpu['attack']} cores, waited for one "
+            f"{waited['alone']} -> {waited['attack']}"
         )
     get, idle = found["honest"]["get"]["attack"].get("slow"), found["idle_share"]
     if get is not None:

@@ -1,4 +1,5 @@
-"""What the roles hold while they are attacked: resident memory, descriptors, CPU time, read from /proc by a thread.
+"""What processes hold while the roles are attacked: memory, descriptors, CPU time, waits for a core; read from /proc by
+a thread.
 
 It also tells when the machine had no core to spare: a call that is slow then is slow on a machine of that size."""
 
@@ -12,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.usage import cpu_seconds, resident_bytes
+from bench.usage import cpu_seconds, resident_bytes, waited_seconds
 
 EVERY = 0.25
 """Seconds between two looks."""
@@ -27,8 +28,8 @@ class Watch:
 
     def __init__(self, pids: Mapping[str, int]) -> None:
         self._pids = dict(pids)
-        self._looks: list[tuple[float, dict[str, tuple[int, int, float]]]] = []
-        """When (monotonic seconds); role -> resident bytes, descriptors, CPU seconds."""
+        self._looks: list[tuple[float, dict[str, tuple[int, int, float, float]]]] = []
+        """When (monotonic seconds); role -> resident bytes, descriptors, CPU seconds, seconds of waiting for a core."""
         self._idle: list[tuple[float, float, float]] = []
         """From when until when (monotonic seconds), and the share of the cores' time that was idle."""
         self._stopped = threading.Event()
@@ -53,7 +54,7 @@ class Watch:
                 (
                     time.monotonic(),
                     {
-                        role: (resident_bytes([pid]), descriptors(pid), cpu_seconds([pid]))
+                        role: (resident_bytes([pid]), descriptors(pid), cpu_seconds([pid]), waited_seconds(pid))
                         for role, pid in self._pids.items()
                     },
                 )
@@ -69,13 +70,22 @@ class Watch:
             during = [seen for at, seen in looks if attacked <= at]
             if not before or not during:
                 continue
-            cpu_alone = (before[-1][2] - before[0][2]) / max(attacked - alone, 1e-9)
             under = [seen for at, seen in looks if attacked <= at < ended] or during
-            cpu_under = (under[-1][2] - under[0][2]) / max(ended - attacked, 1e-9)
+            cpu, waited = (
+                {
+                    phase: round((some[-1][field] - some[0][field]) / max(seconds, 1e-9), 3)
+                    for phase, some, seconds in (
+                        ("alone", before, attacked - alone),
+                        ("attack", under, ended - attacked),
+                    )
+                }
+                for field in (2, 3)
+            )
             found[role] = {
                 "rss_mib": _of([mib(seen[0]) for seen in before], [mib(seen[0]) for seen in during]),
                 "descriptors": _of([seen[1] for seen in before], [seen[1] for seen in during]),
-                "cpu_cores": {"alone": round(cpu_alone, 3), "attack": round(cpu_under, 3)},
+                "cpu_cores": cpu,
+                "waited_cores": waited,
                 "series": [
                     {"at_s": round(at - attacked, 1), "rss_mib": mib(seen[0]), "descriptors": seen[1]}
                     for at, seen in looks[::KEPT]

@@ -50,6 +50,18 @@ def test_calls_count_for_the_phase_in_which_they_began() -> None:
     assert found["attack"]["slow"] == {"calls": 0, "began_s": [], "on_a_full_machine": 0}
 
 
+def test_an_attacker_leaves_the_cores_to_processes_of_other_sessions() -> None:
+    """`nice` alone counts within a session, and each process of a run leads one."""
+    program = (
+        "import os; from bench.hostile import attacker; attacker.lower_priority(); "
+        "print(os.nice(0), attacker.AUTOGROUP.read_text() if attacker.AUTOGROUP.exists() else 'nice 10')"
+    )
+    argv = [sys.executable, "-c", program]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=60, start_new_session=True)
+    assert done.stdout.startswith("10 "), done.stderr
+    assert "nice 10" in done.stdout
+
+
 def test_the_readme_has_a_row_for_each_attack() -> None:
     text = pages.read(ROOT / "bench" / "README.md")
     assert [name for name in ATTACKS if f"| `{name}` |" not in text] == []
@@ -68,6 +80,8 @@ def test_an_attack_beside_honest_callers(tmp_path: Path) -> None:
     found = json.loads(out.read_text())["attacks"]["targets"]
     assert {kind for kind, told in found["honest"].items() if told["alone"]["calls"]} >= {"get", "session", "resume"}
     assert found["roles"]["agent"]["rss_mib"]["peak"] > 0
+    assert found["roles"]["attacker"]["cpu_cores"]["attack"] > 0
+    assert found["roles"]["attacker"]["waited_cores"]["attack"] > 0
     assert found["roles"]["relay"]["descriptors"]["after"] > 0
     assert found["audit"]["records"]["honest"] > 0
     assert found["attacker_got"]["session"] >= 1
