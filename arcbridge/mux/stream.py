@@ -468,8 +468,8 @@ class StreamTransport(asyncio.Transport):
             self.loop.call_soon(self._session.charge, self._tell_lost)
 
     def _tell_lost(self) -> None:
-        # Looked up now: it may have been changed meanwhile. It is let go, because it has this transport: a cycle for each
-        # stream, and the collector that finds them took 7 % of an open at the client.
+        # Looked up now: it may have been changed meanwhile. It is let go, because it has this transport: a cycle for
+        # each stream, and the collector that finds them took 7 % of an open at the client.
         protocol, self._protocol, self._view_received = self._protocol, None, None
         if protocol is None:
             return
