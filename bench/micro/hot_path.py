@@ -53,7 +53,7 @@ class _Sink:
     def getsockopt(self, level: int, option: int) -> int:
         return 0
 
-    def recv_into(self, into: bytearray) -> int:
+    def recv_into(self, into: bytearray, size: int) -> int:
         return SIZE
 
     def fileno(self) -> int:
