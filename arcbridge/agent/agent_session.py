@@ -182,14 +182,15 @@ class AgentSession(BaseHandler):
         if caller is None:  # the state machine holds streams back until AUTH is accepted; this is the second check
             stream.abort(ResetCode.REFUSED)
             return
-        limit = caller.account.refuses_stream(self._sessions.monotonic(), plain=target.startswith(PREFIX))
+        now = self._sessions.monotonic()
+        limit = caller.account.refuses_stream(now, plain=target.startswith(PREFIX))
         if limit is not None:
             self._report(caller, limit, f"{caller.request_prefix}-{stream.id}-0", target)
             stream.abort(ResetCode.LIMIT)
         elif target == KUBERNETES:
             self._sessions.proxy.serve(stream, caller)
         else:
-            self._sessions.targets.serve(stream, target, caller)
+            self._sessions.targets.serve(stream, target, caller, now)
 
     def detached(self, session: MuxSession, error: ArcbridgeError) -> None:
         self.detached_at = self._sessions.monotonic()

@@ -132,10 +132,11 @@ class TcpTargets:
         """Return the targets (`tcp:NAME`) to which this caller may connect, in order."""
         return sorted(name for name, target in self._targets.items() if target.allows(identity))
 
-    def serve(self, stream: StreamTransport, target: str, caller: Caller) -> None:
-        """Connect `stream` to the address that `target` (`tcp:NAME`) names, or reset it with the reason's code."""
+    def serve(self, stream: StreamTransport, target: str, caller: Caller, now: float) -> None:
+        """Connect `stream`, which was opened `now` (monotonic seconds), to the address that `target` (`tcp:NAME`)
+        names, or reset it with the reason's code."""
         request = f"{caller.request_prefix}-{stream.id}-1"
-        record = AuditRecord(request, caller.subject, verb="connect", path_fields=_CONNECT, target=target)
+        record = AuditRecord(request, caller.subject, path_fields=_CONNECT, target=target, started=now, verb="connect")
         found = self._targets.get(target)
         if found is None:
             self.refuse(stream, caller, record, ResetCode.UNKNOWN_TARGET, "no such target")
@@ -145,7 +146,7 @@ class TcpTargets:
             self.refuse(stream, caller, record, ResetCode.FORBIDDEN, "not allowed")
         elif self.connecting and self.dials_too_much(caller):
             self.refuse(stream, caller, record, ResetCode.LIMIT, _TOO_MANY)
-        elif refusal := self.audit.refusal():
+        elif self.audit.refuses and (refusal := self.audit.refusal()):
             self.refuse(stream, caller, record, ResetCode.INTERNAL, refusal)
         elif caller.account.audit.is_spent(record.started):
             caller.account.refuse(Limit.AUDIT_BYTES, record.started)

@@ -66,8 +66,7 @@ class FileRotation:
 
     def surplus(self, path: str) -> tuple[list[Path], list[str]]:
         """Return the files to remove, and the records to write before that; mostly none."""
-        now = time.monotonic()
-        if not self._bounds.rotate or now - self._looked_at < PRUNE_INTERVAL:
+        if not self._bounds.rotate or (now := time.monotonic()) - self._looked_at < PRUNE_INTERVAL:
             return [], []
         self._looked_at = now
         named = [one for one in with_rotated(Path(path)) if _NAMED.fullmatch(one.name.removeprefix(Path(path).name))]

@@ -125,17 +125,20 @@ class AuditWriter(QueuedWriter[tuple[str, Waiter | None]]):
 
     def _write(self, lines: list[tuple[str, Waiter | None]]) -> bool:
         """Write all that there is, call the waiters, and return whether it was written."""
-        was, self.writing_since = self.failure, time.monotonic()
+        now = time.monotonic()
+        was, self.writing_since = self.failure, now
         self._held += [line for line, _ in lines]
         look, self._look = self._look, False
         surplus, counted = self._rotation.surplus(self._name)
         self._held += counted
         try:
-            self._file.write()  # what was refused before
+            if self._file.pending:
+                self._file.write()  # what was refused before
             self._file.follow_rotation(look)
             self._seal()
             self._file.write()
-            self._rotation.remove(surplus)
+            if surplus:
+                self._rotation.remove(surplus)
         except OSError as error:
             self._file.keep_whole_lines()
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -152,7 +155,7 @@ class AuditWriter(QueuedWriter[tuple[str, Waiter | None]]):
             log.warning("audit log cannot be written", file=self._name, reason=self.failure)
         elif was and not self.failure:
             log.warning("audit log is written again", file=self._name, lost=self.dropped - self._reported)
-        if not self.failure and time.monotonic() - self._logged_at >= HEAD_INTERVAL:
+        if not self.failure and now - self._logged_at >= HEAD_INTERVAL:
             self._log_head()
         return not self.failure
 

@@ -24,6 +24,7 @@ from arcbridge.wire.limits import DEFAULT, Limits
 from arcbridge.wire.records import Auth, AuthOk, CaSuccession, Dial, Goaway, Hello, Ledger, Move, Revoke, Status
 from arcbridge.wire.sender import gathered
 from arcbridge.wire.session import UNNAMED, Introduction, Kind, Session, Side, State
+from arcbridge.wire.state import STATE_CLOSED, STATES_OF_OPENING
 
 FLUSH_LIMIT = 512 * 1024
 """Bytes asked of the machine at a time; between two portions the socket says whether it takes more."""
@@ -165,12 +166,12 @@ class MuxSession:
     @property
     def closed(self) -> bool:
         """Whether the session is over."""
-        return self._machine.state is State.CLOSED
+        return self._machine.lifecycle.state is STATE_CLOSED
 
     @property
     def usable(self) -> bool:
         """Whether a new stream may be opened now."""
-        return self._machine.lifecycle.state in (State.OPEN, State.AUTH, State.HELLO)
+        return self._machine.lifecycle.state in STATES_OF_OPENING
 
     @property
     def peer_hello(self) -> Hello | None:
@@ -285,7 +286,7 @@ class MuxSession:
         elif auth is not None:
             self._machine.authenticate(auth)
         self.set_connection(connection)
-        self._flush(monotonic())
+        self._flush()
 
     def data_received(self, view: memoryview, now: float) -> None:
         """Take bytes of the peer, valid during the call only, that came `now` (monotonic seconds)."""
@@ -298,7 +299,7 @@ class MuxSession:
             pacing.hold_reading(AHEAD_PAUSE)
         if machine.events:
             self._react()
-        else:
+        elif self._flush_handle is None:
             self.wake()
 
     def set_writable(self, writable: bool) -> None:
@@ -306,7 +307,7 @@ class MuxSession:
         self._sender.set_writable(writable)
         self._count_unwritten(0 if writable or self.transport is None else self.transport.get_write_buffer_size())
         if writable:
-            self._flush_charged()
+            self._flush()
 
     def connection_lost(self, connection: MuxConnection, exc: Exception | None) -> None:
         """The socket is gone."""
@@ -343,7 +344,7 @@ class MuxSession:
         """Write what is ready, if anything is, at the end of this loop turn."""
         sender = self._sender
         if self._flush_handle is None and (sender.out or sender.has_output):
-            self._flush_handle = self.loop.call_soon(self._flush_charged)
+            self._flush_handle = self.loop.call_soon(self._flush)
 
     def act(self) -> None:
         """Act after a command: events in order, then output, then the timer."""
@@ -395,7 +396,8 @@ class MuxSession:
         if self._rearming:
             self._rearming = False
             self._arm_timer()
-        self.wake()
+        if self._flush_handle is None:
+            self.wake()
 
     def _dispatch(self, event: ev.Event) -> None:
         handler = self._handler
@@ -464,7 +466,7 @@ class MuxSession:
 
     def _end(self, error: ArcbridgeError) -> None:
         self.streams.session_ended(error)
-        self._flush(monotonic())
+        self._flush()
         self.pacing.stop()
         if self._timer is not None:
             self._timer.cancel()
@@ -513,31 +515,26 @@ class MuxSession:
             return
         self._close_timer = self.loop.call_later(CLOSE_TIMEOUT, self._await_close, transport, left)
 
-    def _flush_charged(self) -> None:
-        """`_flush`, charged: `charge` in place, for each turn."""
-        payer, began = self.payer, monotonic()
-        if payer is None:
-            self._flush(began)
-        else:
-            before = payer.shares.total
-            self._flush(began)
-            payer.charge(monotonic(), began, before)
-
-    def _flush(self, now: float) -> None:
-        """Write what is ready `now` (monotonic seconds), as far as the transport takes it."""
+    def _flush(self) -> None:
+        """Write what is ready, as far as the transport takes it, and charge it: `charge` in place, for each turn."""
         if self._flush_handle is not None:
             self._flush_handle.cancel()
             self._flush_handle = None
         sender, transport = self._sender, self.transport
         if transport is None:
             return
+        payer, began = self.payer, monotonic()
+        before = 0.0 if payer is None else payer.shares.total
+        now = began
         while parts := sender.data_to_send(FLUSH_LIMIT, now):
             if len(parts) == 1:
                 transport.write(parts[0])
             else:
                 transport.writelines(gathered(parts))
-            # Mostly the first portion was everything: asking is cheaper than being given an empty one.
-            if not sender.has_output or (not sender.socket_writable and not sender.closed):
+            # Mostly the first portion was everything: looking is cheaper than being given an empty one.
+            if not (sender.out or sender.control or sender.resend or (sender.scheduler.ready and not sender.blocked)):
+                break
+            if not sender.socket_writable and not sender.closed:
                 break
             now = monotonic()
         pacing = self.pacing
@@ -549,6 +546,8 @@ class MuxSession:
                     stream.owner.resume_writer()
         if self._machine.events:
             self.loop.call_soon(self.charge, self.act)
+        if payer is not None:
+            payer.charge(monotonic(), began, before)
 
     def _arm_timer(self) -> None:
         """Move the one timer only when the deadline came closer; a wake-up too early is harmless.

@@ -113,8 +113,7 @@ class SocketSplice(asyncio.Protocol):
     def resume_writing(self) -> None:
         if not self._reading and not self._read_over and not self._closed:
             self._reading = True
-            read = self._read if self._payer is None else self._read_charged
-            self._loop.add_reader(self._descriptor, read)
+            self._loop.add_reader(self._descriptor, self._read)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stream_lost = True
@@ -131,40 +130,35 @@ class SocketSplice(asyncio.Protocol):
         if self._reading:
             self._read()
 
-    def _read_charged(self) -> None:
-        payer = self._payer
-        assert payer is not None
-        began, before = monotonic(), payer.shares.total
-        self._read()
-        payer.charge(monotonic(), began, before)
-
     def _read(self) -> None:
-        stream = self._stream
+        stream, payer = self._stream, self._payer
         assert stream is not None  # nothing is read before `connection_made`; `cast` would cost a call
+        if payer is not None:
+            began, before = monotonic(), payer.shares.total
         try:
             count = self._recv_into(buffer.BUFFER, buffer.PORTION if stream.backlog.full else buffer.SIZE)
+            if count:
+                self._to_stream += count
+                stream.write(buffer.VIEW[:count])
+                if not self._polled:
+                    self._polled = True
+                    self._error_poll.add(self)
+            elif self._reset is not None:
+                self._fail(self._reset)
+            else:
+                self._read_over = True
+                stream.write_eof(soon=False)
+                if self._reading:  # else `connection_lost` has closed the socket
+                    self.pause_writing()
+                    if self._stream_lost and self._write_over:
+                        self._close(reset=False)
         except (BlockingIOError, InterruptedError):
-            return
+            pass
         except OSError as error:
             self._fail(error)
-            return
-        if count:
-            self._to_stream += count
-            stream.write(buffer.VIEW[:count])
-            if not self._polled:
-                self._polled = True
-                self._error_poll.add(self)
-            return
-        if self._reset is not None:
-            self._fail(self._reset)
-            return
-        self._read_over = True
-        stream.write_eof()
-        # Else `connection_lost` closes the socket before it would be asked again; not so while bytes wait for it.
-        if self._pending or not stream.is_closing():
-            self.pause_writing()
-        if self._stream_lost and self._write_over:
-            self._close(reset=False)
+        finally:
+            if payer is not None:
+                payer.charge(monotonic(), began, before)
 
     def poll_error(self) -> None:
         """Find out whether the socket was reset with the bytes that were read last (called by the poll)."""

@@ -38,6 +38,8 @@ DIRECT: Final = "direct"
 _MAX_ADDRESSES: Final = 16
 _MAX_PROXY_ANSWER: Final = 16 * 1024
 
+_NON_BLOCKING_STREAM: Final = socket.SOCK_STREAM | getattr(socket, "SOCK_NONBLOCK", 0)
+"""Where the system can make a socket so, which saves a system call."""
 _UNDER_WAY: Final = frozenset({errno.EINPROGRESS, errno.EALREADY, errno.EWOULDBLOCK, errno.EAGAIN})
 
 SockAddr = tuple[str, int] | tuple[str, int, int, int]
@@ -224,7 +226,7 @@ async def _attempt(family: int, sockaddr: SockAddr) -> socket.socket:
 
 
 def _begin(family: int, sockaddr: SockAddr, *, user_timeout: bool = True) -> tuple[socket.socket, bool]:
-    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    sock = socket.socket(family, _NON_BLOCKING_STREAM, socket.IPPROTO_TCP)
     try:
         tune(sock, user_timeout=user_timeout)
         code = sock.connect_ex(sockaddr)

@@ -39,6 +39,9 @@ class PeerUser(StrEnum):
     """Its process has closed the socket, so whose it was cannot be told."""
 
 
+OWN = PeerUser.OWN  # as a name of the module: see `wire.stream`
+
+
 class UnixPeer(NamedTuple):
     """The process that connected to a Unix socket, as it was then."""
 
@@ -58,19 +61,19 @@ def unix_peer(sock: socket.socket) -> UnixPeer | None:
 def peer_user(sock: socket.socket) -> PeerUser:
     """Tell whose process is the peer of a connected TCP socket over loopback. For root, each is its own."""
     if sys.platform != "linux" or os.geteuid() == _ROOT:
-        return PeerUser.OWN
+        return OWN
     try:
         near, far = sock.getsockname()[:2], sock.getpeername()[:2]
     except OSError:
         return PeerUser.GONE
     if not ipaddress.ip_address(far[0]).is_loopback:
-        return PeerUser.OWN
+        return OWN
     known, uid = _by_netlink(sock.family, far, near)
     if not known:
         known, uid = _by_table(sock.family, far, near)
     if known and uid == _NO_USER:
         return PeerUser.GONE
-    return PeerUser.OTHER if known and uid not in (os.geteuid(), _ROOT) else PeerUser.OWN
+    return PeerUser.OTHER if known and uid not in (os.geteuid(), _ROOT) else OWN
 
 
 def _by_netlink(family: int, source: tuple[str, int], target: tuple[str, int]) -> tuple[bool, int]:

@@ -40,7 +40,8 @@ ACCEPT_PAUSE: Final = 0.25
 
 def tune(sock: socket.socket, *, user_timeout: bool = True) -> None:
     """Set no delay, keepalive (30 s, then 3 probes 10 s apart), user timeout, a shallow send queue. Non-blocking."""
-    sock.setblocking(False)
+    if sock.gettimeout() != 0.0:
+        sock.setblocking(False)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option in _OPTIONS:
         sock.setsockopt(*option)

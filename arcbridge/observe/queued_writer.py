@@ -127,7 +127,8 @@ class QueuedWriter(Generic[Line]):
         closing = False
         while not closing:
             self._idle = True
-            self._wait(lambda: self._wanted() or self._closing, self._patience())
+            if not (self._wanted() or self._closing):  # else its patience needs no thought
+                self._wait(lambda: self._wanted() or self._closing, self._patience())
             with self._lock:
                 # Asked anew: a line may have come since the wait ended, and `_idled` would not write it.
                 wanted = self._wanted() or self._closing

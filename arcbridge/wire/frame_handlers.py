@@ -30,7 +30,7 @@ from arcbridge.wire.records import Auth, AuthOk, CaSuccession, Dial, Goaway, Hel
 from arcbridge.wire.resumption import Resumption
 from arcbridge.wire.sender import Sender
 from arcbridge.wire.state import Kind, Side
-from arcbridge.wire.stream import ReceiveState
+from arcbridge.wire.stream import RECEIVE_FINISHED
 from arcbridge.wire.stream_table import StreamTable
 from arcbridge.wire.window import MAX_CREDIT
 
@@ -137,7 +137,7 @@ class FrameHandlers:
     def _on_reset(self, stream_id: int, body: bytes) -> None:
         stream = self._streams.find(stream_id, "RESET")
         code = U32.unpack(body)[0]
-        in_order = code == ResetCode.NO_ERROR and (stream is None or stream.receiving is ReceiveState.FINISHED)
+        in_order = code == ResetCode.NO_ERROR and (stream is None or stream.receiving is RECEIVE_FINISHED)
         if in_order:  # part of an ordinary close, and two of them may cross
             self._receiver.spend_control_budget()
         if stream is not None:

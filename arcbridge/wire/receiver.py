@@ -30,8 +30,8 @@ from arcbridge.wire.lifecycle import Lifecycle, Violation
 from arcbridge.wire.records import Hello
 from arcbridge.wire.sender import Sender
 from arcbridge.wire.session_window import SessionWindow
-from arcbridge.wire.state import Kind, State
-from arcbridge.wire.stream import ReceiveState, Stream
+from arcbridge.wire.state import STATE_CLOSED, Kind
+from arcbridge.wire.stream import RECEIVE_OPEN, RECEIVE_RESET, Stream
 from arcbridge.wire.stream_table import StreamTable
 
 PAYLOAD_EXPLAINS = 1024
@@ -39,6 +39,8 @@ PAYLOAD_EXPLAINS = 1024
 
 SENT_EXPLAINS = 32 * 1024
 """Bytes of ours that explain one frame of the peer that needs no credit (WINDOW, ACK, PONG)."""
+
+_STREAM, _ZERO = StreamId.STREAM, StreamId.ZERO  # as names of the module: see `wire.stream`
 
 
 class Receiver:
@@ -92,7 +94,7 @@ class Receiver:
         three calls were a fifth of what a frame cost.
         """
         stream = self._streams.get(stream_id)
-        if stream is not None and length and self.counting and stream.receiving is ReceiveState.OPEN:
+        if stream is not None and length and self.counting and stream.receiving is RECEIVE_OPEN:
             whole, own = self._whole, stream.window
             if whole.received + length <= whole.granted and own.received + length <= own.granted:
                 whole.received += length
@@ -109,7 +111,7 @@ class Receiver:
     ) -> Callable[[memoryview], None] | None:
         """DATA that is empty, of no stream we know, late, or beyond its credit."""
         if stream is None or not self.counting:
-            if self._lifecycle.state is State.CLOSED:
+            if self._lifecycle.state is STATE_CLOSED:
                 return None  # closed by a sink earlier in the same input
             if not self.counting:
                 raise Violation(GoawayCode.PROTOCOL, "DATA before the handshake is complete")
@@ -123,21 +125,21 @@ class Receiver:
         if stream is None:
             self._session_window.release(length)
             return None
-        if stream.receiving is ReceiveState.OPEN and stream.window.receive(length):
+        if stream.receiving is RECEIVE_OPEN and stream.window.receive(length):
             return stream.deliver  # of an empty frame nothing comes
         self._session_window.release(length)
-        late = stream.receiving is not ReceiveState.OPEN
+        late = stream.receiving is not RECEIVE_OPEN
         self._table.refuse(stream, ResetCode.PROTOCOL if late else ResetCode.FLOW_CONTROL)
         return None
 
     def frame_received(self, kind: int, stream_id: int, body: bytes) -> None:
         """Take any other frame, whole (called by the decoder)."""
         layout = FRAMES.get(kind)
-        if layout is not None and layout.stream_id is (StreamId.STREAM if stream_id == 0 else StreamId.ZERO):
+        if layout is not None and layout.stream_id is (_STREAM if stream_id == 0 else _ZERO):
             raise Violation(GoawayCode.PROTOCOL, f"a frame of type {kind} with stream id {stream_id}")
         if self.peer_hello is None and kind not in (FrameType.HELLO, FrameType.GOAWAY):
             raise Violation(GoawayCode.PROTOCOL, "the first frame is not HELLO")
-        if self._lifecycle.state is State.CLOSED:
+        if self._lifecycle.state is STATE_CLOSED:
             return  # closed by a frame, or by an application, earlier in the same input
         if kind not in UNCHARGED:
             self.spend_control_budget()
@@ -155,7 +157,7 @@ class Receiver:
         together."""
         whole, own = self._whole, stream.window
         if (
-            stream.receiving is ReceiveState.OPEN
+            stream.receiving is RECEIVE_OPEN
             and own.consumed + count < own.due_at
             and whole.consumed + count < whole.due_at
         ):
@@ -163,12 +165,12 @@ class Receiver:
             own.consumed += count
             whole.consumed += count
             return
-        if self._lifecycle.state is State.CLOSED:
+        if self._lifecycle.state is STATE_CLOSED:
             if stream.id in self._table.unread:
                 self._took_unread(stream, count)
                 self._context.ahead.remove(count)
             return
-        if stream.receiving is ReceiveState.OPEN:
+        if stream.receiving is RECEIVE_OPEN:
             now, keepalive = self._context.now, self._lifecycle.keepalive
             trip = keepalive.round_trip if keepalive is not None else 0.0
             due = own.consume(count, now, trip, self.usual_window)
@@ -177,7 +179,7 @@ class Receiver:
                 if keepalive is not None and keepalive.stale(now) and self._sender.handshake_done:
                     self._context.owner.send_ping()  # the window grows by the round trip, and paths change
                 self._sender.queue_control(frame(FrameType.WINDOW, stream.id, U32.pack(due)))
-        elif stream.receiving is ReceiveState.RESET:
+        elif stream.receiving is RECEIVE_RESET:
             return  # settled when it was reset
         else:
             self._took_unread(stream, count)

@@ -12,7 +12,7 @@ is monotonic seconds and an argument.
 
 from __future__ import annotations
 
-from arcbridge.wire.stream import SendState, Stream
+from arcbridge.wire.stream import SEND_FINISHED, SEND_RESET, Stream
 
 SPARSE_HOLD = 0.5
 """Seconds for which a sparse stream counts as active after it sent something beside bulk."""
@@ -121,7 +121,7 @@ class Scheduler:
     def sender_changed(self, stream: Stream, now: float) -> None:
         """Note that another stream than `last_sender` sent payload, which its `bytes_sent` includes already."""
         previous, self.last_sender = self.last_sender, stream
-        if previous is None or previous.sending in (SendState.FINISHED, SendState.RESET):
+        if previous is None or previous.sending in (SEND_FINISHED, SEND_RESET):
             return
         bulk = _is_bulk(stream, now)
         if bulk is not _is_bulk(previous, now):

@@ -27,7 +27,7 @@ from arcbridge.wire.frames import (
 )
 from arcbridge.wire.replay import Piece, Replay
 from arcbridge.wire.scheduler import Scheduler
-from arcbridge.wire.stream import PROGRESS, SendState, Stream
+from arcbridge.wire.stream import PROGRESS, SEND_CUTTING, SEND_FINISHED, SEND_FINISHING, SEND_OPEN, SEND_RESET, Stream
 from arcbridge.wire.window import MAX_CREDIT
 
 _DATA = int(FrameType.DATA)
@@ -171,7 +171,7 @@ class Sender:
             and not self.blocked
             and self.out_bytes + size <= self._ahead
             and not self.scheduler.ready
-            and stream.sending is SendState.OPEN
+            and stream.sending is SEND_OPEN
         ):
             stream.credit -= size
             self.credit -= size
@@ -181,9 +181,9 @@ class Sender:
             self.out.append(b"".join((pack_header(size << 8 | _DATA, stream.id), data)))
             self.out_bytes += size + HEADER_SIZE
             return 0
-        if stream.sending is SendState.RESET:
+        if stream.sending is SEND_RESET:
             return 0
-        if stream.sending is not SendState.OPEN:
+        if stream.sending is not SEND_OPEN:
             raise LocalProtocolError("bytes after the end of the stream")
         if size:
             if not stream.queued:
@@ -350,12 +350,12 @@ class Sender:
             scheduler.sent(stream, most)
             if stream.queued:
                 pass  # it waits for its next turn, or for credit
-            elif stream.sending is SendState.FINISHING:
-                stream.sending = SendState.FINISHED
+            elif stream.sending is SEND_FINISHING:
+                stream.sending = SEND_FINISHED
                 stream.blocked = True  # a writer that waits for the end is told, even if it never had to stop
                 parts.append(frame(FrameType.FIN, stream.id))
                 self._context.owner.stream_sent(stream)
-            elif stream.sending is SendState.CUTTING:
+            elif stream.sending is SEND_CUTTING:
                 parts.append(frame(FrameType.RESET, stream.id, U32.pack(ResetCode.TRUNCATED)))
                 self._context.owner.stream_cut(stream)
             if stream.blocked and stream.queued <= stream.low_water:

@@ -37,7 +37,7 @@ from arcbridge.wire.replay import Budget, Replay
 from arcbridge.wire.resumption import Resumption
 from arcbridge.wire.sender import Sender
 from arcbridge.wire.session_window import SessionWindow
-from arcbridge.wire.state import Kind, Side, State, Stats
+from arcbridge.wire.state import STATE_CLOSED, STATE_DETACHED, STATES_OF_OPENING, Kind, Side, State, Stats
 from arcbridge.wire.stream import Stream
 from arcbridge.wire.stream_table import StreamTable
 
@@ -149,7 +149,7 @@ class Session:
         sent: a violation closes the machine.
         """
         lifecycle, receiver, resumption = self.lifecycle, self.receiver, self.resumption
-        if lifecycle.state is State.CLOSED:
+        if lifecycle.state is STATE_CLOSED:
             return
         self._context.now = now
         self.stats.bytes_received += len(data)
@@ -158,7 +158,7 @@ class Session:
         try:
             if resumption.handshake is not None:
                 data = resumption.greet(data)
-            elif lifecycle.state is State.DETACHED:
+            elif lifecycle.state is STATE_DETACHED:
                 return  # of a connection that was given up
             receiver.decoder.feed(data, receiver)
             if resumption.resuming is not None and receiver.received:
@@ -188,7 +188,7 @@ class Session:
     def handle_timer(self, now: float) -> None:
         """Act on every deadline that has passed; a call too early changes nothing."""
         lifecycle, limits = self.lifecycle, self.limits
-        if lifecycle.state is State.CLOSED:
+        if lifecycle.state is STATE_CLOSED:
             return
         self._context.now = now
         deadline = lifecycle.due(now)
@@ -203,7 +203,7 @@ class Session:
         elif deadline is Deadline.DRAIN:
             self.stream_table.cancel_all()
             self._finish_drain()
-        elif lifecycle.keepalive is not None and lifecycle.state is not State.DETACHED:
+        elif lifecycle.keepalive is not None and lifecycle.state is not STATE_DETACHED:
             reason = lifecycle.keepalive.dead(now, answers=self.receiver.received >= self.receiver.answers_from)
             if reason is not None:
                 self.resumption.connection_lost(ConnectionLost(f"the connection is dead: {reason}"))
@@ -215,7 +215,7 @@ class Session:
     def authenticate(self, auth: Auth) -> None:
         """Initiator: send the token, first or again. The first goes out with HELLO, before anything else."""
         self._require(self.kind is Kind.SESSION and self.side is Side.INITIATOR, "only the initiator authenticates")
-        if self.state is State.CLOSED:
+        if self.state is STATE_CLOSED:
             return
         body = record_frame(FrameType.AUTH, auth)
         if self.lifecycle.auth_sent:
@@ -227,7 +227,7 @@ class Session:
 
     def accept_auth(self, ok: AuthOk) -> None:
         """Acceptor: accept the token. Streams opened meanwhile become visible now."""
-        if self.state is State.CLOSED:
+        if self.state is STATE_CLOSED:
             return
         self._require(self.side is Side.ACCEPTOR and self.lifecycle.auth_sent, "no AUTH is waiting for an answer")
         self._require(self.resumption.resuming is None, "a connection that resumes is taken over, not accepted")
@@ -246,11 +246,11 @@ class Session:
         if self.kind is not Kind.SESSION:
             raise LocalProtocolError("a control connection has no streams")
         lifecycle = self.lifecycle
-        if lifecycle.state is State.CLOSED:
-            raise SessionEnded(GoawayCode.DONE, "the session is over")
-        if lifecycle.state is State.DETACHED:
-            raise SessionEnded(GoawayCode.UNAVAILABLE, "the session has no connection now")
-        if lifecycle.state is State.DRAINING:
+        if lifecycle.state not in STATES_OF_OPENING:
+            if lifecycle.state is STATE_CLOSED:
+                raise SessionEnded(GoawayCode.DONE, "the session is over")
+            if lifecycle.state is STATE_DETACHED:
+                raise SessionEnded(GoawayCode.UNAVAILABLE, "the session has no connection now")
             raise SessionEnded(GoawayCode.DRAINING, "the session accepts no new streams")
         if not (lifecycle.auth_sent or lifecycle.authenticated):
             raise LocalProtocolError("a stream before authentication")
@@ -272,7 +272,7 @@ class Session:
 
     def goaway(self, code: GoawayCode, message: str = "", retry_after: int = 0) -> None:
         """Drain: nothing new is accepted, what runs may finish within the drain deadline."""
-        if self.state is State.CLOSED or self.lifecycle.goaway_sent:
+        if self.state is STATE_CLOSED or self.lifecycle.goaway_sent:
             return
         # Behind the OPENs that are queued: a peer that has no stream yet would end the session before they come.
         self._say_goaway(code, message, retry_after, in_turn=True, final=False)
@@ -283,7 +283,7 @@ class Session:
 
     def close(self, code: GoawayCode, message: str, retry_after: int = 0, refusal: Refusal = NO_REFUSAL) -> None:
         """End the session now: GOAWAY, and every stream ends with its reason."""
-        if self.state is State.CLOSED:
+        if self.state is STATE_CLOSED:
             return
         self._say_goaway(code, message, retry_after, refusal)
         self.end(SessionEnded(code, message, retry_after=retry_after or None, refusal=refusal))
@@ -347,7 +347,7 @@ class Session:
 
     def fail(self, code: GoawayCode, message: str) -> None:
         """End the session with a GOAWAY, because the peer broke the protocol or a limit."""
-        if self.state is State.CLOSED:
+        if self.state is STATE_CLOSED:
             return
         self._say_goaway(code, message, 0)
         error: ArcbridgeError = RemoteProtocolError(f"the other end broke the protocol: {message}")
@@ -361,7 +361,7 @@ class Session:
         if not lifecycle.draining or self.streams or self.kind is not Kind.SESSION:
             return
         if (
-            lifecycle.state is State.DETACHED
+            lifecycle.state is STATE_DETACHED
             or self.side is Side.INITIATOR
             or lifecycle.peer_goaway is not None
             or self._all_confirmed
@@ -371,7 +371,7 @@ class Session:
     def end(self, error: ArcbridgeError) -> None:
         """End the session, once. The streams stay in `streams` for the shell to end; payload that waits is dropped."""
         lifecycle = self.lifecycle
-        if lifecycle.state is State.CLOSED:
+        if lifecycle.state is STATE_CLOSED:
             return
         lifecycle.close(error)
         if lifecycle.goaway_sent:
@@ -399,7 +399,7 @@ class Session:
         return not self.resumption.possible or (sender.peer_received >= sender.sent and not sender.has_output)
 
     def _finish_drain(self) -> None:
-        if self.state is State.CLOSED:
+        if self.state is STATE_CLOSED:
             return
         if not self.lifecycle.goaway_sent:
             self._say_goaway(GoawayCode.DONE, "", 0, in_turn=True)  # behind the last FIN

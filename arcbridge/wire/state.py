@@ -34,6 +34,11 @@ class State(Enum):
     CLOSED = "closed"
 
 
+STATE_DETACHED, STATE_CLOSED = State.DETACHED, State.CLOSED  # as names of the module: see `wire.stream`
+STATES_OF_OPENING = (State.OPEN, State.AUTH, State.HELLO)
+"""In which a session opens streams."""
+
+
 @dataclass(slots=True)
 class Stats:
     """Counters, read at any time; plain integers."""

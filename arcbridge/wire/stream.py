@@ -33,7 +33,6 @@ any             RESET either way    RESET (NO_ERROR after FIN, and TRUNCATED, le
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -66,6 +65,13 @@ class ReceiveState(Enum):
     OPEN = "open"
     FINISHED = "finished"
     RESET = "reset"
+
+
+# As names of the module, because Python 3.11 finds a member of an enumeration by `__getattr__` of its class: 850
+# instructions each time, and each open asked thirty times.
+SEND_OPEN, SEND_FINISHING, SEND_CUTTING = SendState.OPEN, SendState.FINISHING, SendState.CUTTING
+SEND_FINISHED, SEND_RESET = SendState.FINISHED, SendState.RESET
+RECEIVE_OPEN, RECEIVE_FINISHED, RECEIVE_RESET = ReceiveState.OPEN, ReceiveState.FINISHED, ReceiveState.RESET
 
 
 class StreamOwner(Protocol):
@@ -101,8 +107,9 @@ class Stream:
     owed: bool = False
     """Whether the peer opened it and lacks an answer, or a part of one: the shell says when it has all of it. A
     stream that ends before counts as churn, whichever end ended it (docs/threats.md#M7)."""
-    sending: SendState = SendState.OPEN
-    outbox: deque[bytes | memoryview] = field(default_factory=deque)
+    sending: SendState = SEND_OPEN
+    # Lists: an empty deque has 760 bytes.
+    outbox: list[bytes | memoryview] = field(default_factory=list)
     queued: int = 0
     """Bytes in `outbox`."""
     held: int = 0
@@ -129,12 +136,12 @@ class Stream:
     measured_bytes: int = 0
     bytes_sent: int = 0
     """Payload bytes handed to the connection."""
-    receiving: ReceiveState = ReceiveState.OPEN
+    receiving: ReceiveState = RECEIVE_OPEN
     sink: Callable[[memoryview], None] | None = None
     """Takes payload as it arrives (a view valid during the call); None: payload waits in `inbox`.
 
     A frame goes to the sink that was there when it began; after a reset the decoder drops the rest of it."""
-    inbox: deque[bytes] = field(default_factory=deque)
+    inbox: list[bytes] = field(default_factory=list)
     """Payload that waits, bounded by the window."""
     bytes_received: int = 0
     """Payload bytes, counted per frame where a sink takes them, else as they arrive."""
@@ -146,15 +153,15 @@ class Stream:
     def over(self) -> bool:
         """Whether both directions have ended."""
         return (
-            self.receiving is not ReceiveState.OPEN
-            and self.sending is not SendState.OPEN
-            and self.sending is not SendState.FINISHING
-            and self.sending is not SendState.CUTTING
+            self.receiving is not RECEIVE_OPEN
+            and self.sending is not SEND_OPEN
+            and self.sending is not SEND_FINISHING
+            and self.sending is not SEND_CUTTING
         )
 
     def deliver(self, view: memoryview) -> None:
         """Take payload of a frame that began while there was no sink; one that has come meanwhile gets it."""
-        if self.receiving is not ReceiveState.OPEN:
+        if self.receiving is not RECEIVE_OPEN:
             return  # reset in the middle of a frame: its credit was settled then
         self.bytes_received += len(view)
         if self.sink is not None:
@@ -190,7 +197,7 @@ class Stream:
             chunk = self.outbox[0]
             size = len(chunk)
             if size <= most:
-                self.outbox.popleft()
+                self.outbox.pop(0)
                 self.held -= len(chunk.obj) if type(chunk) is memoryview else size  # type: ignore[arg-type]
                 pieces.append(chunk)
                 most -= size

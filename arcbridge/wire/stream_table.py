@@ -30,12 +30,22 @@ from arcbridge.wire.replay import Budget
 from arcbridge.wire.sender import Sender
 from arcbridge.wire.session_window import SessionWindow
 from arcbridge.wire.state import Side
-from arcbridge.wire.stream import ReceiveState, SendState, Stream
+from arcbridge.wire.stream import (
+    RECEIVE_FINISHED,
+    RECEIVE_OPEN,
+    RECEIVE_RESET,
+    SEND_CUTTING,
+    SEND_FINISHED,
+    SEND_FINISHING,
+    SEND_OPEN,
+    SEND_RESET,
+    Stream,
+)
 from arcbridge.wire.window import Growth, ReceiveWindow
 
 LAST_ID = 0x7FFFFFFF
 """Largest stream id."""
-_FIN = int(FrameType.FIN)
+_OPEN, _FIN = int(FrameType.OPEN), int(FrameType.FIN)
 
 
 @lru_cache(maxsize=64)
@@ -94,7 +104,7 @@ class StreamTable:
             raise SessionEnded(GoawayCode.DRAINING, "the session accepts no new streams")
         if most is not None and most <= len(self.streams) - self.peer_streams:
             raise SessionEnded(GoawayCode.LIMIT, f"{most} streams are open already")
-        body = frame(FrameType.OPEN, self.next_id, _open_body(target))
+        body = frame(_OPEN, self.next_id, _open_body(target))
         stream = self.add(self.next_id, target)
         self.next_id += 2
         self._sender.queue(body)
@@ -156,22 +166,22 @@ class StreamTable:
 
     def finish(self, stream: Stream) -> None:
         """End our direction in order, after all its bytes. A second call changes nothing."""
-        if stream.sending is not SendState.OPEN:
+        if stream.sending is not SEND_OPEN:
             return
         if stream.queued:
-            stream.sending = SendState.FINISHING
+            stream.sending = SEND_FINISHING
             return
-        stream.sending = SendState.FINISHED
+        stream.sending = SEND_FINISHED
         self._sender.queue(pack_header(_FIN, stream.id))
-        if stream.receiving is not ReceiveState.OPEN:
-            self.forget_if_over(stream)
+        if stream.receiving is not RECEIVE_OPEN:
+            self._forget(stream)
 
     def cut(self, stream: Stream) -> None:
         """End both directions because the source of our bytes broke off: them first, then RESET with TRUNCATED."""
         if stream.id not in self.streams:
             return
         if stream.queued:
-            stream.sending = SendState.CUTTING
+            stream.sending = SEND_CUTTING
         else:
             self.reset(stream, ResetCode.TRUNCATED)
 
@@ -185,7 +195,7 @@ class StreamTable:
         self._context.owner.finish_drain_if_idle()
 
     def _end(self, stream: Stream, code: ResetCode) -> None:
-        self.settle(stream, keep_received=stream.receiving is ReceiveState.FINISHED)
+        self.settle(stream, keep_received=stream.receiving is RECEIVE_FINISHED)
         self._sender.queue(frame(FrameType.RESET, stream.id, U32.pack(code)))
 
     def refuse(self, stream: Stream, code: ResetCode) -> None:
@@ -197,19 +207,19 @@ class StreamTable:
 
     def peer_finished(self, stream: Stream) -> None:
         """Take the peer's FIN."""
-        if stream.receiving is not ReceiveState.OPEN:
+        if stream.receiving is not RECEIVE_OPEN:
             self.refuse(stream, ResetCode.PROTOCOL)
             return
-        stream.receiving = ReceiveState.FINISHED
+        stream.receiving = RECEIVE_FINISHED
         (self._context.events if self._lifecycle.authenticated else self.early).append(ev.StreamFinished(stream))
-        if stream.sending is not SendState.OPEN:
+        if stream.sending is not SEND_OPEN:
             self.forget_if_over(stream)
 
     def peer_reset(self, stream: Stream, code: int, *, in_order: bool) -> None:
         """Take the peer's RESET; `in_order`: as part of an ordinary close, so that what was received stays."""
         churn = not in_order or stream.owed
-        if code == ResetCode.TRUNCATED and stream.receiving is ReceiveState.OPEN:
-            stream.receiving = ReceiveState.FINISHED  # what came is a prefix, and all of it counts
+        if code == ResetCode.TRUNCATED and stream.receiving is RECEIVE_OPEN:
+            stream.receiving = RECEIVE_FINISHED  # what came is a prefix, and all of it counts
             in_order = True
         self.settle(stream, keep_received=in_order)
         self.tell_reset(stream, code)
@@ -219,7 +229,7 @@ class StreamTable:
 
     def was_cut(self, stream: Stream) -> None:
         """Settle a stream that was cut and whose last bytes leave, with RESET behind them."""
-        self.settle(stream, keep_received=stream.receiving is ReceiveState.FINISHED)
+        self.settle(stream, keep_received=stream.receiving is RECEIVE_FINISHED)
         if self._is_peers(stream):
             self.count_churn()
         self._context.owner.finish_drain_if_idle()
@@ -254,11 +264,11 @@ class StreamTable:
         stream.outbox.clear()
         self._context.backlog.remove(stream.held)
         stream.queued = stream.held = 0
-        stream.sending = SendState.RESET
+        stream.sending = SEND_RESET
         self._sender.scheduler.remove(stream)
         if not keep_received:
-            if stream.receiving is not ReceiveState.RESET:
-                stream.receiving = ReceiveState.RESET
+            if stream.receiving is not RECEIVE_RESET:
+                stream.receiving = RECEIVE_RESET
                 self._decoder.abandon(stream.id)
                 self._session_window.release(stream.window.unconsumed)
             stream.inbox.clear()
@@ -267,11 +277,14 @@ class StreamTable:
     def forget_if_over(self, stream: Stream) -> None:
         """Forget a stream of which one direction has ended in order, if the other had ended before."""
         if stream.over:
-            self._drop(stream)
-            if stream.owed:
-                self.count_churn()
-            if self._lifecycle.draining:
-                self._context.owner.finish_drain_if_idle()
+            self._forget(stream)
+
+    def _forget(self, stream: Stream) -> None:
+        self._drop(stream)
+        if stream.owed:
+            self.count_churn()
+        if self._lifecycle.draining:
+            self._context.owner.finish_drain_if_idle()
 
     def tell_reset(self, stream: Stream, code: int) -> None:
         """Tell the shell that a stream was reset, unless it does not know of it yet."""
@@ -288,7 +301,7 @@ class StreamTable:
         if self.streams.pop(stream.id, None) is not None and stream.id & 1 != self._side:
             self.peer_streams -= 1
         window = stream.window
-        if stream.receiving is ReceiveState.RESET or window.received == window.consumed:
+        if stream.receiving is RECEIVE_RESET or window.received == window.consumed:
             if window.grown:
                 window.settle()
         else:

@@ -25,7 +25,7 @@ Policy of the receiving side, in order:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from arcbridge.wire.backlog import Backlog
 from arcbridge.wire.replay import Budget
@@ -83,38 +83,42 @@ class Growth:
         self.most = 0
 
 
-@dataclass(slots=True, eq=False, repr=False)
+@dataclass(slots=True, init=False, eq=False, repr=False)
 class ReceiveWindow:
     """The receiving side's account of one stream, or of a whole session (with `limit == size`: fixed)."""
 
     size: int
     limit: int
-    grant: int = GRANT
-    growth: Growth | None = None
+    grant: int
+    growth: Growth | None
     """Asked before the window grows, which it then does no further than that lets it."""
-    grown: int = 0
+    grown: int
     """Bytes that `growth` gave."""
-    granted: int = field(init=False)
+    granted: int
     """Total bytes that the peer was ever allowed to send."""
-    received: int = 0
+    received: int
     """Total bytes announced by DATA headers."""
-    consumed: int = 0
+    consumed: int
     """Total bytes that the consumer has."""
-    due_at: int = 0
+    due_at: int
     """`consumed` below this: no grant is due. The session compares it in place, for each delivery."""
-    _sample_start: float | None = None
-    _sample_bytes: int = 0
+    _sample_start: float | None
+    _sample_bytes: int
     """`consumed` at the start of the younger of two measurements that overlap."""
-    _start_before: float = 0.0
-    _bytes_before: int = 0
+    _start_before: float
+    _bytes_before: int
     """The same of the older one."""
-    _due_before: float = 0.0
+    _due_before: float
     """When the latest grant became due, monotonic seconds; and `received` then."""
-    _received_before: int = 0
+    _received_before: int
 
-    def __post_init__(self) -> None:
-        self.granted = self.size
-        self.due_at = min(self.size >> 2, self.grant)  # as `_granted` does, for each stream
+    def __init__(self, size: int, limit: int, grant: int = GRANT, growth: Growth | None = None) -> None:
+        self.size = self.granted = size
+        self.limit, self.grant, self.growth = limit, grant, growth
+        self.due_at = size >> 2 if size >> 2 < grant else grant  # as `_granted` has it, for each stream
+        self.grown = self.received = self.consumed = 0
+        self._sample_start, self._start_before, self._due_before = None, 0.0, 0.0
+        self._sample_bytes = self._bytes_before = self._received_before = 0
 
     @property
     def unconsumed(self) -> int:

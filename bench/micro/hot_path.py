@@ -53,7 +53,7 @@ class _Sink:
     def getsockopt(self, level: int, option: int) -> int:
         return 0
 
-    def recv_into(self, into: bytearray) -> int:
+    def recv_into(self, into: bytearray, size: int) -> int:
         return SIZE
 
     def fileno(self) -> int:
@@ -98,8 +98,8 @@ class Pair:
     def settle(self) -> None:
         """Pass everything both ways until nothing moves."""
         while True:
-            self.near._flush(monotonic())
-            self.far._flush(monotonic())
+            self.near._flush()
+            self.far._flush()
             if not self.near_wire.written and not self.far_wire.written:
                 return
             self.pass_on(self.near_wire, self.far)
@@ -122,7 +122,7 @@ async def measure(frames: int, limits: Limits) -> tuple[float, float]:
         begin = perf_counter_ns()
         for readable in readables:
             readable()
-        pair.near._flush(monotonic())
+        pair.near._flush()
         from_socket.append(perf_counter_ns() - begin)
         data = memoryview(b"".join(pair.near_wire.written))
         pair.near_wire.written.clear()

@@ -1,4 +1,4 @@
-"""Instructions of one role for an echo, a GET or an exec, by callgrind; they hardly depend on the machine's load.
+"""Instructions of one role for an echo, an open, a GET or an exec, by callgrind; load hardly changes them.
 
     python -m bench.micro.instructions ROLE PATH [--count 30] [--keep FILE]
 
@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 
 from arcbridge.agent.kube.warm_connections import DELAY
-from bench.budget.paths import NAMESPACE, POD, TARGET, _echo, _exec, _get
+from bench.budget.paths import NAMESPACE, POD, TARGET, _echo, _exec, _get, _open
 from bench.load.generator import Generator
 from bench.studies.kubernetes import _way_of_kubeconfig
 from tests.support.cluster import Cluster
@@ -64,11 +64,11 @@ def count(role: str, path: str, times: int, directory: Path, keep: Path) -> floa
             world.client_prefix = valgrind
         world.start()
         operation: Callable[[], None]
-        if path == "echo":
+        if path in ("echo", "open"):
             process, port = world.start_forward(TARGET)
             echoes = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
             echoes.sendall(b"E")
-            operation = partial(_echo, echoes)
+            operation = partial(_echo, echoes) if path == "echo" else partial(_open, port)
         else:
             client = world.start_client(ALICE)
             process, way = client.process, _way_of_kubeconfig(client.kubeconfig, directory)
@@ -106,7 +106,7 @@ def main(argv: list[str]) -> int:
     """Count, and say how many."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("role", choices=("client", "relay", "agent"))
-    parser.add_argument("path", choices=("echo", "get", "exec"))
+    parser.add_argument("path", choices=("echo", "open", "get", "exec"))
     parser.add_argument("--count", type=int, default=30)
     parser.add_argument("--keep", type=Path, default=Path("callgrind.out"), help="where the profile goes")
     args = parser.parse_args(argv)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import socket
 import ssl
 import struct
+import weakref
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -105,6 +107,20 @@ async def test_half_close_passes_both_ways(link: str) -> None:
         near, far = await way.done()
         assert near == SpliceResult(len(down), len(up), None)
         assert far == SpliceResult(len(up), len(down), None)
+
+
+async def test_a_stream_that_is_over_does_not_wait_for_the_garbage_collector() -> None:
+    async with a_way() as (_, way):
+        stream = weakref.ref(way.streams.pop())
+        gc.disable()
+        try:
+            way.near.shutdown(socket.SHUT_WR)
+            assert await read_all(way.far) == b""
+            way.far.shutdown(socket.SHUT_WR)
+            await way.done()
+            await soon(lambda: stream() is None)
+        finally:
+            gc.enable()
 
 
 async def _exactly(sock: socket.socket, count: int) -> bytes:

@@ -97,7 +97,7 @@ class End:
     def _adopt(self, stream: Stream) -> Seen:
         seen = self.seen[stream.id] = Seen(stream)
         while stream.inbox:
-            self._deliver(seen, memoryview(stream.inbox.popleft()))
+            self._deliver(seen, memoryview(stream.inbox.pop(0)))
         stream.sink = lambda view: self._deliver(seen, view)
         return seen
 

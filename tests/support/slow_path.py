@@ -72,7 +72,7 @@ class Node:
                 self.on_read[number](size)
 
         while stream.inbox:
-            take(memoryview(stream.inbox.popleft()))
+            take(memoryview(stream.inbox.pop(0)))
         stream.sink = take
         return stream
 

@@ -49,11 +49,9 @@ class AuditBudget:
 
     def charge(self, line: str, now: float) -> None:
         """Count a record that is written in any case."""
-        if self._bucket is not None:
-            self._allowed -= _size(line)
-            if self._allowed < 0:
-                self._bucket.take(now, -self._allowed)
-                self._allowed = 0
+        if not self.admit(line, now) and self._bucket is not None:
+            self._bucket.take(now, _size(line) - self._allowed)
+            self._allowed = 0
 
     def admit(self, line: str, now: float) -> bool:
         """Count a record if there is room for it, and return whether there is."""

@@ -263,7 +263,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
                 self._read_body(handler, self._response, 0, nbytes)
         except RequestRefusal as refusal:
             self._fail(refusal)
-        if self.error_poll is not None:
+        if self.error_poll is not None and not self.error_poll.included:
             self.error_poll.was_read()
 
     def eof_received(self) -> bool:

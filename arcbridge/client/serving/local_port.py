@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from arcbridge.net.descriptors import explain
-from arcbridge.net.peer_user import PeerUser, peer_user
+from arcbridge.net.peer_user import OWN, PeerUser, peer_user
 from arcbridge.net.sockets import AcceptLoop, reset
 
 
@@ -59,8 +59,8 @@ class LocalPort:
 
     def _accepted(self, sock: socket.socket, _host: str) -> None:
         self._stats.accepted += 1
-        user = PeerUser.OWN if self._any_user else peer_user(sock)
-        if user is PeerUser.OWN:
+        user = OWN if self._any_user else peer_user(sock)
+        if user is OWN:
             self._taken(sock)
             return
         self._stats.failed += 1
