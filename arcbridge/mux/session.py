@@ -248,7 +248,7 @@ class MuxSession:
         """End now and send the reason, behind what can leave at once; every stream ends with SessionEnded. An acceptor
         refuses a token so."""
         if self._flush_handle is not None:
-            self._flush(monotonic())
+            self._flush()
         self._machine.close(code, message or "the session was closed", retry_after, refusal)
         self.act()
 
