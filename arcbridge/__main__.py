@@ -8,6 +8,7 @@ libraries only once its sub-command is known (start-up budget: docs/change.md).
 from __future__ import annotations
 
 import gc
+import os
 import sys
 
 from arcbridge import __version__
@@ -25,6 +26,10 @@ def main(argv: list[str] | None = None) -> int:
         print(version_line())
         return 0
 
+    # A container with a user ID of its own may have neither HOME nor an entry in /etc/passwd. Such a user gets `/`, as
+    # container runtimes give it, and what cannot be written there is then named.
+    if os.path.expanduser("~") == "~":
+        os.environ["HOME"] = "/"
     if arguments[:1] == ["credential"]:  # run by each kubectl
         from arcbridge.cli.credential import print_credential
 

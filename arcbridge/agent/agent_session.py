@@ -146,10 +146,14 @@ class AgentSession(BaseHandler):
 
     def close(self, code: GoawayCode, sentence: str, retry_after: int = 0, refusal: Refusal = NO_REFUSAL) -> None:
         """End the session with a sentence for its user, also for what runs in it."""
-        if self._caller is not None:
-            self._caller.explain_end(sentence)
-        if self.session is not None:
-            self.session.close(code, sentence, retry_after, refusal)
+        session = self.session
+        if session is None:
+            return
+        try:
+            if self._caller is not None and not session.closed:
+                self._caller.explain_end(sentence)
+        finally:
+            session.close(code, sentence, retry_after, refusal)
 
     def give_way(self) -> None:
         """End a connection that has not logged in, because its place is needed."""

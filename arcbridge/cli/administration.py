@@ -68,7 +68,7 @@ def format_list(command: str, rows: Sequence[Row], output: str) -> str:
     shown = [_dated(row) for row in rows]
     for row in shown if output in ("", *FOR_PEOPLE) else ():
         if isinstance(trip := row.get("round_trip"), float):
-            row["round_trip"] = f"{trip * 1000:.1f} ms"
+            row["round_trip"] = f"{trip * 1000:.1f} ms" if trip else ""
     return format_rows(shown, columns, output, name=columns[0].key)
 
 

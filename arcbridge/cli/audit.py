@@ -54,7 +54,7 @@ def show(invocation: Invocation) -> int:
     if output == "json":
         sys.stdout.write("\n]\n" if found else "[]\n")
     elif not found:
-        print_note(f"no record matches in {', '.join(map(str, files))}")
+        print_note(plain(f"no record matches in {', '.join(map(str, files))}"))
     return ExitCode.DONE
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from arcbridge.cli.commands import DOCUMENTS
 from arcbridge.cli.output import print_document, print_error, print_prose, print_warning
 from arcbridge.cli.parser import Invocation
-from arcbridge.cli.settings import load_settings, place_of, read_settings, settings_file
+from arcbridge.cli.settings import load_settings, misspelt_variables, place_of, read_settings, settings_file
 from arcbridge.errors import ExitCode
 from arcbridge.settings.flags import CLIENT, RELAY
 from arcbridge.settings.role_settings import find_file
@@ -39,13 +39,14 @@ def find_problems(invocation: Invocation, environment: Mapping[str, str], *, aro
 
     `around`: also what a start of these settings would meet on this machine now.
     """
-    from arcbridge.settings.problems import located
+    from arcbridge.settings.problems import Problem, Severity, located
 
     config, wrong = read_settings(invocation, environment)
-    found = [error.problem for error in wrong]
+    found = [Problem("", sentence, Severity.WARNING) for sentence in misspelt_variables(environment)]
+    found += [error.problem for error in wrong]
     # A setting that could not be read has its default, of which nothing is to be said.
-    unread = {problem.setting for problem in found}
-    if all(problem.setting for problem in found):
+    unread = {error.problem.setting for error in wrong}
+    if all(error.problem.setting for error in wrong):
         role = importlib.import_module(f"arcbridge.{invocation.role}.settings")
         surroundings = () if invocation.role == RELAY else (environment,)
         checked = role.check(config, *surroundings)

@@ -44,7 +44,7 @@ _HEADER = re.compile(r"#?\[+([^\[\]]+)\]+")
 def init(invocation: Invocation) -> int:
     """Write the files, say what is still to be edited, and print the next command; returns the exit code."""
     if invocation.text("config"):
-        raise ConfigError("flag --config: `config init` writes several files; name a directory with --directory DIR")
+        raise ConfigError("flag --config: `config init` writes into a directory; give --directory DIR")
     directory = _directory(invocation, os.environ)
     kind = {"root": _is_root(), "service": _is_service(invocation)}
     files = initial_files(invocation, **kind)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from importlib import import_module
-from pathlib import Path
 
 from arcbridge import __version__
 from arcbridge.cli.commands import COMMANDS, commands_of, find_command
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 def run(arguments: Sequence[str], *, program: str = "arcbridge") -> int:
     """Run one command line; returns the exit code."""
     _prepare_streams()
-    _ensure_home()
     role = role_of(arguments, program=program, environment=os.environ.get("ARCBRIDGE_ROLE", ""))
     invocation = Invocation(role, tuple(words_of(arguments)[:1]), {})
     try:
@@ -73,15 +71,6 @@ def _prepare_streams() -> None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode, encoding="utf-8"))
         elif name != "stdin" and hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-
-
-def _ensure_home() -> None:
-    """Give a user without a home `/`, as container runtimes do: in a container with a user ID of its own there may be
-    neither HOME nor an entry in /etc/passwd, and what cannot be written there is then named."""
-    try:
-        Path.home()
-    except RuntimeError:
-        os.environ["HOME"] = "/"
 
 
 def _drop_output() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from arcbridge.settings.problems import Place
 
 _PREFIX = "ARCBRIDGE_"
+_NO_FLAGS = {"DEBUGGABLE", "LOOP", "NO_UPDATE_NOTICE", "READY_DESCRIPTOR", "TOKEN_WAS_SHOWN", "UNPACK_DIR"}
+"""Variables of arcbridge that belong to no flag."""
 
 
 def settings_file(invocation: Invocation, environment: Mapping[str, str]) -> Path | None:
@@ -69,7 +72,8 @@ def given_settings(invocation: Invocation, environment: Mapping[str, str]) -> di
 def load_settings(invocation: Invocation, environment: Mapping[str, str]) -> Any:
     """Return the settings of the invocation's role, checked; raises ConfigError, as SettingsRefused for mistakes."""
     config, wrong = read_settings(invocation, environment)
-    _warn_of_misspelt(environment)
+    for sentence in misspelt_variables(environment):
+        _warn_once(sentence)
     if wrong:
         from arcbridge.settings.problems import SettingsRefused, located
 
@@ -81,16 +85,25 @@ def load_settings(invocation: Invocation, environment: Mapping[str, str]) -> Any
     return config
 
 
-def _warn_of_misspelt(environment: Mapping[str, str]) -> None:
-    """Warn of variables that set nothing and are nearly the name of one that does.
+def misspelt_variables(environment: Mapping[str, str]) -> list[str]:
+    """Return a sentence for each variable that sets nothing and is nearly the name of one that does.
 
-    No other one is refused: Kubernetes gives a pod `ARCBRIDGE_…` for each Service of such a name.
+    Of no other one: Kubernetes gives a pod `ARCBRIDGE_…` for each Service of such a name.
     """
+    found = []
     if names := [name.removeprefix(_PREFIX) for name in environment if name.startswith(_PREFIX)]:
-        known = {flag.variable.removeprefix(_PREFIX) for role in ROLES for flag in flags_of(role)}
+        flags = (flag for role in ROLES for flag in flags_of(role) if flag.dest != "verbose")  # it has none
+        known = _NO_FLAGS | {flag.variable.removeprefix(_PREFIX) for flag in flags}
         for name in names:
             if name not in known and (near := nearest(name, known, cutoff=0.8)):
-                print_warning(f"environment variable {_PREFIX}{name} sets nothing; did you mean {_PREFIX}{near}?")
+                found.append(f"environment variable {_PREFIX}{name} sets nothing; did you mean {_PREFIX}{near}?")
+    return found
+
+
+@cache
+def _warn_once(sentence: str) -> None:
+    """Print a warning of which the settings that are read again (SIGHUP) say nothing."""
+    print_warning(sentence)
 
 
 def start(invocation: Invocation, level: str = "") -> Any:

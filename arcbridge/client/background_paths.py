@@ -71,9 +71,9 @@ class BackgroundPaths:
         from arcbridge.pki.private_files import ensure_private_directory, refuse_foreign_directory
 
         refuse_foreign_directory(Path(self.state))
-        ensure_private_directory(Path(self.state))
+        ensure_private_directory(Path(self.state), named_by="XDG_STATE_HOME")
         try:
-            ensure_private_directory(Path(self.runtime).parent)
+            ensure_private_directory(Path(self.runtime).parent, named_by="XDG_STATE_HOME")
             try:
                 os.mkdir(self.runtime, 0o700)
             except FileExistsError:

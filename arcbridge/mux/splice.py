@@ -332,14 +332,19 @@ class TransportSplice(asyncio.BufferedProtocol):
             if payer is not None:
                 payer.charge(monotonic(), self._began, before)
 
+    @property
+    def outer_over(self) -> bool:
+        """Whether the outer side has ended, or was lost."""
+        return self._outer_eof or self._outer_lost
+
     def finish_with(self, last: bytes) -> None:
         """End the stream in order behind `last`, and cut the outer side now: nothing more of the stream reaches it."""
         stream = cast(StreamTransport, self._stream)
         self._to_stream += len(last)
-        stream.write(last)
-        stream.close()
         self._outer_closed = True
         reset_transport(self.outer)
+        stream.write(last)
+        stream.close()
 
     def eof_received(self) -> bool:
         if self._tls and not said_goodbye(self.outer):

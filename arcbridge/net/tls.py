@@ -204,9 +204,7 @@ async def _fetch_cas(
 
 def cure_of(error: ssl.SSLCertVerificationError, otherwise: str) -> str:
     """Return what to do about a relay's certificate that is refused; `otherwise`: where its dates are not the cause."""
-    if getattr(error, "verify_code", 0) not in _OF_DATES:
-        return otherwise
-    return "set the clock of this machine; where it is right, the relay needs a new certificate"
+    return _OF_DATES.get(getattr(error, "verify_code", 0), otherwise)
 
 
 def untrusted(server_name: str, error: ssl.SSLCertVerificationError) -> Unreachable:
@@ -219,8 +217,11 @@ def untrusted(server_name: str, error: ssl.SSLCertVerificationError) -> Unreacha
     return Unreachable(f"the relay's certificate is not trusted for {server_name}: {error.verify_message}; {cure}")
 
 
-_OF_DATES: Final = (9, 10)
-"""X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED of OpenSSL."""
+_OF_DATES: Final = {
+    9: "set the clock of this machine; where it is right, tell the relay's operator",
+    10: "ask the relay's operator to renew it; where it is good elsewhere, set the clock of this machine",
+}
+"""What to do, by X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED of OpenSSL."""
 
 
 async def measure_round_trip(address: Address, context: ssl.SSLContext) -> float:

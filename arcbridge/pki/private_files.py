@@ -39,14 +39,15 @@ OPEN_SAFELY = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getat
 change the ends of lines."""
 
 
-def ensure_private_directory(directory: Path) -> None:
-    """Make `directory` and those of its parents that are missing, each 0700; raises `StateError`."""
+def ensure_private_directory(directory: Path, named_by: str = "--state-dir, of a relay --data-dir") -> None:
+    """Make `directory` and those of its parents that are missing, each 0700; raises `StateError`. `named_by`: what
+    names another one."""
     try:
         make_directories(directory, 0o700)
     except OSError as error:
         raise StateError(
             f"cannot make the directory {directory}: {error.strerror}; let this user make it, or name another one "
-            "(--state-dir, of a relay --data-dir)"
+            f"({named_by})"
         ) from error
 
 
@@ -249,7 +250,7 @@ def _lock(path: Path, timeout: float) -> int | None:
     try:
         descriptor = _open_or_make(path)
     except OSError as error:
-        hint = f"; {_OWNER}" if isinstance(error, PermissionError) else ""
+        hint = f"; {_OWNER}" if isinstance(error, PermissionError) and path.exists() else ""
         raise StateError(f"cannot open the lock file {path}: {error.strerror}{hint}") from error
     try:
         deadline = time.monotonic() + timeout

@@ -89,7 +89,7 @@ def load_all(
             source, document = _read(file, judge)
         except SettingError as error:
             wrong.append(error)
-    values = _table(kind, document, (), source._replace(top=tuple(_hints(kind))), wrong)
+    values = _table(kind, document, (), source._replace(top=_names_without_table(kind)), wrong)
     for path, one in (given or {}).items():
         outside = _Source(one.source, Path.cwd(), "", False)
         try:
@@ -282,6 +282,14 @@ def _wrong(path: tuple[str, ...], source: _Source, what: str) -> SettingError:
     if not source.is_file:
         return SettingError(".".join(path), what, Place(source.name))
     return _at_line(path, source, f"{'.'.join(path)} {what}")
+
+
+def _names_without_table(kind: type) -> tuple[str, ...]:
+    return tuple(
+        name
+        for name, hint in _hints(kind).items()
+        if not any(one is dict or is_dataclass(one) for one in (hint, typing.get_origin(hint), *typing.get_args(hint)))
+    )
 
 
 def _unknown(path: tuple[str, ...], source: _Source, known: list[str]) -> SettingError:

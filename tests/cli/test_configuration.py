@@ -91,6 +91,16 @@ def checked(role: str, directory: Path, capsys: pytest.CaptureFixture[str]) -> t
     return code, json.loads(capsys.readouterr().out)
 
 
+def test_a_misspelt_variable_is_a_warning(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ARCBRIDGE_LISTNE", "0.0.0.0:1")
+    monkeypatch.setenv("ARCBRIDGE_LOOP", "asyncio")
+    assert run(["--role", "relay", "config", "check", "--config", str(directory / "relay.toml")]) == ExitCode.DONE
+    said = "environment variable ARCBRIDGE_LISTNE sets nothing; did you mean ARCBRIDGE_LISTEN?"
+    assert capsys.readouterr().err.count(said) == 1
+
+
 @pytest.mark.parametrize("role", ["relay", "agent", "client"])
 def test_good_ones(role: str, directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = sorted(directory.iterdir())

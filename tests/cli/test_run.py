@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from arcbridge.__main__ import main
 from arcbridge.cli import run as run_module
 from arcbridge.cli.commands import GONE
 from arcbridge.cli.run import run
@@ -37,7 +38,7 @@ def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     for name in ("HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("pwd.getpwuid", missing)
-    assert run(["whoami"]) == ExitCode.LOGIN
+    assert main(["whoami"]) == ExitCode.LOGIN
     assert capsys.readouterr().err.startswith("error: you are not logged in")
 
 

@@ -104,6 +104,7 @@ class TestStrictness:
                 "[login]\nworkers = 2\n",
                 "line 2: unknown setting 'login.workers'; 'workers' belongs to no table: move it above the ",
             ),
+            (RelayConfig, "[limits.observe]\n", "line 1: unknown setting 'limits.observe'; known here: "),
             (AgentConfig, "[targets.db]\nadress = 'x'\n", "line 2: unknown setting 'targets.db.adress'"),
             (
                 AgentConfig,

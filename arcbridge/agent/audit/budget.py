@@ -65,7 +65,10 @@ class AuditBudget:
         bucket = self._bucket
         if bucket is None:
             return True
-        missing = max(0, size - self._allowed)
+        if size <= self._allowed:
+            self._allowed -= size
+            return True
+        missing = size - self._allowed
         for portion in (max(PORTION, missing), missing):
             if bucket.reserve(now, count=portion) is not None:
                 self._allowed += portion - size

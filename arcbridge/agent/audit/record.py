@@ -79,7 +79,7 @@ TRANSITIONS: dict[RequestOutcome, frozenset[RequestOutcome]] = {
     RequestOutcome.CONNECTED: frozenset({RequestOutcome.CUT, RequestOutcome.FAILED}),
 }
 """Outcome -> those that may follow it; before any other one it stays, since the first cause counts. What was upgraded
-is cut only where a right was lost (`AuditRecord.revoke`): it ends with its connection."""
+is cut only where the agent ends it (`AuditRecord.revoke`): it ends with its connection."""
 
 
 class AuditSubject:
@@ -228,7 +228,7 @@ class AuditRecord:
             self.cut(type(error).__name__)
 
     def revoke(self, reason: str) -> None:
-        """The agent ends it, because a right was lost."""
+        """The agent ends it: a right was lost, or the session ends."""
         self.reason = reason
         if self.outcome is not RequestOutcome.FAILED:
             self.outcome = RequestOutcome.CUT

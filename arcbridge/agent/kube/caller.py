@@ -203,14 +203,17 @@ class Caller:
         )
 
     def end_upgraded(self, reason: str) -> int:
-        """Reset the upgraded streams, with a reason for their records; answers how many there were."""
+        """End the upgraded streams, with a reason for their users, or their records alone; answers how many there
+        were."""
         return self._end_streams(list(self.upgraded.values()), reason)
 
     def explain_end(self, reason: str) -> None:
-        """End the upgraded streams whose users can be told why, before the session ends for that reason."""
-        for request, explain in list(self.explains.items()):
-            if explain(reason):
-                self.upgraded[request][1].revoke(reason)
+        """End the upgraded streams whose users can be told why, before the session ends for that reason, and with it
+        the others."""
+        for _, record in self.upgraded.values():
+            record.revoke(reason)
+        for explain in list(self.explains.values()):
+            explain(reason)
 
     def _end_streams(self, streams: list[tuple[StreamTransport, AuditRecord]], reason: str) -> int:
         for stream, record in streams:

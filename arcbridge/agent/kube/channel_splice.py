@@ -18,10 +18,15 @@ from arcbridge.agent.kube.upgrade import CHANNELS
 from arcbridge.agent.kube.upstream_pool import SWITCHED_READ
 from arcbridge.mux.splice import SpliceResult, TransportSplice
 from arcbridge.mux.stream import StreamTransport
+from arcbridge.wire.frames import ResetCode
 
+READ_WITHIN: Final = 5.0
+"""Seconds within which a caller takes the sentence."""
 STATUS: Final = 3
 _EXTENDED: Final = {126: 2, 127: 8}
 """Bytes of a length that does not fit the second byte, by that byte."""
+_CLOSE: Final = 8
+"""The opcode of a frame that closes."""
 _CLOSE_IN_ORDER: Final = b"\x88\x02\x03\xe8"
 """A frame that closes with 1000."""
 
@@ -57,7 +62,8 @@ class FrameEnds:
             length = int.from_bytes(head[2 : 2 + extended]) if extended else head[1]
             position += 2 + extended + length - len(self._head)
             self._head = b""
-            self._readable = not (head[0] & 0x70 or head[1] & 0x80)  # an extension; masked as a caller's
+            self._readable = not (head[0] & 0x70 or head[1] & 0x80 or head[0] & 0x0F == _CLOSE)
+            # Else it has an extension, or is masked as a caller's, or behind it nothing may come (§5.5.1).
             if head[0] & 0x0F < 8:  # no control frame, which may stand within a message
                 self._within = not head[0] & 0x80
         self._left = position - size
@@ -82,10 +88,18 @@ class ChannelSplice(TransportSplice):
         """End both sides with a sentence for the user; return False, and change nothing, where it cannot be said.
 
         Bytes that wait for the caller would have to be waited for."""
-        if self._frames is None or not self._frames.whole or stream.is_closing() or stream.get_write_buffer_size():
+        over = self.outer_over or stream.is_closing()  # the end of the stream may be written before it closes
+        if self._frames is None or not self._frames.whole or over or stream.get_write_buffer_size():
             return False
         self.finish_with(message(STATUS, status_body(RequestRefusal(403, sentence))) + _CLOSE_IN_ORDER)
+        asyncio.get_running_loop().call_later(READ_WITHIN, _cut_unread, stream)
         return True
+
+
+def _cut_unread(stream: StreamTransport) -> None:
+    """Cut a stream of which the caller has not taken the sentence: its record and its place are not kept open."""
+    if stream.get_write_buffer_size():
+        stream.abort(ResetCode.FORBIDDEN)
 
 
 def message(channel: int, payload: bytes) -> bytes:

@@ -264,7 +264,9 @@ class KubeProxy:
 
         if recording is None:
             seen = ports.ports.feed if ports is not None else None
-            splice = ChannelSplice(upstream, ended, chosen_protocol(head.lines), seen=seen)
+            # A port-forward that is cut must not look like one that has ended, and an app's protocol is its own.
+            channels = chosen_protocol(head.lines) if record.subresource in ("exec", "attach") else b""
+            splice = ChannelSplice(upstream, ended, channels, seen=seen)
         else:
             splice, notice = recording.splice(upstream, ended, stream, record, head.lines)
             first += notice

@@ -3,7 +3,7 @@
 A failed upgrade that left a usable, authenticated connection behind was CVE-2018-1002105. Hence an upgrade gets a
 connection of its own that is never used again; only a 101 that names the protocol asked for joins the two sides, and
 any other answer ends both. Bytes that the caller sends before the 101 belong to no protocol that was agreed on: they
-are an error (`proxy`). After the 101 nothing is parsed: WebSocket and SPDY frames are opaque here.
+are an error (`proxy`). After the 101 nothing is parsed here.
 """
 
 from __future__ import annotations

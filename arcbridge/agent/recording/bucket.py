@@ -169,6 +169,7 @@ class RecordingBucket:
                 answer = connection.getresponse()
             finally:
                 expiry.cancel()
+                expiry.join()  # else it might break whatever has the descriptor's number by then
         finally:
             connection.close()
         if answer.status != 200:

@@ -52,7 +52,8 @@ async def _get(relay: RelayAccess, token: str, tokens: Tokens) -> Any:
     status, body = await request(relay, token, tokens, "/v1/clusters")
     if status == 403:
         raise PermissionRefused(
-            "the relay refuses you, as it does where logins were revoked; log in again, or ask its operator"
+            "the relay refuses you, as it does where logins were revoked; run `arcbridge login --force`, or ask its "
+            "operator"
         )
     if status != 200:
         raise Unreachable(f"the relay {url} answered with status {status}; its log says why")

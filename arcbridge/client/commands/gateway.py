@@ -53,6 +53,8 @@ async def run_gateway(
     """
     # A gateway has no user at a terminal whom it could ask whether to trust a cluster.
     context = ClientContext(config, replace(terminal, ask_trust=None), environment=environment)
+    if not config.relay_urls():
+        raise ConfigError("relays: required, because a gateway has no login; give --relay https://host:port")
     relays = context.relays
     _refuse_settings_of_a_login(config)
     required(config, environment)

@@ -99,7 +99,7 @@ async def join(
             if isinstance(error, JoinRefused) and error.code == JoinCode.NO_AGENT:
                 relays.lengths.learn_absence(relay)
             if isinstance(error, Unreachable) and error.detail:
-                raise relay_unreachable(relay.address.url, error.detail) from error
+                raise relay_unreachable(relay.address.url, error) from error
             raise_user_error(error, cluster, shown=Shown(token, tokens.access_source))
 
     try:

@@ -22,6 +22,8 @@ from arcbridge.errors import (
     Unreachable,
     WrongAgent,
 )
+from arcbridge.net.descriptors import EXHAUSTED
+from arcbridge.net.dialer import CredentialsMissing
 from arcbridge.net.join import JoinCode
 from arcbridge.observe.untrusted_text import clean
 from arcbridge.refusals import Refusal, RefusalRule
@@ -99,9 +101,12 @@ def raise_user_error(
     raise found from error
 
 
-def relay_unreachable(url: str, why: str) -> Unreachable:
-    """Return the error for a relay to which there is no connection."""
-    return Unreachable(f"the relay {url} cannot be reached ({why}); check its address and this machine's network")
+def relay_unreachable(url: str, error: ArcbridgeError) -> Unreachable:
+    """Return the error for a relay to which there is no connection; some causes name their own cure."""
+    cause = error.__cause__
+    cured = isinstance(cause, CredentialsMissing) or (isinstance(cause, OSError) and cause.errno in EXHAUSTED)
+    cure = "" if cured else "; check its address and this machine's network"
+    return Unreachable(f"the relay {url} cannot be reached ({error.detail}){cure}")
 
 
 def is_elsewhere(error: BaseException | None) -> bool:

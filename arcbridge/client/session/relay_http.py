@@ -69,7 +69,7 @@ async def request(
     except (Unreachable, ConnectionLost) as error:
         if not error.detail:
             raise
-        raise relay_unreachable(url, error.detail) from error
+        raise relay_unreachable(url, error) from error
     offered = _OFFERED.search(head)
     relay.offered_client = offered[1].decode("latin-1") if offered else ""
     if status == 401:

@@ -81,6 +81,9 @@ async def test_settings_that_cannot_work(tmp_path: Path, far: FarSide) -> None:
     with pytest.raises(ConfigError, match=r"observe\.listen"):
         async with case.running(replace(case.config, observe=ObserveConfig(listen="nowhere"))):
             pass
+    with pytest.raises(ConfigError, match="relays: required, because a gateway has no login"):
+        async with case.running(replace(case.config, relay="", relays=())):
+            pass
     with pytest.raises(ConfigError, match="pins_file: required"):
         async with case.running(replace(case.config, trust_first_use=False)):
             pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import json
 
 import pytest
@@ -14,6 +15,7 @@ from arcbridge.client.session.refusal import (
     of_join,
     of_session,
     raise_user_error,
+    relay_unreachable,
     response,
     status_body,
 )
@@ -29,6 +31,7 @@ from arcbridge.errors import (
     Unauthenticated,
     Unreachable,
 )
+from arcbridge.net.dialer import CredentialsMissing
 from arcbridge.net.join import JoinCode
 from arcbridge.refusals import read_refusal
 from arcbridge.wire.frames import GoawayCode
@@ -252,3 +255,13 @@ def test_whom_the_policy_refuses_reads_which_groups_came(reply: JoinReply, expec
     found = of_join(JoinRefused(JoinCode.FORBIDDEN, "FOREIGN", refusal=refusal), "prod")
     assert found.message.startswith('cluster "prod" does not exist or you may not reach it; ask the relay')
     assert found.message.endswith(expected)
+
+
+def test_a_cause_that_names_its_cure_gets_no_other_one() -> None:
+    found = []
+    for cause in (OSError(errno.ECONNREFUSED, "refused"), OSError(errno.EMFILE, "none left"), CredentialsMissing("x")):
+        error = Unreachable("cannot reach relay.test:443")
+        error.detail, error.__cause__ = "why", cause
+        found.append(relay_unreachable("https://relay.test", error).message)
+    why = "the relay https://relay.test cannot be reached (why)"
+    assert found == [f"{why}; check its address and this machine's network", why, why]
