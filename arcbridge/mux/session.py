@@ -380,9 +380,7 @@ class MuxSession:
                     if acted == EVENTS_IN_A_TURN:
                         break
                 del waiting[:acted]
-                if waiting and self.closed:  # nobody is given a stream of a session that is over
-                    waiting[:] = [event for event in waiting if not isinstance(event, ev.StreamOpened)]
-                elif waiting:
+                if waiting and not self.closed:
                     self._react_handle = self.loop.call_soon(self.charge, self._react_on)
                     self.pacing.hold_reading(0.0)
                     break
