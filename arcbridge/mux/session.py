@@ -33,10 +33,6 @@ CLOSE_TIMEOUT = 3.0
 """Seconds for the last bytes and TLS's close_notify; then the socket is closed without them."""
 
 
-EVENTS_IN_A_TURN = 16
-"""Events that a session acts on in one turn of the loop: some 2 ms of the agent's time, where they are OPENs."""
-
-
 class BaseHandler:
     """The events that a role gets; each method does nothing until overridden. All are called from the event loop.
 
@@ -133,13 +129,13 @@ class MuxSession:
         """The connection that carries the session, and its transport; None: none does."""
         self.transport: asyncio.Transport | None = None
         self._flush_handle: asyncio.Handle | None = None
-        self._react_handle: asyncio.Handle | None = None  # acts on the events that wait for the next turn of the loop
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._acting = False
         self.finished: deque[StreamTransport] = deque()
         """Streams whose ends came: they are delivered behind the other events of a read."""
-        self._rearming = False  # whether the deadline may have come closer
+        self._rearming = False
+        """Whether the deadline may have come closer."""
         self._close_timer: asyncio.TimerHandle | None = None
         self._unwritten = 0
         """Bytes that count in the backlog because the transport could not write them."""
@@ -353,43 +349,21 @@ class MuxSession:
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
-    def _react_on(self) -> None:
-        """Act on the events that waited for this turn of the loop."""
-        self._react_handle = None
-        self._react()
-
     def _react(self) -> None:
-        """Act on what has happened: events in order, then output; the timer, if its deadline may have come closer.
-
-        Of many events of an open session the rest waits for the next turn of the loop, and nothing is read until then:
-        one read may bring thousands of OPENs, and other sessions do not wait for all of them.
-        """
+        """Act on what has happened: events in order, then output; the timer, if its deadline may have come closer."""
         if self._acting:
             return  # called by what an event caused: its turn comes after those that happened before
-        if self._react_handle is not None and not self.closed:
-            self.wake()
-            return
         self._acting = True
         waiting = self._machine.events
         try:
             while waiting or self.finished:
-                acted = 0
                 for event in waiting:  # one that is caused meanwhile comes behind them
                     self._dispatch(event)
-                    acted += 1
-                    if acted == EVENTS_IN_A_TURN:
-                        break
-                del waiting[:acted]
-                if waiting and not self.closed:
-                    self._react_handle = self.loop.call_soon(self.charge, self._react_on)
-                    self.pacing.hold_reading(0.0)
-                    break
-                if self.finished and not waiting:
+                waiting.clear()
+                if self.finished:
                     self.finished.popleft().drain_inbox()
-        except BaseException:
-            waiting.clear()
-            raise
         finally:
+            waiting.clear()
             self._acting = False
         if self._rearming:
             self._rearming = False

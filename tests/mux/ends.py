@@ -147,7 +147,6 @@ class MemoryTransport(asyncio.Transport):
         self.closing = False
         self.lost = False
         self.frozen = False
-        self.reading = True
         self.moving = False
         self.written = 0
         self.loop = asyncio.get_running_loop()
@@ -187,18 +186,10 @@ class MemoryTransport(asyncio.Transport):
         self.frozen = frozen
         self.move_soon()
 
-    def pause_reading(self) -> None:
-        self.reading = False
-
-    def resume_reading(self) -> None:
-        self.reading = True
-        if self.peer is not None:
-            self.peer.move_soon()
-
     def move(self) -> None:
         self.moving = False
         peer = self.peer
-        if peer is None or self.frozen or self.lost or not (peer.reading or peer.lost or peer.closing):
+        if peer is None or self.frozen or self.lost:
             return
         if self.buffer:
             data = bytes(self.buffer[: self.piece])

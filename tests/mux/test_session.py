@@ -12,7 +12,6 @@ from arcbridge.errors import ArcbridgeError, ConnectionLost, RemoteProtocolError
 from arcbridge.mux import memory
 from arcbridge.mux import session as shell
 from arcbridge.mux.session import MuxSession
-from arcbridge.mux.stream import StreamTransport
 from arcbridge.wire.frames import GoawayCode, ResetCode
 from arcbridge.wire.limits import Limits
 from arcbridge.wire.records import AuthOk, Dial, Revoke, Status
@@ -60,52 +59,6 @@ async def test_the_first_flight_carries_everything() -> None:
     assert await mine.read_all() == b"HTTP/1.1 200 OK\r\n\r\n"
     await ends.client.wait_established()
     await ends.stop()
-
-
-class Turns(Recorder):
-    """Remembers in which turn of the loop each stream was opened."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.turn = 0
-        self.opened_in: list[int] = []
-
-    def stream_opened(self, session: MuxSession, stream: StreamTransport, target: str) -> None:
-        self.opened_in.append(self.turn)
-        super().stream_opened(session, stream, target)
-
-
-async def test_m7_streams_of_one_read_are_opened_in_several_turns() -> None:
-    handler = Turns()
-    async with connected("memory", agent_handler=handler, piece=256 * 1024) as ends:
-        mine = [StreamIO() for _ in range(5 * shell.EVENTS_IN_A_TURN)]
-        for number, one in enumerate(mine):
-            ends.client.open("kubernetes", one)
-            await one.write(b"%d" % number)
-        for _ in range(40):
-            await asyncio.sleep(0)
-            handler.turn += 1
-        assert len(handler.opened_in) == len(mine)
-        assert max(map(handler.opened_in.count, handler.opened_in)) == shell.EVENTS_IN_A_TURN
-        theirs = [handler.opened.get_nowait() for _ in mine]
-        assert [await one.read() for one in theirs] == [b"%d" % number for number in range(len(mine))]
-
-
-@pytest.mark.parametrize("how", ["close", "abort"])
-async def test_a_session_that_ends_leaves_no_stream_to_a_later_turn(how: str) -> None:
-    handler = Turns()
-    async with connected("memory", agent_handler=handler, piece=256 * 1024) as ends:
-        for _ in range(5 * shell.EVENTS_IN_A_TURN):
-            ends.client.open("kubernetes", StreamIO())
-        while not handler.opened_in:
-            await asyncio.sleep(0)
-        assert len(handler.opened_in) < 5 * shell.EVENTS_IN_A_TURN
-        assert not ends.agent.transport.reading, "more events would come"
-        getattr(ends.agent, how)()
-        assert ends.agent.closed
-        assert not ends.agent._machine.events
-        await turns()
-        assert handler.calls[-1] == "session_ended"
 
 
 # -- ends -------------------------------------------------------------------------------------------------------------

@@ -195,7 +195,7 @@ async def test_as_many_streams_as_may_be_open_end_in_one_read(whole: bool) -> No
                 one.transport.close()
             else:
                 one.transport.write_eof()
-        await turns(200)
+        await turns()
         assert {tuple(one.calls) for one in theirs} == {("made", "eof", ("lost", "NoneType", None))}
         assert len(ends.agent.streams) == 0
 
