@@ -332,11 +332,11 @@ class StreamTransport(asyncio.Transport):
     def _deliver_otherwise(self, view: memoryview) -> None:
         """The same to a protocol that takes bytes, or to none now."""
         stream = self._stream
-        if self._paused or self._closing or (stream.inbox and not self._draining):
-            if self._closing:
-                self._receiver.consumed(stream, len(view))
-            else:
-                stream.keep(view)
+        if self._closing or self._lost:  # the rest of a frame that had begun
+            self._receiver.consumed(stream, len(view))
+            return
+        if self._paused or (stream.inbox and not self._draining):
+            stream.keep(view)
             return
         try:
             if self._view_received is not None:

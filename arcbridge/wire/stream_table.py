@@ -218,7 +218,9 @@ class StreamTable:
     def peer_reset(self, stream: Stream, code: int, *, in_order: bool) -> None:
         """Take the peer's RESET; `in_order`: as part of an ordinary close, so that what was received stays."""
         churn = not in_order or stream.owed
-        if code == ResetCode.TRUNCATED and stream.receiving is RECEIVE_OPEN:
+        if self._is_early(stream):
+            in_order = False  # nobody is told of it, and nobody reads what came
+        elif code == ResetCode.TRUNCATED and stream.receiving is RECEIVE_OPEN:
             stream.receiving = RECEIVE_FINISHED  # what came is a prefix, and all of it counts
             in_order = True
         self.settle(stream, keep_received=in_order)
@@ -288,10 +290,14 @@ class StreamTable:
 
     def tell_reset(self, stream: Stream, code: int) -> None:
         """Tell the shell that a stream was reset, unless it does not know of it yet."""
-        if not self._lifecycle.authenticated and stream.id & 1 != self._side:
+        if self._is_early(stream):
             self.early = [event for event in self.early if event.stream is not stream]
         else:
             self._context.events.append(ev.StreamWasReset(stream, code))
+
+    def _is_early(self, stream: Stream) -> bool:
+        """Return whether the peer opened it before it had shown who it is."""
+        return not self._lifecycle.authenticated and self._is_peers(stream)
 
     def _is_peers(self, stream: Stream) -> bool:
         """Return whether the peer opened it."""

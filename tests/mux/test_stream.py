@@ -498,3 +498,13 @@ async def test_an_end_in_order_that_came_is_delivered_before_that_of_the_session
         mine.transport.finish_received()
         mine.transport.session_ended(SessionEnded(GoawayCode.EXPIRED, "the token has expired"))
         assert await mine.read() == b""
+
+
+async def test_the_rest_of_a_frame_behind_a_cut_is_dropped() -> None:
+    async with plain_pair() as (_, _, theirs):
+        rest = theirs.transport._deliver  # the decoder has it until the frame that has begun is over
+        theirs.transport.cut()
+        await turns()
+        rest(memoryview(b"late"))
+        await turns()
+        assert theirs.got == b""

@@ -283,6 +283,14 @@ def test_m13_refused_auth_shows_nothing() -> None:
     assert (said.code, said.message) == (GoawayCode.UNAUTHENTICATED, "the token has expired")
 
 
+def test_m13_bytes_of_an_early_stream_that_was_cut_are_given_back() -> None:
+    """Nobody is told of it, so that nobody would read them; they counted in the process's memory for ever."""
+    one = agent(accepted=False).feed(opening(1), data(1, 1000), reset(1, ResetCode.TRUNCATED))
+    assert not one.machine.stream_table.unread
+    one.machine.close(GoawayCode.UNAUTHENTICATED, "the token has expired")
+    assert one.machine.ahead.held == 0
+
+
 def test_m13_a_stranger_keeps_little_and_not_for_long() -> None:
     flights = [hello(), AUTH, *(opening(2 * n + 1) for n in range(900)), data(1, FIRST_CREDIT)]
     before = Scripted(Side.ACCEPTOR)
