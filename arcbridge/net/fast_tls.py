@@ -35,6 +35,16 @@ def fast_tls() -> ModuleType | None:
     if aiofastnet.OPENSSL_DYN_LIBS is None:
         log.debug("sessions use the TLS of `ssl`: aiofastnet has no direct access to this Python's OpenSSL")
         return None
+    if ssl.OPENSSL_VERSION_INFO < (3,):
+        log.debug("sessions use the TLS of `ssl`: %s does not tell of KeyUpdates", ssl.OPENSSL_VERSION)
+        return None
+    try:
+        from arcbridge.net import key_updates
+
+        key_updates.find_openssl(aiofastnet.OPENSSL_DYN_LIBS.libssl)
+    except (ImportError, OSError, AttributeError, MemoryError) as error:  # no ctypes, no closures, another library
+        log.debug("sessions use the TLS of `ssl`: KeyUpdates cannot be counted (%s)", error)
+        return None
     _decode_no_certificate(aiofastnet)
     log.debug("sessions use the TLS of aiofastnet %s", aiofastnet.__version__)
     return aiofastnet

@@ -28,14 +28,15 @@ _made: dict[int, int] = {}
 
 def bound_key_updates(context: ssl.SSLContext, libssl: str) -> None:
     """Bound the KeyUpdates in connections of a context; `libssl`: the path of the library that `ssl` uses."""
-    openssl, callback = _openssl(libssl)
+    openssl, callback = find_openssl(libssl)
     at = ctypes.c_void_p.from_address(id(context) + object.__basicsize__)
     openssl.SSL_CTX_set_keylog_callback(at, callback)
 
 
 @functools.cache
-def _openssl(libssl: str) -> tuple[ctypes.CDLL, Any]:
-    """Return the library and the callback, which lives as long as it."""
+def find_openssl(libssl: str) -> tuple[ctypes.CDLL, Any]:
+    """Return the library and the callback, which lives as long as it. Raises OSError, AttributeError or MemoryError
+    where one of them cannot be had."""
     openssl = ctypes.CDLL(libssl)
     openssl.SSL_CTX_set_keylog_callback.argtypes = ctypes.c_void_p, _Callback
     openssl.SSL_set_shutdown.argtypes = ctypes.c_void_p, ctypes.c_int

@@ -29,7 +29,7 @@ from arcbridge.mux import buffer
 from arcbridge.mux.socket_error_poll import socket_error_poll
 from arcbridge.mux.write_limits import write_limits
 from arcbridge.net.sockets import unacknowledged
-from arcbridge.net.tlspipe import EMPTY_MOST, PAYLOAD_EXPLAINS, PIECE
+from arcbridge.net.tlspipe import EMPTY_MOST, PIECE
 from arcbridge.socket_options import reset_on_close
 
 HANDSHAKE_DEADLINE = 10.0
@@ -44,6 +44,11 @@ WRITE_HIGH = 256 * 1024
 WRITE_LOW = 64 * 1024
 _RECORD = 16 * 1024
 """Most payload of one TLS record (RFC 8446 §5.1), which is the most that OpenSSL gives at a time."""
+_WHOLE = _RECORD + 256 + 5
+"""Bytes of the largest record (§5.2): one that lacks its end brings no payload yet."""
+_EXPLAINS = 32
+"""Bytes beside its payload that a record of TLS 1.3 explains: it has 22 of its own, and the next one may be a ticket.
+TLS 1.2 has no KeyUpdate, and its ciphers add more."""
 
 
 class _TlsState(Enum):
@@ -86,8 +91,10 @@ class TlsTransport(asyncio.Transport):
         """A BufferedProtocol where `_buffered` says so, else a Protocol; `cast` would cost a call for each read."""
         self._buffered = isinstance(protocol, asyncio.BufferedProtocol)
         self._on_handshake = on_handshake
-        self._empty = 1
-        """Bytes from the peer that its payload does not explain. While there are any, little is read at a time."""
+        self._empty = 0
+        """Bytes from the peer that its payload does not explain."""
+        self._explains = 0
+        """Bytes that a record with payload explains beside it; 0: none has come, and little is read at a time."""
         self._state = _TlsState.HANDSHAKE
         self._reading = False
         self._error_poll = socket_error_poll(self._loop)
@@ -309,14 +316,17 @@ class TlsTransport(asyncio.Transport):
 
         No more than the protocol's buffer holds, and one record: what the protocol does not want stays in the kernel.
         """
-        size = PIECE if self._empty else buffer.SIZE if self._buffered else _RECORD
+        size = buffer.SIZE if self._buffered else _RECORD
         into: bytearray | None = None
+        small = self._empty > _WHOLE or not self._explains
+        if small and self._state in (_TlsState.HANDSHAKE, _TlsState.OPEN):
+            size = PIECE
         if self._buffered and self._state is _TlsState.OPEN:
             into = self._buffer_of(self._protocol)
             if into is None:
                 return False
             room = len(into)
-            if not self._empty:
+            if not small:
                 size = _RECORD if room < _RECORD else room if room < size else size
         try:
             count = self._sock.recv_into(buffer.BUFFER, size)
@@ -351,7 +361,7 @@ class TlsTransport(asyncio.Transport):
         if self._state is _TlsState.HANDSHAKE:
             self._advance_handshake()
         else:
-            self._empty = self._empty + count if self._empty else count
+            self._empty += count
             self._deliver(into)
             if self._empty > EMPTY_MOST and not self._paused:
                 self._lose(ConnectionAbortedError("the peer sends records without payload"))
@@ -390,18 +400,13 @@ class TlsTransport(asyncio.Transport):
                         return
                     count, more = self._decrypt(into)
                     into = None
-                    if self._empty:  # the usual case in place: no call, and no number that has to be made
-                        if count >= self._empty // PAYLOAD_EXPLAINS:
-                            self._empty = 0
-                        else:
-                            self._empty -= count * PAYLOAD_EXPLAINS
                     if count and not self._guard(protocol.buffer_updated, count):
                         return
                     over = not count
                 else:
                     data = self._tls.read(_RECORD)
                     more = self._incoming.pending > 0 or len(data) == _RECORD
-                    self._empty = max(0, self._empty - len(data) * PAYLOAD_EXPLAINS)
+                    self._explain(len(data), 1)
                     if data and not self._guard(self._protocol.data_received, data):
                         return
                     over = not data
@@ -437,8 +442,10 @@ class TlsTransport(asyncio.Transport):
         size = len(into)
         count = read(size, into)
         if count == size or not incoming.pending:
+            self._explain(count, 1)
             return count, count == size
         view = memoryview(into)  # a slice of a bytearray would be a copy
+        records = 1
         try:
             while count < size:
                 if not incoming.pending:
@@ -447,11 +454,21 @@ class TlsTransport(asyncio.Transport):
                 if not more:
                     break
                 count += more
+                records += 1
         except ssl.SSLWantReadError:
             return count, False
         except ssl.SSLError as error:
             self._broken = error
+        finally:
+            self._explain(count, records)
         return count, True
+
+    def _explain(self, count: int, records: int) -> None:
+        """Note that so much payload came, in so many records."""
+        if count and not self._explains:
+            self._explains = _EXPLAINS if self._tls.version() == "TLSv1.3" else buffer.SIZE
+        left = self._empty - count - records * self._explains
+        self._empty = left if left > 0 else 0
 
     def _buffer_of(self, protocol: asyncio.BufferedProtocol) -> bytearray | None:
         """Return where the protocol wants the next bytes; None after the connection was lost for want of a place."""

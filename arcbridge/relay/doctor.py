@@ -84,7 +84,9 @@ async def diagnose(config: RelayConfig, place: Callable[[str], Place | None] = l
         found.append(skipped(PUBLIC_ADDRESS, "the files of [tls] do not say by which certificate to know the relay"))
     elif checked.public.host:
         one = await _guarded(PUBLIC_ADDRESS, "public_address", lambda: _public_address(checked, authority))
-        found.append(replace(one, remedy=f"if it stays so once the relay runs: {one.remedy}") if idle else one)
+        if idle and one.remedy:
+            one = replace(one, remedy=f"if it stays so once the relay runs: {one.remedy}")
+        found.append(one)
     if authority is not None and (strayed := await _strayed(config, authority)) is not None:
         found.append(strayed)
     elif authority is not None and authority.trusted_pem != authority.certificate_pem:

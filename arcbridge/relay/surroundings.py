@@ -52,7 +52,7 @@ def _is_one(listen: Address, observe: str) -> bool:
     return port == listen.port != 0 and (host == listen.host or not {host, listen.host}.isdisjoint(_ALL))
 
 
-_ALL = (None, "0.0.0.0", "::")
+_ALL = (None, "", "0.0.0.0", "::")
 """Hosts that stand for all addresses."""
 
 

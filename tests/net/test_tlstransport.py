@@ -431,11 +431,34 @@ async def test_j34_records_without_payload_end_the_connection(kind: Callable[[],
 
     mine, other = kind(), kind()
     server, client = await linked(mine, other)
-    server._tls = SimpleNamespace(read=wants_more)
+    server._tls = SimpleNamespace(read=wants_more, version=lambda: "TLSv1.3")
     server._read_into = wants_more
     assert client._sock.send(bytes(100_000)) > 50_000
     assert isinstance(await mine.end(), ConnectionAbortedError)
     assert server._incoming.pending <= 28 * 1024
+    client.abort()
+    await other.end()
+
+
+@both_protocols
+async def test_j34_a_little_payload_does_not_explain_the_rest(kind: Callable[[], Recorder]) -> None:
+    """One record of 512 bytes explained 16 KiB, in which 600 KeyUpdates were."""
+
+    def one_record(*into: Any) -> Any:
+        if server._incoming.pending < 2000:
+            raise ssl.SSLWantReadError
+        server._incoming.read(8 * 1024)  # as OpenSSL, on to the next record with payload
+        return 512 if len(into) > 1 else bytes(512)
+
+    mine, other = kind(), kind()
+    server, client = await linked(mine, other)
+    client.write(b"x")
+    await mine.until(lambda: len(mine.data) == 1)
+    server._tls = SimpleNamespace(read=one_record, version=lambda: "TLSv1.3")
+    server._read_into = one_record
+    client._sock.send(bytes(100_000))
+    assert isinstance(await mine.end(), ConnectionAbortedError)
+    assert len(mine.data) < 20 * 512
     client.abort()
     await other.end()
 

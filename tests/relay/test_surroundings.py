@@ -50,7 +50,7 @@ def test_ports_that_other_programs_have(good: RelayConfig, taken: socket.socket)
 
 def test_one_port_for_both(good: RelayConfig) -> None:
     """Each is free before a start, which takes the one and then misses it for the other."""
-    for host, observe in (("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("127.0.0.1", "")):
+    for host, observe in (("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("127.0.0.1", ""), ("", "127.0.0.1")):
         with socket.create_server(("127.0.0.1", 0)) as sock:
             port = sock.getsockname()[1]
         one = replace(good, listen=f"{host}:{port}", observe=ObserveConfig(listen=f"{observe}:{port}"))

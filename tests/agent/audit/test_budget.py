@@ -39,6 +39,16 @@ def test_bytes_are_counted_and_not_characters() -> None:
     assert found.is_spent(20.0)
 
 
+def test_what_was_taken_before_is_used_before_more_is_taken() -> None:
+    """A line that is not ASCII took a portion from the bucket each time, and the user had it all at once later."""
+    found = budget(rate=100_000)
+    for _ in range(100):
+        assert found.admit("\u20ac" * 10, 0.0)
+    taken = 100 * (30 + SEALED)
+    assert not found.admit("x" * (BURST * 100_000 - taken), 0.0)
+    assert found.admit("x" * (BURST * 100_000 - taken - 2 * SEALED), 0.0), "nothing else has been taken"
+
+
 def test_no_limit() -> None:
     found = budget(0)
     assert all(found.admit(LINE, 0.0) for _ in range(10_000))

@@ -39,8 +39,9 @@ def test_it_knows_where_a_message_ends(frames: list[bytes], data: st.DataObject)
         (b"\xc2\x01x", False),
         (b"\xc2\x01x" + PING, False),
         (b"\x82\x81mask\x01", False),
+        (b"\x82\x01x\x88\x02\x03\xe8", False),
     ],
-    ids=["within a message", "a ping within one", "its last frame", "an extension", "behind one", "masked"],
+    ids=["within a message", "a ping within one", "its last frame", "an extension", "behind one", "masked", "closed"],
 )
 def test_it_says_nothing_where_it_is_not_understood(passed: bytes, whole: bool) -> None:
     known = FrameEnds()

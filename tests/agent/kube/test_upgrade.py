@@ -361,6 +361,29 @@ async def test_v21_kubectl_is_told_why_an_exec_ends(bench: Bench, waits: bytes) 
         assert made.sessions.counters.upgrades_ended == 1
 
 
+async def test_v21_an_exec_whose_end_has_begun_is_cut_all_the_same(bench: Bench) -> None:
+    """The API server's end was written, and the stream is not closed yet: a sentence there broke all other cuts."""
+    async with renewed(bench, echo(SWITCH_WEBSOCKET), head=WEBSOCKET) as made:
+        assert (await made.shell.head())[0] == 101
+        (session,) = made.sessions._open
+        (explain,) = session._caller.explains.values()
+        explain.func.__self__.eof_received()
+        await made.renew("fewer")
+        (record,) = await bench.audit.wait(1)
+        assert (record.outcome, made.sessions.counters.upgrades_ended) == ("cut", 1)
+
+
+async def test_v21_a_port_forward_that_is_cut_has_not_ended_in_order(bench: Bench) -> None:
+    path = EXEC.replace("exec", "portforward")
+    bench.api.routes[path] = serve = echo(SWITCH_WEBSOCKET, message(1, b"$ "))
+    head = WEBSOCKET.replace(f"{EXEC}?command=sh".encode(), f"{path}?ports=80".encode())
+    async with renewed(bench, serve, head=head) as made:
+        assert (await made.shell.head())[0] == 101
+        await made.shell.exactly(5)
+        await made.renew("fewer")
+        await made.shell_ends()
+
+
 async def test_kubectl_is_told_why_the_session_of_an_exec_ends(bench: Bench) -> None:
     with suppress(SessionEnded):  # the end of the watch
         async with renewed(bench, echo(SWITCH_WEBSOCKET, message(1, b"$ ")), head=WEBSOCKET) as made:
