@@ -702,7 +702,7 @@ async def accepted_tls(
     close_deadline: float | None = None,
 ) -> TlsTransport:
     """Serve TLS on an accepted socket; return when the handshake is done. With a `close_deadline`, see
-    `BoundedTlsTransport`.
+    `BoundedTlsTransport`, for which alone `payer` is.
 
     The socket belongs to the transport from now on, also on failure. Raises ssl.SSLError, OSError, TimeoutError.
     """
