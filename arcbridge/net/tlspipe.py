@@ -37,7 +37,8 @@ class TlsPipe:
     """One TLS connection over `sock`, which is never closed here. Callers set its deadlines, or those of its `reader`.
 
     All methods raise `ssl.SSLError` or `OSError` from below and `EOFError` when the peer's TCP stream ends without
-    close_notify, or its records bring no payload. After an error or a cancellation the TLS state is unusable: the connection has to be closed.
+    close_notify, or its records bring no payload. After an error or a cancellation the TLS state is unusable: the
+    connection has to be closed.
     """
 
     __slots__ = ("_empty", "_fills", "_incoming", "_outgoing", "_reader", "_sock", "_tls", "round_trip")
