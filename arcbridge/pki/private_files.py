@@ -250,7 +250,7 @@ def _lock(path: Path, timeout: float) -> int | None:
     try:
         descriptor = _open_or_make(path)
     except OSError as error:
-        hint = f"; {_OWNER}" if isinstance(error, PermissionError) and path.exists() else ""
+        hint = f"; {_OWNER}" if isinstance(error, PermissionError) else ""
         raise StateError(f"cannot open the lock file {path}: {error.strerror}{hint}") from error
     try:
         deadline = time.monotonic() + timeout

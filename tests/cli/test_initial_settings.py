@@ -57,7 +57,7 @@ def test_a_relay_is_complete_in_one_command(tmp_path: Path, capsys: pytest.Captu
 def test_a_file_is_no_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It would have been left, and /etc/arcbridge written."""
     assert init("relay", tmp_path, *RELAY, "--config", str(tmp_path / "relay.toml")) == ExitCode.USAGE
-    assert "name a directory with --directory DIR" in capsys.readouterr().err
+    assert "give --directory DIR" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
