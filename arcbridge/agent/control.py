@@ -196,7 +196,7 @@ class ControlConnections:
         self.choice.rerank()
         while not self.draining or len(self._sessions) or self._sessions.streams_wait:
             self._changed.clear()
-            if self.draining and not self._awaits_sessions:
+            if self.draining and not (self._awaits_sessions or self._departures):
                 await self._changed.wait()  # for the loss of a relay, which may be noticed behind the signal
                 continue
             now = self._clock()

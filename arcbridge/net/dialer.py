@@ -254,7 +254,11 @@ async def _finish(sock: socket.socket) -> None:
         raise
 
 
-class CredentialsMissing(OSError):
+class ProxyRefused(OSError):
+    """The proxy does not let us through; the words say what to do."""
+
+
+class CredentialsMissing(ProxyRefused):
     """The proxy asks for credentials, and none are set."""
 
 
@@ -279,10 +283,10 @@ async def _open_tunnel(sock: socket.socket, address: Address, proxy: Proxy) -> N
     if code in (401, 407):  # tinyproxy answers 401 where the password is wrong
         takes = "HTTPS_PROXY takes them as http://user:password@host:port"
         if proxy.authorization:
-            raise OSError(f"the proxy does not take these credentials; {takes}")
+            raise ProxyRefused(f"the proxy does not take these credentials; {takes}")
         raise CredentialsMissing(f"the proxy asks for credentials; {takes}")
     if not 200 <= code < 300:
-        raise OSError(f"the proxy refused with status {code}; ask its owner to allow CONNECT to {address}")
+        raise ProxyRefused(f"the proxy refused with status {code}; ask its owner to allow CONNECT to {address}")
     if rest:
         # A TLS server never speaks first: the sender of this is not the relay.
         raise OSError("the proxy sent data of its own into the connection")
@@ -322,7 +326,7 @@ async def _open_by_socks(sock: socket.socket, address: Address, proxy: Proxy) ->
         if error.error_code is not None:
             raise OSError(f"the proxy refused: {str(error).lower()}") from error
         if "uthentication" in str(error):
-            raise OSError(
+            raise ProxyRefused(
                 "the proxy does not take these credentials; put them into ALL_PROXY as socks5://user:password@host:port"
             ) from error
         raise OSError("the proxy does not speak SOCKS 5") from error

@@ -48,7 +48,8 @@ _WHOLE = _RECORD + 256 + 5
 """Bytes of the largest record (§5.2): one that lacks its end brings no payload yet."""
 _EXPLAINS = 32
 """Bytes beside its payload that a record of TLS 1.3 explains: it has 22 of its own, and the next one may be a ticket.
-TLS 1.2 has no KeyUpdate, and its ciphers add more."""
+A peer that pads its records (RFC 8446 §5.4), which none is known to do, would be cut off. TLS 1.2 has no KeyUpdate,
+and its ciphers add more."""
 
 
 class _TlsState(Enum):

@@ -218,8 +218,8 @@ class StreamTable:
     def peer_reset(self, stream: Stream, code: int, *, in_order: bool) -> None:
         """Take the peer's RESET; `in_order`: as part of an ordinary close, so that what was received stays."""
         churn = not in_order or stream.owed
-        if self._is_early(stream):
-            in_order = False  # nobody is told of it, and nobody reads what came
+        if self._is_early(stream) or stream.sending is SEND_CUTTING:
+            in_order = False  # nobody is told of it any more or yet, and nobody reads what came
         elif code == ResetCode.TRUNCATED and stream.receiving is RECEIVE_OPEN:
             stream.receiving = RECEIVE_FINISHED  # what came is a prefix, and all of it counts
             in_order = True
@@ -231,7 +231,7 @@ class StreamTable:
 
     def was_cut(self, stream: Stream) -> None:
         """Settle a stream that was cut and whose last bytes leave, with RESET behind them."""
-        self.settle(stream, keep_received=stream.receiving is RECEIVE_FINISHED)
+        self.settle(stream, keep_received=False)  # who cut it reads no more
         if self._is_peers(stream):
             self.count_churn()
         self._context.owner.finish_drain_if_idle()

@@ -152,6 +152,26 @@ def test_a_cut_keeps_what_came_before_it() -> None:
     assert not other.inbox
 
 
+@pytest.mark.parametrize("end", ["its last bytes leave", "reset by the peer"])
+def test_nothing_is_kept_for_who_has_cut_a_stream(end: str) -> None:
+    """It has given back what came before and reads no more; what came later counted until the session ended."""
+    parts = Parts()
+    stream = parts.stream(2, credit=0)
+    parts.sender.send(stream, b"waits")
+    parts.table.cut(stream)
+    assert parts.window.account.receive(60_000)
+    assert stream.window.receive(60_000)
+    stream.deliver(memoryview(b"late"))
+    parts.table.peer_finished(stream)
+    if end == "its last bytes leave":
+        parts.table.was_cut(stream)
+    else:
+        parts.table.peer_reset(stream, ResetCode.NO_ERROR, in_order=True)
+    assert not parts.table.unread
+    assert not stream.inbox
+    assert parts.window.account.unconsumed == 0
+
+
 ENDS = {
     "FIN both ways": lambda table, stream: (table.peer_finished(stream), table.finish(stream)),
     "reset by the application": lambda table, stream: table.reset(stream, ResetCode.UNKNOWN_TARGET),

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from arcbridge.agent.accounts import Account
 from arcbridge.agent.audit import AuditRecord
-from arcbridge.agent.audit.record import AuditSubject
+from arcbridge.agent.audit.record import AuditSubject, RequestOutcome
 from arcbridge.agent.kube.fast_path_parser import KnownLines
 from arcbridge.agent.kube.impersonation import Subject, header_lines, impersonated_headers
 from arcbridge.agent.kube.status import RequestRefusal
@@ -211,7 +211,8 @@ class Caller:
         """End the upgraded streams whose users can be told why, before the session ends for that reason, and with it
         the others."""
         for _, record in self.upgraded.values():
-            record.revoke(reason)
+            if record.outcome is not RequestOutcome.REFUSED:  # its answer may be held back
+                record.revoke(reason)
         for explain in list(self.explains.values()):
             explain(reason)
 

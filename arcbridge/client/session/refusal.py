@@ -6,6 +6,7 @@ never left this process *and* another try soon may work.
 
 from __future__ import annotations
 
+import errno
 import json
 from typing import Final, NamedTuple, NoReturn
 
@@ -22,8 +23,7 @@ from arcbridge.errors import (
     Unreachable,
     WrongAgent,
 )
-from arcbridge.net.descriptors import EXHAUSTED
-from arcbridge.net.dialer import CredentialsMissing
+from arcbridge.net.dialer import ProxyRefused
 from arcbridge.net.join import JoinCode
 from arcbridge.observe.untrusted_text import clean
 from arcbridge.refusals import Refusal, RefusalRule
@@ -104,7 +104,9 @@ def raise_user_error(
 def relay_unreachable(url: str, error: ArcbridgeError) -> Unreachable:
     """Return the error for a relay to which there is no connection; some causes name their own cure."""
     cause = error.__cause__
-    cured = isinstance(cause, CredentialsMissing) or (isinstance(cause, OSError) and cause.errno in EXHAUSTED)
+    cured = isinstance(cause, ProxyRefused) or (
+        isinstance(cause, OSError) and cause.errno in (errno.EMFILE, errno.ENFILE)
+    )
     cure = "" if cured else "; check its address and this machine's network"
     return Unreachable(f"the relay {url} cannot be reached ({error.detail}){cure}")
 

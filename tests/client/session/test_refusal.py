@@ -31,7 +31,7 @@ from arcbridge.errors import (
     Unauthenticated,
     Unreachable,
 )
-from arcbridge.net.dialer import CredentialsMissing
+from arcbridge.net.dialer import CredentialsMissing, ProxyRefused
 from arcbridge.net.join import JoinCode
 from arcbridge.refusals import read_refusal
 from arcbridge.wire.frames import GoawayCode
@@ -259,9 +259,14 @@ def test_whom_the_policy_refuses_reads_which_groups_came(reply: JoinReply, expec
 
 def test_a_cause_that_names_its_cure_gets_no_other_one() -> None:
     found = []
-    for cause in (OSError(errno.ECONNREFUSED, "refused"), OSError(errno.EMFILE, "none left"), CredentialsMissing("x")):
+    for cause in (
+        OSError(errno.ECONNREFUSED, "refused"),
+        OSError(errno.EMFILE, "none left"),
+        CredentialsMissing("x"),
+        ProxyRefused("x"),
+    ):
         error = Unreachable("cannot reach relay.test:443")
         error.detail, error.__cause__ = "why", cause
         found.append(relay_unreachable("https://relay.test", error).message)
     why = "the relay https://relay.test cannot be reached (why)"
-    assert found == [f"{why}; check its address and this machine's network", why, why]
+    assert found == [f"{why}; check its address and this machine's network", why, why, why]
