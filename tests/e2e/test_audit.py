@@ -133,7 +133,7 @@ def test_a12_a_kill_takes_no_record_of_what_was_under_way(tmp_path: Path) -> Non
         world.start_agent()
         code, told = verified(world.audit_log)
         assert code == 0, told
-        assert "2 chains" in told
+        assert "chains: 2" in told
         for made in open_ones:
             made.close()
 

@@ -250,7 +250,7 @@ LIVES: list[tuple[Any, float]] = [
     (0, DEFAULT_LIFE),
     (-5, DEFAULT_LIFE),
     (1e300, graph_token.MOST_LIFE),
-    (10**400, graph_token.MOST_LIFE),
+    (10**99, graph_token.MOST_LIFE),
     (60, 60.0),
 ]
 
