@@ -194,11 +194,8 @@ class ControlConnections:
         """Start, leave and move whenever something has changed or is due, until cancelled."""
         await self._measure(MEASURING)
         self.choice.rerank()
-        while not self.draining or len(self._sessions) or self._sessions.streams_wait:
+        while not self.draining or self._awaits_sessions:
             self._changed.clear()
-            if self.draining and not (self._awaits_sessions or self._departures):
-                await self._changed.wait()  # for the loss of a relay, which may be noticed behind the signal
-                continue
             now = self._clock()
             due = [self._connect_missing(now), self._leave_surplus(now), self._move_sessions(now)]
             wait = min((when - now for when in due if when is not None), default=None)

@@ -74,7 +74,10 @@ class TlsTransport(asyncio.Transport):
         server_hostname: str | None = None,
         on_handshake: Callable[[BaseException | None], None] | None = None,
     ) -> None:
-        super().__init__()
+        peername: Any = None
+        with suppress(OSError):
+            peername = sock.getpeername()
+        super().__init__({"peername": peername})
         self._loop = asyncio.get_running_loop()
         self._sock = sock
         self._incoming = ssl.MemoryBIO()
@@ -120,9 +123,6 @@ class TlsTransport(asyncio.Transport):
         self._writer_paused = False
         self._timer: asyncio.TimerHandle | None = self._loop.call_later(HANDSHAKE_DEADLINE, self._handshake_expired)
         self._lingered = 0.0
-        self._peername: Any = None
-        with suppress(OSError):
-            self._peername = sock.getpeername()
         self._begin()
 
     def _begin(self) -> None:
@@ -138,7 +138,7 @@ class TlsTransport(asyncio.Transport):
         self._loop.call_soon(self._advance_handshake)
 
     def __repr__(self) -> str:
-        return f"<TlsTransport {self._peername} {self._state.value} pending={self._pending_bytes}>"
+        return f"<TlsTransport {self.get_extra_info('peername')} {self._state.value} pending={self._pending_bytes}>"
 
     # -- asyncio.BaseTransport ------------------------------------------------------------------------------------
 
@@ -150,11 +150,9 @@ class TlsTransport(asyncio.Transport):
             return self._tls.context
         if name == "socket":
             return self._sock
-        if name == "peername":
-            return self._peername
         if name == "peercert":
             return self._tls.getpeercert()
-        return default
+        return super().get_extra_info(name, default)
 
     def is_closing(self) -> bool:
         """Return whether `close` or `abort` was called, or the connection is lost."""
