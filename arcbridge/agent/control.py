@@ -45,6 +45,7 @@ from arcbridge.wire.records import CaSuccession, Dial, Goaway, Ledger, Revoke, S
 from arcbridge.wire.session import Introduction, Kind, Side
 
 STOPPING = "the agent is stopping"
+"""What relays and `/readyz` are told from a stop on."""
 HEAD_START = 2.0
 """Seconds after which an attempt that hangs no longer counts: the next relay is tried beside it."""
 FAIL_OVER_SPREAD = 2.0

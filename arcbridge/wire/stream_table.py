@@ -219,7 +219,7 @@ class StreamTable:
         """Take the peer's RESET; `in_order`: as part of an ordinary close, so that what was received stays."""
         churn = not in_order or stream.owed
         if self._is_early(stream) or stream.sending is SEND_CUTTING:
-            in_order = False  # nobody is told of it any more or yet, and nobody reads what came
+            in_order = False  # the shell does not know of it yet, or has let go of it: it reads nothing of what came
         elif code == ResetCode.TRUNCATED and stream.receiving is RECEIVE_OPEN:
             stream.receiving = RECEIVE_FINISHED  # what came is a prefix, and all of it counts
             in_order = True

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
-import ssl
 from contextlib import suppress
 
-import aiofastnet
 import pytest
 
 from arcbridge.errors import ConnectionLost
@@ -15,6 +12,7 @@ from arcbridge.net.key_updates import MOST
 from arcbridge.net.session_tls import accept_session, connect_session
 from arcbridge.wire.limits import Limits
 from tests.mux.ends import make_sessions, tcp_pair, tls_contexts
+from tests.net.tlsends import send_key_updates
 
 
 @pytest.mark.parametrize("side", ["client", "agent"])
@@ -52,18 +50,3 @@ async def test_j34_key_updates_are_bounded(side: str, count: int) -> None:
         one.abort()
         await one.wait_ended()
     await peering
-
-
-def send_key_updates(tls: ssl.SSLSocket, count: int) -> None:
-    """Write KeyUpdates, which Python's `ssl` does not."""
-    libs = aiofastnet.OPENSSL_DYN_LIBS
-    assert libs is not None
-    openssl = ctypes.CDLL(libs.libssl)
-    openssl.SSL_key_update.argtypes = ctypes.c_void_p, ctypes.c_int
-    openssl.SSL_do_handshake.argtypes = (ctypes.c_void_p,)
-    # Behind the object's head is its socket, and then OpenSSL's connection.
-    at = id(tls._sslobj) + object.__basicsize__ + ctypes.sizeof(ctypes.c_void_p)
-    connection = ctypes.c_void_p.from_address(at).value
-    for _ in range(count):
-        openssl.SSL_key_update(connection, 0)
-        openssl.SSL_do_handshake(connection)

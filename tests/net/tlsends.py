@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import socket
 import ssl
 import struct
 from collections.abc import Callable
 from typing import Any, TypeVar
+
+import aiofastnet
 
 from arcbridge.net.tlstransport import TlsTransport, accept_tls, connect_tls
 from tests.mux.ends import tls_contexts
@@ -197,3 +200,18 @@ async def linked(
         while "handshake" in repr(accepted):
             await asyncio.sleep(0)
     return accepted, connected
+
+
+def send_key_updates(tls: ssl.SSLSocket, count: int) -> None:
+    """Write KeyUpdates, which Python's `ssl` does not."""
+    libs = aiofastnet.OPENSSL_DYN_LIBS
+    assert libs is not None
+    openssl = ctypes.CDLL(libs.libssl)
+    openssl.SSL_key_update.argtypes = ctypes.c_void_p, ctypes.c_int
+    openssl.SSL_do_handshake.argtypes = (ctypes.c_void_p,)
+    # Behind the object's head is its socket, and then OpenSSL's connection.
+    at = id(tls._sslobj) + object.__basicsize__ + ctypes.sizeof(ctypes.c_void_p)
+    connection = ctypes.c_void_p.from_address(at).value
+    for _ in range(count):
+        openssl.SSL_key_update(connection, 0)
+        openssl.SSL_do_handshake(connection)
