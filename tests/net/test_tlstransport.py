@@ -435,6 +435,7 @@ async def test_j34_records_without_payload_end_the_connection(kind: Callable[[],
                 if payload:
                     tls.sendall(payload)
                 send_key_updates(tls, 300)
+            tls.recv(1)  # an end of its own would be one without close_notify, too
 
     _, thread = await against("server", mine, peer)
     assert isinstance(await mine.end(), ConnectionAbortedError)
