@@ -8,9 +8,10 @@ import http.client
 import json
 import os
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -71,11 +72,14 @@ class Answers:
         pair.write_bytes(b"".join(base64.b64decode(user[f"client-{one}-data"]) for one in ("certificate", "key")))
         self._context.load_cert_chain(pair)
 
-    def ask(self, method: str, target: str, document: object = None) -> tuple[int, dict[str, Any]]:
+    def ask(
+        self, method: str, target: str, document: object = None, headers: Mapping[str, str] = MappingProxyType({})
+    ) -> tuple[int, dict[str, Any]]:
         body = b"" if document is None else json.dumps(document).encode()
         with closing(http.client.HTTPSConnection(self._server, context=self._context, timeout=30)) as connection:
             kind = "application/merge-patch+json" if method == "PATCH" else "application/json"
-            connection.request(method, target, body or None, {"Content-Type": kind, "Accept": "application/json"})
+            sent = {"Content-Type": kind, "Accept": "application/json", **headers}
+            connection.request(method, target, body or None, sent)
             answer = connection.getresponse()
             text = answer.read()
         try:
@@ -84,9 +88,11 @@ class Answers:
             found = {}
         return answer.status, found if isinstance(found, dict) else {}
 
-    def cause(self, method: str, target: str, document: object = None) -> str:
+    def cause(
+        self, method: str, target: str, document: object = None, headers: Mapping[str, str] = MappingProxyType({})
+    ) -> str:
         """Return the restriction that refuses a request; empty where none does."""
-        code, status = self.ask(method, target, document)
+        code, status = self.ask(method, target, document, headers)
         causes = status.get("details", {}).get("causes") or [{}]
         found = str(causes[0].get("reason", ""))
         return found if code == 403 and found.startswith("restricted.") else ""
@@ -160,6 +166,41 @@ def test_h43_what_the_api_server_records_of_a_read_only_session_is_reads(
     assert {tuple(one["impersonatedUser"]["extra"]["arcbridge.io/restricted"]) for one in events} == {("read-only",)}
     touched = {part for one in events for part in one["requestURI"].partition("?")[0].split("/")}
     assert touched.isdisjoint({"exec", "attach", "portforward", "proxy"})
+
+
+@pytest.mark.timeout(240)
+def test_h46_a_session_without_create_makes_nothing_and_one_with_it_alone_reads_nothing(
+    world: World, cluster: Cluster
+) -> None:
+    """Each built-in resource, by PUT and by server-side apply of what is not there."""
+    cluster.ensure_namespace(SHOP)
+    changer = Answers(world.start_client(ALICE, "--verb", "update", "--verb", "patch"))
+    groups = changer.ask("GET", "/apis")[1]["groups"]
+    paths = ["/api/v1", *(f"/apis/{version['groupVersion']}" for one in groups for version in one["versions"])]
+    tried = 0
+    for path in paths:
+        for resource in changer.ask("GET", path)[1]["resources"]:
+            if "/" in resource["name"] or not {"update", "patch"} <= {*resource["verbs"]}:
+                continue
+            space = f"/namespaces/{SHOP}" if resource["namespaced"] else ""
+            target = f"{path}{space}/{resource['name']}/no-such?dryRun=All"
+            metadata = {"name": "no-such", **({"namespace": SHOP} if space else {})}
+            kind = {"apiVersion": path.split("/", 2)[2], "kind": resource["kind"], "metadata": metadata}
+            found = changer.cause("PUT", target, kind)
+            assert found == "restricted.verbs" or changer.ask("PUT", target, kind)[0] == 404, target
+            apply = {"Content-Type": "application/apply-patch+yaml"}
+            assert changer.cause("PATCH", f"{target}&fieldManager=a", kind, apply) == "restricted.verbs"
+            tried += 1
+    assert tried > 40
+    assert changer.ask("PATCH", f"/api/v1/namespaces/{SHOP}?dryRun=All", {"metadata": {}})[0] == 200
+
+    upgrade = {"Connection": "Upgrade", "Upgrade": "websocket"}
+    maker = Answers(world.start_client(ALICE, "--verb", "create"))
+    for one in ("serviceaccounts/default/token", "resourcequotas/a/status"):
+        target = f"/api/v1/namespaces/{SHOP}/{one}"
+        assert maker.cause("GET", target, headers=upgrade) == maker.cause("GET", target) == "restricted.verbs"
+    cluster.apply({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "a", "namespace": SHOP}})
+    assert maker.ask("GET", f"/api/v1/namespaces/{SHOP}/resourcequotas/a/status", headers=upgrade)[0] == 403
 
 
 def test_the_list_of_rights_agrees_with_what_happens(world: World, cluster: Cluster) -> None:

@@ -31,6 +31,22 @@ SELF_REVIEWS: Final = frozenset(
 """What a session may create whatever its restrictions: questions about itself, which change nothing."""
 TUNNELS: Final = frozenset({"exec", "attach", "portforward", "proxy"})
 """Subresources that open a way into pods, nodes or services, with each method."""
+_OPENED: Final = TUNNELS - {"proxy"}
+"""Those that answer no request without an upgrade."""
+_CHANGES: Final = frozenset(f"application/{kind}-patch+json" for kind in ("json", "merge", "strategic-merge"))
+"""Types of patches that change an object and never make one, as server-side apply does."""
+_MADE_BY_PUT: Final = frozenset(
+    (group, resource)
+    for group, resources in {
+        "": "endpoints events limitranges services",
+        "coordination.k8s.io": "leases",
+        "events.k8s.io": "events",
+        "node.k8s.io": "runtimeclasses",
+        "rbac.authorization.k8s.io": "clusterrolebindings clusterroles rolebindings roles",
+    }.items()
+    for resource in resources.split()
+)
+"""Built-in resources of which a PUT makes the object that is not there (`AllowCreateOnUpdate` of their strategies)."""
 DISCOVERY: Final = ("root", "api", "apis", "openapi", "version", "healthz", "livez", "readyz", ".well-known")
 """Classes of non-resource paths that every session may read: clients ask there what there is, and whether it is up."""
 _METHODS: Final = frozenset({"GET", "HEAD"})
@@ -132,10 +148,10 @@ class SessionRestrictions:
             return
         if info.verb in READS and not reads:  # POST to /watch/, which is named a watch by its path alone
             raise self._refusal(f"{facts.method} with the verb {info.verb}", RefusalRule.RESTRICTED_PATH)
-        rule = self.rule_against(info.verb, info.group, info.resource, info.subresource, info.namespace)
-        if rule:
-            what = f"{info.resource}/{info.subresource}" if info.subresource else info.resource
-            raise self._refusal(f'"{info.verb}" of {what}', rule)
+        for verb in _verbs_of(facts, info):
+            if rule := self.rule_against(verb, info.group, info.resource, info.subresource, info.namespace):
+                what = f"{info.resource}/{info.subresource}" if info.subresource else info.resource
+                raise self._refusal(f'"{verb}" of {what}', rule)
 
     def rule_against(self, verb: str, group: str, resource: str, subresource: str, namespace: str) -> RefusalRule:
         """Return the restriction that forbids a verb on a resource; NONE where there is none. `*` stands for all, and
@@ -178,6 +194,20 @@ class SessionRestrictions:
 
     def _refusal(self, what: str, rule: RefusalRule) -> RequestRefusal:
         return RequestRefusal(403, f"{what} is refused: {self.sentence(rule)}", refusal=Refusal(rule))
+
+
+def _verbs_of(facts: RequestFacts, info: RequestInfo) -> tuple[str, ...]:
+    """Return the verbs that a request may turn out to be at the API server: a patch or a PUT makes an object that is
+    not there, and to a GET whose upgrade is none there it answers as to any other (docs/threats.md#H46)."""
+    if facts.method == "GET" and b"upgrade" in facts.values and info.subresource not in _OPENED:
+        return info.verb, "get"
+    if info.subresource:
+        return (info.verb,)
+    if facts.method == "PATCH" and facts.first(b"content-type").partition(";")[0] not in _CHANGES:
+        return info.verb, "create"
+    if facts.method == "PUT" and (info.group, info.resource) in _MADE_BY_PUT:
+        return info.verb, "create"
+    return (info.verb,)
 
 
 def hides_secrets(resource: str, subresource: str) -> bool:

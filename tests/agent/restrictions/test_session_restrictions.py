@@ -165,6 +165,41 @@ def test_h43_read_only_upgrades_nothing(method: str, subresource: str) -> None:
     assert refused(READ_ONLY, "GET", "/api", *UPGRADE) is PATH
 
 
+CREATE = SessionRestrictions(Restrictions(verbs="create"))
+CHANGE = SessionRestrictions(Restrictions(verbs="update patch"))
+WRITE = SessionRestrictions(Restrictions(verbs="create update patch"))
+ROLE = "/apis/rbac.authorization.k8s.io/v1/namespaces/shop/roles/a"
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "kind", "rule"),
+    [
+        ("PATCH", POD, "application/merge-patch+json", NONE),
+        ("PATCH", POD, "application/json-patch+json; charset=utf-8", NONE),
+        ("PATCH", POD, "application/strategic-merge-patch+json", NONE),
+        ("PATCH", POD, "application/apply-patch+yaml", VERBS),
+        ("PATCH", POD, "application/apply-patch+cbor", VERBS),
+        ("PATCH", POD, "application/a-later-kind", VERBS),
+        ("PATCH", POD, "", VERBS),
+        ("PATCH", POD + "/status", "application/apply-patch+yaml", NONE),
+        ("PUT", POD, "application/json", NONE),
+        ("PUT", ROLE, "application/json", VERBS),
+        ("PUT", "/api/v1/namespaces/shop/services/web/status", "application/json", NONE),
+    ],
+)
+def test_h46_what_changes_makes_nothing_without_create(method: str, target: str, kind: str, rule: RefusalRule) -> None:
+    assert refused(CHANGE, method, target, (b"Content-Type", kind.encode())) is rule
+    assert refused(WRITE, method, target, (b"Content-Type", kind.encode())) is NONE
+
+
+def test_h46_an_upgrade_that_may_be_none_is_a_read_as_well() -> None:
+    for behind in ("log", "status", "proxy/a"):
+        assert refused(CREATE, "GET", f"{POD}/{behind}", *UPGRADE) is VERBS
+    for behind in ("exec", "attach", "portforward"):
+        assert refused(CREATE, "GET", f"{POD}/{behind}", *UPGRADE) is NONE
+        assert refused(CREATE, "GET", f"{POD}/{behind}") is VERBS
+
+
 SEGMENTS = st.sampled_from(
     ["api", "apis", "v1", "apps", "watch", "proxy", "namespaces", "shop", "other", "pods", "secrets", "nodes", "web",
      "services", "serviceaccounts", "token", "exec", "attach", "portforward", "log", "status", "finalize", "", ".",
