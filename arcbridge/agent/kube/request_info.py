@@ -21,7 +21,8 @@ _NAMESPACE_SUBRESOURCES = ("status", "finalize")
 _PATH_CLASSES = ("api", "apis", "healthz", "livez", "readyz", "metrics", "openapi", "version", ".well-known", "logs")
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
-
+OPENED = frozenset({"exec", "attach", "portforward"})
+"""Subresources of which a GET with an upgrade is a `create`: they answer none without."""
 MAX_SEGMENT = NAME_LIMIT
 """Characters of a group, resource, namespace, name or subresource, as of a name in Kubernetes (RFC 1123 subdomain);
 what is longer is cut to them before anything else reads it (docs/threats.md#H20)."""
@@ -50,7 +51,8 @@ class RequestInfo:
 
 
 def request_info(method: str, target: str, *, upgrade: bool = False) -> RequestInfo:
-    """Read `target` (origin-form, raw). With `upgrade` a GET counts as `create`, as the API server authorises it."""
+    """Read `target` (origin-form, raw). With `upgrade` a GET of exec, attach or port-forward counts as `create`, as the
+    API server authorises it; any other stays what it is without (docs/threats.md#H46)."""
     path, _, query = target.partition("?")
     parts = [part for part in unquote(path).split("/") if part]
     if len(parts) < 3 or parts[0] not in ("api", "apis") or (parts[0] == "apis" and len(parts) < 4):
@@ -79,7 +81,7 @@ def request_info(method: str, target: str, *, upgrade: bool = False) -> RequestI
             verb = "watch"
         else:
             verb = "list"
-    if upgrade and verb == "get":
+    if upgrade and verb == "get" and subresource in OPENED:
         verb = "create"
     proxied = rest[2:] if verb == "proxy" else rest[3:] if subresource == "proxy" else []
     behind = "".join([f"/{segment}" for segment in proxied])

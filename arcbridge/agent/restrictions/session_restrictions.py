@@ -31,8 +31,6 @@ SELF_REVIEWS: Final = frozenset(
 """What a session may create whatever its restrictions: questions about itself, which change nothing."""
 TUNNELS: Final = frozenset({"exec", "attach", "portforward", "proxy"})
 """Subresources that open a way into pods, nodes or services, with each method."""
-_OPENED: Final = TUNNELS - {"proxy"}
-"""Those that answer no request without an upgrade."""
 _CHANGES: Final = frozenset(f"application/{kind}-patch+json" for kind in ("json", "merge", "strategic-merge"))
 """Types of patches that change an object and never make one, as server-side apply does."""
 _MADE_BY_PUT: Final = frozenset(
@@ -132,10 +130,10 @@ class SessionRestrictions:
         """Raise RequestRefusal for a request that the session may not make."""
         if not self.judges:
             return
-        reads = facts.method in _METHODS and b"upgrade" not in facts.values
         if not info.resource:
             if (
-                not reads
+                facts.method not in _METHODS
+                or b"upgrade" in facts.values
                 or not _PATH.fullmatch(facts.target.partition("?")[0])
                 or not self.allows_path(info.path_class)
             ):
@@ -146,7 +144,7 @@ class SessionRestrictions:
             raise self._refusal("a path that can be read in more than one way", RefusalRule.RESTRICTED_PATH)
         if facts.method == "POST" and info.verb == "create" and self.is_self_review(info):
             return
-        if info.verb in READS and not reads:  # POST to /watch/, which is named a watch by its path alone
+        if info.verb in READS and facts.method not in _METHODS:  # POST to /watch/, a watch by its path alone
             raise self._refusal(f"{facts.method} with the verb {info.verb}", RefusalRule.RESTRICTED_PATH)
         for verb in _verbs_of(facts, info):
             if rule := self.rule_against(verb, info.group, info.resource, info.subresource, info.namespace):
@@ -198,9 +196,9 @@ class SessionRestrictions:
 
 def _verbs_of(facts: RequestFacts, info: RequestInfo) -> tuple[str, ...]:
     """Return the verbs that a request may turn out to be at the API server: a patch or a PUT makes an object that is
-    not there, and to a GET whose upgrade is none there it answers as to any other (docs/threats.md#H46)."""
-    if facts.method == "GET" and b"upgrade" in facts.values and info.subresource not in _OPENED:
-        return info.verb, "get"
+    not there, and a GET with an upgrade opens something, or is answered as any other (docs/threats.md#H46)."""
+    if facts.method in _METHODS and b"upgrade" in facts.values:
+        return "create", info.verb
     if info.subresource:
         return (info.verb,)
     if facts.method == "PATCH" and facts.first(b"content-type").partition(";")[0] not in _CHANGES:

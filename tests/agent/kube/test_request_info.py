@@ -65,6 +65,8 @@ def test_table(method: str, target: str, info: RequestInfo) -> None:
 def test_a_get_that_upgrades_is_create_in_spirit() -> None:
     assert request_info("GET", "/api/v1/namespaces/a/pods/b/exec", upgrade=True).verb == "create"
     assert request_info("POST", "/api/v1/namespaces/a/pods/b/exec", upgrade=True).verb == "create"
+    for behind in ("log", "status", "proxy/a", ""):
+        assert request_info("GET", f"/api/v1/namespaces/a/pods/b/{behind}", upgrade=True).verb == "get"
 
 
 @pytest.mark.parametrize("fields", [1000, 1001, 30_000])
