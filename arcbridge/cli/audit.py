@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from datetime import UTC, datetime
@@ -98,15 +99,19 @@ def own_files(invocation: Invocation, otherwise: str) -> list[Path]:
     return with_rotated(Path(file))
 
 
+_FIELDS = re.compile(r'^"|\s\S*?=')
+"""What reads as a quoted text, or as a further field, where it stands behind `name=`."""
+
+
 def _line(fields: Mapping[str, object]) -> str:
     """Return one record for a person: when, who, what, how it ended, and all else by name.
 
     Of a relay's record the kind stands before the name (`os:root`), because a person's name may be that of a user of
-    the machine.
+    the machine. A text that a caller may have written to read as further fields is quoted (docs/threats.md#A52).
     """
     first = ("ts", "actor", "by", "user", "act", "verb", "event", "stage", "outcome")
     names = (fields.get("by"), fields.get("actor")) if "act" in fields else (fields.get("user"),)
-    who = ":".join(str(name) for name in names if name)
+    who = ":".join(_quoted(name) if len(str(name).split()) > 1 else str(name) for name in names if name)
     what = fields.get("act") or fields.get("verb") or fields.get("event")
     words = [fields.get("ts"), who or "-", what, fields.get("outcome") or fields.get("stage") or ""]
     rest = {name: value for name, value in fields.items() if name not in (*first, "chain", "seq", "prev")}
@@ -114,8 +119,15 @@ def _line(fields: Mapping[str, object]) -> str:
         inner = rest.pop(part, None)
         if isinstance(inner, dict):
             rest |= {(name if name not in rest else f"{part}.{name}"): value for name, value in inner.items()}
-    words += [f"{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in rest.items()]
+    words += [
+        f"{name}={value if isinstance(value, str) and not _FIELDS.search(value) else _quoted(value)}"
+        for name, value in rest.items()
+    ]
     return " ".join(str(word) for word in words if word != "")
+
+
+def _quoted(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def verify_logs(invocation: Invocation) -> int:

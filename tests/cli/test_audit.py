@@ -97,6 +97,19 @@ def test_show(acts: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out) == []
 
 
+def test_a52_no_text_of_a_caller_reads_as_another_field(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = {"ts": "2026-11-28T00:00:00.000Z", "event": "audit", "user": "eve get refused", "verb": "delete",
+              "outcome": "answered", "name": "a status=403 reason=no", "reason": "it was cut", "container": '"a"',
+              "selector": "app=web", "status": 200}  # fmt: skip
+    path = tmp_path / "audit.jsonl"
+    path.write_bytes(Chain().seal(json.dumps(record)) + b"\n")
+    assert run(["audit", "show", str(path)]) == ExitCode.DONE
+    assert capsys.readouterr().out == (
+        '2026-11-28T00:00:00.000Z "eve get refused" delete answered name="a status=403 reason=no" reason=it was cut '
+        'container="\\"a\\"" selector=app=web status=200\n'
+    )
+
+
 def test_show_of_the_roles_own_log(acts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     acts.rename(tmp_path / "audit.jsonl-20261129")
     (tmp_path / "audit.jsonl").touch()
@@ -144,5 +157,5 @@ def test_a_terminal_shows_a_record_as_it_is(
     first, *rest = capsys.readouterr().out.splitlines()
     assert all(line.startswith("  ") for line in rest)
     line = " ".join([first, *(line[2:] for line in rest)])
-    assert " a  b " in line
+    assert ' "a  b" ' in line
     assert line.endswith("path=" + "/x  y" * 20)
