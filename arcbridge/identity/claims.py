@@ -51,6 +51,7 @@ class _NameRules(NamedTuple):
 _USERNAME = _NameRules(RefusalRule.CLAIMS_USERNAME_CHARACTERS, RefusalRule.CLAIMS_USERNAME_SYSTEM)
 _GROUPS = _NameRules(RefusalRule.CLAIMS_GROUPS_CHARACTERS, RefusalRule.CLAIMS_GROUPS_SYSTEM)
 _SYSTEM = "system:"
+_SERVICE_ACCOUNT = "system:serviceaccount:"
 # Letters of other scripts, and colons of other blocks, that are drawn like those of "system:" and that NFKC keeps.
 _LOOK_ALIKE = str.maketrans("ѕꜱуүγʏтτᴛеҽєᴇмᴍıː˸։׃܃∶꞉", "ssyyyyttteeeemmi:::::::")
 
@@ -97,6 +98,16 @@ class Identity:
         """
         same = (self.username, self.uid) == (other.username, other.uid)
         return same and set(other.groups) <= set(self.groups)
+
+    @property
+    def groups_at_api_server(self) -> frozenset[str]:
+        """The groups, and those that the API server adds to each user and to service accounts: no token has them, and a
+        rule that takes rights away may name them."""
+        added = ["system:authenticated"]
+        if self.username.startswith(_SERVICE_ACCOUNT):
+            space = self.username.removeprefix(_SERVICE_ACCOUNT).partition(":")[0]
+            added += ["system:serviceaccounts", f"system:serviceaccounts:{space}"]
+        return frozenset((*self.groups, *added))
 
     @property
     def names(self) -> tuple[str, str]:

@@ -44,4 +44,4 @@ def _is_for(rule: RecordingRuleConfig, identity: Identity, namespace: str | None
     if namespace is not None and rule.namespaces and namespace not in rule.namespaces:
         return False
     everyone = not (rule.users or rule.groups)
-    return everyone or identity.username in rule.users or not frozenset(rule.groups).isdisjoint(identity.groups)
+    return everyone or identity.username in rule.users or not identity.groups_at_api_server.isdisjoint(rule.groups)

@@ -252,7 +252,9 @@ async def test_g5_a_session_that_asked_for_restrictions_is_lent_nothing(
     assert (refused.status == 403) is (default == "read-only" or record.read_only or bool(record.verbs))
 
 
-@pytest.mark.parametrize(("named", "held"), [("*", True), ("dev", True), ("others", False)])
+@pytest.mark.parametrize(
+    ("named", "held"), [("*", True), ("dev", True), ("others", False), ("system:authenticated", True)]
+)
 async def test_g5_token_mode_is_lent_nothing_and_has_the_default(named: str, held: bool, bench: Bench) -> None:
     """Else a user who reads a ServiceAccount's token would write with it."""
     lending = Lending(bench.proxy.api, ElevationConfig(("operators",), "read-only", (named,)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from arcbridge.agent.recording.rules import Demand, RecordingRules
@@ -42,3 +44,15 @@ def test_a_rule_of_others_is_none() -> None:
     rules = RecordingRules({"a": RecordingRuleConfig(users=("bob",), groups=("finance",))})
     assert rules.of([ALICE], "shop") is None
     assert rules.of([ALICE], None) is None
+
+
+def test_p2_a_rule_for_a_group_that_the_api_server_adds_is_for_those_whom_it_adds_it_to() -> None:
+    account = replace(ALICE, username="system:serviceaccount:prod:builder", groups=())
+    for group, alice, builder in (
+        ("system:authenticated", True, True),
+        ("system:serviceaccounts", False, True),
+        ("system:serviceaccounts:prod", False, True),
+        ("system:serviceaccounts:test", False, False),
+    ):
+        rules = RecordingRules({"a": RecordingRuleConfig(groups=(group,))})
+        assert [rules.of([one], "x") is not None for one in (ALICE, account)] == [alice, builder], group
