@@ -65,10 +65,8 @@ def print_rows(rows: Sequence[Row], columns: Sequence[Column], output: str) -> N
     sys.stdout.write(format_rows(rows, columns, output))
 
 
-def format_rows(
-    rows: Sequence[Row], columns: Sequence[Column], output: str, *, name: str = "name", screen: Screen | None = None
-) -> str:
-    """Return a list as it is printed on `screen` (None: standard output)."""
+def format_rows(rows: Sequence[Row], columns: Sequence[Column], output: str, *, name: str = "name") -> str:
+    """Return a list as it is printed on standard output."""
     if output in DOCUMENTS:
         return format_document(list(rows), output)
     if output == "name":
@@ -76,7 +74,7 @@ def format_rows(
     if output not in ("", *FOR_PEOPLE):
         raise ConfigError(unknown("flag --output", output, LIST_OUTPUTS))
     cells = [[_cell(row.get(column.key)) for column in columns] for row in rows]
-    return table(cells, columns, screen or Screen.of(sys.stdout), wide=output == "wide")
+    return table(cells, columns, Screen.of(sys.stdout), wide=output == "wide")
 
 
 def rfc3339(seconds: float) -> str | None:

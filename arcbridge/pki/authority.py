@@ -210,10 +210,10 @@ class Authority:
         names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(uri)] if uri else []
         return self._issue(_common_name(common_name), names, server=False, life=life)
 
-    def issue_relay(self, *, life: float = LEAF_LIFE) -> Issued:
+    def issue_relay(self) -> Issued:
         """Issue a client certificate with a fresh key, by which a relay shows itself to another one over the same
         CA."""
-        return self._issue(x509.Name([]), [x509.UniformResourceIdentifier(_RELAY_URI)], server=False, life=life)
+        return self._issue(x509.Name([]), [x509.UniformResourceIdentifier(_RELAY_URI)], server=False, life=LEAF_LIFE)
 
     def sign_agent(
         self, csr_pem: str, cluster: str, *, life: float, cluster_ca_pin: str = "", generation: int = 0

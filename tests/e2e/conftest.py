@@ -9,6 +9,7 @@ import pytest
 
 from tests.support.cluster import Cluster, Kubectl, Unavailable, kubectl_versions
 from tests.support.processes import require_or_skip
+from tests.support.talk import TalkServer
 from tests.support.targets import EchoServer
 from tests.support.world import ALICE, ApiServer, Client, World
 
@@ -39,6 +40,13 @@ def api(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> ApiServer
 def echo() -> Iterator[EchoServer]:
     """A TCP server on loopback that echoes, for the agent's TCP targets."""
     with EchoServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[TalkServer]:
+    """A target that counts and checks what talks send."""
+    with TalkServer() as server:
         yield server
 
 

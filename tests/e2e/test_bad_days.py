@@ -25,7 +25,7 @@ import pytest
 import yaml
 
 from arcbridge.errors import ExitCode
-from tests.support.cluster import KUBECTL_MINORS, Cluster, Kubectl
+from tests.support.cluster import Cluster, Kubectl
 from tests.support.fault_proxy import FaultProxy
 from tests.support.processes import ManagedProcess, Mark, run
 from tests.support.reports import agent_again, audited, metrics, page, records, rewrite, until, wait_for_record
@@ -70,11 +70,7 @@ def alice(world: World) -> Iterator[Client]:
 
 @pytest.fixture
 def kubectl(cluster: Cluster, alice: Client) -> Kubectl:
-    return through(cluster, alice)
-
-
-def through(cluster: Cluster, client: Client) -> Kubectl:
-    return cluster.kubectl_for(KUBECTL_MINORS[0], client.kubeconfig)
+    return cluster.kubectl_for(kubeconfig=alice.kubeconfig)
 
 
 def start(world: World, *flags: str) -> subprocess.CompletedProcess[str]:
@@ -100,11 +96,6 @@ def only(process: ManagedProcess, event: str, *, after: Mark) -> dict[str, Any]:
     wait_for_record(process, event, after=after)
     (record,) = records(process, event, after=after)
     return record
-
-
-def works(kubectl: Kubectl) -> bool:
-    done = kubectl.run("get", "namespace", "default", "-o", "name", check=False)
-    return done.stdout == "namespace/default\n"
 
 
 class Caller:
@@ -210,7 +201,7 @@ def test_a_caller_without_the_client_certificate_reads_why(alice: Client) -> Non
 
 
 def test_an_api_server_that_is_down(world: World, alice: Client, kubectl: Kubectl, door: FaultProxy) -> None:
-    assert works(kubectl)
+    assert kubectl.works()
     mark = world.agent.mark()
     door.refuse()
     door.cut()
@@ -239,11 +230,11 @@ def test_an_api_server_that_is_down(world: World, alice: Client, kubectl: Kubect
         assert "arcbridge: the API server cannot be reached" in shell.output("stderr")
     finally:
         door.accept_again()
-    assert works(kubectl)
+    assert kubectl.works()
 
 
 def test_an_agent_that_is_gone_and_comes_back(world: World, alice: Client, kubectl: Kubectl) -> None:
-    assert works(kubectl)
+    assert kubectl.works()
     assert world.agent.stop(30) == 0
     mark = world.relay.mark()
     try:
@@ -266,7 +257,7 @@ def test_an_agent_that_is_gone_and_comes_back(world: World, alice: Client, kubec
         assert len(found) == len({record["session"] for record in found})
     finally:
         agent_again(world)
-    until(lambda: works(kubectl), "kubectl works again", timeout=40)
+    until(kubectl.works, "kubectl works again", timeout=40)
     assert alice.process.running
 
 
@@ -284,7 +275,7 @@ def test_an_agent_without_a_relay_is_alive_and_not_ready(world: World, kubectl: 
     assert page(world.agent_observe, "/healthz")
     world.start_relay()
     until(lambda: not reason(), "the agent is ready again", timeout=40)
-    until(lambda: works(kubectl), "kubectl works again", timeout=40)
+    until(kubectl.works, "kubectl works again", timeout=40)
 
 
 def test_a_token_that_ends_during_a_watch(world: World, cluster: Cluster) -> None:
@@ -297,19 +288,19 @@ def test_a_token_that_ends_during_a_watch(world: World, cluster: Cluster) -> Non
     rewrite(identity, world.token(ALICE, CLUSTER_AUDIENCE, lifetime=life))
     client = world.start_client(ALICE, "--id-token-file", str(identity))
     ending = wait_for_record(client.process, "session established")["session"]
-    with through(cluster, client).start("get", "namespaces", "--watch", "-o", "name") as ended:
+    with cluster.kubectl_for(kubeconfig=client.kubeconfig).start("get", "namespaces", "--watch", "-o", "name") as ended:
         ended.wait_for_line("namespace/default")
         # client-go takes every end of a watch, a reset too, for the server's timeout, and kubectl ends without a word.
         ended.wait(life + 30)
     record = wait_for_record(world.agent, "session ended", session=ending)
     assert record["reason"] == "the token has expired; log in again"
     assert wait_for_record(client.process, "no session")["reason"] == "the login has expired; log in again"
-    told = through(cluster, client).run("get", "namespaces", check=False)
+    told = cluster.kubectl_for(kubeconfig=client.kubeconfig).run("get", "namespaces", check=False)
     assert told.returncode == 1
     assert "You must be logged in to the server (arcbridge: " in told.stderr
     assert "expired" in told.stderr
     rewrite(identity, world.token(ALICE, CLUSTER_AUDIENCE))
-    until(lambda: works(through(cluster, client)), "the new token is taken")
+    until(lambda: cluster.kubectl_for(kubeconfig=client.kubeconfig).works(), "the new token is taken")
     client.process.stop()
 
 
@@ -323,7 +314,9 @@ def test_a_session_at_its_greatest_age(world: World, cluster: Cluster) -> None:
         agent_again(world)
         mark = world.agent.mark()
         client = world.start_client(ALICE)
-        with through(cluster, client).start("get", "namespaces", "--watch", "-o", "name") as watch:
+        with cluster.kubectl_for(kubeconfig=client.kubeconfig).start(
+            "get", "namespaces", "--watch", "-o", "name"
+        ) as watch:
             watch.wait_for_line("namespace/default")
             watch.wait(40)
         record = wait_for_record(world.agent, "session ended", after=mark, user=ALICE.email)
@@ -332,7 +325,7 @@ def test_a_session_at_its_greatest_age(world: World, cluster: Cluster) -> None:
         )
         assert record["reason"] == sentence
         assert wait_for_record(client.process, "the agent drains the session")["reason"] == sentence
-        assert works(through(cluster, client))
+        assert cluster.kubectl_for(kubeconfig=client.kubeconfig).works()
     finally:
         if client is not None:
             client.process.stop()
@@ -361,7 +354,7 @@ def test_a_cluster_that_is_revoked_and_restored(
     world.agent.stop()
     relay_command(world, "cluster", "restore", CLUSTER)
     agent_again(world)
-    until(lambda: works(kubectl), "kubectl works again", timeout=40)
+    until(kubectl.works, "kubectl works again", timeout=40)
 
 
 def relay_command(world: World, *arguments: str) -> None:
@@ -373,7 +366,7 @@ def test_ctrl_c_leaves_nothing_open(
     world: World, cluster: Cluster, kubectl: Kubectl, door: FaultProxy, protocol: str
 ) -> None:
     cluster.add_pod("left", NAMESPACE)
-    assert works(kubectl)
+    assert kubectl.works()
 
     def under_way() -> tuple[float, float]:
         found = metrics(world.agent_observe)

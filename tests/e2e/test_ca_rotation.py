@@ -44,12 +44,9 @@ def kubectl(cluster: Cluster, alice: Client) -> Kubectl:
 
 @pytest.fixture
 def everything(kubectl: Kubectl, cluster: Cluster, tmp_path: Path) -> Iterator[Everything]:
-    found = Everything(kubectl, cluster, tmp_path, 4 * MIB)
-    try:
+    with Everything(kubectl, cluster, tmp_path, 4 * MIB) as found:
         found.wait_moves()
         yield found
-    finally:
-        found.close()
 
 
 def ca(world: World, role: str, *words: str, check: bool = True) -> tuple[int, str, str]:

@@ -18,10 +18,10 @@ from cryptography import x509
 
 from arcbridge.errors import ExitCode
 from arcbridge.pki.credentials import CERTIFICATE
-from tests.support.cluster import KUBECTL_MINORS, Cluster, Kubectl
+from tests.support.cluster import Cluster
 from tests.support.processes import ManagedProcess, run
 from tests.support.reports import agent_again, until, wait_for_record
-from tests.support.world import ALICE, CLUSTER, ApiServer, Client, World, arcbridge
+from tests.support.world import ALICE, CLUSTER, ApiServer, World, arcbridge
 
 NAMESPACE = "lifecycle"
 
@@ -38,15 +38,6 @@ def pod(cluster: Cluster) -> Iterator[str]:
     cluster.add_pod("till", NAMESPACE)
     yield "till"
     cluster.delete_pod("till", NAMESPACE)
-
-
-def through(cluster: Cluster, client: Client) -> Kubectl:
-    return cluster.kubectl_for(KUBECTL_MINORS[0], client.kubeconfig)
-
-
-def works(kubectl: Kubectl) -> bool:
-    done = kubectl.run("get", "namespace", "default", "-o", "name", check=False)
-    return done.stdout == "namespace/default\n"
 
 
 def relay_command(world: World, *words: str) -> str:
@@ -113,7 +104,7 @@ def test_sigterm_to_the_only_relay_lets_a_running_exec_finish(world: World, clus
     client = world.start_client(ALICE)
     gate, relay = world.directory / "gate", world.relay
     os.mkfifo(gate)
-    with through(cluster, client).start(
+    with cluster.kubectl_for(kubeconfig=client.kubeconfig).start(
         "exec", "-n", NAMESPACE, pod, "--", "sh", "-c", f"echo started; cat {gate}; echo finished; exit 4"
     ) as shell:
         shell.wait_for_line("started", stream="stdout")
@@ -127,7 +118,7 @@ def test_sigterm_to_the_only_relay_lets_a_running_exec_finish(world: World, clus
     assert relay.wait(10) == 0
     assert "Traceback" not in relay.output()
     world.start_relay()
-    until(lambda: works(through(cluster, client)), "kubectl works again", timeout=40)
+    until(lambda: cluster.kubectl_for(kubeconfig=client.kubeconfig).works(), "kubectl works again", timeout=40)
     assert client.process.stop() == 0
 
 
@@ -163,5 +154,5 @@ def test_a_lapsed_agent_comes_back_with_a_join_token(
         record = wait_for_record(back, "enrolled")
         assert record["cluster_ca_pin"] == pin
         client = world.start_client(ALICE)
-        assert works(through(cluster, client))
+        assert cluster.kubectl_for(kubeconfig=client.kubeconfig).works()
         client.process.stop()  # first: a relay waits for sessions

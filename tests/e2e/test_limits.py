@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from arcbridge.errors import ExitCode
-from tests.support.cluster import KUBECTL_MINORS, Cluster, Kubectl, Unavailable, helm
+from tests.support.cluster import Cluster, Unavailable, helm
 from tests.support.processes import ProcessFailed, require_or_skip, run
 from tests.support.reports import metrics, records, until, wait_for_record
 from tests.support.targets import EchoServer
-from tests.support.world import ALICE, ApiServer, Client, User, World, arcbridge
+from tests.support.world import ALICE, ApiServer, User, World, arcbridge
 
 NAMESPACE = "limits"
 SLOW = User("slow", ("platform",))
@@ -53,10 +53,6 @@ def world(api: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield world
 
 
-def through(cluster: Cluster, client: Client) -> Kubectl:
-    return cluster.kubectl_for(KUBECTL_MINORS[0], client.kubeconfig)
-
-
 def refusals(world: World) -> dict[str, float]:
     """The agent's refusals by limit, of those that there were."""
     pattern = re.compile(r'arcbridge_agent_limit_refusals_total\{limit="(\w+)"\}')
@@ -70,7 +66,7 @@ def audited(world: World, user: User) -> list[dict[str, object]]:
 
 
 def test_kubectl_waits_out_a_short_excess_of_requests(cluster: Cluster, world: World) -> None:
-    kubectl = through(cluster, world.start_client(SLOW))
+    kubectl = cluster.kubectl_for(kubeconfig=world.start_client(SLOW).kubeconfig)
 
     def excess() -> bool:
         """Four at once, all of which are answered: where each takes a second, none after the other is too many."""
@@ -82,7 +78,7 @@ def test_kubectl_waits_out_a_short_excess_of_requests(cluster: Cluster, world: W
 
 
 def test_kubectl_ends_with_the_sentence_of_a_limit_that_lasts(cluster: Cluster, world: World) -> None:
-    kubectl = through(cluster, world.start_client(BUSY))
+    kubectl = cluster.kubectl_for(kubeconfig=world.start_client(BUSY).kubeconfig)
     with kubectl.start("get", "--raw", "/api/v1/namespaces?watch=1") as watch:
         watch.wait_for_line("ADDED", timeout=20)
         began = time.monotonic()
@@ -104,7 +100,7 @@ def test_kubectl_ends_with_the_sentence_of_a_limit_that_lasts(cluster: Cluster, 
 
 
 def test_kubectl_shows_the_sentence_for_one_connection_too_many(cluster: Cluster, world: World) -> None:
-    kubectl = through(cluster, world.start_client(FEW))
+    kubectl = cluster.kubectl_for(kubeconfig=world.start_client(FEW).kubeconfig)
     with kubectl.start("get", "--raw", "/api/v1/namespaces?watch=1") as watch:
         watch.wait_for_line("ADDED", timeout=20)
         done = kubectl.run("get", "--raw", "/version", check=False, timeout=ANSWER_TIME)
@@ -142,7 +138,7 @@ def test_one_person_with_kubectl_helm_and_fifty_port_forwards_meets_no_limit(
     except Unavailable as error:
         require_or_skip("helm", str(error))
     client = world.start_client(ALICE)
-    kubectl = through(cluster, client)
+    kubectl = cluster.kubectl_for(kubeconfig=client.kubeconfig)
     before = refusals(world)
     with EchoServer() as echo, ExitStack() as stack:
         port = int(echo.address.rsplit(":", 1)[1])

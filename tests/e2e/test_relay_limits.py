@@ -28,12 +28,6 @@ EACH = 100
 REQUEST = b"GET /v1/ca HTTP/1.1\r\nHost: relay\r\n\r\n"
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[TalkServer]:
-    with TalkServer() as server:
-        yield server
-
-
 @pytest.fixture(params=[1, 2], ids=["one process", "two workers"])
 def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
     (tmp_path / "token").write_text("an-unused-token")

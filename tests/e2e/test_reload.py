@@ -62,12 +62,9 @@ def kubectl(cluster: Cluster, alice: Client) -> Kubectl:
 
 @pytest.fixture
 def everything(kubectl: Kubectl, cluster: Cluster, tmp_path: Path) -> Iterator[Everything]:
-    found = Everything(kubectl, cluster, tmp_path, 16 * MIB)
-    try:
+    with Everything(kubectl, cluster, tmp_path, 16 * MIB) as found:
         found.wait_moves()
         yield found
-    finally:
-        found.close()
 
 
 def reload(process: ManagedProcess, event: str = RELOADED) -> dict[str, object]:

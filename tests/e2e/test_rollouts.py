@@ -35,7 +35,7 @@ class People:
         self.first = kubectl_of(here, clients[0])
         self._hurry = directory.parent / "hurry"
         self.everything = Everything(self.first, here.cluster, directory, copied)
-        self._stack.callback(self.everything.close)
+        self._stack.callback(self.everything.stop)
         self.followers: list[Ticks] = []
         for client in clients[1:]:
             follower = kubectl_of(here, client).start("logs", "-f", "-n", PEOPLE, self.everything.pod)

@@ -27,12 +27,6 @@ _numbers = itertools.count(1)
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[TalkServer]:
-    with TalkServer() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
 def unused_api(tmp_path_factory: pytest.TempPathFactory) -> ApiServer:
     """The API server of an agent whose users only use TCP targets."""
     token = tmp_path_factory.mktemp("unused-api") / "token"

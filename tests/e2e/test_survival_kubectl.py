@@ -20,6 +20,7 @@ from tests.support.cluster import KUBECTL_MINORS, Cluster, Kubectl
 from tests.support.long import long_form
 from tests.support.processes import ManagedProcess
 from tests.support.reports import metrics, records, until, wait_for_record
+from tests.support.stopping import Stopping
 from tests.support.talk import Talk, TalkServer
 from tests.support.world import ALICE, ApiServer, Client, World
 
@@ -90,7 +91,7 @@ class Ticks:
         assert found == list(range(total))
 
 
-class Everything:
+class Everything(Stopping):
     """What people have open: a shell, a log that grows, a watch, a forwarded port, a copy each way."""
 
     def __init__(self, kubectl: Kubectl, cluster: Cluster, directory: Path, size: int) -> None:
@@ -161,7 +162,7 @@ class Everything:
         names = [line for line in self.watch.output("stdout").splitlines() if self.pod in line]
         assert names == [f"configmap/{self.pod}-{n + 1}" for n in range(self._changes)]
 
-    def close(self) -> None:
+    def stop(self) -> None:
         self.talk.close()
         self._stack.close()
 
@@ -178,12 +179,9 @@ def size() -> int:
 
 @pytest.fixture
 def everything(kubectl: Kubectl, cluster: Cluster, tmp_path: Path, size: int) -> Iterator[Everything]:
-    found = Everything(kubectl, cluster, tmp_path, size)
-    try:
+    with Everything(kubectl, cluster, tmp_path, size) as found:
         found.wait_moves()
         yield found
-    finally:
-        found.close()
 
 
 def test_a_killed_relay(world: World, alice: Client, everything: Everything) -> None:

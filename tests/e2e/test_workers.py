@@ -21,12 +21,6 @@ RELAY = "arcbridge_relay_"
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[TalkServer]:
-    with TalkServer() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
 def world(server: TalkServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     directory = tmp_path_factory.mktemp("workers")
     (directory / "token").write_text("an-unused-token")

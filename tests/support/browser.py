@@ -14,14 +14,14 @@ import re
 import shutil
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import aiohttp
 from aiohttp import web
 
 from tests.support.app_thread import AppThread
 from tests.support.processes import ManagedProcess, require_or_skip
+from tests.support.stopping import Stopping
 
 PAGE = "page.example"
 """The attacker's name."""
@@ -40,7 +40,7 @@ def chromium() -> str:
     require_or_skip("chromium", "no Chromium: install the package chromium")
 
 
-class Browser:
+class Browser(Stopping):
     """One browser with an empty profile. `lenient`: it takes every certificate, as a user who clicks through it."""
 
     def __init__(self, directory: Path, *, lenient: bool) -> None:
@@ -91,14 +91,6 @@ class Browser:
 
     def stop(self) -> None:
         self._process.stop()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
 
 class Tab:

@@ -31,8 +31,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import trustme
 
@@ -50,6 +49,7 @@ from tests.support.kube_programs import kubectl_versions as kubectl_versions
 from tests.support.kube_programs import net_http_server as net_http_server
 from tests.support.kube_programs import require_isolation as require_isolation
 from tests.support.processes import ManagedProcess, ProcessFailed
+from tests.support.stopping import Stopping
 from tests.support.world import fixed_port
 
 _TESTS = Path(__file__).resolve().parents[1]
@@ -77,7 +77,7 @@ class ApiError(RuntimeError):
 # The cluster.
 
 
-class Cluster:
+class Cluster(Stopping):
     """A running control plane. Starts in the constructor (about two seconds) and ends with `stop` or the `with` block.
 
     `extra_args` are appended to kube-apiserver's own, and a flag given there wins. Events of its audit log (level
@@ -386,14 +386,6 @@ class Cluster:
             shutil.rmtree(self._sockets, ignore_errors=True)
         if self._temporary:
             shutil.rmtree(self.directory, ignore_errors=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     # Starting.
 

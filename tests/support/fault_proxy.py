@@ -20,8 +20,9 @@ import threading
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, TypeVar
+
+from tests.support.stopping import Stopping
 
 Direction = Literal["up", "down"]
 How = Literal["fin", "rst"]
@@ -182,7 +183,7 @@ class _Connection:
             self._proxy._changed.notify_all()
 
 
-class FaultProxy:
+class FaultProxy(Stopping):
     """The proxy. Use as a context manager, or `stop` it.
 
     `make_near` and `make_far` make its sockets; those of a network namespace stay in it.
@@ -298,14 +299,6 @@ class FaultProxy:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(10)
             self._loop.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     # -- in the thread --------------------------------------------------------------------------------------------
 

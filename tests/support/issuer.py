@@ -30,17 +30,17 @@ import urllib.parse
 import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import trustme
 from aiohttp import web
 
 from tests.support.issuer_server import IssuerServer, Settings
 from tests.support.processes import ManagedProcess
+from tests.support.stopping import Stopping
 
 
-class Issuer:
+class Issuer(Stopping):
     """An issuer process. Ready when the constructor returns; ends with `stop` or the `with` block."""
 
     def __init__(self, directory: Path, *, port: int = 0, **settings: Any) -> None:
@@ -132,14 +132,6 @@ class Issuer:
     def stop(self) -> None:
         """End the process. What it knows is in its directory."""
         self.process.stop()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     def _test(self, name: str, body: object = None) -> Any:
         data = None if body is None else json.dumps(body).encode()

@@ -233,6 +233,10 @@ class Kubectl:
             **(env or {}),
         }
 
+    def works(self) -> bool:
+        """Return whether a plain request is answered."""
+        return self.run("get", "namespace", "default", "-o", "name", check=False).stdout == "namespace/default\n"
+
     def run(
         self,
         *args: str | os.PathLike[str],

@@ -10,10 +10,10 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from tests.support.kube_programs import Unavailable, require_isolation
+from tests.support.stopping import Stopping
 
 ENVIRONMENT: Final = {
     "PATH": "/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -33,7 +33,7 @@ exec sleep infinity
 """
 
 
-class LayeredMachine:
+class LayeredMachine(Stopping):
     """A machine on which anything may be installed. What `files` has is in its `/mnt`."""
 
     def __init__(self, directory: Path, files: Path) -> None:
@@ -48,7 +48,7 @@ class LayeredMachine:
         self._holder = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         assert self._holder.stdout is not None
         if (said := self._holder.stdout.readline()) != "ready\n":
-            self.end()
+            self.stop()
             raise Unavailable(f"a layered machine cannot be made here: {said.strip()}")
 
     def command(self, *words: str | os.PathLike[str]) -> list[str]:
@@ -82,15 +82,7 @@ class LayeredMachine:
         """Return whether a file or directory of it exists."""
         return self.run("test", "-e", path, check=False).returncode == 0
 
-    def end(self) -> None:
+    def stop(self) -> None:
         """Throw the layer away, with all that was written."""
         self._holder.kill()
         self._holder.communicate()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.end()

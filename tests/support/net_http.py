@@ -10,12 +10,12 @@ import select
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import trustme
 
 from tests.support.cluster import net_http_server
+from tests.support.stopping import Stopping
 
 DEADLINE = 20.0
 """Seconds for the answer to a command, which takes a millisecond."""
@@ -57,7 +57,7 @@ class GoResponse:
     """Why there is no answer, or why its body could not be read to its end."""
 
 
-class NetHttp:
+class NetHttp(Stopping):
     """The running program. Its certificate is for 127.0.0.1, by the CA in `ca_file`."""
 
     def __init__(self, directory: Path) -> None:
@@ -75,15 +75,7 @@ class NetHttp:
         )
         self.port = int(self._line()["port"])
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
+    def stop(self) -> None:
         """End the program."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None

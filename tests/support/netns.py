@@ -18,10 +18,9 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from types import TracebackType
-from typing import Self
 
 from tests.support.fault_proxy import FaultProxy
+from tests.support.stopping import Stopping
 
 PREFIX = "arcbridge-test"
 _CLONE_NEWNET = 0x40000000
@@ -55,7 +54,7 @@ def missing() -> str:
     return ""
 
 
-class Network:
+class Network(Stopping):
     """The namespaces. Use as a context manager; whatever runs in them must have ended before."""
 
     def __init__(self, relays: int = 2) -> None:
@@ -67,7 +66,7 @@ class Network:
         try:
             self._make()
         except BaseException:
-            self.close()
+            self.stop()
             raise
 
     def _make(self) -> None:
@@ -170,21 +169,13 @@ class Network:
 
     # -- end ------------------------------------------------------------------------------------------------------
 
-    def close(self) -> None:
+    def stop(self) -> None:
         """Remove all of it; what was not there yet is not missed."""
         for bridge in self._bridges:
             bridge.stop()
         self._bridges.clear()
         for place in ("middle", *self.places):
             ip("netns", "del", self.name(place), check=False)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _remove_leftovers() -> None:

@@ -26,8 +26,9 @@ import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, NamedTuple, NoReturn, Self
+from typing import Any, Literal, NamedTuple, NoReturn
+
+from tests.support.stopping import Stopping
 
 if sys.platform != "win32":  # where nothing here has a terminal
     import fcntl
@@ -80,7 +81,7 @@ class ProcessFailed(AssertionError):
     """A process ended too early, was not ready in time, or did not write what was waited for."""
 
 
-class ManagedProcess:
+class ManagedProcess(Stopping):
     """One running program with its output.
 
     Output is kept in memory and, under `log_dir`, in NAME.stdout.log and NAME.stderr.log. The process leads a session
@@ -331,14 +332,6 @@ class ManagedProcess:
         except subprocess.TimeoutExpired:
             self._process.kill()
         return self._close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     def _close(self) -> int:
         status = self.wait(10)

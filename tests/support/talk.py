@@ -14,8 +14,8 @@ import struct
 import threading
 import time
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Self
+
+from tests.support.stopping import Stopping
 
 _HELLO = struct.Struct("!4sIId")
 _MAGIC = b"talk"
@@ -206,7 +206,7 @@ class Talk:
         self._sock.close()
 
 
-class TalkServer:
+class TalkServer(Stopping):
     """The far ends, on a TCP port of loopback (or on a socket that listens already)."""
 
     def __init__(self, listening: socket.socket | None = None) -> None:
@@ -279,11 +279,3 @@ class TalkServer:
         self._listening.close()
         for sock in self._socks:
             sock.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import socket
 import socketserver
 import threading
-from types import TracebackType
-from typing import Self
+
+from tests.support.stopping import Stopping
 
 
 class _Echo(socketserver.BaseRequestHandler):
@@ -21,7 +21,7 @@ class _Server(socketserver.ThreadingTCPServer):
     allow_reuse_address = True
 
 
-class EchoServer:
+class EchoServer(Stopping):
     """Sends back what it gets, and ends its direction when the other has ended."""
 
     def __init__(self) -> None:
@@ -40,11 +40,3 @@ class EchoServer:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()

@@ -21,13 +21,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
 
 from arcbridge.client.credentials.login import REDIRECT_PORTS
 from tests.support.issuer import Issuer
 from tests.support.processes import ManagedProcess, run
+from tests.support.stopping import Stopping
 
 CLUSTER = "berlin-factory"
 RELAY_AUDIENCE = "arcbridge-relay"
@@ -137,7 +137,7 @@ def arcbridge(*args: str) -> list[str]:
     return [sys.executable, "-m", "arcbridge", *args]
 
 
-class World:
+class World(Stopping):
     """The organisation. Use as a context manager; `stop` ends every process and removes the directory.
 
     With `relays=N` there are N relays, each with a data directory and a registry of its own, over one CA; the agents
@@ -515,14 +515,6 @@ class World:
             self.issuer.stop()
         if self._own:
             shutil.rmtree(self.directory, ignore_errors=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
 
 def _numbered(name: str, index: int) -> str:

@@ -66,10 +66,10 @@ _log = structlog.get_logger("arcbridge.agent")
 class Elevation:
     """What is lent in one agent; `run` keeps it. It is the `Lender` of the sessions' callers."""
 
-    def __init__(self, config: ElevationConfig, api: ApiServer, clock: ServerClock | None = None) -> None:
+    def __init__(self, config: ElevationConfig, api: ApiServer) -> None:
         self._config = config
         self._api = api
-        self.clock = clock or ServerClock()
+        self.clock = ServerClock()
         self.book = GrantBook(config.groups)
         self.rules = WatchedCollection(
             api, self.clock, RULES, self._more_rules, self._rules_listed, self._rule_changed, self._wake
