@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from time import monotonic
 from typing import assert_never
 
@@ -132,7 +132,7 @@ class MuxSession:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._acting = False
-        self.finished: deque[StreamTransport] = deque()
+        self.finished: list[StreamTransport] = []
         """Streams whose ends came: they are delivered behind the other events of a read."""
         self._rearming = False
         """Whether the deadline may have come closer."""
@@ -173,6 +173,12 @@ class MuxSession:
     def peer_hello(self) -> Hello | None:
         """The peer's HELLO, once it came."""
         return self._machine.receiver.peer_hello
+
+    def forget_cluster_ca(self) -> None:
+        """Keep the peer's HELLO without the CA in it, which is most of it."""
+        receiver = self._machine.receiver
+        if receiver.peer_hello is not None:
+            receiver.peer_hello = replace(receiver.peer_hello, cluster_ca="")
 
     @property
     def round_trip(self) -> float:
@@ -361,7 +367,7 @@ class MuxSession:
                     self._dispatch(event)
                 waiting.clear()
                 if self.finished:
-                    self.finished.popleft().drain_inbox()
+                    self.finished.pop(0).drain_inbox()
         finally:
             waiting.clear()
             self._acting = False

@@ -374,6 +374,7 @@ class ControlServer:
             if not await self._admit(link, session, transport.get_extra_info("ssl_object"), ticket):
                 return
             ticket.leave()
+            session.forget_cluster_ca()
             await self._live(link, session)
         finally:
             if not session.closed:

@@ -162,7 +162,7 @@ class Intake:
         self._seal = book.seal
         self._now = now
         self._size = 0
-        self._ids: set[bytes] = set()
+        self._ids: dict[bytes, None] = {}  # an empty set has 216 bytes
         self._asked = False
         self._found: list[AccessChange] = []
         self.was_cut_off = False
@@ -226,7 +226,7 @@ class Intake:
         if entry[:ID_SIZE] in self._ids:
             self.forged = True
             return
-        self._ids.add(entry[:ID_SIZE])
+        self._ids[entry[:ID_SIZE]] = None
         try:
             change = self._book.open(entry)
         except ValueError:

@@ -306,6 +306,12 @@ async def test_an_unknown_cluster_is_adopted_and_serves(tmp_path: Path) -> None:
         assert (record.ca_pem, record.ca_pin) == (ca.certificate_pem, ca.pin)
         assert record.certificate_expires > record.created
         assert relay.counters.clusters_adopted == 1
+        (link,) = relay.control._open
+        assert link.session is not None
+        assert link.session.peer_hello is not None
+        assert (link.session.peer_hello.agent, link.session.peer_hello.cluster_ca) == (link.instance, ""), (
+            "it is in the registry, and would stay here for as long as the agent"
+        )
         session.abort()
         await connected(relay, 0)
         # From now on it is known: its agents need not bring the CA, and the next one adopts nothing.
