@@ -16,7 +16,6 @@ from typing import Final
 from arcbridge.loop_shares import LoopTime
 from arcbridge.mux.connection import MuxConnection
 from arcbridge.net.fast_tls import FastTlsLoop, fast_tls
-from arcbridge.net.tls import charged_to
 from arcbridge.net.tlstransport import accepted_tls, connect_tls
 
 SHUTDOWN_DEADLINE: Final = 3.0
@@ -76,8 +75,8 @@ async def accept_session(
     """
     aiofastnet = fast_tls()
     if aiofastnet is None:
-        with charged_to(payer):
-            await accepted_tls(sock, context, connection, deadline=handshake_deadline, close_deadline=SHUTDOWN_DEADLINE)
+        deadlines = {"deadline": handshake_deadline, "close_deadline": SHUTDOWN_DEADLINE}
+        (await accepted_tls(sock, context, connection, payer=payer, **deadlines)).payer = None
         return
     _bound_key_updates(context, aiofastnet)
     loop = FastTlsLoop(asyncio.get_running_loop(), payer)
