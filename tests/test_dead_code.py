@@ -28,7 +28,6 @@ FROM_OUTSIDE: dict[str, str] = {
     "get_protocol": "asyncio's transport",
     "get_write_buffer_limits": "asyncio's transport",
     "handle_error": "aiohttp's server",
-    "sslobject_class": "ssl.SSLContext",
     "log_debug": "aiohttp's server",
     "log_exception": "aiohttp's server",
     "makefile": "http.client",

@@ -2,7 +2,8 @@
 
 It enrols nothing, opens no control connection and changes nothing. First the settings and what is kept (credential, its
 end, whose it is), then each relay up to its certificate, then the API server, issuers and the audit log, and last what
-the running agent says of itself.
+the running agent says of itself. What does not need another thing is looked at beside it, so that all of it takes as
+long as the slowest; an API server that does not answer is asked once.
 """
 
 from __future__ import annotations
@@ -18,12 +19,21 @@ from pathlib import Path
 from arcbridge.agent.enrol import oldest_cluster_ca
 from arcbridge.agent.kube.apiserver import ApiServer, endpoint_of
 from arcbridge.agent.relay_http import post
-from arcbridge.agent.self_checks import API_SERVER, AUDIT, api_checks, certificate_finding, groups_checks, issuers_check
+from arcbridge.agent.self_checks import (
+    API_SERVER,
+    AUDIT,
+    IMPERSONATION,
+    api_checks,
+    certificate_finding,
+    groups_checks,
+    issuers_check,
+)
+from arcbridge.agent.self_checks import CREDENTIAL as API_CREDENTIAL
 from arcbridge.agent.service import credential_store, make_verifier
 from arcbridge.agent.settings import Checked, check
 from arcbridge.audit.sinks.collector import HTTP
 from arcbridge.audit.sinks.settings import look_at_collectors, unreachable
-from arcbridge.checks.diagnosis import Finding, FindingState, failed, ok, settings_findings, skipped
+from arcbridge.checks.diagnosis import Finding, FindingState, failed, first_failure, ok, settings_findings, skipped
 from arcbridge.checks.running import look_at_process, look_at_refusals, read_page, samples_of
 from arcbridge.checks.self_checks import SelfCheck, SelfChecks
 from arcbridge.errors import ArcbridgeError, ConfigError, EnrolmentRefused, PinMismatch
@@ -32,13 +42,14 @@ from arcbridge.net.dialer import try_tls
 from arcbridge.net.tls import ALPN_HTTP, RelayTrust, cure_of, fetch_relay_cas, outer_client_context
 from arcbridge.pki.credentials import CLUSTER_CA_CERTIFICATE, AgentCredential
 from arcbridge.pki.pins import pin_of, same_pin
-from arcbridge.settings.config import AgentConfig, AuditSinkConfig
+from arcbridge.settings.config import AgentConfig, AuditSinkConfig, TracingConfig
 from arcbridge.settings.named_files import is_directory, is_there
 from arcbridge.settings.problems import Place, located
 
 SETTINGS, CREDENTIAL, JOIN_TOKEN = "settings", "agent's credential at the relay", "join token"
 _LOOKED_AT = ("audit.", "authentication", "join_token_file", "kubernetes", "relay_ca", "state")
 """Settings whose files a hop of their own is about."""
+_SILENT = "the API server does not answer"
 _SPANS = "check the table [tracing], the collector, and that this place may connect to it"
 CONNECT_DEADLINE = 10.0
 """Seconds for one relay, TCP and TLS together."""
@@ -56,7 +67,6 @@ async def diagnose(config: AgentConfig, place: Callable[[str], Place | None] = l
         endpoint = endpoint_of(config.kubernetes)
     except ConfigError as error:
         return [failed(SETTINGS, error.message, "correct the settings file", "config")]
-    relays = checked.relays
     found = [ok(SETTINGS, "complete and well-formed")]
     api: ApiServer | None = None
     try:
@@ -64,32 +74,47 @@ async def diagnose(config: AgentConfig, place: Callable[[str], Place | None] = l
     except ConfigError as error:
         found.append(failed(API_SERVER, error.message, "correct the file that the setting names", "kubernetes"))
     try:
-        about_api = [] if api is None else api_checks(api, lambda: checked.issuers)
-        from_api = await _all(about_api)
-        from_relays = await _relays(config, relays, api)
-        # What is kept in a Secret needs the API server first.
-        found += [*from_api, *from_relays] if config.state.secret else [*from_relays, *from_api]
+        looks = await asyncio.gather(
+            _relays_and_api(config, checked, api),
+            _issuers(checked),
+            _audit(config),
+            look_at_collectors(config.audit.sinks),
+            _spans(config.tracing),
+            look_at_process(config.observe.listen),
+            look_at_refusals("arcbridge_agent_", config.observe.listen, "tokens of users"),
+        )
     finally:
         if api is not None:
             await api.close()
-    found += await _issuers(checked)
-    found += await _audit(config)
-    found += await look_at_collectors(config.audit.sinks)
-    if (tracing := config.tracing).endpoint:
-        spans = AuditSinkConfig(HTTP, tracing.endpoint, ca_file=tracing.ca_file, token_file=tracing.token_file)
-        reason = await unreachable(spans)
-        found.append(
-            failed("spans", reason, _SPANS, "spans") if reason else ok("spans", "the collector answers, and is trusted")
-        )
-    found += await look_at_process(config.observe.listen)
-    return found + await look_at_refusals("arcbridge_agent_", config.observe.listen, "tokens of users")
+    return found + [one for look in looks for one in look]
 
 
 async def _all(checks: Sequence[SelfCheck]) -> list[Finding]:
     return await SelfChecks(checks, None).look()
 
 
-# --- what is kept, and the relays -----------------------------------------------------------------------------------
+# --- what is kept, the relays, and the API server -------------------------------------------------------------------
+
+
+async def _relays_and_api(config: AgentConfig, checked: Checked, api: ApiServer | None) -> list[Finding]:
+    if not config.state.secret:
+        looks = await asyncio.gather(_relays(config, checked.relays, api), _api(api, checked))
+        return [one for look in looks for one in look]
+    # What is kept in a Secret needs the API server first.
+    found = await _api(api, checked)
+    if first_failure(found[:1]) is not None:
+        return [*found, skipped(CREDENTIAL, _SILENT)]
+    return found + await _relays(config, checked.relays, api)
+
+
+async def _api(api: ApiServer | None, checked: Checked) -> list[Finding]:
+    if api is None:
+        return []
+    server, credential, rights, files = api_checks(api, lambda: checked.issuers)
+    found = await _all([server])
+    if first_failure(found) is None:
+        return found + await _all([credential, rights, files])
+    return [*found, skipped(API_CREDENTIAL, _SILENT), skipped(IMPERSONATION, _SILENT), *await _all([files])]
 
 
 async def _relays(config: AgentConfig, relays: Sequence[Address], api: ApiServer | None) -> list[Finding]:
@@ -198,6 +223,16 @@ async def _check_token(relay: Address, trust: RelayTrust, question: dict[str, st
 
 
 # --- the rest -------------------------------------------------------------------------------------------------------
+
+
+async def _spans(tracing: TracingConfig) -> list[Finding]:
+    if not tracing.endpoint:
+        return []
+    spans = AuditSinkConfig(HTTP, tracing.endpoint, ca_file=tracing.ca_file, token_file=tracing.token_file)
+    reason = await unreachable(spans)
+    return [
+        failed("spans", reason, _SPANS, "spans") if reason else ok("spans", "the collector answers, and is trusted")
+    ]
 
 
 async def _issuers(checked: Checked) -> list[Finding]:

@@ -50,6 +50,13 @@ def fast_tls() -> ModuleType | None:
     return aiofastnet
 
 
+def bound_key_updates(context: ssl.SSLContext, aiofastnet: ModuleType) -> None:
+    """Bound the KeyUpdates in connections of a context that aiofastnet reads (docs/threats.md#J34)."""
+    from arcbridge.net import key_updates  # imports ctypes
+
+    key_updates.bound_key_updates(context, aiofastnet.OPENSSL_DYN_LIBS.libssl)
+
+
 class FastTlsLoop:
     """The event loop as aiofastnet sees it: all of it, but two reports that are none, and what its handshakes cost.
 

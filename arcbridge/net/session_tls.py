@@ -10,13 +10,11 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from types import ModuleType
 from typing import Final
 
 from arcbridge.loop_shares import LoopTime
 from arcbridge.mux.connection import MuxConnection
-from arcbridge.net.fast_tls import FastTlsLoop, fast_tls
-from arcbridge.net.tls import charged_to
+from arcbridge.net.fast_tls import FastTlsLoop, bound_key_updates, fast_tls
 from arcbridge.net.tlstransport import accepted_tls, connect_tls
 
 SHUTDOWN_DEADLINE: Final = 3.0
@@ -47,7 +45,7 @@ async def connect_session(
         # close would then hit whichever connection has the number by then.
         async with asyncio.timeout(handshake_deadline):
             return await connect_tls(sock, context, connection, server_hostname)
-    _bound_key_updates(context, aiofastnet)
+    bound_key_updates(context, aiofastnet)
     made: tuple[asyncio.Transport, MuxConnection] = await aiofastnet.create_connection(
         FastTlsLoop(asyncio.get_running_loop()),
         lambda: connection,
@@ -76,10 +74,10 @@ async def accept_session(
     """
     aiofastnet = fast_tls()
     if aiofastnet is None:
-        with charged_to(payer):
-            await accepted_tls(sock, context, connection, deadline=handshake_deadline, close_deadline=SHUTDOWN_DEADLINE)
+        deadlines = {"deadline": handshake_deadline, "close_deadline": SHUTDOWN_DEADLINE}
+        (await accepted_tls(sock, context, connection, payer=payer, **deadlines)).payer = None
         return
-    _bound_key_updates(context, aiofastnet)
+    bound_key_updates(context, aiofastnet)
     loop = FastTlsLoop(asyncio.get_running_loop(), payer)
     transport, _ = await aiofastnet.connect_accepted_socket(
         loop,
@@ -97,9 +95,3 @@ async def accept_session(
         # Added anew, the reader is the transport's own again: bulk is to pay for no call more.
         transport.pause_reading()
         transport.resume_reading()
-
-
-def _bound_key_updates(context: ssl.SSLContext, aiofastnet: ModuleType) -> None:
-    from arcbridge.net.key_updates import bound_key_updates  # imports ctypes
-
-    bound_key_updates(context, aiofastnet.OPENSSL_DYN_LIBS.libssl)

@@ -13,14 +13,12 @@ import contextlib
 import functools
 import re
 import ssl
-from collections.abc import Callable, Iterator
-from contextvars import ContextVar
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from arcbridge.errors import ConfigError, ConnectionLost, Unreachable
-from arcbridge.loop_shares import LoopTime
 from arcbridge.net.address import Address
 from arcbridge.net.dialer import connect
 from arcbridge.net.proxy import Proxy
@@ -47,22 +45,6 @@ ClientCertificate = tuple[Path, Path] | tuple[str, str]
 """Certificate chain and key: both paths, or both PEM texts."""
 
 
-_payer: ContextVar[LoopTime | None] = ContextVar("handshake_payer", default=None)
-"""Who pays for the handshake of the connection that is accepted in this context."""
-
-
-class _ChargedTls(ssl.SSLObject):
-    """The TLS of an accepted connection. The event loop makes its handshake in callbacks of its own: each step of it is
-    charged here (docs/threats.md#L43)."""
-
-    def do_handshake(self) -> None:
-        payer = _payer.get()
-        if payer is None:
-            super().do_handshake()
-        else:
-            payer.run(super().do_handshake)
-
-
 class ServerContext(ssl.SSLContext):
     """The context of a server, which knows the key that its handshakes show.
 
@@ -70,7 +52,6 @@ class ServerContext(ssl.SSLContext):
     connection's own certificate.
     """
 
-    sslobject_class = _ChargedTls
     spki: bytes = b""
     """SubjectPublicKeyInfo (DER) of the certificate."""
 
@@ -137,17 +118,6 @@ def inner_client_context(cluster_ca_pem: str) -> ssl.SSLContext:
     context = _client(ALPN_SESSION)
     _trust(context, cluster_ca_pem)
     return context
-
-
-@contextlib.contextmanager
-def charged_to(payer: LoopTime | None) -> Iterator[None]:
-    """Have `payer` pay for the handshakes of the transports that are made inside: a transport keeps a copy of the
-    context in which it was made, and runs its callbacks in that."""
-    token = _payer.set(payer)
-    try:
-        yield
-    finally:
-        _payer.reset(token)
 
 
 async def fetch_relay_cas(

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from enum import Enum
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from arcbridge.loop_shares import LoopTime
 from arcbridge.mux import buffer
@@ -651,30 +651,34 @@ class TlsTransport(asyncio.Transport):
 
 
 class BoundedTlsTransport(TlsTransport):
-    """TLS of which the end takes a bounded time, and whose reads may be charged."""
+    """TLS whose reads may be charged, and of which the end may take a bounded time."""
 
-    def __init__(self, *arguments: Any, payer: LoopTime | None, close_deadline: float, **settings: Any) -> None:
-        """`payer`: pays for what is read. `close_deadline`: seconds that the end takes at most, behind `close`."""
-        self._payer = payer
+    def __init__(self, *arguments: Any, payer: LoopTime | None, close_deadline: float | None, **settings: Any) -> None:
+        """`close_deadline`: seconds that the end takes at most, behind `close`; None: as long as it takes."""
+        self.payer = payer
+        """Pays for what is read, the handshake included, for as long as it is set (docs/threats.md#L43)."""
         self._close_deadline = close_deadline
         self._close_timer: asyncio.TimerHandle | None = None
         super().__init__(*arguments, **settings)
 
     def close(self) -> None:
-        if not self.is_closing():
+        if self._close_deadline is not None and not self.is_closing():
             self._close_timer = self._loop.call_later(self._close_deadline, self._lose, None)
         super().close()
 
     def _readable(self) -> None:
-        if self._payer is None:
+        if self.payer is None:
             super()._readable()
         else:
-            self._payer.run(super()._readable)
+            self.payer.run(super()._readable)
 
     def _lose(self, error: BaseException | None) -> None:
         if self._close_timer is not None:
             self._close_timer.cancel()
         super()._lose(error)
+
+
+_Transport = TypeVar("_Transport", bound=TlsTransport)
 
 
 def accept_tls(
@@ -699,17 +703,14 @@ async def accepted_tls(
     deadline: float,
     payer: LoopTime | None = None,
     close_deadline: float | None = None,
-) -> TlsTransport:
-    """Serve TLS on an accepted socket; return when the handshake is done. With a `close_deadline`, see
-    `BoundedTlsTransport`, for which alone `payer` is.
+) -> BoundedTlsTransport:
+    """Serve TLS on an accepted socket; return when the handshake is done.
 
     The socket belongs to the transport from now on, also on failure. Raises ssl.SSLError, OSError, TimeoutError.
     """
-    make: Callable[..., TlsTransport] = TlsTransport
-    if close_deadline is not None:
-        make = partial(BoundedTlsTransport, payer=payer, close_deadline=close_deadline)
+    make = partial(BoundedTlsTransport, payer=payer, close_deadline=close_deadline)
     async with asyncio.timeout(deadline):
-        return await _made(sock, context, protocol, make=make)
+        return await _made(sock, context, protocol, make)
 
 
 async def connect_tls(
@@ -719,16 +720,16 @@ async def connect_tls(
 
     Raises ssl.SSLError, OSError, TimeoutError. Cancelling closes the socket.
     """
-    return await _made(sock, context, protocol, server_hostname)
+    return await _made(sock, context, protocol, TlsTransport, server_hostname)
 
 
 async def _made(
     sock: socket.socket,
     context: ssl.SSLContext,
     protocol: asyncio.BaseProtocol,
+    make: Callable[..., _Transport],
     server_hostname: str | None = None,
-    make: Callable[..., TlsTransport] = TlsTransport,
-) -> TlsTransport:
+) -> _Transport:
     done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def finished(error: BaseException | None) -> None:

@@ -46,7 +46,7 @@ from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.net.address import source_of
 from arcbridge.net.join import JoinCode
 from arcbridge.net.sockets import reset
-from arcbridge.net.tls import ALPN_CONTROL, charged_to
+from arcbridge.net.tls import ALPN_CONTROL
 from arcbridge.net.tlspipe import HANDSHAKE_DEADLINE
 from arcbridge.net.tlstransport import accepted_tls
 from arcbridge.observe.untrusted_text import printable
@@ -279,8 +279,10 @@ class ControlAcceptor:
         `OSError`, `TimeoutError`."""
         # Our own transport reads through the process's one buffer. The loop's TLS has a buffer of 256 KiB for each
         # connection, of which an agent that is idle for days keeps two pages.
-        with charged_to(ticket.loop_time):
-            return await accepted_tls(sock, self._context(), session.protocol(), deadline=HANDSHAKE_DEADLINE)
+        payer, deadline = ticket.loop_time, HANDSHAKE_DEADLINE
+        transport = await accepted_tls(sock, self._context(), session.protocol(), deadline=deadline, payer=payer)
+        transport.payer = None
+        return transport
 
 
 @dataclass(eq=False, repr=False)

@@ -69,7 +69,8 @@ async def test_the_handshake_of_an_agent_is_charged_to_its_address(
         await pipe.handshake()
         await pipe.flush()
         await pipe.read()
-        assert payers == [payer], "what it took from the ClientHello to its end"
+        assert len(payers) >= 2, "for the ClientHello, and for what ends the handshake"
+        assert set(payers) == {payer}
     await asyncio.wait_for(serving, 5)
 
 

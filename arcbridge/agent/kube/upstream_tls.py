@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Final
 
 from arcbridge.mux.socket_error_poll import TransportErrorPoll
-from arcbridge.net.fast_tls import FastTlsLoop, fast_tls
+from arcbridge.net.fast_tls import FastTlsLoop, bound_key_updates, fast_tls
 from arcbridge.net.tlstransport import HANDSHAKE_DEADLINE, connect_tls
 
 INCOMING_BUFFER: Final = 8 * (16 * 1024 + 64)
@@ -41,6 +41,7 @@ async def connect_upstream(
     if aiofastnet is None or not _gives_what_it_holds(aiofastnet):
         await connect_tls(sock, context, protocol, server_hostname)
         return None
+    bound_key_updates(context, aiofastnet)
     transport, _ = await aiofastnet.create_connection(
         FastTlsLoop(asyncio.get_running_loop()),
         lambda: protocol,

@@ -216,6 +216,7 @@ class Recorder:
             if not recording.failure:
                 self._note_failure(record, reason_of(error))
             self._audit.put(record.recorded_line({"failure": reason_of(error)}))
+            self._thread.submit(recording.file.leave)
             return
         self.recorded += 1
         seconds = round(time.monotonic() - recording.began, 3)
@@ -225,9 +226,9 @@ class Recorder:
         if recording.failure:
             fields["failure"] = recording.failure
         await self._index(
+            recording.file,
             finished,
             lambda found: record.recorded_line({**found, **fields}),
-            recording.publish,
             counted=bool(recording.failure),
         )
 
@@ -253,29 +254,22 @@ class Recorder:
             self.failed += 1
             log.warning("recording broke off", file=finished.name)
         await self._index(
-            finished,
-            lambda found: left_behind_line(request, {**found, **fields}),
-            lambda: self._thread.submit(file.publish),
-            counted=bool(fields),
+            file, finished, lambda found: left_behind_line(request, {**found, **fields}), counted=bool(fields)
         )
 
     async def _index(
-        self,
-        finished: FinishedFile,
-        line: Callable[[dict[str, object]], str],
-        publish: Callable[[], Awaitable[None]],
-        *,
-        counted: bool,
+        self, file: RecordingFile, finished: FinishedFile, line: Callable[[dict[str, object]], str], *, counted: bool
     ) -> None:
         """Write the record of a file, and then give it its name. `counted`: it counts as one that failed already."""
         where = finished.name if self.bucket is None else self.bucket.url(finished.name)
         found: dict[str, object] = {"file": where, "sha256": finished.sha256, "bytes": finished.size}
         try:
             await self._audit.put_and_wait(lambda: line(found))
-            await publish()
+            await self._thread.submit(file.publish)
         except (ArcbridgeError, OSError) as error:
             self.failed += not counted
             log.warning("recording not finished", file=finished.name, reason=reason_of(error))
+            self._thread.submit(file.leave)
             return
         if self.bucket is not None:
             self.bucket.look_soon()

@@ -113,14 +113,20 @@ class RecordingFile:
         try:
             os.replace(_part(self.path), self.path)
         finally:
-            os.close(self._descriptor)
+            self.leave()
+
+    def leave(self) -> None:
+        """Close the file as it is, once: the next agent that starts finishes it."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
 
     def discard(self) -> None:
         """Remove and close the file: nothing was recorded."""
         try:
             _part(self.path).unlink(missing_ok=True)
         finally:
-            os.close(self._descriptor)
+            self.leave()
 
     def _write(self, data: bytes) -> None:
         try:

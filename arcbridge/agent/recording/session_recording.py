@@ -72,7 +72,8 @@ class SessionRecording:
     ) -> None:
         """`text` has made the header, which is in `file`. `most`: bytes of the file. `user`: whose turn it takes."""
         self.demand = demand
-        self._file = file
+        self.file = file
+        """Its file, which the caller publishes, or leaves, behind `finish`."""
         self._spool = spool
         self._text = text
         self._writer = writer
@@ -142,7 +143,7 @@ class SessionRecording:
                 self._session.end(f"the recording failed: {reason}")
 
     async def finish(self) -> FinishedFile:
-        """End the recording; return its file, once it is whole. It keeps its ending until `publish`. Raises OSError."""
+        """End the recording; return its `file`, once it is whole, which the caller publishes. Raises OSError."""
         self._cancel_timers()
         self._session = None
         events, self._events = self._events, []
@@ -153,14 +154,10 @@ class SessionRecording:
             self.fail(self._stopped)
         return finished
 
-    async def publish(self) -> None:
-        """Give the file its name: the index has it. Raises OSError."""
-        await self._in_thread(self._file.publish)
-
     async def discard(self) -> None:
         """Remove the file: the session did not begin. Raises OSError."""
         self._cancel_timers()
-        await self._in_thread(self._spool.discard, self._file)
+        await self._in_thread(self._spool.discard, self.file)
 
     @property
     def exit_code(self) -> int | None:
@@ -267,10 +264,10 @@ class SessionRecording:
             return
         try:
             text = self._text.lines(events)
-            if self._file.size + len(text) > self._most:
+            if self.file.size + len(text) > self._most:
                 raise ArcbridgeError(f"it has more than {self._most} bytes (recording.session_bytes)")
             self._spool.make_room(len(text))
-            self._spool.append(self._file, text)
+            self._spool.append(self.file, text)
         except BaseException as error:
             self._stopped = reason_of(error)
             raise
@@ -282,11 +279,11 @@ class SessionRecording:
         else:
             text = self._text.lines(events)
         try:
-            self._spool.append(self._file, text + self._text.end(at, status, mark))
+            self._spool.append(self.file, text + self._text.end(at, status, mark))
         except (ArcbridgeError, OSError) as error:  # without its last line the file says that it broke off
             self._stopped = reason_of(error)
-            return self._file.finish(whole=False)
-        return self._file.finish()
+            return self.file.finish(whole=False)
+        return self.file.finish()
 
 
 def _missing(reason: str) -> str:

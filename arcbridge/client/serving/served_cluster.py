@@ -1,7 +1,8 @@
 """One cluster that this machine serves: its port, session, endpoint and kubeconfig entry.
 
 `proxy` serves with it in the foreground, the background process for all that `connect` named. A port is kept once the
-cluster was reached; one that another program has taken meanwhile is left to it, and the next free one is used.
+cluster was reached. Where it cannot be bound any more (another program has it, or root alone may), the next free one
+is used.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from arcbridge.client.relay.relay_profile import organisation
 from arcbridge.client.serving.endpoint import LocalEndpoint
 from arcbridge.client.session.restrictions import endpoint_name
 from arcbridge.client.state import LocalCertificates, aged_at, one_time_certificates
-from arcbridge.errors import ArcbridgeError
+from arcbridge.errors import ArcbridgeError, ConfigError
 from arcbridge.net.loopback import PortInUse, listen_local, port_holder
 
 if TYPE_CHECKING:
@@ -76,24 +77,28 @@ class ServedCluster:
     def bind(self) -> None:
         """Take the port: the wanted one, or the one this cluster had, or the next free one, as `moved` says then.
 
-        Raises PortInUse, StateError.
+        Raises ConfigError, StateError.
         """
         if self.config.port is not None:
             self.take(listen_local(self.config.port))
             return
         had = self.state.kept_port(self.relays, self.kept_as)
         ports = [*(() if had is None else (had,)), *islice(self.state.free_ports(), PORTS_TRIED)]
+        first: ConfigError | None = None
         for port in ports:
             try:
                 self.take(listen_local(port))
-            except PortInUse:
+            except ConfigError as error:
+                first = first or error
                 continue
             if had not in (None, port):
                 holder = port_holder(had)
                 by = f" by a process of {holder}" if holder else ""
-                self.moved = f'Port {had} was taken{by}; cluster "{self.cluster}" has port {port} now'
+                why = f"was taken{by}" if isinstance(first, PortInUse) else "is not open to this user any more"
+                self.moved = f'Port {had} {why}; cluster "{self.cluster}" has port {port} now'
             return
-        raise PortInUse(ports[0])
+        assert first is not None
+        raise first
 
     def announce(self, port: int) -> None:
         """Have what `entry` says before the sockets of this port are here; raises StateError."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import cast
 
@@ -16,6 +17,7 @@ from arcbridge.mux import buffer
 from arcbridge.mux.socket_error_poll import TransportErrorPoll
 from arcbridge.net.tlstransport import HANDSHAKE_DEADLINE, TlsTransport, accept_tls
 from tests.mux.ends import LOOPS, run, tcp_pair, tls_contexts
+from tests.net.tlsends import send_key_updates
 
 KINDS = (True, False)
 
@@ -95,6 +97,38 @@ def test_a_reset_behind_the_last_bytes_is_noticed(loop: str, repeatable: bool) -
         assert await asyncio.wait_for(taker.lost, 10) is not None or taker.taken in (b"", b"the last")
 
     run(loop, main)
+
+
+@pytest.mark.parametrize("repeatable", KINDS)
+def test_j34_key_updates_of_an_api_server_end_its_connection(repeatable: bool) -> None:
+    """docs/threats.md#J34: OpenSSL takes any number of them within one read."""
+
+    async def main() -> None:
+        server, client = tls_contexts()
+        near, far = await tcp_pair()
+        far.setblocking(True)
+
+        def peer() -> None:
+            with server.wrap_socket(far, server_side=True) as tls, suppress(OSError):
+                send_key_updates(tls, 2000)
+                tls.sendall(b"an answer")
+                while tls.recv(65536):
+                    pass
+
+        peering = asyncio.ensure_future(asyncio.to_thread(peer))
+        taker = Taker()
+        taker.poll = await connect_upstream(near, client, taker, "agent.test", repeatable=repeatable)
+        came = asyncio.ensure_future(taker.came.wait())
+        await asyncio.wait({taker.lost, came}, return_when=asyncio.FIRST_COMPLETED)
+        taken = taker.taken
+        came.cancel()
+        assert taker.transport is not None
+        taker.transport.abort()
+        await taker.lost
+        await peering
+        assert taken == b""
+
+    run("uvloop", main)
 
 
 @pytest.mark.parametrize("loop", LOOPS)

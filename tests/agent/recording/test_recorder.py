@@ -443,7 +443,7 @@ async def test_what_a_former_process_left_is_indexed(tmp_path: Path) -> None:
 
 
 async def test_a_file_keeps_its_ending_where_its_record_is_not_written(tmp_path: Path) -> None:
-    """The next start finishes it, and records it."""
+    """The next start of an agent finishes it and records it, also while this one runs."""
     async with recording(tmp_path) as made:
         made.bench.api.routes[EXEC] = serving(SUCCESS)
         made.bench.audit.put_and_wait = full
@@ -453,6 +453,9 @@ async def test_a_file_keeps_its_ending_where_its_record_is_not_written(tmp_path:
         (part,) = made.directory.iterdir()
         assert part.name.endswith(PART)
         assert made.recorder.failed == 1
+        found = await made.recorder._thread.submit(made.recorder._spool.recover, part)
+        assert found is not None
+        assert found[0].whole
 
 
 async def full(line: Callable[[], str]) -> None:
@@ -487,6 +490,9 @@ async def test_a_file_that_cannot_be_ended_has_a_record_of_its_failure(
         await until(made.index)
         assert made.index()[0]["recording"] == {"failure": "Input/output error"}
         assert made.index()[0]["user"] == "alice"
+        (part,) = made.directory.iterdir()
+        path = part.with_name(part.name.removesuffix(PART))
+        assert await made.recorder._thread.submit(RecordingFile.reopen, path, ()), "its writer has left it"
 
 
 async def test_a_session_does_not_wait_for_what_a_former_process_left(

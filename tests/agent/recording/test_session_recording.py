@@ -259,7 +259,7 @@ async def test_a_full_disk_ends_the_recording_once(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(recording._file, "append", full)
+        patched.setattr(recording.file, "append", full)
         for _ in range(3):
             shown(recording, b"lost")
             recording._flush()
@@ -282,10 +282,10 @@ async def test_a_recording_without_its_last_line_is_not_taken_for_whole_by_the_n
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(recording._file, "append", full)
+        patched.setattr(recording.file, "append", full)
         await recording.finish()
     assert recording.failure == "No space left on device"
-    os.close(recording._file._descriptor)
+    os.close(recording.file._descriptor)
     found = recorded.spool.recover(recorded.path)
     assert found is not None
     assert not found[0].whole
@@ -296,7 +296,7 @@ async def test_nothing_stands_behind_a_segment_that_is_missing(
     recorded: Recorded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recording = recorded.begin(required=False)
-    append, calls = recording._file.append, 0
+    append, calls = recording.file.append, 0
 
     def second_fails(text: bytes) -> int:
         nonlocal calls
@@ -305,7 +305,7 @@ async def test_nothing_stands_behind_a_segment_that_is_missing(
             raise OSError(errno.EIO, "Input/output error")
         return append(text)
 
-    monkeypatch.setattr(recording._file, "append", second_fails)
+    monkeypatch.setattr(recording.file, "append", second_fails)
     recorded.gate.clear()
     for data in (b"one", b"two", b"three"):
         shown(recording, data)

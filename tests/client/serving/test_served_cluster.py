@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -15,7 +17,7 @@ from structlog.testing import capture_logs
 from arcbridge.client.service import ClientContext, Terminal
 from arcbridge.client.serving.endpoint import _certificate_refusal
 from arcbridge.client.serving.served_cluster import ServedCluster
-from arcbridge.errors import StateError
+from arcbridge.errors import ConfigError, StateError
 from arcbridge.net.loopback import PortInUse
 from arcbridge.pki.authority import certificate_validity
 from arcbridge.settings.config import ClientConfig, RestrictConfig
@@ -68,6 +70,26 @@ async def test_a_kept_port_that_was_taken_is_left_to_who_has_it(
     again.bind()
     assert (again.moved, again.port) == ("", one.port)
     await again.close()
+
+
+async def test_a_kept_port_that_root_alone_may_bind_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`sudo -E arcbridge proxy --port 80`, and a later start without root."""
+    create = socket.create_server
+
+    def unprivileged(address: tuple[str, int], **settings: Any) -> socket.socket:
+        if address[1] == 80:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return create(address, **settings)
+
+    monkeypatch.setattr(socket, "create_server", unprivileged)
+    monkeypatch.setattr("arcbridge.client.state.FIRST_PORT", fixed_port())
+    one = served(tmp_path)
+    one.state.remember_port(one.relays, "prod", 80)
+    one.bind()
+    assert one.moved == f'Port 80 is not open to this user any more; cluster "prod" has port {one.port} now'
+    await one.close()
+    with pytest.raises(ConfigError, match="port 80: permission denied"):
+        served(tmp_path, 80).bind()
 
 
 async def test_w32_a_restricted_endpoint_has_its_own_port_and_certificate(
