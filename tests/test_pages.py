@@ -5,9 +5,17 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from pathlib import Path
 
+import pytest
+
+from arcbridge.cli.commands import COMMANDS
+from arcbridge.cli.parser import UsageError, parse
+from arcbridge.cli.words import role_of
+from arcbridge.settings.flags import ROLES
 from tests.support.pages import read
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -75,6 +83,39 @@ def test_a_broken_link_is_found() -> None:
     assert broken(page, "no-such-page.md").endswith("does not exist")
     assert broken(page, "threats.md#Z99").endswith("no such heading")
     assert broken(page, "threats.md#M7") == broken(page, "#sessions-and-time") == ""
+
+
+def typed() -> Iterator[tuple[Path, list[str]]]:
+    """The commands of arcbridge that pages of today name: indented lines, and code; without what a shell adds."""
+    groups = "|".join(sorted({command.path[0] for command in COMMANDS if len(command.path) > 1}))
+    for page in (page for page in pages() if page.parent.name != "decisions"):
+        text = re.sub(r"\\\n\s*", " ", page.read_text(encoding="utf-8"))
+        found = re.findall(r"(?m)^ {4}(?:\$ )?arcbridge (.+)$", text)
+        for span in re.findall(r"`([^`]+)`", re.sub(r"\s+", " ", text)):
+            named = re.fullmatch(rf"arcbridge (.+)|((?:{groups}) [a-z]+ --\w.*)", span)
+            found += [named[1] or named[2]] if named else []
+        for line in found:
+            words = list(takewhile(lambda word: word not in ("|", ";", ">", "&&"), shlex.split(line, comments=True)))
+            if words[0] not in ("help", "--version", "GROUP") and not set("…[|") & set(" ".join(words)):
+                yield page, words
+
+
+def test_arcbridge_knows_each_command_that_a_page_names(capsys: pytest.CaptureFixture[str]) -> None:
+    def knows(words: list[str], role: str) -> bool:
+        try:
+            return parse(words, role).role == role
+        except UsageError:  # a page may name a command, or a flag, without what it needs
+            said = capsys.readouterr().err
+            return any(one in said for one in ("is missing", "expected one argument", "a sub-command is needed"))
+
+    commands = list(typed())
+    assert len(commands) > 200
+    faults = [(page.name, words) for page, words in commands if not any(knows(words, r) for r in roles_of(words))]
+    assert faults == []
+
+
+def roles_of(words: list[str]) -> Sequence[str]:
+    return [role] if (role := role_of(words)) else ROLES
 
 
 def test_no_word_of_the_glossary_stands_twice() -> None:

@@ -21,6 +21,7 @@ from arcbridge.pki import credentials as entries
 from arcbridge.pki.credentials import AgentCredential, CredentialStore, VersionConflict
 from arcbridge.pki.rotation import Rotation, RotationStatus
 from arcbridge.settings.config import AgentConfig
+from arcbridge.units import duration
 
 WAITS: Final = {"next": 0.0, "activate": 2 * LOOK_AGAIN, "retire": 7 * 86400.0}
 """Seconds between the step before and this one."""
@@ -56,7 +57,7 @@ async def take_step(config: AgentConfig, step: str, *, force: bool, clock: Calla
 
 def _status(rotation: Rotation, now: float) -> RotationStatus:
     left = rotation.seconds + WAITS[rotation.step] - now
-    missing = (f"the step before was taken too lately, {left / 3600:.1f} hours are left",) if left > 0 else ()
+    missing = (f"the step before was taken too recently: {duration(left)} are left",) if left > 0 else ()
     return RotationStatus(rotation, "", missing)
 
 

@@ -54,7 +54,8 @@ _SPANS = "check the table [tracing], the collector, and that this place may conn
 CONNECT_DEADLINE = 10.0
 """Seconds for one relay, TCP and TLS together."""
 _PIN = (
-    "compare relay_ca_pin with `token create`, or with the relay's log (`relay_ca_pin`); a new relay CA has a new pin"
+    "compare relay_ca_pin with `token create`, or with the relay's log (`relay_ca_pin`); a new relay CA has a new pin. "
+    "Where others of the relays are trusted, this one may lack their ca-rotation.json"
 )
 
 

@@ -53,6 +53,11 @@ def restore(invocation: Invocation) -> int:
     lines = [f"restored from {path}:\n{_contents(done.manifest).rstrip()}"]
     if done.kept:
         lines.append(f"{done.kept} revocations of the registry that was there are kept.")
+    if directory:
+        lines.append(
+            f"The settings are in {directory}, and the paths in them are those of the former machine: before the start "
+            f"make data_dir {config.data_dir}, or the relay makes another CA; let the others name what is there."
+        )
     lines += [
         f"Revocations made after {since} are missing until agents give them back: {done.awaited} clusters are awaited, "
         "and no user begins anything before they were heard, or recovery_wait is over. Revoke again what you know of "

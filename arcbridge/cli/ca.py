@@ -49,6 +49,9 @@ def _step(step: str) -> Callable[[Invocation], int]:
         rotation, config = _rotation(invocation)
         found = asyncio.run(rotation.take_step(config, step, force=invocation.switch("force")))
         print_prose(_DONE[step].format(pin=found.list.pins[-1]))
+        if invocation.role == "relay":
+            copied = config.data_dir / rotation.ROTATION_FILE
+            print_prose(f"of several relays each other one needs a copy of {copied} before the next step")
         return ExitCode.DONE
 
     return command

@@ -88,6 +88,8 @@ def unknown_command(word: str, known: Sequence[str], role: str = "") -> str:
     others = [other for other in ROLES if other != role and any(c.path[0] == word for c in commands_of(other))]
     if others and role:
         return f"unknown sub-command {word!r}; it is one of --role {listed(others)}"
+    if word in ROLES:
+        return f"unknown sub-command {word!r}; did you mean --role {word}?"
     known = [one for one in dict.fromkeys(known) if one not in INTERNAL]
     near = nearest(word, [*known, *GONE])
     if near in GONE:

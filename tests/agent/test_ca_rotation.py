@@ -42,7 +42,7 @@ async def test_each_step_waits_for_those_that_are_not_known(tmp_path: Path) -> N
         clock.now += WAITS[step] / 2
         if WAITS[step]:
             assert (await status(config, clock)).missing
-            with pytest.raises(StateError, match="hours are left"):
+            with pytest.raises(StateError, match="too recently"):
                 await take_step(config, step, force=False, clock=clock)
         clock.now += WAITS[step]
         await take_step(config, step, force=False, clock=clock)

@@ -45,7 +45,8 @@ def test_each_says_what_is_there_and_what_to_do(tmp_path: Path) -> None:
     assert "NOT encrypted" in made
     assert "1 names revoked (bad)" in made
     assert f"schema {SCHEMA_VERSION}" in printed(config, backup.restore, "restore", file=file, show=True)
-    done = printed(config, backup.restore, "restore", file=file, overwrite=True)
+    done = printed(config, backup.restore, "restore", file=file, overwrite=True, settings=str(tmp_path / "settings"))
+    assert f"make data_dir {config.data_dir}," in done
     assert "Revocations made after 20" in done
     assert "make new ones" in done
     listed = printed(config, relay.cluster_list, "cluster", "list")

@@ -15,7 +15,7 @@ from arcbridge.cli.parser import Invocation
 from arcbridge.errors import StateError
 from arcbridge.pki.authority import Authority
 from arcbridge.pki.rotation import NAMED, Rotation, RotationStatus
-from arcbridge.relay.data_dir import open_authority, open_registry, read_rotation
+from arcbridge.relay.data_dir import ROTATION_FILE, open_authority, open_registry, read_rotation
 from tests.relay.conftest import relay_config
 
 
@@ -33,7 +33,9 @@ def test_steps_and_status(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
             assert getattr(ca, command)(Invocation("relay", ("ca", command), given)) == 0
         return capsys.readouterr().out
 
-    assert "is announced within minutes" in run("make_next")
+    said = run("make_next")
+    assert "is announced within minutes" in said
+    assert f"each other one needs a copy of {config.data_dir / ROTATION_FILE}" in said
     assert max(map(len, run("status").splitlines())) <= 104
     (present, following) = json.loads(run("status", output="json"))
     assert (present["ca"], following["ca"]) == ("present", "next")

@@ -96,6 +96,7 @@ def test_positionals_and_groups() -> None:
         ("client", "stauts", "unknown sub-command 'stauts'; did you mean status?"),
         ("client", "speedtest x", "`speedtest` is gone; `arcbridge doctor NAME --throughput` says how long"),
         ("client", "token create", "unknown sub-command 'token'; it is one of --role relay"),
+        ("client", "relay", "unknown sub-command 'relay'; did you mean --role relay?"),
         ("client", "enroll", "unknown sub-command 'enroll'; it is one of --role agent"),
         ("relay", "token craete", "unknown sub-command 'craete'; did you mean create?"),
         ("relay", "token x", "unknown sub-command 'x'; there are create, list, delete"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +12,12 @@ import pytest
 
 from arcbridge.cli import uninstall as module
 from arcbridge.cli.run import run
+from arcbridge.client.commands.uninstall import _STATE
 from arcbridge.errors import ExitCode
 from arcbridge.pki.pins import PinStore
 from arcbridge.pki.private_files import ensure_private_directory, write_private
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -57,6 +61,13 @@ def test_a_flag_or_variable_that_names_a_directory_means_that_one_alone(
     monkeypatch.setenv("ARCBRIDGE_STATE_DIR", str(other.parent))
     assert run(["uninstall", "--yes"]) == ExitCode.DONE
     assert (pins.exists(), other.exists()) == (True, False)
+
+
+def test_each_file_that_a_client_keeps_in_its_state_is_listed() -> None:
+    code = [path.read_text() for path in (ROOT / "arcbridge/client").rglob("*.py") if path.name != "relay_profile.py"]
+    kept = set(re.findall(r'(?:self|state)\.path / "([\w.-]+)"', "\n".join(code)))
+    listed = {name.partition("/")[0] for lock, names in _STATE.items() for name in (lock, *names)}
+    assert {"pins.toml", "local-ca"} < kept <= listed | {"running"}, "what a running process has is looked for there"
 
 
 def test_a_damaged_profile_holds_up_nothing(pins: Path, tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ _STATE = {
     ".pins.toml.lock": ("pins.toml",),
     ".ports.lock": ("ports.json",),
     ".kubeconfigs.lock": ("kubeconfigs.json",),
+    "round-trips.lock": ("round-trips.json",),
     ".clusters.lock": (f"clusters/*@{_HEX * 16}.json",),
     "local-ca/.ca.lock": ("local-ca/ca.crt", "local-ca/ca.key"),
     "relays/.lock": tuple(f"relays/*_[0-9]*/{name}" for name in ("ca.pem", "issuer-ca.pem", "profile.json")),
