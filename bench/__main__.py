@@ -54,7 +54,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--out", type=Path, help="where the result goes (default: bench/results/local/, not committed)")
     args = parser.parse_args(argv)
     quick: bool = args.quick
-    chosen = _choose(parser, "peer", args.peers, peers.PEERS, peers.QUICK if quick else peers.FULL)
+    chosen = _choose(parser, "peer", args.peers, peers.PEERS, peers.QUICK if quick else tuple(peers.PEERS))
     wanted = _choose(
         *(parser, "scenario", args.scenarios, scenarios.SCENARIOS),
         scenarios.QUICK if quick else tuple(scenarios.SCENARIOS),

@@ -6,18 +6,14 @@ from bench.peers.arcbridge import WITHOUT_RESUMPTION, Arcbridge, WithoutResumpti
 from bench.peers.base import Peer, Unavailable
 from bench.peers.direct import Direct
 from bench.peers.frp import Frp, FrpWithoutMux
-from bench.peers.mux_chain import MuxChain
 from bench.peers.openssh import OpenSsh
 
 PEERS: dict[str, type[Peer]] = {
-    peer.name: peer for peer in (Arcbridge, WithoutResumption, MuxChain, OpenSsh, Frp, FrpWithoutMux, Direct)
+    peer.name: peer for peer in (Arcbridge, WithoutResumption, OpenSsh, Frp, FrpWithoutMux, Direct)
 }
 """By name, in the order of the report."""
 
 QUICK = ("arcbridge", WITHOUT_RESUMPTION, "openssh", "direct")
-"""The systems of `--quick`."""
+"""The systems of `--quick`; `--full` has all."""
 
-FULL = tuple(name for name in PEERS if name != MuxChain.name)
-"""Those of `--full`: all but what is for finding out where our own time goes."""
-
-__all__ = ["FULL", "PEERS", "QUICK", "WITHOUT_RESUMPTION", "Peer", "Unavailable"]
+__all__ = ["PEERS", "QUICK", "WITHOUT_RESUMPTION", "Peer", "Unavailable"]
