@@ -43,6 +43,7 @@ limits.connects_per_second = 100_000
 limits.agent_connects_per_second = 100_000
 limits.waiting_bytes = 268_435_456
 limits.audit_bytes_per_second = 1_000_000_000
+limits.streams = 100_000
 """
 """Settings of an agent at which one user makes the load of many: each limit counts, and none is reached."""
 
