@@ -51,7 +51,7 @@ def _step(step: str) -> Callable[[Invocation], int]:
         print_prose(_DONE[step].format(pin=found.list.pins[-1]))
         if invocation.role == "relay":
             copied = config.data_dir / rotation.ROTATION_FILE
-            print_prose(f"of several relays each other one needs a copy of {copied} before the next step")
+            print_prose(f"of several relays each other one needs a copy of {copied} now, before any other step")
         return ExitCode.DONE
 
     return command

@@ -38,9 +38,9 @@ def listen_local(port: int, *, option: str = "--port") -> list[socket.socket]:
         second = _listen(socket.AF_INET6, "::1", bound, option)
     except _NoAddress:
         return [first]
-    except PortInUse:
+    except ConfigError as error:
         first.close()
-        if port:
+        if port or not isinstance(error, PortInUse):
             raise
         return listen_local(0, option=option)
     return [first, second]

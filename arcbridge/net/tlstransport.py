@@ -653,6 +653,10 @@ class TlsTransport(asyncio.Transport):
 class BoundedTlsTransport(TlsTransport):
     """TLS whose reads may be charged, and of which the end may take a bounded time."""
 
+    # Objects of one class share the keys of 29 attributes, as many as a TlsTransport has: with one more each takes
+    # another 1.3 KiB (CPython 3.11).
+    __slots__ = ("_close_deadline", "_close_timer", "payer")
+
     def __init__(self, *arguments: Any, payer: LoopTime | None, close_deadline: float | None, **settings: Any) -> None:
         """`close_deadline`: seconds that the end takes at most, behind `close`; None: as long as it takes."""
         self.payer = payer

@@ -35,7 +35,7 @@ def test_steps_and_status(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
     said = run("make_next")
     assert "is announced within minutes" in said
-    assert f"each other one needs a copy of {config.data_dir / ROTATION_FILE}" in said
+    assert f"each other one needs a copy of {config.data_dir / ROTATION_FILE} now" in said
     assert max(map(len, run("status").splitlines())) <= 104
     (present, following) = json.loads(run("status", output="json"))
     assert (present["ca"], following["ca"]) == ("present", "next")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pwd
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from arcbridge.errors import ConfigError, ExitCode
 from arcbridge.net.loopback import PortInUse, listen_at, listen_local, port_holder
+from tests.support.world import fixed_port
 
 
 def test_both_families_have_one_port() -> None:
@@ -68,6 +71,22 @@ def test_the_other_option_is_named() -> None:
 def test_a_foreign_address() -> None:
     with pytest.raises(ConfigError, match="no such address"):
         listen_at("192.0.2.1", 0)
+
+
+def test_a_port_that_one_family_is_refused_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    create = socket.create_server
+
+    def refuses(address: tuple[str, int], *, family: int, **settings: Any) -> socket.socket:
+        if family == socket.AF_INET6:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return create(address, family=family, **settings)
+
+    monkeypatch.setattr(socket, "create_server", refuses)
+    port = fixed_port()
+    with pytest.raises(ConfigError, match="permission denied") as refused:
+        listen_local(port)
+    create(("127.0.0.1", port)).close()
+    assert refused.tb is not None, "it keeps what the call had opened"
 
 
 def test_a_free_port_has_no_holder() -> None:

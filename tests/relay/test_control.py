@@ -19,6 +19,7 @@ from arcbridge.net.join import JoinCode
 from arcbridge.net.sockets import send_all
 from arcbridge.net.tls import ALPN_CONTROL
 from arcbridge.net.tlspipe import TlsPipe
+from arcbridge.net.tlstransport import BoundedTlsTransport
 from arcbridge.pki.authority import Authority, agent_expiry
 from arcbridge.pki.rotation import Rotation
 from arcbridge.relay import control as control_module
@@ -313,6 +314,8 @@ async def test_an_unknown_cluster_is_adopted_and_serves(tmp_path: Path) -> None:
         assert (link.session.peer_hello.agent, link.session.peer_hello.cluster_ca) == (link.instance, ""), (
             "it is in the registry, and would stay here for as long as the agent"
         )
+        assert isinstance(transport := link.session.transport, BoundedTlsTransport)
+        assert transport.payer is None, "its address has paid for the handshake alone"
         session.abort()
         await connected(relay, 0)
         # From now on it is known: its agents need not bring the CA, and the next one adopts nothing.

@@ -87,10 +87,11 @@ class ServedCluster:
         first: ConfigError | None = None
         for port in ports:
             try:
-                self.take(listen_local(port))
+                sockets = listen_local(port)
             except ConfigError as error:
                 first = first or error
                 continue
+            self.take(sockets)
             if had not in (None, port):
                 holder = port_holder(had)
                 by = f" by a process of {holder}" if holder else ""

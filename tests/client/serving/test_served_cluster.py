@@ -92,6 +92,21 @@ async def test_a_kept_port_that_root_alone_may_bind_is_left(tmp_path: Path, monk
         served(tmp_path, 80).bind()
 
 
+async def test_settings_that_are_wrong_are_said_at_the_first_port(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, times = served(tmp_path), list[float]()
+
+    def refuse(now: float) -> None:
+        times.append(now)
+        raise ConfigError("a wrong pin")
+
+    monkeypatch.setattr(one, "_certificates", refuse)
+    with pytest.raises(ConfigError, match="a wrong pin"):
+        one.bind()
+    assert len(times) == 1
+
+
 async def test_w32_a_restricted_endpoint_has_its_own_port_and_certificate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
