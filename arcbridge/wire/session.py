@@ -373,11 +373,16 @@ class Session:
         lifecycle = self.lifecycle
         if lifecycle.state is STATE_CLOSED:
             return
+        detached = lifecycle.state is STATE_DETACHED
         lifecycle.close(error)
         if lifecycle.goaway_sent:
             self.say_hello()  # a peer that sent no HELLO is answered with one, so that it can read why
         self.resumption.abandon_handshake()
-        self.sender.close(keep_frames=isinstance(error, SessionEnded) and error.code == GoawayCode.DRAINING)
+        drained = isinstance(error, SessionEnded) and error.code == GoawayCode.DRAINING
+        self.sender.close(keep_frames=drained and not detached)
+        if detached:  # an acceptor that goes on already would read a frame as the rest of one that the loss has cut
+            self.sender.prelude.clear()
+            self.sender.control.clear()
         self.stream_table.close()
         for stream in self.streams.values():
             self._context.backlog.remove(stream.held)
