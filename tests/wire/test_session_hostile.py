@@ -265,6 +265,13 @@ def test_m8_every_type_without_a_bound_of_its_own_counts_as_part_of_a_flood(kind
         assert one.code() == GoawayCode.LIMIT
 
 
+def test_m8_ends_of_streams_that_are_over_count_as_part_of_a_flood() -> None:
+    one = agent().feed(opening(1), reset(1, ResetCode.CANCELLED), frame(FrameType.FIN, 1))
+    assert one.machine.state is State.OPEN, "a race"
+    one.feed(frame(FrameType.FIN, 1) * (DEFAULT.small_frame_burst + 1))
+    assert one.code() == GoawayCode.LIMIT
+
+
 def test_m8_an_honest_download_is_no_flood() -> None:
     pair = Pair(latency=0.0001).established()
     seen = pair.client.open()
