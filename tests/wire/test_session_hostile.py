@@ -35,6 +35,10 @@ def test_m1_ids_end_without_a_wrap() -> None:
     assert one.machine.open_stream("kubernetes").id == 0x7FFFFFFF
     with pytest.raises(SessionEnded):
         one.machine.open_stream("kubernetes")
+    one.collect()
+    assert (one.machine.state, one.code()) == (State.DRAINING, GoawayCode.DONE), "another session can take its place"
+    one.feed(reset(0x7FFFFFFF, ResetCode.CANCELLED))
+    assert one.machine.state is State.CLOSED
 
 
 # -- docs/threats.md#M2, #M3: credit ---------------------------------------------------------------------------------
