@@ -229,7 +229,11 @@ class MuxSession:
 
         Raises SessionEnded when nothing new is accepted.
         """
-        stream = StreamTransport(self, self._machine, self._machine.open_stream(target))
+        try:
+            stream = StreamTransport(self, self._machine, self._machine.open_stream(target))
+        except SessionEnded:
+            self.act()  # one that has used all ids drains from now on
+            raise
         self.wake()
         stream.attach(protocol)
         return stream

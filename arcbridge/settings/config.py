@@ -231,8 +231,9 @@ class AuditSinkConfig:
     severity: int = 6
     """syslog: 0 to 7; 6 is informational."""
     max_message: int = 8192
-    close_notify: bool = True
     """syslog: bytes of a message; of a longer one the record is cut, which the message says."""
+    close_notify: bool = True
+    """syslog: whether a batch counts as delivered only where the receiver ends TLS in order, and not by FIN alone."""
     batch_records: int = 500
     batch_bytes: int = 1024**2
     interval: float = 1.0

@@ -131,7 +131,9 @@ class FrameHandlers:
 
     def _on_fin(self, stream_id: int, _body: bytes) -> None:
         stream = self._streams.find(stream_id, "FIN")
-        if stream is not None:
+        if stream is None:
+            self._receiver.spend_control_budget()
+        else:
             self._streams.peer_finished(stream)
 
     def _on_reset(self, stream_id: int, body: bytes) -> None:

@@ -189,7 +189,7 @@ HANDSHAKE = frozenset({FrameType.HELLO, FrameType.AUTH, FrameType.AUTH_OK, Frame
 
 UNCHARGED = frozenset({FrameType.HELLO, FrameType.OPEN, FrameType.FIN, FrameType.RESET, FrameType.PING})
 """Types that do not count as part of a flood just because they come: HELLO comes once, what opens and ends streams has
-the streams' own bounds, and the handler of PING charges one that no payload explains."""
+the streams' own bounds, and the handlers charge a PING that no payload explains, and a FIN of a stream that is over."""
 
 _header = Struct(">II")
 U32 = Struct(">I")

@@ -39,7 +39,7 @@ from arcbridge.wire.sender import Sender
 from arcbridge.wire.session_window import SessionWindow
 from arcbridge.wire.state import STATE_CLOSED, STATE_DETACHED, STATES_OF_OPENING, Kind, Side, State, Stats
 from arcbridge.wire.stream import Stream
-from arcbridge.wire.stream_table import StreamTable
+from arcbridge.wire.stream_table import LAST_ID, StreamTable
 
 MAX_MESSAGE = 900
 """Characters of a GOAWAY's sentence."""
@@ -254,6 +254,8 @@ class Session:
             raise SessionEnded(GoawayCode.DRAINING, "the session accepts no new streams")
         if not (lifecycle.auth_sent or lifecycle.authenticated):
             raise LocalProtocolError("a stream before authentication")
+        if self.stream_table.next_id > LAST_ID:  # the next stream needs another session (RFC 9113 §5.1.1)
+            self.goaway(GoawayCode.DONE, "the session has used all ids of streams")
         peer = self.receiver.peer_hello
         return self.stream_table.open(target, peer.max_streams if peer is not None else None)
 
@@ -373,11 +375,16 @@ class Session:
         lifecycle = self.lifecycle
         if lifecycle.state is STATE_CLOSED:
             return
+        detached = lifecycle.state is STATE_DETACHED
         lifecycle.close(error)
         if lifecycle.goaway_sent:
             self.say_hello()  # a peer that sent no HELLO is answered with one, so that it can read why
         self.resumption.abandon_handshake()
-        self.sender.close(keep_frames=isinstance(error, SessionEnded) and error.code == GoawayCode.DRAINING)
+        drained = isinstance(error, SessionEnded) and error.code == GoawayCode.DRAINING
+        self.sender.close(keep_frames=drained and not detached)
+        if detached:  # an acceptor that goes on already would read a frame as the rest of one that the loss has cut
+            self.sender.prelude.clear()
+            self.sender.control.clear()
         self.stream_table.close()
         for stream in self.streams.values():
             self._context.backlog.remove(stream.held)

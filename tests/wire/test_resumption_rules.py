@@ -15,7 +15,7 @@ from arcbridge.wire.records import Auth, AuthOk, Goaway, Hello, Move
 from arcbridge.wire.session import Kind, Session, Side, State
 from tests.support.pair import SECRET
 from tests.support.resuming import ResumingPair
-from tests.wire.resumed import conclude, ready, script
+from tests.wire.resumed import UP, conclude, ready, script
 
 
 def test_a_lost_connection_detaches_and_says_why() -> None:
@@ -262,6 +262,28 @@ def test_what_leaves_after_the_end_is_not_kept() -> None:
     assert machine.sender.data_to_send(1 << 20), "the last word"
     assert budget.held == 0
     assert machine.backlog.held == 0
+
+
+@pytest.mark.parametrize("drained", [False, True])
+def test_an_end_while_a_connection_resumes_is_no_part_of_a_frame_that_was_cut(drained: bool) -> None:
+    """The agent has resumed, and would take the client's last word for the rest of a DATA frame."""
+    pair = ready()
+    seen = pair.client.open()
+    pair.drive_resuming()
+    pair.client.write(seen, UP)
+    pair.cut_after["agent"] = 100
+    pair.drive_bounded(lambda: pair.lost)
+    pair.resume()
+    pair.drive_bounded(lambda: pair.newcomer is None)
+    assert pair.agent.machine.state is State.OPEN
+    if drained:
+        pair.client.machine.goaway(GoawayCode.DRAINING)
+        pair.client.reset(seen)
+    else:
+        pair.client.machine.close(GoawayCode.DONE, "the user has ended it")
+    assert pair.client.machine.state is State.CLOSED
+    assert not pair.client.machine.sender.data_to_send(1 << 20)
+    assert UP.startswith(bytes(pair.agent.seen[seen.stream.id].read))
 
 
 def test_draining_goes_on_over_a_resumption() -> None:

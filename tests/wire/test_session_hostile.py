@@ -35,6 +35,10 @@ def test_m1_ids_end_without_a_wrap() -> None:
     assert one.machine.open_stream("kubernetes").id == 0x7FFFFFFF
     with pytest.raises(SessionEnded):
         one.machine.open_stream("kubernetes")
+    one.collect()
+    assert (one.machine.state, one.code()) == (State.DRAINING, GoawayCode.DONE), "another session can take its place"
+    one.feed(reset(0x7FFFFFFF, ResetCode.CANCELLED))
+    assert one.machine.state is State.CLOSED
 
 
 # -- docs/threats.md#M2, #M3: credit ---------------------------------------------------------------------------------
@@ -263,6 +267,13 @@ def test_m8_every_type_without_a_bound_of_its_own_counts_as_part_of_a_flood(kind
         one.machine.receiver.control_budget.take(one.now, 1e9)
         one.feed(frame(kind, 0, bytes(FRAMES[kind].smallest)))
         assert one.code() == GoawayCode.LIMIT
+
+
+def test_m8_ends_of_streams_that_are_over_count_as_part_of_a_flood() -> None:
+    one = agent().feed(opening(1), reset(1, ResetCode.CANCELLED), frame(FrameType.FIN, 1))
+    assert one.machine.state is State.OPEN, "a race"
+    one.feed(frame(FrameType.FIN, 1) * (DEFAULT.small_frame_burst + 1))
+    assert one.code() == GoawayCode.LIMIT
 
 
 def test_m8_an_honest_download_is_no_flood() -> None:
