@@ -23,6 +23,14 @@ class TaskSet(set[asyncio.Task[Any]]):
         return task
 
 
+def report_failure(task: asyncio.Task[Any]) -> None:
+    """Report that a task has failed which is to run until it is cancelled (a done callback): nobody waits for its
+    result, and asyncio says nothing of one that is held."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        context = {"message": f"the task {task.get_name()} has failed", "exception": error, "task": task}
+        task.get_loop().call_exception_handler(context)
+
+
 async def cancel_and_wait(*tasks: asyncio.Task[Any]) -> None:
     """Cancel the tasks and return when all have ended, however each did."""
     for task in tasks:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from arcbridge.tasks import TaskSet, cancel_and_wait, first_error
+from arcbridge.tasks import TaskSet, cancel_and_wait, first_error, report_failure
 
 
 async def test_they_have_ended_also_where_they_take_their_time() -> None:
@@ -37,6 +37,23 @@ async def test_one_that_fails_and_none_at_all() -> None:
     await cancel_and_wait(task)
     assert isinstance(task.exception(), ValueError)
     await cancel_and_wait()
+
+
+async def test_one_that_is_held_and_fails_is_reported() -> None:
+    seen: list[tuple[str, type[BaseException]]] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: seen.append((context["message"], type(context["exception"]))))
+
+    async def fail() -> None:
+        raise ValueError("what it keeps is kept no more")
+
+    failing, waiting = loop.create_task(fail(), name="elevation"), loop.create_task(asyncio.sleep(3600))
+    for task in (failing, waiting):
+        task.add_done_callback(report_failure)
+    await asyncio.wait([failing])
+    await cancel_and_wait(waiting, failing)
+    await asyncio.sleep(0)
+    assert seen == [("the task elevation has failed", ValueError)]
 
 
 def test_the_first_error_of_a_group_is_found_at_any_depth() -> None:

@@ -380,7 +380,7 @@ class Account:
         self._requests = _bucket(self._requests, now, limits.request_burst, limits.requests_per_second)
         self._connects = _bucket(self._connects, now, 4 * limits.connects_per_second, limits.connects_per_second)
         self.loop_time.set_share(now, limits.loop_share / 100)
-        self.seats.most = limits.apiserver_seats
+        self.seats.change(limits.apiserver_seats)
         self.waiting.most = limits.waiting_bytes or sys.maxsize
         self.audit.change(now, limits.audit_bytes_per_second)
         self._to_cluster = _bucket(self._to_cluster, now, to_cluster, to_cluster)

@@ -41,6 +41,7 @@ from arcbridge.identity.refusal import TokenRefused
 from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.mux.stream import StreamTransport
 from arcbridge.refusals import NO_REFUSAL, Refusal, RefusalRule
+from arcbridge.tasks import report_failure
 from arcbridge.units import duration
 from arcbridge.wire.frames import GoawayCode, ResetCode
 from arcbridge.wire.records import Auth, AuthOk, Hello
@@ -180,6 +181,7 @@ class AgentSession(BaseHandler):
             self._authenticating = asyncio.get_running_loop().create_task(
                 payer.steps(self._authenticate_pending(session, wait)), name=f"auth-{self._join_id}"
             )
+            self._authenticating.add_done_callback(report_failure)
 
     def stream_opened(self, session: MuxSession, stream: StreamTransport, target: str) -> None:
         caller = self._caller

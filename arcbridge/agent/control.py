@@ -38,7 +38,7 @@ from arcbridge.net.dialer import connect
 from arcbridge.net.tls import ALPN_CONTROL, ALPN_HTTP, cure_of, measure_round_trip
 from arcbridge.net.tlstransport import connect_tls
 from arcbridge.observe.untrusted_text import clean
-from arcbridge.tasks import TaskSet, cancel_and_wait, in_time
+from arcbridge.tasks import TaskSet, cancel_and_wait, in_time, report_failure
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.ledger import FEATURE, LedgerEntries, entries_of, frames
 from arcbridge.wire.records import CaSuccession, Dial, Goaway, Ledger, Revoke, Status
@@ -172,6 +172,7 @@ class ControlConnections:
         """Begin to connect."""
         self._plan_balancing()
         self._balancing = asyncio.get_running_loop().create_task(self._balance(), name="control")
+        self._balancing.add_done_callback(report_failure)
 
     def drain(self) -> None:
         """Ask the relays for no more dials but those of sessions that are here; joins under way go on."""

@@ -285,8 +285,10 @@ class CredentialKeeper:
         if stored is None or stored == self._stored:
             return False
         before = self.current
-        self._credential = await self._with_relay_ca(stored)
-        self._stored = stored
+        found = await self._with_relay_ca(stored)
+        _newest_cluster_ca(found)  # raises, as the next line does, where an entry is damaged: the former one serves on
+        _issuer_pin(found)
+        self._credential, self._stored = found, stored
         self.changed()
         if stored.certificate_pem == before.certificate_pem:
             return False

@@ -56,6 +56,15 @@ class Seats:
     def leave(self) -> None:
         """Give a seat back: to the one that has waited longest, if there is one."""
         self.held -= 1
+        if self._waiting:  # seldom: this is called for each request
+            self._give()
+
+    def change(self, most: int) -> None:
+        """Let `most` seats be taken from now on; those that wait get the ones that became free by it."""
+        self.most = most
+        self._give()
+
+    def _give(self) -> None:
         while self._waiting and (not self.most or self.held < self.most):
             turn = self._waiting.popleft()
             if not turn.done():

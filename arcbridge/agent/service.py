@@ -53,7 +53,7 @@ from arcbridge.observe.server import ObserveServer
 from arcbridge.pki.credentials import CredentialStore, DirectoryStore
 from arcbridge.pki.pins import check_pin
 from arcbridge.settings.config import AgentConfig
-from arcbridge.tasks import cancel_and_wait
+from arcbridge.tasks import cancel_and_wait, report_failure
 from arcbridge.wire.limits import Limits
 
 HURRY = 0.5
@@ -226,7 +226,9 @@ def _reload_at_signal(
 
 def _keep_running(work: Coroutine[Any, Any, None], name: str, stack: AsyncExitStack) -> None:
     """Run `work` as a task until `stack` is closed."""
-    stack.push_async_callback(cancel_and_wait, asyncio.get_running_loop().create_task(work, name=name))
+    task = asyncio.get_running_loop().create_task(work, name=name)
+    task.add_done_callback(report_failure)
+    stack.push_async_callback(cancel_and_wait, task)
 
 
 async def enroll(config: AgentConfig) -> None:

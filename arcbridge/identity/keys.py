@@ -6,7 +6,8 @@ Rules, in the order they are applied (times are seconds of a monotonic clock tha
    background while callers go on with the old one.
 2. A `kid` that the set lacks causes at most one fetch per 30 s, for all callers together (single flight): a storm of
    made-up ids must not become a storm on the issuer.
-3. A fetch that fails leaves the last good set in use, for 24 h at most; then everything is refused.
+3. A fetch that fails leaves the last good set in use, for 24 h at most; then everything is refused. Whether there is a
+   `kid` that it lacks is not known meanwhile.
 4. Failed fetches are 2 s apart at least, doubling up to 30 s, so that an issuer that is down is not hammered and an
    issuer that is back is noticed.
 5. The discovery document's `issuer` must equal the configured url exactly (OpenID Connect Discovery 1.0 §4.3).
@@ -105,7 +106,8 @@ class KeySet:
         """Return the keys that may have signed a token with this header; empty when there is none.
 
         With a `kid` only keys of that id, without one every key that allows the algorithm. Raises
-        IssuerUnavailable when no usable set is at hand. A cancelled call leaves the shared fetch running.
+        IssuerUnavailable when no usable set is at hand, or it lacks the `kid` and the last fetch failed. A cancelled
+        call leaves the shared fetch running.
         """
         now = self._clock()
         if not self.usable:
@@ -114,10 +116,13 @@ class KeySet:
         elif now >= self._fresh_until and self._may_retry(now):
             self._start_refresh()
         found = self._matching(kid, algorithm)
-        if not found and kid is not None and not self._has(kid) and self._may_fetch_for_unknown_kid(now):
-            self._unknown_kid_at = now
-            await asyncio.wait([self._start_refresh()])
-            found = self._matching(kid, algorithm)
+        if not found and kid is not None and not self._has(kid):
+            if self._may_fetch_for_unknown_kid(now):
+                self._unknown_kid_at = now
+                await asyncio.wait([self._start_refresh()])
+                found = self._matching(kid, algorithm)
+            if not found and self.failure is not None:  # the issuer may have published it since
+                raise _unavailable()
         return found
 
     async def close(self) -> None:
@@ -151,7 +156,7 @@ class KeySet:
         if self._is_refreshing or self._may_retry(now):
             await asyncio.wait([self._start_refresh()])
         if not self.usable:
-            raise IssuerUnavailable("the identity provider's keys cannot be fetched right now; try again shortly")
+            raise _unavailable()
 
     def _start_refresh(self) -> asyncio.Task[None]:
         if self._refreshing is None or self._refreshing.done():
@@ -191,6 +196,10 @@ class KeySet:
         if not keys:
             raise WrongDocument(f"{issuer.path}: the issuer's key set holds no usable key")
         return keys, document.max_age
+
+
+def _unavailable() -> IssuerUnavailable:
+    return IssuerUnavailable("the identity provider's keys cannot be fetched right now; try again shortly")
 
 
 def parse_keys(document: Mapping[str, Any], issuer: str = "") -> tuple[VerificationKey, ...]:

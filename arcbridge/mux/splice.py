@@ -305,7 +305,10 @@ class TransportSplice(asyncio.BufferedProtocol):
                 self._passed(memoryview(first))
         self.outer.set_protocol(self)
         if not self.outer.is_closing():
-            self.outer.resume_reading()
+            if self._stream is not None and self._stream.writing_paused:  # whom it told may have been another protocol
+                self.pause_outer()
+            else:
+                self.resume_outer()
             return
         # It was lost before this began, and its last protocol may have got `connection_lost` already.
         self._outer_lost = True

@@ -224,6 +224,11 @@ class StreamTransport(asyncio.Transport):
                 self._pause_writer(0)
 
     @property
+    def writing_paused(self) -> bool:
+        """Whether its protocol, this one or one before it, was paused, and not resumed yet."""
+        return self._writer_paused
+
+    @property
     def portion(self) -> int:
         """Bytes that may be read at a time for this stream: few while its backlog is full."""
         return buffer.PORTION if self.backlog.full else buffer.SIZE

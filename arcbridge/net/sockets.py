@@ -46,7 +46,13 @@ def tune(sock: socket.socket, *, user_timeout: bool = True) -> None:
     for option in _OPTIONS:
         sock.setsockopt(*option)
     if user_timeout:
-        set_tcp_option(sock, "TCP_USER_TIMEOUT", _USER_TIMEOUT_MS)
+        enable_user_timeout(sock)
+
+
+def enable_user_timeout(sock: socket.socket) -> None:
+    """Lose the connection when the peer has confirmed nothing of what was sent for 30 s: the kernel's own repetitions
+    end after a quarter of an hour, and its keepalive waits for them."""
+    set_tcp_option(sock, "TCP_USER_TIMEOUT", _USER_TIMEOUT_MS)
 
 
 def disable_user_timeout(sock: socket.socket) -> None:

@@ -179,6 +179,8 @@ class TlsTransport(asyncio.Transport):
             self._start_reading()
             if not self._pending:
                 self._send_close_notify()
+            else:
+                self._timer = self._loop.call_later(LINGER, self._look_at_flush, self._pending_bytes)
 
     def cut(self) -> None:
         """End as a cut: the peer gets every byte that was written, then a reset in place of an end."""
@@ -562,7 +564,7 @@ class TlsTransport(asyncio.Transport):
 
     def _send_close_notify(self) -> None:
         """Everything written is with the kernel: close_notify, then FIN."""
-        self._state = _TlsState.LINGERING
+        self._state, self._lingered = _TlsState.LINGERING, 0.0
         if not self._orderly:
             self._reset_when_received()
             return
@@ -599,6 +601,15 @@ class TlsTransport(asyncio.Transport):
             return
         reset_on_close(self._sock)
         self._lose(None)
+
+    def _look_at_flush(self, before: int) -> None:
+        """Give up a peer that has taken nothing of what waits for LINGER_MOST seconds: its owner waits for the end."""
+        self._lingered = self._lingered + LINGER if self._pending_bytes == before else 0.0
+        if self._lingered < LINGER_MOST:
+            self._timer = self._loop.call_later(LINGER, self._look_at_flush, self._pending_bytes)
+        else:
+            reset_on_close(self._sock)
+            self._lose(TimeoutError("the peer takes nothing"))
 
     def _linger(self) -> None:
         """Close once the peer's kernel has everything; what it sends to a closed socket can then do no harm."""

@@ -135,6 +135,25 @@ async def test_renewal_over_the_certificate_itself(relay: FakeRelay, tmp_path: P
     assert len(relay.calls) == 2
 
 
+async def test_what_is_damaged_in_the_store_is_not_adopted(relay: FakeRelay, tmp_path: Path) -> None:
+    """A rotation of another CA than the one that was restored beside it: what was read before serves on meanwhile."""
+    one = keeper(relay, tmp_path)
+    before = await one.start()
+    store, other = DirectoryStore(tmp_path / "state"), Authority.create("other")
+    rotation = Rotation(other.certificate_pem, other.key_pem).take("next", time.time()).encode()
+    for entry in (rotation, b""):
+        snapshot = await store.load()
+        assert snapshot is not None
+        await store.save({entries.CLUSTER_ROTATION: entry}, expect_version=snapshot.version)
+        if entry:
+            with pytest.raises(StateError, match="of another CA than the certificate beside it"):
+                await one._check_store()
+        else:
+            await one._check_store()
+        assert one.current == before
+        assert one.announcement is None
+
+
 async def test_a_renewal_s_request_is_stored_before_it_is_sent(relay: FakeRelay, tmp_path: Path) -> None:
     """docs/threats.md#E11: its answer is lost, and it is asked for again, by another process even."""
     clock = Clock()

@@ -43,6 +43,18 @@ async def test_a_turn_that_does_not_come_takes_no_seat() -> None:
     assert seats.held == 1
 
 
+@pytest.mark.parametrize("most", [2, 0])
+async def test_who_waits_gets_the_seats_that_a_higher_bound_makes_free(most: int) -> None:
+    """Settings are read again: behind those who wait nobody else would get one either."""
+    seats = Seats(1)
+    seats.take()
+    waiting = asyncio.create_task(seats.turn(5))
+    await asyncio.sleep(0)
+    seats.change(most)
+    await waiting
+    assert seats.held == 2
+
+
 async def test_without_a_bound_none_waits() -> None:
     seats = Seats(0)
     assert all(seats.take() for _ in range(1000))

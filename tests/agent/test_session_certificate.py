@@ -51,3 +51,13 @@ def test_it_is_kept_and_issued_again_in_time() -> None:
     assert certificate.tls(credential(ca)) is not first
     second = certificate.tls(credential(ca))
     assert certificate.tls(credential(ca, "two")) is not second
+
+
+def test_it_is_issued_again_where_the_clock_was_set_back() -> None:
+    """A machine that starts before it knows the time: clients would refuse the certificate until then."""
+    now = time.time()
+    ca = Authority.create("test")
+    certificate = SessionCertificate(clock=lambda: now)
+    first = certificate.tls(credential(ca))
+    now -= 2 * 86400
+    assert certificate.tls(credential(ca)) is not first

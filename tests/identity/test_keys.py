@@ -56,6 +56,22 @@ async def test_a_rotated_key_is_found_at_once() -> None:
     assert len(await keys.candidates("k2", "RS256")) == 1
 
 
+async def test_whether_a_key_is_published_is_not_known_while_the_issuer_is_away() -> None:
+    """Else a rotation of keys in an outage sends users to log in again, and ends sessions that renew their tokens."""
+    issuer, clock, keys = await fetched()
+    issuer.keys.append(jwk(RSA_OTHER, "k2"))
+    issuer.down = True
+    clock.now += 5
+    for _ in range(2):
+        with pytest.raises(IssuerUnavailable):
+            await keys.candidates("k2", "RS256")
+    assert await keys.candidates("k1", "RS256")
+    assert await keys.candidates("k1", "ES256") == []
+    issuer.down = False
+    clock.now += UNKNOWN_KEY_INTERVAL
+    assert await keys.candidates("k2", "RS256")
+
+
 async def test_the_first_use_by_many_is_one_fetch() -> None:
     issuer = Issuer()
     keys = key_set(issuer, Clock())

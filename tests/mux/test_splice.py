@@ -19,6 +19,7 @@ import pytest
 from arcbridge.errors import ConnectionLost, StreamReset
 from arcbridge.mux import buffer
 from arcbridge.mux.splice import SocketSplice, SpliceResult, TransportSplice, reset_transport
+from arcbridge.mux.stream import WRITE_HIGH
 from arcbridge.tasks import cancel_and_wait
 from arcbridge.wire.frames import GoawayCode, ResetCode
 from arcbridge.wire.limits import Limits
@@ -546,4 +547,21 @@ async def test_starting_on_a_transport_that_is_gone() -> None:
         with pytest.raises(StreamReset):
             await theirs.read_all()
         assert len(results) == 1
+        far.close()
+
+
+async def test_starting_with_more_than_the_stream_takes_reads_no_more() -> None:
+    async with connected("memory") as ends:
+        near, far = await tcp_pair()
+        running = asyncio.get_running_loop()
+        transport, _ = await running.connect_accepted_socket(asyncio.Protocol, near)
+        transport.pause_reading()
+        splice = TransportSplice(transport)
+        ends.client.open("kubernetes", splice.stream_side)
+        splice.start(b"x" * (2 * WRITE_HIGH))
+        assert not transport.is_reading()
+        theirs = await ends.agent_handler.opened.get()
+        assert await theirs.read_exactly(2 * WRITE_HIGH) == b"x" * (2 * WRITE_HIGH)
+        await soon(transport.is_reading)
+        transport.abort()
         far.close()

@@ -12,19 +12,15 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 import trustme
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from arcbridge.errors import Unreachable, UntrustedCertificate
 from arcbridge.net.fetch import KEPT, HttpFetcher, _refused_certificate
 from arcbridge.net.system_trust import trusting_context
+from tests.pki.handshake import plain_chain
 
 CA = trustme.CA()
 OTHER_CA = trustme.CA()
 CA_PEM = CA.cert_pem.bytes().decode()
-PEM_KEY = (Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
 def answer(head: str, body: bytes = b"") -> bytes:
@@ -146,22 +142,14 @@ async def test_an_intermediate_alone_is_another_ca(fetch: HttpFetcher) -> None:
 
 async def test_a_ca_made_anew_with_its_name_is_another_ca(fetch: HttpFetcher) -> None:
     """As `openssl req -x509` makes it again, with a server's certificate that names no key of its CA."""
-    (former, key), (anew, _) = (signed("CA", ca=True) for _ in range(2))
-    leaf, leaf_key = signed("localhost", by=(former, key))
-    certificate = trustme.LeafCert(leaf_key.private_bytes(*PEM_KEY), leaf.public_bytes(Encoding.PEM), [])
+    former, certificate = plain_chain("localhost")
+    anew, _ = plain_chain("localhost")
     async with serving(answer("200 OK", b"{}"), certificate=certificate) as (url, seen):
         with pytest.raises(UntrustedCertificate) as caught:
-            await fetch(url, trusting(anew))
+            await fetch(url, trusting_context(anew))
         assert seen == []
         assert "(certificate signature failure)" in caught.value.message
-        assert (await fetch(url, trusting(former))).body == b"{}"
-
-
-def trusting(ca: x509.Certificate) -> ssl.SSLContext:
-    """A context as before Python 3.13, which refuses such a certificate before it asks whose it is."""
-    context = ssl.create_default_context(cadata=ca.public_bytes(Encoding.PEM).decode())
-    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
-    return context
+        assert (await fetch(url, trusting_context(former))).body == b"{}"
 
 
 @pytest.mark.parametrize("code", [2, 7, 18, 19, 20, 21, 24, 79])
@@ -169,22 +157,6 @@ def test_what_another_ca_would_mend(code: int) -> None:
     error = ssl.SSLCertVerificationError()
     error.verify_code, error.verify_message = code, "words"
     assert isinstance(_refused_certificate("localhost", error), UntrustedCertificate)
-
-
-def signed(
-    name: str, *, by: tuple[x509.Certificate, ec.EllipticCurvePrivateKey] | None = None, ca: bool = False
-) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
-    """A certificate without identifiers of keys, of a CA or of itself."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-    now = datetime.now(UTC)
-    builder = x509.CertificateBuilder(
-        by[0].subject if by else subject, subject, key.public_key(), x509.random_serial_number()
-    )
-    builder = builder.not_valid_before(now - timedelta(days=1)).not_valid_after(now + timedelta(days=1))
-    builder = builder.add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
-    builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
-    return builder.sign(by[1] if by else key, hashes.SHA256()), key
 
 
 def test_the_system_s_own_verifier_has_no_codes_of_openssl() -> None:

@@ -12,6 +12,7 @@ from arcbridge.net.system_trust import read_cas, system_context, trusting_contex
 from arcbridge.settings import named_files
 from arcbridge.settings.problems import Problems
 from tests.net.ends import authority
+from tests.pki.handshake import handshake, plain_chain, strict_by_default
 
 
 @pytest.fixture
@@ -54,6 +55,15 @@ def test_an_openssl_from_elsewhere_finds_the_system_s_file(store: Path, monkeypa
     assert subjects(system_context()) == 1
     monkeypatch.setattr(system_trust, "BUNDLES", ())
     assert subjects(system_context()) == 0
+
+
+def test_a_ca_need_not_name_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of Amazon EKS none does, and Python refuses them by default from 3.13 on: an issuer in the cluster may be one."""
+    strict_by_default(monkeypatch)
+    ca_pem, leaf = plain_chain("localhost")
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    leaf.configure_cert(server)
+    handshake(trusting_context(ca_pem), server, "localhost")
 
 
 def test_comments_of_a_ca_file_may_be_in_utf_8(store: Path) -> None:

@@ -162,6 +162,27 @@ async def test_lingering_lasts_while_the_peer_lacks_bytes(patient: bool, monkeyp
         await thread
 
 
+@pytest.mark.parametrize("end", ["close", "cut"])
+async def test_a_peer_that_takes_nothing_of_what_waits_is_given_up(end: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`kubectl exec -i pod -- sleep 1d < file`, ended by Ctrl-C: nobody reads the rest, and its request has to end."""
+    monkeypatch.setattr(tlstransport, "LINGER", 0.02)
+    monkeypatch.setattr(tlstransport, "LINGER_MOST", 0.1)
+    go_on = threading.Event()
+
+    def peer(tls: ssl.SSLSocket) -> bytes:
+        assert go_on.wait(PATIENCE)
+        return b""
+
+    mine = Recorder()
+    transport, thread = await against("server", mine, peer, sockets=tcp(send_buffer=4096, receive_buffer=4096))
+    transport.write(MUCH)
+    assert transport.get_write_buffer_size(), "more than the kernel takes"
+    getattr(transport, end)()
+    assert isinstance(await mine.end(), TimeoutError)
+    go_on.set()
+    await thread
+
+
 async def test_close_notify_that_waits_for_the_kernel_outlives_the_peers_fin() -> None:
     plain, far = tcp()
     near = Fickle.of(plain)

@@ -42,7 +42,7 @@ from arcbridge.observe.metrics import Metrics
 from arcbridge.observe.untrusted_text import clean
 from arcbridge.settings.choices import READ_ONLY
 from arcbridge.settings.config import ElevationConfig
-from arcbridge.tasks import cancel_and_wait
+from arcbridge.tasks import cancel_and_wait, report_failure
 from arcbridge.units import rfc3339
 
 TICK: Final = 5.0
@@ -146,6 +146,8 @@ class Elevation:
         """Follow rules and requests, and lend, until cancelled."""
         loop = asyncio.get_running_loop()
         tasks = [loop.create_task(one.run(), name="elevation-watch") for one in (self.rules, self.requests)]
+        for task in tasks:
+            task.add_done_callback(report_failure)
         try:
             while True:
                 now = self.clock.now

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from arcbridge.errors import ConfigError, StateError
+from arcbridge.net.system_trust import take_plain_cas
 from arcbridge.pki.authority import certificate_validity
 from arcbridge.pki.chain import load_chain
 from arcbridge.untrusted_json import read_json
@@ -81,6 +82,8 @@ def read_credential(files: CredentialFiles) -> OwnCredential:
         bare = ssl.create_default_context(cafile=files.ca_file)
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(f"kubernetes.ca_file: {files.ca_file} is not a CA certificate") from error
+    for context in (own, bare):
+        take_plain_cas(context)
     if files.bundle_file is not None:
         return OwnCredential(own, bare, "", POD_CERTIFICATE, _load_bundle(own, files.bundle_file))
     token = "" if files.token_file is None else _read_token(files.token_file)

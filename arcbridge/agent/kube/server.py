@@ -426,7 +426,11 @@ class KubeProtocol(RequestHandler):
 
     def _look_again(self) -> None:
         self._retry = None
-        if self.transport is not None:
+        if self.transport is None:
+            return
+        if self.transport.is_closing():  # the caller has yet to take the last answer, and nothing comes behind it
+            self._forget()
+        else:
             self._read_on()
 
     def _read_soon(self) -> None:

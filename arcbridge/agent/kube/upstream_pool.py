@@ -42,7 +42,7 @@ from arcbridge.mux import buffer
 from arcbridge.mux.socket_error_poll import TransportErrorPoll
 from arcbridge.net.address import Address
 from arcbridge.net.dialer import DIRECT, begin, connect, finish
-from arcbridge.net.sockets import disable_user_timeout
+from arcbridge.net.sockets import disable_user_timeout, enable_user_timeout
 from arcbridge.refusals import Refusal, RefusalRule
 from arcbridge.wire.backlog import Backlog
 
@@ -558,6 +558,8 @@ class UpstreamPool:
             async with asyncio.timeout(CONNECT_DEADLINE):
                 sock = await self._connect_tcp()
                 try:
+                    if repeatable:  # it has no body that the API server may leave unread
+                        enable_user_timeout(sock)
                     if connection.account is not None and self.limit.crowded(connection.account):
                         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_KERNEL_BUFFER)
                     host = self._address.host

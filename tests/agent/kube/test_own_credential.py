@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import ssl
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from arcbridge.agent.kube.own_credential import (
 )
 from arcbridge.errors import ConfigError
 from arcbridge.settings.config import KubernetesConfig
+from tests.pki.handshake import handshake, plain_chain, strict_by_default
 from tests.support.clock import Clock
 from tests.support.fake_apiserver import FakeApiServer
 
@@ -93,6 +95,19 @@ def test_a_bundle_is_read_up_to_a_bound(tmp_path: Path) -> None:
     path.write_text(text + "#" * (MAX_BUNDLE - len(text) + 1))
     with pytest.raises(ConfigError, match=f"more than {MAX_BUNDLE} bytes"):
         read_credential(end(credential_bundle_file=path))
+
+
+def test_the_ca_of_an_api_server_need_not_name_its_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of Amazon EKS none does, and Python refuses them by default from 3.13 on, which the image has."""
+    strict_by_default(monkeypatch)
+    ca_pem, leaf = plain_chain("kubernetes.default.svc")
+    (tmp_path / "ca").write_text(ca_pem)
+    (tmp_path / "token").write_text("token")
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    leaf.configure_cert(server)
+    found = read_credential(end(ca_file=tmp_path / "ca", token_file=tmp_path / "token"))
+    for context in (found.own, found.bare):
+        handshake(context, server, "kubernetes.default.svc")
 
 
 @pytest.mark.parametrize(

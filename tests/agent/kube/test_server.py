@@ -16,6 +16,7 @@ from arcbridge.agent.kube import server
 from arcbridge.agent.kube.fast_path_parser import MAX_PLAIN_HEAD
 from arcbridge.agent.kube.server import MAX_HEADERS, KubeProtocol
 from arcbridge.mux import memory
+from arcbridge.wire.limits import DEFAULT
 from tests.support.clock import Clock
 from tests.support.eventually import until
 from tests.support.fake_apiserver import Held, reply
@@ -271,6 +272,29 @@ async def test_h24_little_behind_a_request_is_searched_once(bench: Bench, monkey
     arriving.remove(arriving.most)
     await until(lambda: not stream.inbox)
     assert sum(searched) < 3 * (MAX_PLAIN_HEAD + 2000)
+
+
+async def test_h24_what_stands_behind_the_last_request_is_looked_at_no_more(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was a thousand times a second, for as long as the caller did not take the answer, and on nobody's account."""
+    bench.api.routes["/large"] = reply(200, bytes(DEFAULT.stream_window + 100_000))
+    seen: list[KubeProtocol] = []
+    look = KubeProtocol._look_again
+
+    def watched(self: KubeProtocol) -> None:
+        seen.append(self)
+        look(self)
+
+    monkeypatch.setattr(KubeProtocol, "_look_again", watched)
+    wire = bench.stream()
+    wire.transport.pause_reading()
+    await wire.send(b"GET /large HTTP/1.1\r\nHost: k\r\nConnection: close\r\n\r\nGET")
+    await until(lambda: seen and seen[0].transport is not None and seen[0].transport.is_closing())
+    await until(lambda: seen[0]._retry is None, timeout=5)
+    assert not seen[0]._unread
+    wire.transport.resume_reading()
+    assert (await wire.answer()).status == 200
 
 
 @pytest.mark.parametrize("end", [b"\r\n\r\n", b"5 \r\nhello\r\n0\r\n\r\n"])

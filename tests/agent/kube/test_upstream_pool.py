@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import select
+import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -100,6 +101,18 @@ async def ask(api: ApiServer) -> tuple[Collected, UpstreamConnection]:
     connection.send(handler, GET)
     await asyncio.wait_for(handler.done.wait(), 5)
     return handler, connection
+
+
+@pytest.mark.parametrize("repeatable", [True, False])
+async def test_a_request_does_not_wait_long_for_an_api_server_that_has_vanished(
+    fake: FakeApiServer, api: ApiServer, repeatable: bool
+) -> None:
+    """A control plane's node that died leaves idle connections on which nothing is confirmed. What is not repeated has
+    one of its own, and may have a body that the API server leaves unread."""
+    connection = await dialled(api, repeatable=repeatable)
+    assert connection.transport is not None
+    sock = connection.transport.get_extra_info("socket")
+    assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == (30_000 if repeatable else 0)
 
 
 async def test_one_connection_carries_one_request_after_the_other(fake: FakeApiServer, api: ApiServer) -> None:

@@ -22,6 +22,7 @@ class Side:
 
     payer = None
     backlog = Backlog(2)
+    writing_paused = False
 
     def __init__(self) -> None:
         self.reads = True
@@ -136,3 +137,21 @@ async def test_a_session_that_must_be_recorded_ends_with_a_reason(joined: Joined
     await asyncio.sleep(0)
     assert joined.stream.aborted == [ResetCode.FORBIDDEN]
     assert (joined.record.outcome, joined.record.reason) == ("cut", "the recording failed: x")
+
+
+def test_it_starts_to_read_what_neither_the_stream_nor_the_recording_holds_back(joined: Joined) -> None:
+    joined.outer.reads, joined.stream.writing_paused = False, True  # its former protocol was told so
+    joined.splice.start(b"first")
+    assert not joined.outer.reads
+    joined.splice.hold()
+    joined.splice.stream_side.resume_writing()
+    assert not joined.outer.reads
+    joined.splice.let_go()
+    assert joined.outer.reads
+
+
+def test_it_starts_held(joined: Joined) -> None:
+    """The first bytes may be more than the recording's thread takes."""
+    joined.splice.hold()
+    joined.splice.start(b"first")
+    assert joined.reads == (False, False)
