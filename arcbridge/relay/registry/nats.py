@@ -271,7 +271,8 @@ class NatsRegistry(Registry):
 
         async def note() -> None:
             # The copy is good enough, because only the existence of the cluster is in question.
-            if token not in self._bindings and (await self._bucket.read(f"cluster.{token}.binding")).data is None:
+            known = self._bindings.get(token, NOTHING).data is not None
+            if not known and (await self._bucket.read(f"cluster.{token}.binding")).data is None:
                 return
             found, revision = await self._bucket.read(f"seen.{token}")
             noted = dict(found or {})
@@ -303,8 +304,13 @@ class NatsRegistry(Registry):
 
         renewal = await self._changing(renew)
         if not renewal.generation:
-            # If this process dies before the write, both certificates are void, but connections that stand go on.
-            await self.revoke_cluster(name)
+            # If this process dies before the write, or NATS does not answer, both certificates are void, but
+            # connections that stand go on. Later renewals are refused as void, so that none of them raises the alarm.
+            try:
+                await self.revoke_cluster(name)
+            except RegistryUnavailable as error:
+                advice = f"arcbridge --role relay cluster revoke {name}"
+                log.error("cluster not revoked", cluster=name, reason=error.message, advice=advice)
             raise RenewedTwice
         return renewal.generation
 
