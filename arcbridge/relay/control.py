@@ -40,7 +40,7 @@ from typing import Final
 
 import structlog
 
-from arcbridge.errors import ArcbridgeError, ConnectionLost, EnrolmentRefused, JoinRefused
+from arcbridge.errors import ArcbridgeError, ConnectionLost, EnrolmentRefused, JoinRefused, StateError
 from arcbridge.limiters import KeyedTokenBucket, TokenBucket
 from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.net.address import source_of
@@ -549,7 +549,7 @@ class ControlServer:
             self._refused(ticket, link.cluster, error.message)
             session.close(GoawayCode.REVOKED, error.message)
             return False
-        except RegistryUnavailable as error:
+        except (RegistryUnavailable, StateError) as error:
             self._refused(ticket, link.cluster, error.message)
             session.close(GoawayCode.UNAVAILABLE, "the relay's registry does not answer", error.retry_after or 5)
             return False
@@ -558,6 +558,8 @@ class ControlServer:
             return False
         known = (link.cluster, link.instance) in self._instances
         if len(self._open) >= self._most and not known:  # one that replaces its older connection is none more
+        if session.closed:  # the agent has left meanwhile: it takes no place, and replaces no connection
+            return False
             leaves = self._open.giving_way(link.cluster)
             if leaves is None:
                 self._failed(ticket)  # one that comes again and again to be refused has its turns after all others
@@ -646,12 +648,12 @@ class ControlServer:
             )
         if await self.registry.adopt(cluster, ca_pem, time.time()):
             self.counters.clusters_adopted += 1
-            await self.registry.certificate_issued(cluster, agent_expiry(certificate))
             log.info("cluster adopted", cluster=cluster, cluster_ca_pin=pin, source=ticket.address)
             agent = Actor("agent", hello.agent, {"source": ticket.address})
             self.audit.note("cluster adopt", {"cluster": cluster, "cluster_ca_pin": pin}, agent)
         # Another relay may have adopted it meanwhile, with another CA; or the operator has revoked the name.
         record = await self.registry.cluster(cluster)
+            await self.registry.certificate_issued(cluster, agent_expiry(certificate))
         if record is None:
             raise EnrolmentRefused(REVOKED)
         admit(record, certificate)
@@ -731,7 +733,7 @@ class ControlServer:
             return
         try:
             await self.registry.seen(link.cluster, time.time(), version=link.version)
-        except RegistryUnavailable as error:
+        except (RegistryUnavailable, StateError) as error:
             # Only a date for people; the agent stays connected.
             log.warning("cluster not noted as seen", cluster=link.cluster, reason=error.message)
 

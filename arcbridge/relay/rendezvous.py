@@ -19,7 +19,7 @@ from typing import Final
 
 import structlog
 
-from arcbridge.errors import ConnectionLost, EnrolmentRefused, JoinRefused, RemoteProtocolError
+from arcbridge.errors import ConnectionLost, EnrolmentRefused, JoinRefused, RemoteProtocolError, StateError
 from arcbridge.limiters import KeyedTokenBucket
 from arcbridge.net.join import JoinCode, ServerJoin
 from arcbridge.net.tls import ALPN_HOP, ServerContext
@@ -76,7 +76,7 @@ class AgentJoins:
             admit(await self.registry.cluster(cluster), certificate)
         except EnrolmentRefused as error:
             return JoinReply(code=JoinCode.FORBIDDEN, message=error.message), error.message
-        except RegistryUnavailable as error:
+        except (RegistryUnavailable, StateError) as error:
             reply = JoinReply(code=JoinCode.INTERNAL, message="the relay's registry does not answer", retry_after=5)
             return reply, error.message
         ticket.leave()
