@@ -139,7 +139,8 @@ class ControlConnection(BaseHandler):
         intake: Intake | None = None,
         reported: Callable[[ControlConnection], None] = lambda link: None,
     ) -> None:
-        """`reported` is called with each report, while the connection is registered or is about to be."""
+        """`reported` is called with each report, and when the agent begins to drain, while the connection is registered
+        or is about to be."""
         self.reported = reported
         self.cluster = cluster
         self.intake = intake
@@ -248,6 +249,7 @@ class ControlConnection(BaseHandler):
 
     def goaway_received(self, session: MuxSession, goaway: Goaway) -> None:
         self.draining = True
+        self.reported(self)  # other workers of this relay must not ask it any more
 
     def session_ended(self, session: MuxSession, error: ArcbridgeError) -> None:
         self.draining = True
@@ -556,10 +558,10 @@ class ControlServer:
         if self._leaving:
             session.close(GoawayCode.DRAINING, self._leaving, RETRY_AFTER)
             return False
-        known = (link.cluster, link.instance) in self._instances
-        if len(self._open) >= self._most and not known:  # one that replaces its older connection is none more
         if session.closed:  # the agent has left meanwhile: it takes no place, and replaces no connection
             return False
+        known = (link.cluster, link.instance) in self._instances
+        if len(self._open) >= self._most and not known:  # one that replaces its older connection is none more
             leaves = self._open.giving_way(link.cluster)
             if leaves is None:
                 self._failed(ticket)  # one that comes again and again to be refused has its turns after all others
@@ -651,9 +653,9 @@ class ControlServer:
             log.info("cluster adopted", cluster=cluster, cluster_ca_pin=pin, source=ticket.address)
             agent = Actor("agent", hello.agent, {"source": ticket.address})
             self.audit.note("cluster adopt", {"cluster": cluster, "cluster_ca_pin": pin}, agent)
+            await self.registry.certificate_issued(cluster, agent_expiry(certificate))
         # Another relay may have adopted it meanwhile, with another CA; or the operator has revoked the name.
         record = await self.registry.cluster(cluster)
-            await self.registry.certificate_issued(cluster, agent_expiry(certificate))
         if record is None:
             raise EnrolmentRefused(REVOKED)
         admit(record, certificate)

@@ -634,6 +634,14 @@ async def test_a_damaged_registry_is_an_answer_too(monkeypatch: pytest.MonkeyPat
         assert relay.counters.rejected["failed"] == 0
 
 
+async def test_the_fleet_hears_at_once_that_an_agent_drains(monkeypatch: pytest.MonkeyPatch, relay: Station) -> None:
+    heard: list[bool] = []
+    monkeypatch.setattr(relay.fleet, "reported", lambda link: heard.append(link.draining))
+    async with Agent(relay) as agent:
+        agent.session.goaway(GoawayCode.DRAINING, "the agent is stopping", 0)
+        await until(lambda: heard == [True])
+
+
 async def test_j30_a_cluster_with_every_place_gives_way_to_another(tmp_path: Path) -> None:
     async with station(tmp_path, "evil", "honest", limits=RelayLimitsConfig(agents=3)) as relay:
         held = [await agent_comes(relay, "evil", f"i{number}") for number in range(3)]
