@@ -280,7 +280,7 @@ class NatsFleet(Fleet):
                 second = await self._find(cluster, dial.instance, tried, first.instance)
             except JoinRefused:
                 second = None
-            if second is None:
+            if second is None or (asking.done() and asking.exception() is None):  # the first one's consent came late
                 return await asking, first.outcome
             asking.cancel()
             return await second.ask(dial, max(until - loop.time(), 0.05)), second.outcome

@@ -175,6 +175,31 @@ class TestTwoRelays:
         assert status.instance == "b"
         assert not same.asked
 
+    async def test_a_consent_counts_that_comes_while_another_agent_is_looked_for(
+        self, pair: tuple[NatsFleet, NatsFleet], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        consents = asyncio.Event()
+
+        class Slow(Link):
+            async def dial(self, dial: Dial) -> Status:
+                await consents.wait()
+                return await super().dial(dial)
+
+        slow, bad = Slow(instance="a"), Link(instance="b", answer=1)
+        await pair[0].register(slow)
+        await pair[1].register(bad)
+        await settled(*pair)
+        find = pair[0]._find
+
+        async def late(cluster: str, wanted: str, tried: list[AgentLink], avoid: str) -> object:
+            if avoid:
+                consents.set()
+            return await find(cluster, wanted, tried, avoid)
+
+        monkeypatch.setattr(pair[0], "_find", late)
+        assert (await pair[0].dial("prod", DIAL, 2)).instance == "a"
+        assert not bad.asked
+
     async def test_a_relay_whose_agents_drain_is_asked_for_their_sessions_alone(
         self, pair: tuple[NatsFleet, NatsFleet], connections: Connections
     ) -> None:
