@@ -332,6 +332,7 @@ async def _observe(
             lambda: maintenance.registry_error,
             basis,
             maintenance.recovery.finding,
+            lambda: (reload.limits, reload.wanted),
             ca_error=lambda: maintenance.ca_error,
         ),
         log,
@@ -404,8 +405,8 @@ class _Maintenance:
             group.create_task(self._again(self._watch_policy, POLICY_INTERVAL))
             group.create_task(self._again(self.look, MAINTENANCE_INTERVAL))
             group.create_task(self._again(self._learn_clusters, MAINTENANCE_INTERVAL))
-
             group.create_task(self._again(self._note, _SEEN))
+
     async def _again(self, work: Callable[[], Awaitable[None]], seconds: float) -> None:
         loop = asyncio.get_running_loop()
         while True:
