@@ -208,6 +208,34 @@ class TestNatsFaults:
         await registry.replace(snapshot.data, Recovery("restored", clock.now))
         assert set(await registry.user_revocations()) == {"alice"}
 
+    async def test_a_revocation_that_is_tried_again_is_later_than_what_was_taken_back(
+        self, connections: Connections, clock: Clock, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Else an agent that gives that back would undo it."""
+        registry = await opened(connections, clock, stack)
+        await registry.revoke_user("alice", int(clock.now))
+        await registry.revoke_cluster("gone")
+        await registry.restore_user("alice")
+        await registry.unrevoke_cluster("gone")
+        taken_back, write, tried = await registry.access_changes(), registry._bucket.write, set[str]()
+        assert [one.before for one in taken_back] == [0, 0]
+
+        async def late(key: str, *rest: Any) -> int:
+            if key not in tried:
+                tried.add(key)
+                raise Faster
+            return await write(key, *rest)
+
+        monkeypatch.setattr(registry._bucket, "write", late)
+        clock.now -= 60  # another relay's clock
+        await registry.revoke_user("alice", int(clock.now))
+        await registry.revoke_cluster("gone")
+        assert len(tried) == 2
+        assert await registry.merge(taken_back) == []
+        assert set(await registry.user_revocations()) == {"alice"}
+        assert await registry.revocations() == {"gone"}
+        assert not any(one.data for one in (await registry._bucket.read_all("back.>")).values())
+
     async def test_a_merge_reads_what_was_taken_back_a_few_times_however_much_there_is(
         self, connections: Connections, clock: Clock, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
     ) -> None:
