@@ -25,7 +25,7 @@ from arcbridge.net.join import JoinCode, ServerJoin
 from arcbridge.net.tls import ALPN_HOP, ServerContext
 from arcbridge.pki.authority import agent_cluster, is_relay
 from arcbridge.relay.admission import Ticket
-from arcbridge.relay.client_join import ClientJoins
+from arcbridge.relay.client_join import MAX_SHOWN, ClientJoins
 from arcbridge.relay.counters import Counters
 from arcbridge.relay.pending_dials import VOID, Detour, PendingDials
 from arcbridge.relay.registry.base import Registry, RegistryUnavailable, admit
@@ -114,7 +114,8 @@ class AgentJoins:
                 refusal, reason = self._claim_for_relay(join, request, ticket)
                 claimed = refusal is None
                 if refusal is not None:
-                    log.warning("hop refused", source=ticket.address, cluster=request.cluster, reason=reason)
+                    cluster = request.cluster[:MAX_SHOWN]
+                    log.warning("hop refused", source=ticket.address, cluster=cluster, reason=reason)
                     await join.refuse(refusal)
         finally:
             if not claimed:
