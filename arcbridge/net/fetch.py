@@ -73,7 +73,10 @@ class HttpFetcher:
         self, method: str, url: str, ca_pem: Trust, *, headers: Mapping[str, str], body: bytes = b""
     ) -> Reply:
         """Send one request; return the answer, whatever its status. Raises Unreachable for want of a whole one."""
-        target = URL(url, encoded=True)
+        try:
+            target = URL(url, encoded=True)
+        except ValueError as error:  # an issuer's document names a port that is no number, say
+            raise Unreachable("what is to be fetched has no well-formed URL") from error
         if target.scheme not in (("https", "http") if self._plain else ("https",)) or not target.host:
             raise Unreachable("only https documents are fetched")
         where = target.host

@@ -66,6 +66,11 @@ class JoinCode(IntEnum):
     LIMIT = 12
     """The user is at a limit of the relay; `retry_after` says when to try again."""
 
+    @classmethod
+    def _missing_(cls, value: object) -> JoinCode:
+        """Return what stands for the code of a newer relay of the fleet."""
+        return cls.INTERNAL
+
 
 async def client_join(
     sock: socket.socket,

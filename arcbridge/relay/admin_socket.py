@@ -201,7 +201,7 @@ def _is_operator(sock: socket.socket) -> bool:
 
 async def _actor(sock: socket.socket) -> Actor:
     peer = unix_peer(sock)
-    return Actor("os") if peer is None else await asyncio.to_thread(os_actor, peer.uid, peer.pid)
+    return Actor("os") if peer is None else await os_actor(peer.uid, peer.pid)
 
 
 @contextlib.contextmanager

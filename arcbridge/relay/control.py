@@ -40,7 +40,7 @@ from typing import Final
 
 import structlog
 
-from arcbridge.errors import ArcbridgeError, ConnectionLost, EnrolmentRefused, JoinRefused
+from arcbridge.errors import ArcbridgeError, ConnectionLost, EnrolmentRefused, JoinRefused, StateError
 from arcbridge.limiters import KeyedTokenBucket, TokenBucket
 from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.net.address import source_of
@@ -139,7 +139,8 @@ class ControlConnection(BaseHandler):
         intake: Intake | None = None,
         reported: Callable[[ControlConnection], None] = lambda link: None,
     ) -> None:
-        """`reported` is called with each report, while the connection is registered or is about to be."""
+        """`reported` is called with each report, and when the agent begins to drain, while the connection is registered
+        or is about to be."""
         self.reported = reported
         self.cluster = cluster
         self.intake = intake
@@ -248,6 +249,7 @@ class ControlConnection(BaseHandler):
 
     def goaway_received(self, session: MuxSession, goaway: Goaway) -> None:
         self.draining = True
+        self.reported(self)  # other workers of this relay must not ask it any more
 
     def session_ended(self, session: MuxSession, error: ArcbridgeError) -> None:
         self.draining = True
@@ -549,12 +551,14 @@ class ControlServer:
             self._refused(ticket, link.cluster, error.message)
             session.close(GoawayCode.REVOKED, error.message)
             return False
-        except RegistryUnavailable as error:
+        except (RegistryUnavailable, StateError) as error:
             self._refused(ticket, link.cluster, error.message)
             session.close(GoawayCode.UNAVAILABLE, "the relay's registry does not answer", error.retry_after or 5)
             return False
         if self._leaving:
             session.close(GoawayCode.DRAINING, self._leaving, RETRY_AFTER)
+            return False
+        if session.closed:  # the agent has left meanwhile: it takes no place, and replaces no connection
             return False
         known = (link.cluster, link.instance) in self._instances
         if len(self._open) >= self._most and not known:  # one that replaces its older connection is none more
@@ -646,10 +650,10 @@ class ControlServer:
             )
         if await self.registry.adopt(cluster, ca_pem, time.time()):
             self.counters.clusters_adopted += 1
-            await self.registry.certificate_issued(cluster, agent_expiry(certificate))
             log.info("cluster adopted", cluster=cluster, cluster_ca_pin=pin, source=ticket.address)
             agent = Actor("agent", hello.agent, {"source": ticket.address})
             self.audit.note("cluster adopt", {"cluster": cluster, "cluster_ca_pin": pin}, agent)
+            await self.registry.certificate_issued(cluster, agent_expiry(certificate))
         # Another relay may have adopted it meanwhile, with another CA; or the operator has revoked the name.
         record = await self.registry.cluster(cluster)
         if record is None:
@@ -731,7 +735,7 @@ class ControlServer:
             return
         try:
             await self.registry.seen(link.cluster, time.time(), version=link.version)
-        except RegistryUnavailable as error:
+        except (RegistryUnavailable, StateError) as error:
             # Only a date for people; the agent stays connected.
             log.warning("cluster not noted as seen", cluster=link.cluster, reason=error.message)
 

@@ -131,6 +131,8 @@ class PolicyWatch:
         waited = file.waited()
         while (policy := file.pending) is not None:
             effect = await effect_of(policy, self._sessions())
+            if file.pending is not policy:
+                continue  # the file has changed meanwhile, or another look has decided
             accepted = file.is_accepted(policy)
             reason = "" if accepted else self._objection(policy, effect)
             file.decide(policy, reason)

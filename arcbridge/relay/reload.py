@@ -40,6 +40,8 @@ class RelayReload:
         self._share = share
         self.checked = basis.checked
         """What is in force."""
+        self.limits, self.wanted = basis.limits, basis.wanted
+        """The limits that count, of those that the settings want: see `Basis`."""
         self._config = basis.checked.config
         self._contents = contents(self._config)
 
@@ -66,7 +68,8 @@ class RelayReload:
         config = checked.config
         assert config.policy is not None, "the check requires it"
         logs.reconfigure_level(config.observe.log_level)
-        limits = fitted(self._share(config.limits), raise_limit())
+        self.wanted = self._share(config.limits)
+        self.limits = limits = fitted(self.wanted, raise_limit())
         parts = self._entrances
         for part in (parts.admission, parts.control, parts.clients, parts.api):
             part.change_limits(limits)

@@ -19,13 +19,13 @@ from typing import Final
 
 import structlog
 
-from arcbridge.errors import ConnectionLost, EnrolmentRefused, JoinRefused, RemoteProtocolError
+from arcbridge.errors import ConnectionLost, EnrolmentRefused, JoinRefused, RemoteProtocolError, StateError
 from arcbridge.limiters import KeyedTokenBucket
 from arcbridge.net.join import JoinCode, ServerJoin
 from arcbridge.net.tls import ALPN_HOP, ServerContext
 from arcbridge.pki.authority import agent_cluster, is_relay
 from arcbridge.relay.admission import Ticket
-from arcbridge.relay.client_join import ClientJoins
+from arcbridge.relay.client_join import MAX_SHOWN, ClientJoins
 from arcbridge.relay.counters import Counters
 from arcbridge.relay.pending_dials import VOID, Detour, PendingDials
 from arcbridge.relay.registry.base import Registry, RegistryUnavailable, admit
@@ -76,7 +76,7 @@ class AgentJoins:
             admit(await self.registry.cluster(cluster), certificate)
         except EnrolmentRefused as error:
             return JoinReply(code=JoinCode.FORBIDDEN, message=error.message), error.message
-        except RegistryUnavailable as error:
+        except (RegistryUnavailable, StateError) as error:
             reply = JoinReply(code=JoinCode.INTERNAL, message="the relay's registry does not answer", retry_after=5)
             return reply, error.message
         ticket.leave()
@@ -114,7 +114,8 @@ class AgentJoins:
                 refusal, reason = self._claim_for_relay(join, request, ticket)
                 claimed = refusal is None
                 if refusal is not None:
-                    log.warning("hop refused", source=ticket.address, cluster=request.cluster, reason=reason)
+                    cluster = request.cluster[:MAX_SHOWN]
+                    log.warning("hop refused", source=ticket.address, cluster=cluster, reason=reason)
                     await join.refuse(refusal)
         finally:
             if not claimed:

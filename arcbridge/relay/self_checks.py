@@ -205,10 +205,12 @@ def checks_of(
     registry_error: Callable[[], str | None],
     basis: Basis,
     revocations: Callable[[], Finding],
+    limits: Callable[[], tuple[RelayLimitsConfig, RelayLimitsConfig]],
     clock: Callable[[], float] = time.time,
     ca_error: Callable[[], str] = str,
 ) -> list[SelfCheck]:
-    """Return all checks of a relay that serves. The registry gates readiness by itself."""
+    """Return all checks of a relay that serves. The registry gates readiness by itself. `limits`: those that count now,
+    and those that the settings want."""
     verifier, certificate = basis.verifier, basis.certificate
 
     async def issuers() -> Sequence[Finding]:
@@ -241,9 +243,7 @@ def checks_of(
             now(lambda: certificate_finding(certificate.loaded.expires, clock(), own=certificate.ca_pem is not None)),
         ),
         SelfCheck("ca", now(lambda: ca_finding(ca_error(), basis.authority.expires, clock()))),
-        SelfCheck(
-            "descriptors", now(lambda: descriptors_finding(descriptors_used(), limit(), basis.limits, basis.wanted))
-        ),
+        SelfCheck("descriptors", now(lambda: descriptors_finding(descriptors_used(), limit(), *limits()))),
         SelfCheck("policy", now(lambda: policy_finding(basis.policy.error, basis.policy.held))),
         SelfCheck("audit", audit),
         SelfCheck("public_address", public_address),

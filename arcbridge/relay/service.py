@@ -332,6 +332,7 @@ async def _observe(
             lambda: maintenance.registry_error,
             basis,
             maintenance.recovery.finding,
+            lambda: (reload.limits, reload.wanted),
             ca_error=lambda: maintenance.ca_error,
         ),
         log,
@@ -389,7 +390,6 @@ class _Maintenance:
         self.reports = reports
         self.recovery = recovery
         recovery.refresh = self.take_over
-        self._noted = time.monotonic()
         self._learn_at = 0.0
         self._rotation = RotationWatch(basis.checked.config.data_dir)
         self.ca_error = ""
@@ -405,6 +405,7 @@ class _Maintenance:
             group.create_task(self._again(self._watch_policy, POLICY_INTERVAL))
             group.create_task(self._again(self.look, MAINTENANCE_INTERVAL))
             group.create_task(self._again(self._learn_clusters, MAINTENANCE_INTERVAL))
+            group.create_task(self._again(self._note, _SEEN))
 
     async def _again(self, work: Callable[[], Awaitable[None]], seconds: float) -> None:
         loop = asyncio.get_running_loop()
@@ -444,10 +445,6 @@ class _Maintenance:
         await self._look_at_ca()
         try:
             await self.take_over()
-            if time.monotonic() - self._noted >= _SEEN:
-                self._noted = time.monotonic()
-                self._basis.certificate.refresh()
-                await self._note()
         except (RegistryUnavailable, StateError) as error:
             # Also a damaged file: the policy below must go on to count.
             if self.registry_error is None:
@@ -492,11 +489,13 @@ class _Maintenance:
             self.ca_error = error.message
 
     async def _note(self) -> None:
-        """Note which clusters are connected. A relay that cannot write these dates is as ready as before."""
+        """Renew the certificate, and note which clusters are connected, one after the other: a fleet's registry takes
+        milliseconds for each. A relay that cannot write these dates is as ready as before."""
+        self._basis.certificate.refresh()
         try:
             for cluster in {link.cluster for link in self._basis.fleet.links()}:
                 await self._basis.registry.seen(cluster, time.time())
-        except RegistryUnavailable as error:
+        except (RegistryUnavailable, StateError) as error:
             log.warning("clusters not noted as seen", reason=error.message)
 
 

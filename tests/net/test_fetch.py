@@ -233,6 +233,15 @@ async def test_a_question_is_not_sent_elsewhere(fetch: HttpFetcher) -> None:
         await fetch("http://localhost/keys", None)
 
 
+@pytest.mark.parametrize("url", ["https://localhost:port/keys", "https://localhost:99999/keys", "https://[::1/keys"])
+async def test_an_address_that_an_issuer_has_written_wrongly_is_a_failure_as_any_other(
+    fetch: HttpFetcher, url: str
+) -> None:
+    """Else the key set would neither say why it has no keys, nor wait before it asks the issuer again."""
+    with pytest.raises(Unreachable, match="no well-formed URL"):
+        await fetch(url, None)
+
+
 async def test_t55_a_server_that_stalls_holds_up_no_other() -> None:
     fetch = HttpFetcher(deadline=60.0)
     async with serving(b"", hold=True) as (stalled, seen), serving(answer("200 OK", b"{}")) as (good, _):

@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import stat
+import threading
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from arcbridge.errors import StateError
 from arcbridge.relay import admin_socket as module
 from arcbridge.relay.admin_socket import SOCKET, AdminSocket, ask
 from arcbridge.relay.audit.log import RelayAudit
+from tests.relay.audit.test_record import hanging_directory
 from tests.support.eventually import until
 
 
@@ -46,6 +48,17 @@ async def test_a_question_and_its_answer(relay: Relay, tmp_path: Path) -> None:
     assert await ask(tmp_path, {"ask": "sessions"}) == [{"session": "a"}]
     assert relay.asked == [{"ask": "sessions"}]
     assert stat.S_IMODE((tmp_path / SOCKET).stat().st_mode) == 0o600
+
+
+async def test_a_directory_of_users_that_hangs_takes_no_thread_of_the_loop(
+    relay: Relay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There are few of them, and the relay's look at revocations needs one."""
+    async with hanging_directory(monkeypatch):
+        for _ in range(40):
+            assert await ask(tmp_path, {"ask": "sessions"}) == relay.rows
+        assert await asyncio.wait_for(asyncio.to_thread(len, "free"), 5) == 4
+        assert sum(one.name == "user-name" for one in threading.enumerate()) <= 2, "this user, and who has logged in"
 
 
 async def test_no_relay(tmp_path: Path) -> None:

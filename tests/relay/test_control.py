@@ -8,11 +8,12 @@ import ssl
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
 from arcbridge.agent.revocations import Revocations
-from arcbridge.errors import ArcbridgeError, JoinRefused
+from arcbridge.errors import ArcbridgeError, JoinRefused, StateError
 from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.net.backoff import Backoff
 from arcbridge.net.join import JoinCode
@@ -26,7 +27,7 @@ from arcbridge.relay import control as control_module
 from arcbridge.relay.admission import Ticket
 from arcbridge.relay.control import FULL_RETRY, LAPSED_MARGIN, SETTLE
 from arcbridge.relay.fleet.base import Lost
-from arcbridge.relay.registry.base import UserRevocation
+from arcbridge.relay.registry.base import RegistryUnavailable, UserRevocation
 from arcbridge.settings.config import RelayLimitsConfig
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.records import CaSuccession, Dial, Goaway, Revoke, Status
@@ -379,6 +380,18 @@ async def test_a_known_or_revoked_cluster_is_not_adopted(
         assert relay.counters.clusters_adopted == 0
 
 
+async def test_an_adoption_is_recorded_whatever_comes_behind_it(
+    monkeypatch: pytest.MonkeyPatch, relay: Station
+) -> None:
+    ca, noted = Authority.create("cluster"), []
+    unavailable = mock.AsyncMock(side_effect=RegistryUnavailable("NATS does not answer"))
+    monkeypatch.setattr(relay.registry, "certificate_issued", unavailable)
+    monkeypatch.setattr(relay.control.audit, "note", lambda act, *_: noted.append(act))
+    told = await sent_away(relay, "berlin", pin=ca.pin, cluster_ca=ca.certificate_pem)
+    assert told.code == GoawayCode.UNAVAILABLE
+    assert noted == ["cluster adopt"]
+
+
 async def test_of_two_clusters_with_one_name_the_first_is_adopted(tmp_path: Path) -> None:
     one, two = cluster_ca("one"), cluster_ca("two")
     async with station(tmp_path) as relay:
@@ -590,6 +603,46 @@ async def test_a_relay_that_holds_all_the_agents_it_may_sends_the_next_one_away(
         for session in (first, again):
             session.abort()
         await connected(relay, 0)
+
+
+async def test_an_agent_that_leaves_during_its_admission_replaces_none(
+    monkeypatch: pytest.MonkeyPatch, relay: Station
+) -> None:
+    first, _ = await agent_comes(relay, "prod")
+    await connected(relay, 1)
+    take = relay.control._take_what_returns
+
+    async def left(link: Any, session: MuxSession, ticket: Ticket) -> bool:
+        await session.wait_ended()
+        return await take(link, session, ticket)
+
+    monkeypatch.setattr(relay.control, "_take_what_returns", left)
+    second, _ = await agent_comes(relay, "prod")
+    second.abort()
+    await relay.settled()
+    assert (relay.counters.agents_total, relay.counters.agents_replaced) == (1, 0)
+    assert not first.closed
+    first.abort()
+    await connected(relay, 0)
+
+
+async def test_a_damaged_registry_is_an_answer_too(monkeypatch: pytest.MonkeyPatch, relay: Station) -> None:
+    async def damaged(name: str) -> None:
+        raise StateError("registry.db is damaged or not a registry: restore it from a backup")
+
+    async with Agent(relay, instance="i2") as agent:
+        monkeypatch.setattr(relay.registry, "cluster", damaged)
+        assert (await refused(agent.join("guess"))).code == JoinCode.INTERNAL
+        assert (await sent_away(relay, "prod")).code == GoawayCode.UNAVAILABLE
+        assert relay.counters.rejected["failed"] == 0
+
+
+async def test_the_fleet_hears_at_once_that_an_agent_drains(monkeypatch: pytest.MonkeyPatch, relay: Station) -> None:
+    heard: list[bool] = []
+    monkeypatch.setattr(relay.fleet, "reported", lambda link: heard.append(link.draining))
+    async with Agent(relay) as agent:
+        agent.session.goaway(GoawayCode.DRAINING, "the agent is stopping", 0)
+        await until(lambda: heard == [True])
 
 
 async def test_j30_a_cluster_with_every_place_gives_way_to_another(tmp_path: Path) -> None:

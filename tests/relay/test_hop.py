@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import structlog
 
 from arcbridge.errors import ArcbridgeError, JoinRefused
 from arcbridge.net import client_hello
@@ -210,6 +211,16 @@ async def test_only_relays_are_let_in(pair: Pair, how: str) -> None:
     with pytest.raises(ArcbridgeError) as caught:
         await client_join(sock, context, HOP_NAME, request, alpn=ALPN_HOP)
     assert not isinstance(caught.value, JoinRefused) or caught.value.code == JoinCode.FORBIDDEN
+
+
+async def test_what_an_agent_calls_a_cluster_over_a_hop_fills_no_log(pair: Pair) -> None:
+    request = JoinRequest(role="agent", cluster="x" * 60_000, token=token_of(A, "x"), hops=1)
+    with structlog.testing.capture_logs() as lines:
+        error = await refused(
+            client_join(await pair.a.dial(), client_context(ALPN_HOP, "prod"), HOP_NAME, request, alpn=ALPN_HOP)
+        )
+    assert error.code == JoinCode.FORBIDDEN
+    assert [len(line["cluster"]) for line in lines if line["event"] == "hop refused"] == [253]
 
 
 @pytest.mark.parametrize("how", ["no listener", "another service", "draining"])

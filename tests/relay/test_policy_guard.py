@@ -125,6 +125,19 @@ async def test_what_cannot_be_meant_is_held_back_until_it_is_accepted(
     assert policy_finding(relay.file.error, relay.file.held).code == ""
 
 
+async def test_of_two_looks_at_once_one_decides(file: Path) -> None:
+    """The relay looks each second, and before each look at the registry; the loop has turns between the sessions."""
+    relay, found = Relay(file, users=100), []
+    relay.watch.record = lambda act, arguments, **more: found.append(more.get("outcome", "done"))
+    await relay.write(only("user-0"))
+    assert relay.file.held is not None
+    relay.file.accept(relay.file.held[0].hash)
+    with structlog.testing.capture_logs() as lines:
+        await asyncio.gather(relay.watch.look(), relay.watch.look())
+    assert [line["event"] for line in lines] == ["policy taken over"]
+    assert found == ["held", "done"]
+
+
 async def test_a_version_that_stays_counts_after_a_time(file: Path) -> None:
     relay = Relay(file, users=5)
     await relay.write(only("user-0"))

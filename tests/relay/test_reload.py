@@ -15,6 +15,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from arcbridge.audit.verify import verify
+from arcbridge.checks.diagnosis import FindingState
+from arcbridge.checks.self_checks import SelfCheck
 from arcbridge.errors import JoinRefused
 from arcbridge.net.join import JoinCode
 from arcbridge.observe import logging as logs
@@ -105,6 +107,28 @@ async def test_a_reload_is_recorded_in_the_file_of_that_name(relay: Reloading) -
     assert (refused["outcome"], stop["act"]) == ("refused", "relay stop")
     assert "limits.sessions: must be at least 1" in refused["reason"]
     assert verify([rotated, path]).ok
+
+
+async def test_descriptors_are_judged_by_the_limits_that_count(
+    config: RelayConfig,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`doctor` says to lower the limits, and a reload does."""
+    made, checks_of = [], service.checks_of
+
+    def make(*arguments: Any, **named: Any) -> list[SelfCheck]:
+        made.extend(checks_of(*arguments, **named))
+        return made
+
+    monkeypatch.setattr(service, "checks_of", make)
+    relay = Reloading(config)
+    await relay.start()
+    (look,) = (one.look for one in made if one.name == "descriptors")
+    for sessions, state in ((10**9, FindingState.WARNING), (7, FindingState.OK)):
+        relay.config = replace(relay.config, limits=RelayLimitsConfig(sessions=sessions))
+        await relay.reload("ok")
+        assert [one.state for one in await look()] == [state]
+    await relay.stop()
 
 
 async def test_a_mistake_changes_nothing(relay: Reloading) -> None:

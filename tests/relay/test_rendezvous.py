@@ -244,6 +244,14 @@ async def test_k11_what_is_about_the_relays_machine_is_for_its_log(
     assert [line["reason"] for line in logs if line["event"] == "join failed"] == [cause.message]
 
 
+async def test_a_code_of_a_newer_relay_is_an_answer_too(monkeypatch: pytest.MonkeyPatch, relay: Station) -> None:
+    async def newer(cluster: str, dial: Dial, timeout: float) -> None:
+        raise JoinRefused(99, "in the words of a newer relay of the fleet")
+
+    monkeypatch.setattr(relay.fleet, "dial", newer)
+    assert (await refused(relay.join(), "in the words of a newer relay")).code == JoinCode.INTERNAL
+
+
 async def test_a_dial_token_counts_once_and_for_its_cluster_only(tmp_path: Path) -> None:
     """docs/threats.md#J1: guessed, of another cluster, again during and after its join; its own join goes on."""
     async with (

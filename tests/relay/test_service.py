@@ -27,6 +27,7 @@ from arcbridge.net.tls import ALPN_HTTP, ALPN_JOIN, RelayTrust, fetch_relay_cas,
 from arcbridge.pki.authority import Authority
 from arcbridge.pki.enrolment import make_csr, make_key
 from arcbridge.relay import admin, service
+from arcbridge.relay.certificate import ServerCertificate
 from arcbridge.relay.drain import PATIENCE
 from arcbridge.relay.registry.base import RegistryUnavailable
 from arcbridge.relay.registry.sqlite import SqliteRegistry
@@ -292,6 +293,47 @@ async def test_a_relay_that_cannot_list_its_clusters_is_as_ready_as_before(
     async with running(config) as relay:
         await until(lambda: asked > 2)
         await relay.shows("arcbridge_relay_ready 1.0")
+
+
+async def test_no_revocation_waits_until_all_clusters_are_noted(
+    config: RelayConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fleet's registry takes milliseconds for each cluster, and a slow one much longer."""
+    monkeypatch.setattr(service, "MAINTENANCE_INTERVAL", 0.05)
+    monkeypatch.setattr(service, "_SEEN", 0.05)
+    noting = asyncio.Event()
+
+    async def hangs(self: SqliteRegistry, name: str, when: float, *, version: str | None = None) -> None:
+        noting.set()
+        await asyncio.Event().wait()
+
+    async with running(config) as relay, EnrolledAgent(relay) as agent:
+        await agent.hears(Revoke(first=True))
+        monkeypatch.setattr(SqliteRegistry, "seen", hangs)
+        await asyncio.wait_for(noting.wait(), 10)
+        made = await admin.revoke_user(admin.at(config), "oidc:alice")
+        await agent.hears(Revoke("oidc:alice", made.before))
+
+
+async def test_certificates_are_renewed_while_the_registry_does_not_answer(
+    config: RelayConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "MAINTENANCE_INTERVAL", 0.05)
+    monkeypatch.setattr(service, "_SEEN", 0.05)
+    looks = 0
+
+    async def fails(self: SqliteRegistry) -> frozenset[str]:
+        raise RegistryUnavailable("its disk is full")
+
+    def refresh(self: ServerCertificate) -> None:
+        nonlocal looks
+        looks += 1
+
+    async with running(config) as relay:
+        monkeypatch.setattr(SqliteRegistry, "revocations", fails)
+        await relay.shows("arcbridge_relay_ready 0.0")
+        monkeypatch.setattr(ServerCertificate, "refresh", refresh)
+        await until(lambda: looks > 1)
 
 
 async def test_a_revoked_user_is_cut_everywhere_and_the_agents_are_told(

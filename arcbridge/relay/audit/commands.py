@@ -10,21 +10,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
-from typing import Final
 
 import structlog
 
 from arcbridge.errors import ArcbridgeError, ConfigError, StateError
 from arcbridge.relay.admin_socket import ask
 from arcbridge.relay.audit.log import RelayAudit, Row, audit_file, open_audit
-from arcbridge.relay.audit.record import Actor, own_actor
+from arcbridge.relay.audit.record import own_actor
 from arcbridge.settings.config import RelayConfig
-
-DIRECTORY_DEADLINE: Final = 2.0
-"""Seconds for the name of the user; a revocation waits for no directory."""
 
 log = structlog.get_logger("arcbridge.relay")
 
@@ -79,33 +74,12 @@ class _Book:
                     raise
                 log.warning("command not recorded", reason=error.message)
                 return {}
-        rows = await self._own.record(question, await _own_actor())
+        rows = await self._own.record(question, await own_actor())
         return rows[0] if rows else {}
 
     async def close(self) -> None:
         if self._own is not None:
             await asyncio.to_thread(self._own.close)
-
-
-async def _own_actor() -> Actor:
-    """Return the user of this process; the number alone where the system's directory of users does not answer soon.
-
-    The thread is a daemon, because one that hangs in a directory over the network would hold up the command's end.
-    """
-    loop = asyncio.get_running_loop()
-    found: asyncio.Future[Actor] = loop.create_future()
-
-    def look() -> None:
-        actor = own_actor()
-        with contextlib.suppress(RuntimeError):  # the loop has ended
-            loop.call_soon_threadsafe(lambda: None if found.done() else found.set_result(actor))
-
-    threading.Thread(target=look, name="own-actor", daemon=True).start()
-    try:
-        async with asyncio.timeout(DIRECTORY_DEADLINE):
-            return await found
-    except TimeoutError:
-        return Actor("os", facts={"uid": os.getuid() if hasattr(os, "getuid") else -1})
 
 
 def _open(config: RelayConfig) -> RelayAudit:

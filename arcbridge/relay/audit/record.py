@@ -7,9 +7,12 @@ a secret is left out. Names of users and clusters are never taken for secrets, b
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import threading
 from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -24,6 +27,10 @@ MAX_FIELDS: Final = 12
 """Arguments, and parts of a result."""
 MAX_LISTED: Final = 20
 MAX_LINE: Final = 16 * 1024
+DIRECTORY_DEADLINE: Final = 2.0
+"""Seconds for the name of a user: neither a revocation nor a question waits for a directory over the network."""
+_looking: Final[dict[int, Future[str]]] = {}
+"""Names that are being looked up, by user: one that hangs has one thread, however often it is asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,27 +49,26 @@ RELAY: Final = Actor("relay")
 FLEET: Final = Actor("fleet")
 
 
-def os_actor(uid: int, pid: int) -> Actor:
-    """Return the user of a process of this machine; may wait for the system's directory of users.
+async def os_actor(uid: int, pid: int) -> Actor:
+    """Return the user of a process of this machine; without a name where the system's directory of users does not
+    answer soon.
 
     `login` is who logged in to the session that the process is of, as the kernel keeps it behind `sudo` and `su`.
     """
     facts: dict[str, object] = {"uid": uid}
-    try:
-        with open(f"/proc/{pid}/loginuid", encoding="ascii") as file:
-            login = int(file.read(16))
-    except (OSError, ValueError):
-        login = -1
-    if 0 <= login < 2**32 - 1:
-        facts["login_uid"] = login
-        if name := _user_name(login):
-            facts["login"] = name
-    return Actor("os", _user_name(uid), facts)
+    login = _login(pid)
+    if not 0 <= login < 2**32 - 1:
+        return Actor("os", await _name_of(uid), facts)
+    facts["login_uid"] = login
+    name, login_name = await asyncio.gather(_name_of(uid), _name_of(login))
+    if login_name:
+        facts["login"] = login_name
+    return Actor("os", name, facts)
 
 
-def own_actor() -> Actor:
+async def own_actor() -> Actor:
     """Return the user of this process."""
-    return os_actor(os.getuid() if hasattr(os, "getuid") else -1, os.getpid())
+    return await os_actor(os.getuid() if hasattr(os, "getuid") else -1, os.getpid())
 
 
 def act_line(
@@ -126,6 +132,40 @@ def _value(value: object, limit: int) -> object:
 def _cut(text: str, limit: int) -> str:
     data = escape(text).encode("utf-8", "replace")
     return data.decode() if len(data) <= limit else data[: limit - 3].decode("utf-8", "ignore") + "…"
+
+
+def _login(pid: int) -> int:
+    try:
+        with open(f"/proc/{pid}/loginuid", encoding="ascii") as file:
+            return int(file.read(16))
+    except (OSError, ValueError):
+        return -1
+
+
+async def _name_of(uid: int) -> str:
+    """Return the name of a user, empty where it is not known in time.
+
+    Each look-up has a thread of its own, which is a daemon: one that hangs would take a thread from the event loop's
+    few, of which a relay's look at revocations needs one, and hold up the end of the process.
+    """
+    found = _looking.get(uid)
+    if found is None:
+        found = _looking[uid] = Future()
+        threading.Thread(target=_look, args=(uid, found), name="user-name", daemon=True).start()
+    try:
+        async with asyncio.timeout(DIRECTORY_DEADLINE):
+            return await asyncio.shield(asyncio.wrap_future(found))
+    except TimeoutError:
+        return ""
+
+
+def _look(uid: int, found: Future[str]) -> None:
+    name = ""
+    try:
+        name = _user_name(uid)
+    finally:
+        _looking.pop(uid, None)
+        found.set_result(name)
 
 
 def _user_name(uid: int) -> str:

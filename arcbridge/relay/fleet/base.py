@@ -243,7 +243,7 @@ class Fleet:
         return {cluster: len(self._links[cluster]) for cluster in clusters if cluster in self._links}
 
     def reported(self, link: AgentLink) -> None:
-        """Take note that the agent of this link has reported."""
+        """Take note that the agent of this link has reported, or has begun to drain."""
 
     def round_trip(self, cluster: str) -> float:
         """Return the least round trip, seconds, that an agent of the cluster reports to *this* relay; 0: none does."""

@@ -21,7 +21,7 @@ holds the cluster's own CA.
 
 Subjects, behind the fleet's prefix:
 
-    dial.CLUSTER             ASK, any instance        queue group `relays`
+    dial.CLUSTER             ASK, any that stays      queue group `relays`
     dial.CLUSTER.INSTANCE    ASK, this instance       queue group `relays`; INSTANCE is a hash of the id
     offer.NAME.ID.*          ACCEPT, to this relay process
     relay.ID                 "at which internal address are you?", or "who was to join you cannot" (relay.hop)
@@ -231,13 +231,19 @@ class NatsFleet(Fleet):
         await super().unregister(link)
         await self._listen(link)
 
+    def reported(self, link: AgentLink) -> None:
+        if link.draining:
+            self._tasks.start(self._listen(link))
+
     async def _listen(self, link: AgentLink) -> None:
-        """Listen to exactly the subjects of the agents that are here."""
+        """Listen to exactly the subjects of the agents that are here. For the subject of a cluster those alone count
+        that stay: else relays whose agents drain would be asked in the place of the others."""
         of_cluster = f"{self._prefix}.dial.{subject_token(link.cluster)}"
         of_instance = f"{of_cluster}.{_hashed(link.instance)}"
         async with self._changing:
             for subject, instance in ((of_cluster, ""), (of_instance, link.instance)):
-                wanted = self.has(link.cluster, instance) and not self._draining
+                here = self.has(link.cluster, instance) if instance else self.pick(link.cluster, "") is not None
+                wanted = here and not self._draining
                 if wanted and subject not in self._listening:
                     self._listening[subject] = await self._nats.subscribe(subject, self._asked, _QUEUE)
                 elif not wanted and subject in self._listening:
@@ -274,7 +280,7 @@ class NatsFleet(Fleet):
                 second = await self._find(cluster, dial.instance, tried, first.instance)
             except JoinRefused:
                 second = None
-            if second is None:
+            if second is None or (asking.done() and asking.exception() is None):  # the first one's consent came late
                 return await asking, first.outcome
             asking.cancel()
             return await second.ask(dial, max(until - loop.time(), 0.05)), second.outcome

@@ -9,7 +9,8 @@ Of two connections of one instance the newer stays, wherever the two are: a regi
 machine's monotonic clock, which all processes share.
 
 Messages, behind the sibling's HELLO: `link` and `unlink` (a registration and its end), `trip` (the round trip that the
-agent has measured has become another), `dial` (a question: one dial request), `lost` (a user's right to a cluster is).
+agent has measured has become another, or it drains), `dial` (a question: one dial request), `lost` (a user's right to a
+cluster is).
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class _Remote:
         self.stamp = float(head["stamp"])
         self.pending = 0
         """Dials from here; those of other workers are not known, which only makes the choice less even."""
-        self.draining = False
+        self.draining = bool(head["draining"])
 
     async def dial(self, dial: Dial) -> Status:
         self.pending += 1
@@ -105,11 +106,11 @@ class WorkersFleet(Fleet):
 
     def reported(self, link: AgentLink) -> None:
         stamp, trip, told = self._own.get(link), link.report.round_trip, self._trips.get(link, 0.0)
-        if stamp is None or abs(trip - told) <= TRIP_CHANGE * told:
+        if stamp is None or (abs(trip - told) <= TRIP_CHANGE * told and not link.draining):
             return
         self._trips[link] = trip
         for sibling in self._siblings:
-            sibling.tell({"t": "trip", **_name(link, stamp), "trip": trip})
+            sibling.tell({"t": "trip", **_name(link, stamp), **_state(link)})
 
     def tell_lost(self, lost: Lost) -> None:
         for sibling in self._siblings:
@@ -180,7 +181,7 @@ class WorkersFleet(Fleet):
         head = message.head
         remote = self._remote.get((sibling.index, str(head["cluster"]), str(head["instance"])))
         if remote is not None and remote.stamp == float(head["stamp"]):
-            remote.report = AgentReport(round_trip=float(head["trip"]))
+            remote.report, remote.draining = AgentReport(round_trip=float(head["trip"])), bool(head["draining"])
 
     def _left(self, sibling: Sibling) -> None:
         for key, remote in list(self._remote.items()):
@@ -194,8 +195,11 @@ class WorkersFleet(Fleet):
 
 
 def _link(link: AgentLink, stamp: float) -> Head:
-    fields = {"version": link.version, "since": link.since, "trip": link.report.round_trip}
-    return {"t": "link", **_name(link, stamp), **fields}
+    return {"t": "link", **_name(link, stamp), "version": link.version, "since": link.since, **_state(link)}
+
+
+def _state(link: AgentLink) -> Head:
+    return {"trip": link.report.round_trip, "draining": link.draining}
 
 
 def _name(link: AgentLink, stamp: float) -> Head:

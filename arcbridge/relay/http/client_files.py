@@ -35,6 +35,7 @@ from arcbridge.limiters import KeyedTokenBucket, TokenBucket
 from arcbridge.net.address import source_of
 from arcbridge.relay.http.answers import ApiRefusal
 from arcbridge.relay.http.server import address_of, allow_time
+from arcbridge.tasks import TaskSet, cancel_and_wait
 
 HEADER: Final = "Arcbridge-Client"
 """`platform=version`, several separated by commas."""
@@ -52,6 +53,8 @@ CHUNK: Final = 64 * 1024
 """Bytes that are read and sent at a time."""
 LOOK_INTERVAL: Final = 2.0
 """Seconds for which what was found in the directory counts."""
+LOOK_WAIT: Final = 0.5
+"""Seconds for which an answer to a request for clusters waits for a look: the directory's disk may stall."""
 
 _NAME: Final = re.compile(r"arcbridge-([a-z0-9]{1,20}-[a-z0-9_]{1,20})(?:\.exe)?")
 _VERSION: Final = re.compile(r"[0-9][0-9A-Za-z.+-]{0,40}")
@@ -121,6 +124,7 @@ class ClientFiles:
         self._refused: set[str] = set()
         """What was logged as not served."""
         self._looking = asyncio.Lock()
+        self._looks = TaskSet()
         self._rate = DownloadRate()
 
     def install(self, app: web.Application) -> None:
@@ -135,6 +139,7 @@ class ClientFiles:
             for method in ("GET", "HEAD"):
                 app.router.add_route(method, path, handler)
         app.on_response_prepare.append(self._name_versions)
+        app.on_cleanup.append(self._end)
 
     async def look(self) -> dict[str, ClientFile]:
         """Return what the directory holds, by platform; a file that has changed is read again."""
@@ -248,9 +253,14 @@ class ClientFiles:
 
     async def _name_versions(self, request: web.Request, response: web.StreamResponse) -> None:
         if response.status == HTTPStatus.OK and request.path.startswith("/v1/clusters"):
-            offered = [f"{file.platform}={file.version}" for file in (await self.look()).values() if file.version]
+            if not self._looking.locked():
+                await asyncio.wait({self._looks.start(self.look())}, timeout=LOOK_WAIT)
+            offered = [f"{file.platform}={file.version}" for file in self._found.values() if file.version]
             if offered:
                 response.headers[HEADER] = ",".join(offered)
+
+    async def _end(self, app: web.Application) -> None:
+        await cancel_and_wait(*self._looks)
 
 
 async def _sleep(seconds: float) -> None:

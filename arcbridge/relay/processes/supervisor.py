@@ -287,7 +287,10 @@ class Supervisor:
     async def _launch(self, index: int) -> None:
         """Start a process and tell it what it is; it serves once it was introduced."""
         worker = _WorkerHandle(index)
-        ours, theirs = pair()
+        try:
+            ours, theirs = pair()
+        except OSError as error:  # no descriptor is left: it is tried again
+            raise StateError(f"a worker cannot be started: {error.strerror}") from error
         worker.channel = Channel(
             ours, lambda message: self._received(worker, message), lambda: self._channel_closed(worker)
         )
@@ -366,16 +369,23 @@ class Supervisor:
                 delay = LONGEST
         self.restarts += 1
         self._introduce([worker.index])
+        if self._stopping.is_set():  # while it was being launched, so that it has not heard of that
+            self._workers[worker.index].channel.tell({"t": "stop"})
 
     async def _look(self) -> None:
         """Kill workers that are silent, or do not come to serve."""
+        looked = time.monotonic()
         while True:
             await asyncio.sleep(_LOOK)
             if (failure := self._audit.failure) != self._audit_failure:
                 self._audit_failure = failure
                 self.tell_all({"t": "audit", "failure": failure})
             now = time.monotonic()
+            # In a container that was paused the clock went on, and this process may look before a worker could send.
+            stood_still, looked = max(now - looked - _LOOK, 0.0), now
             for worker in self._alive():
+                worker.heard = min(worker.heard + stood_still, now)
+                worker.began = min(worker.began + stood_still, now)
                 if worker.state is WorkerState.SERVING and now - worker.heard > SILENT:
                     log.error("worker killed", index=worker.index, pid=worker.process.pid, reason="silent")
                     _kill(worker.process)

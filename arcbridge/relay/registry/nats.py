@@ -271,7 +271,8 @@ class NatsRegistry(Registry):
 
         async def note() -> None:
             # The copy is good enough, because only the existence of the cluster is in question.
-            if token not in self._bindings and (await self._bucket.read(f"cluster.{token}.binding")).data is None:
+            known = self._bindings.get(token, NOTHING).data is not None
+            if not known and (await self._bucket.read(f"cluster.{token}.binding")).data is None:
                 return
             found, revision = await self._bucket.read(f"seen.{token}")
             noted = dict(found or {})
@@ -303,8 +304,13 @@ class NatsRegistry(Registry):
 
         renewal = await self._changing(renew)
         if not renewal.generation:
-            # If this process dies before the write, both certificates are void, but connections that stand go on.
-            await self.revoke_cluster(name)
+            # If this process dies before the write, or NATS does not answer, both certificates are void, but
+            # connections that stand go on. Later renewals are refused as void, so that none of them raises the alarm.
+            try:
+                await self.revoke_cluster(name)
+            except RegistryUnavailable as error:
+                advice = f"arcbridge --role relay cluster revoke {name}"
+                log.error("cluster not revoked", cluster=name, reason=error.message, advice=advice)
             raise RenewedTwice
         return renewal.generation
 
@@ -316,8 +322,10 @@ class NatsRegistry(Registry):
             found, revision = await self._bucket.read(f"cluster.{token}.revoked")
             # The time of the first revocation stays.
             if found is None:
-                data = {"at": await _after_taking_back(self._bucket, "cluster", name, self._clock())}
+                at = base.later(self._clock(), await _taken_back_at(self._bucket, "cluster", name))
+                data = {"at": at}
                 self._revoked[token] = Value(data, await self._bucket.write(f"cluster.{token}.revoked", data, revision))
+                await _forget_taken_back(self._bucket, "cluster", name, at)
             return known
 
         return await self._changing(revoke)
@@ -368,12 +376,13 @@ class NatsRegistry(Registry):
 
         async def revoke() -> UserRevocation:
             found, revision = await self._bucket.read(f"user.{digest}")
-            at = await _after_taking_back(self._bucket, "user", user, self._clock())
+            at = base.later(self._clock(), await _taken_back_at(self._bucket, "user", user))
             former = None if found is None else _user(found)
             at = base.later(at, None if former is None else former.revoked)
             record = base.added(former, UserRevocation(user, before, reason, at))
             data = asdict(record)
             self._users[digest] = Value(data, await self._bucket.write(f"user.{digest}", data, revision))
+            await _forget_taken_back(self._bucket, "user", user, at)
             return record
 
         return await self._changing(revoke)
@@ -491,7 +500,7 @@ class NatsRegistry(Registry):
         key, data = _entry(change)
         if before:
             copy[token] = Value(data, await self._bucket.write(key, data, (await self._bucket.read(key)).revision))
-            await _after_taking_back(self._bucket, kind, name, self._clock())
+            await _forget_taken_back(self._bucket, kind, name, at)
         else:
             await self._bucket.remove(key)
             _take(copy, token, await self._bucket.read(key))
@@ -654,13 +663,18 @@ def _changes_in(entries: Mapping[str, Mapping[str, Any] | None]) -> dict[tuple[s
 
 def _put_into(entries: dict[str, dict[str, Any]], change: AccessChange) -> None:
     """Put a change in force in entries that are not written yet."""
-    back, (key, data) = f"back.{_digest(f'{change.kind}.{change.name}')}", _entry(change)
+    back, (key, data) = _back_key(change.kind, change.name), _entry(change)
     for one in (back, key):
         entries.pop(one, None)
     if change.before:
         entries[key] = data
     else:
         entries[back] = {"kind": change.kind, "name": change.name, "at": change.at}
+
+
+def _back_key(kind: str, name: str) -> str:
+    """Return the key of what was taken back."""
+    return f"back.{_digest(f'{kind}.{name}')}"
 
 
 def _entry(change: AccessChange) -> tuple[str, dict[str, Any]]:
@@ -681,13 +695,18 @@ async def _drop_expired(bucket: Bucket, now: float) -> None:
         log.warning("long expired join tokens not removed", reason=error.message)
 
 
-async def _after_taking_back(bucket: Bucket, kind: str, name: str, now: float) -> float:
-    """Forget that a revocation was taken back, for there is another one; return the time of that."""
-    key = f"back.{_digest(f'{kind}.{name}')}"
-    known = (await bucket.read(key)).data
-    if known is not None:
-        await bucket.remove(key)
-    return base.later(now, None if known is None else known["at"])
+async def _taken_back_at(bucket: Bucket, kind: str, name: str) -> float | None:
+    """Return when a revocation was taken back; None: none was, or there is another one since."""
+    known = (await bucket.read(_back_key(kind, name))).data
+    return None if known is None else float(known["at"])
+
+
+async def _forget_taken_back(bucket: Bucket, kind: str, name: str, at: float) -> None:
+    """Forget that a revocation was taken back, for the one of this time is written. Not before: an attempt in which
+    another relay was faster is made again, and has to be later than that, too."""
+    known = await _taken_back_at(bucket, kind, name)
+    if known is not None and known < at:
+        await bucket.remove(_back_key(kind, name))
 
 
 async def _note_taken_back(bucket: Bucket, kind: str, name: str, revoked: float, at: float) -> None:
@@ -698,7 +717,7 @@ async def _note_taken_back(bucket: Bucket, kind: str, name: str, revoked: float,
 
 
 async def _write_taken_back(bucket: Bucket, kind: str, name: str, at: float) -> None:
-    key = f"back.{_digest(f'{kind}.{name}')}"
+    key = _back_key(kind, name)
     await bucket.write(key, {"kind": kind, "name": name, "at": at}, (await bucket.read(key)).revision)
 
 

@@ -88,7 +88,7 @@ class Bucket:
 
             jetstream = client.jetstream(timeout=CALL)
             try:
-                store = await self.answered(jetstream.key_value(self._name), CALL)
+                store = await self._asked(jetstream.key_value(self._name), CALL, errors.NotFoundError)
             except errors.NotFoundError:
                 # Another relay may make it at the same time: the same settings, so both succeed.
                 config = api.KeyValueConfig(

@@ -54,6 +54,9 @@ and callers are better told so than kept."""
 MAX_PENDING = 2000
 """Calls that wait for the thread. At tens of microseconds each this is far more than a healthy disk lets gather."""
 
+_LOCKED = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+_LOCKED_WORDS = "the registry is locked by another process: try again in a moment"
+
 _APPLICATION_ID = 0x61726362  # "arcb": tells our files from other SQLite files
 
 _CLUSTERS_AND_TOKENS = (
@@ -403,7 +406,7 @@ class SqliteRegistry(Registry):
                 state = json.dumps(asdict(dataclasses.replace(recovery, awaited=names)))
                 memory.execute("INSERT INTO recovery VALUES (?)", (state,))
                 # One transaction of the registry's file.
-                memory.backup(self._durable)
+                memory.backup(self._durable, progress=_in_time(self._busy_timeout))
                 return news
 
         return await self._run(replace)
@@ -640,11 +643,22 @@ def _put(database: sqlite3.Connection, change: AccessChange) -> None:
                          " LIMIT -1 OFFSET ?)", (base.MAX_TAKEN_BACK,))  # fmt: skip
 
 
+def _in_time(seconds: float) -> Callable[[int, int, int], None]:
+    """Return what ends a copy to a file that another process holds locked; it would try again without an end."""
+    until = time.monotonic() + seconds
+
+    def look(state: int, left: int, total: int) -> None:
+        if state in _LOCKED and time.monotonic() >= until:
+            raise RegistryUnavailable(_LOCKED_WORDS)
+
+    return look
+
+
 def _translated(error: sqlite3.Error, path: Path) -> RegistryUnavailable | StateError:
     """Ours for SQLite's. The message never holds SQLite's own, which may quote values; that one is the cause."""
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return RegistryUnavailable("the registry is locked by another process: try again in a moment")
+    if code in _LOCKED:
+        return RegistryUnavailable(_LOCKED_WORDS)
     if code == sqlite3.SQLITE_FULL:
         return RegistryUnavailable("the registry's disk is full: make room on the relay", retry_after=60)
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
 from pathlib import Path
 
 import pytest
@@ -13,12 +12,12 @@ from arcbridge.audit.verify import verify
 from arcbridge.errors import ConfigError, StateError
 from arcbridge.relay import admin
 from arcbridge.relay.admin_socket import AdminSocket
-from arcbridge.relay.audit import commands
 from arcbridge.relay.audit.commands import acting
 from arcbridge.relay.audit.log import RelayAudit, open_audit
 from arcbridge.relay.data_dir import open_registry
 from arcbridge.settings.config import RelayAuditConfig, RelayConfig
 from tests.relay.audit.test_log import answer, records
+from tests.relay.audit.test_record import hanging_directory
 from tests.relay.conftest import relay_config
 
 
@@ -61,12 +60,8 @@ async def test_without_a_relay_the_command_writes_itself(config: RelayConfig) ->
 async def test_a_directory_of_users_that_hangs_holds_up_no_command(
     config: RelayConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hold = threading.Event()
-    monkeypatch.setattr(commands, "own_actor", hold.wait)
-    monkeypatch.setattr(commands, "DIRECTORY_DEADLINE", 0.01)
-    async with acting(config, "user revoke", user="bob"):
+    async with hanging_directory(monkeypatch), acting(config, "user revoke", user="bob"):
         pass
-    hold.set()
     found = records(config.data_dir / "audit.jsonl")
     assert [(one["stage"], one["uid"], "actor" in one) for one in found] == [
         ("begun", os.getuid(), False),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+import threading
+from collections.abc import AsyncIterator, Mapping
 
 import pytest
 from hypothesis import given
@@ -12,6 +15,7 @@ from hypothesis import strategies as st
 
 from arcbridge.relay.audit import record as module
 from arcbridge.relay.audit.record import MAX_LINE, RELAY, Actor, act_line, os_actor, own_actor
+from tests.support.eventually import until
 
 TEXTS = st.text(max_size=3000)
 VALUES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), TEXTS, st.lists(TEXTS, max_size=30))
@@ -65,16 +69,36 @@ def test_what_is_too_long_is_cut_and_counted() -> None:
     assert result["name"].endswith("…")
 
 
-def test_the_user_of_this_process() -> None:
-    actor = own_actor()
+async def test_the_user_of_this_process() -> None:
+    actor = await own_actor()
     assert (actor.by, actor.facts["uid"]) == ("os", os.getuid())
 
 
-def test_a_user_whom_the_system_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert os_actor(2**31 - 7, 2**22 + 1) == Actor("os", "", {"uid": 2**31 - 7})
+async def test_a_user_whom_the_system_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert await os_actor(2**31 - 7, 2**22 + 1) == Actor("os", "", {"uid": 2**31 - 7})
     monkeypatch.setattr("builtins.open", lambda *_, **__: _Login())
     monkeypatch.setattr(module, "_user_name", lambda uid: {0: "root", 1000: "alice"}[uid])
-    assert os_actor(0, 1) == Actor("os", "root", {"uid": 0, "login_uid": 1000, "login": "alice"})
+    assert await os_actor(0, 1) == Actor("os", "root", {"uid": 0, "login_uid": 1000, "login": "alice"})
+
+
+@contextlib.asynccontextmanager
+async def hanging_directory(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
+    """The system's directory of users, which answers nobody."""
+    hold = threading.Event()
+    monkeypatch.setattr(module, "_user_name", lambda uid: str(hold.wait() and ""))
+    monkeypatch.setattr(module, "DIRECTORY_DEADLINE", 0.01)
+    try:
+        yield
+    finally:
+        hold.set()
+        await until(lambda: not module._looking)
+
+
+async def test_a_name_that_the_directory_does_not_tell_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with hanging_directory(monkeypatch):
+        found = await asyncio.gather(*(own_actor() for _ in range(20)))
+        assert {one.name for one in found} == {""}
+        assert sum(one.name == "user-name" for one in threading.enumerate()) <= 2
 
 
 class _Login:

@@ -12,7 +12,7 @@ from arcbridge.errors import JoinRefused
 from arcbridge.net.join import JoinCode
 from arcbridge.relay.fleet.base import AgentLink, Fleet, Lost
 from arcbridge.relay.fleet.nats import Accept, DialAnswer, DialAsk, NatsFleet, Offer, _hashed
-from arcbridge.relay.nats import NatsConnection, NoReply
+from arcbridge.relay.nats import NatsConnection, NoReply, NoResponder
 from arcbridge.relay.operations import Operations
 from arcbridge.relay.pump import Pumps
 from arcbridge.relay.recent_users import RecentUsers
@@ -174,6 +174,52 @@ class TestTwoRelays:
         status = await pair[0].dial("prod", DIAL, 2)
         assert status.instance == "b"
         assert not same.asked
+
+    async def test_a_consent_counts_that_comes_while_another_agent_is_looked_for(
+        self, pair: tuple[NatsFleet, NatsFleet], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        consents = asyncio.Event()
+
+        class Slow(Link):
+            async def dial(self, dial: Dial) -> Status:
+                await consents.wait()
+                return await super().dial(dial)
+
+        slow, bad = Slow(instance="a"), Link(instance="b", answer=1)
+        await pair[0].register(slow)
+        await pair[1].register(bad)
+        await settled(*pair)
+        find = pair[0]._find
+
+        async def late(cluster: str, wanted: str, tried: list[AgentLink], avoid: str) -> object:
+            if avoid:
+                consents.set()
+            return await find(cluster, wanted, tried, avoid)
+
+        monkeypatch.setattr(pair[0], "_find", late)
+        assert (await pair[0].dial("prod", DIAL, 2)).instance == "a"
+        assert not bad.asked
+
+    async def test_a_relay_whose_agents_drain_is_asked_for_their_sessions_alone(
+        self, pair: tuple[NatsFleet, NatsFleet], connections: Connections
+    ) -> None:
+        """Five relays are asked at most, and those whose agents drain would hide the one whose agent stays."""
+        link, stranger = Link(instance="a"), await connections.make()
+        await pair[1].register(link)
+        await settled(*pair)
+        assert (await offered(stranger)).instance == "a"
+        link.draining = True
+        pair[1].reported(link)
+
+        async def nobody_listens() -> bool:
+            try:
+                await offered(stranger)
+            except NoResponder:
+                return True
+            return False
+
+        await until(nobody_listens)
+        assert (await pair[0].dial("prod", replace(DIAL, instance="a"), 10)).instance == "a"
 
     async def test_no_dial_after_a_drain(self, pair: tuple[NatsFleet, NatsFleet]) -> None:
         """docs/threats.md#F8: no client is sent to a relay that goes away, and its own clients still find an agent."""

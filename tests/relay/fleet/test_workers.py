@@ -234,3 +234,24 @@ async def test_each_worker_knows_the_shortest_way_to_a_cluster(monkeypatch: pyte
     assert [one["t"] for one in told] == ["unlink"] * 2
     for one in made:
         await one.close()
+
+
+async def test_an_agent_that_drains_is_not_asked_by_another_worker() -> None:
+    """Two attempts are made: with two agents that drain both would go to these, and the third would not be asked."""
+    clients, agents = await workers(2)
+    links = [Link(instance=f"i{number}") for number in range(3)]
+    for link in links:
+        await agents.fleet.register(link)
+    await until(lambda: len(clients.fleet._remote) == 3)
+    for link in links[:2]:
+        link.draining = True
+        agents.fleet.reported(link)
+    await until(lambda: sum(one.draining for one in clients.fleet._remote.values()) == 2)
+    for _ in range(6):
+        assert (await clients.fleet.dial("prod", DIAL, 5)).instance == "i2"
+    late = Worker()
+    joined(late.siblings, agents.siblings, 2, (2, 1))
+    assert await late.siblings.synced(1, 5)
+    assert [one.draining for one in late.fleet._remote.values()] == [True, True, False]
+    for one in (clients, agents, late):
+        await one.close()

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import os
 import socket
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -105,6 +106,27 @@ async def test_the_list_names_platform_version_and_sum(serve, directory: Path) -
                 "path": "/client/linux-x86_64",
             }
         ]
+
+
+async def test_a_directory_on_a_disk_that_stalls_holds_up_no_list_of_clusters(
+    serve, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served, hold, looks = await serve(directory), threading.Event(), []
+
+    def stalls(directory: Path) -> dict[str, object]:
+        looks.append(directory)
+        hold.wait(30)
+        return {}
+
+    monkeypatch.setattr(client_files, "LOOK_WAIT", 0.01)
+    monkeypatch.setattr(served.files, "_look_again", stalls)
+    try:
+        async with asyncio.timeout(10):
+            for _ in range(3):
+                assert (await served.get("/v1/clusters"))[0] == 200
+        assert len(looks) == 1
+    finally:
+        hold.set()
 
 
 async def test_a_download_and_its_sum(serve, directory: Path) -> None:

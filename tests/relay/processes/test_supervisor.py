@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import json
 import os
 import pickle
@@ -11,13 +13,14 @@ import socket
 import time
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import aiohttp
 import pytest
 from structlog.testing import capture_logs
 
 from arcbridge.audit.verify import verify
-from arcbridge.errors import ConfigError
+from arcbridge.errors import ConfigError, StateError
 from arcbridge.net.address import Address, parse_address
 from arcbridge.observe.reloads import Outcome
 from arcbridge.pki.authority import Authority
@@ -240,6 +243,71 @@ async def test_a_worker_that_started_during_a_reload_is_told_the_new_settings(co
     assert worker.settings is supervisor._config
     worker.channel.close()
     theirs.close()
+
+
+async def test_a_worker_that_is_launched_while_the_relay_stops_goes_as_well(
+    config: RelayConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor_module, "FIRST_DELAY", 0.0)
+    supervisor, worker, theirs = started(config)
+    _, dead, _ = started(config)
+    supervisor._started = True
+    dead.process = mock.Mock(wait=mock.AsyncMock(), returncode=-9, pid=1)
+
+    async def launch(index: int) -> None:
+        supervisor._workers[index] = worker
+        supervisor._stopping.set()
+
+    monkeypatch.setattr(supervisor, "_launch", launch)
+    await supervisor._watch(dead)
+    told = [json.loads(theirs.recv(MAX_MESSAGE).partition(b"\n")[0])["t"] for _ in range(2)]
+    assert told == ["serve", "stop"]
+    worker.channel.close()
+    theirs.close()
+
+
+@pytest.mark.parametrize("heard", [False, True])
+async def test_a_container_that_was_paused_has_no_silent_workers(
+    config: RelayConfig, monkeypatch: pytest.MonkeyPatch, heard: bool
+) -> None:
+    """`docker pause`: the clock goes on. A worker that hangs after it is found as soon as ever."""
+    now, killed = 100.0, mock.Mock()
+    monkeypatch.setattr(supervisor_module, "time", mock.Mock(monotonic=lambda: now))
+    monkeypatch.setattr(supervisor_module, "_kill", killed)
+    supervisor, worker, theirs = started(config)
+    worker.process, worker.state = mock.Mock(pid=1), supervisor_module.WorkerState.SERVING
+    supervisor._workers[0] = worker
+
+    async def looks(*steps: float) -> None:
+        left = iter(steps)
+
+        async def sleep(seconds: float) -> None:
+            nonlocal now
+            if (step := next(left, None)) is None:
+                raise asyncio.CancelledError
+            now += step
+            if heard and step > 1.0:
+                worker.heard = now
+
+        with monkeypatch.context() as patch, contextlib.suppress(asyncio.CancelledError):
+            patch.setattr(asyncio, "sleep", sleep)
+            await supervisor._look()
+
+    await looks(600.0, *[1.0] * 29)
+    killed.assert_not_called()
+    await looks(1.0, 1.0)
+    killed.assert_called_with(worker.process)
+    worker.channel.close()
+    theirs.close()
+
+
+async def test_a_worker_without_a_descriptor_for_it_is_an_error_that_is_tried_again(
+    config: RelayConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any other than `StateError` ends the watch, and the worker would never be started again."""
+    monkeypatch.setattr(supervisor_module, "pair", mock.Mock(side_effect=OSError(errno.EMFILE, "Too many open files")))
+    with pytest.raises(StateError, match="a worker cannot be started: Too many open files"):
+        await Supervisor(config, 1, 1, -1)._launch(0)
 
 
 async def test_a_worker_hears_that_its_line_is_written(config: RelayConfig, tmp_path: Path) -> None:

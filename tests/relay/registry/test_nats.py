@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -12,8 +13,9 @@ from arcbridge.relay import nats
 from arcbridge.relay.registry import nats as registry_nats
 from arcbridge.relay.registry import nats_bucket
 from arcbridge.relay.registry.base import AccessChange, Recovery, Registry, RegistryUnavailable
+from arcbridge.relay.registry.generations import RenewedTwice, ShownCertificate
 from arcbridge.relay.registry.nats import NatsRegistry
-from arcbridge.relay.registry.nats_bucket import Bucket, Faster, Watch
+from arcbridge.relay.registry.nats_bucket import Bucket, Faster, Value, Watch
 from tests.relay.conftest import Connect, Connections
 from tests.relay.registry.conformance import HOUR, KEY_A, KEY_B, Opener, RegistryConformance, cluster_ca, known
 from tests.support.clock import Clock
@@ -154,6 +156,34 @@ class TestNatsFaults:
         monkeypatch.setattr(registry._bucket, "read_all", without_users)
         assert set(await registry.user_revocations()) == {"alice"}, "what is known stays in force"
 
+    async def test_a_copy_is_said_also_where_its_cluster_cannot_be_revoked(
+        self, connections: Connections, clock: Clock, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """docs/threats.md#E11: the certificates are void then, so no later renewal raises the alarm."""
+        registry = await opened(connections, clock, stack)
+        token = await registry.create_join_token("prod", expires_at=clock.now + HOUR)
+        await registry.redeem_join_token(token, KEY_A, cluster_ca().certificate_pem)
+        shown = ShownCertificate(KEY_A, 1, clock.now)
+        assert await registry.renew("prod", shown, "a" * 64) == 2
+        monkeypatch.setattr(registry, "revoke_cluster", mock.AsyncMock(side_effect=RegistryUnavailable("no leader")))
+        with pytest.raises(RenewedTwice):
+            await registry.renew("prod", shown, "b" * 64)
+        with pytest.raises(EnrolmentRefused, match="void"):
+            await registry.renew("prod", shown, "b" * 64)
+
+    async def test_of_a_deleted_cluster_nothing_is_noted(
+        self, connections: Connections, clock: Clock, stack: AsyncExitStack
+    ) -> None:
+        """Its agent may leave later; a cluster that takes the name would be shown as seen before it came."""
+        registry = await opened(connections, clock, stack)
+        await registry.adopt("prod", cluster_ca().certificate_pem, clock.now)
+        await registry.delete_cluster("prod")
+        await until(lambda: registry._bindings.get("prod", Value({}, 0)).data is None)
+        await registry.seen("prod", clock.now, version="1")
+        await registry.adopt("prod", cluster_ca().certificate_pem, clock.now)
+        record = await known(registry)
+        assert (record.last_seen, record.version) == (0, "")
+
     async def test_a_write_of_another_relay_at_the_same_moment(
         self, connections: Connections, clock: Clock, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -177,6 +207,34 @@ class TestNatsFaults:
             await registry.replace(snapshot.data, Recovery("restored", clock.now))
         await registry.replace(snapshot.data, Recovery("restored", clock.now))
         assert set(await registry.user_revocations()) == {"alice"}
+
+    async def test_a_revocation_that_is_tried_again_is_later_than_what_was_taken_back(
+        self, connections: Connections, clock: Clock, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Else an agent that gives that back would undo it."""
+        registry = await opened(connections, clock, stack)
+        await registry.revoke_user("alice", int(clock.now))
+        await registry.revoke_cluster("gone")
+        await registry.restore_user("alice")
+        await registry.unrevoke_cluster("gone")
+        taken_back, write, tried = await registry.access_changes(), registry._bucket.write, set[str]()
+        assert [one.before for one in taken_back] == [0, 0]
+
+        async def late(key: str, *rest: Any) -> int:
+            if key not in tried:
+                tried.add(key)
+                raise Faster
+            return await write(key, *rest)
+
+        monkeypatch.setattr(registry._bucket, "write", late)
+        clock.now -= 60  # another relay's clock
+        await registry.revoke_user("alice", int(clock.now))
+        await registry.revoke_cluster("gone")
+        assert len(tried) == 2
+        assert await registry.merge(taken_back) == []
+        assert set(await registry.user_revocations()) == {"alice"}
+        assert await registry.revocations() == {"gone"}
+        assert not any(one.data for one in (await registry._bucket.read_all("back.>")).values())
 
     async def test_a_merge_reads_what_was_taken_back_a_few_times_however_much_there_is(
         self, connections: Connections, clock: Clock, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch

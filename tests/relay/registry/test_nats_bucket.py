@@ -8,6 +8,8 @@ from dataclasses import asdict
 from typing import Any
 
 import pytest
+from nats.js import JetStreamContext
+from nats.js.errors import ServerError
 
 from arcbridge.relay.registry import generations
 from arcbridge.relay.registry.base import RegistryUnavailable, UserRevocation
@@ -69,6 +71,20 @@ async def test_a_mark_of_the_end_before_the_first_entry(
     for n in range(3):
         await bucket.write(f"other.{n}", {}, 0)
     assert len(await bucket.read_all("other.>")) == 3
+
+
+async def test_what_jetstream_refuses_while_the_bucket_is_opened(
+    connections: Connections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error of its own kind would end the look at the registry, and the relay would stay ready."""
+    bucket = await opened(connections)
+
+    async def refuses(self: object, name: str) -> None:
+        raise ServerError(code=500, description="insufficient resources")
+
+    monkeypatch.setattr(JetStreamContext, "key_value", refuses)
+    with pytest.raises(RegistryUnavailable, match="JetStream refused: insufficient resources"):
+        await bucket.read("other.a")
 
 
 async def test_what_is_not_ours(connections: Connections) -> None:

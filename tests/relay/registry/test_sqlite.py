@@ -15,7 +15,7 @@ import pytest
 
 from arcbridge.errors import EnrolmentRefused, StateError
 from arcbridge.relay.registry import sqlite
-from arcbridge.relay.registry.base import ClusterRecord, JoinTokenRecord, Registry, RegistryUnavailable
+from arcbridge.relay.registry.base import ClusterRecord, JoinTokenRecord, Recovery, Registry, RegistryUnavailable
 from arcbridge.relay.registry.sqlite import SCHEMA_VERSION, SqliteRegistry
 from tests.support.clock import Clock
 
@@ -287,12 +287,15 @@ class TestFaults:
         registry = await SqliteRegistry.open(tmp_path, clock=clock, busy_timeout=0.05)
         token = await registry.create_join_token("prod", expires_at=clock.now + HOUR)
         other = sqlite3.connect(tmp_path / "registry.db", isolation_level=None)
+        snapshot = await registry.snapshot()
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(RegistryUnavailable, match="locked") as caught:
             await registry.redeem_join_token(token, KEY_A, cluster_ca().certificate_pem)
         assert caught.value.retry_after
         with pytest.raises(RegistryUnavailable, match="locked"):
             await registry.revoke_user("alice@example.com", int(clock.now))
+        with pytest.raises(RegistryUnavailable, match="locked"):
+            await asyncio.wait_for(registry.replace(snapshot.data, Recovery("restored", clock.now)), 10)
         assert (await registry.clusters(), await registry.user_revocations()) == ([], {})  # reading goes on
         other.execute("ROLLBACK")
         other.close()
