@@ -30,7 +30,7 @@ SILENCE = 3.0
 """Seconds without a byte after which a process counts as one that does not answer: it sends one each second while it
 prepares an answer (`BEAT`)."""
 SLOW = 15.0
-"""The same for a process that runs, or waits for a processor."""
+"""The same for a process that runs, or waits for a processor or a disk."""
 SILENT_ALREADY = 0.3
 """The same up to the first byte where another caller has waited in vain by now: kubectl asks six times."""
 START_TIMEOUT = 30.0
@@ -222,7 +222,7 @@ def _start(environment: Mapping[str, str]) -> None:
     reading, writing = os.pipe()
     try:
         os.set_inheritable(writing, True)
-        child = local_channel.spawn(command, {**_kept(environment), READY_VARIABLE: str(writing)})
+        child = local_channel.spawn(command, {**_kept(environment), READY_VARIABLE: str(writing)}, writing)
     except OSError as error:
         os.close(reading)
         raise StateError(f"cannot start the background process ({command[0]}): {error.strerror}") from error
