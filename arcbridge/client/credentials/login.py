@@ -491,6 +491,18 @@ def _has_browser(environment: Mapping[str, str]) -> bool:
 
 
 async def _open_browser(url: str) -> bool:
+    return await asyncio.to_thread(_open_beside_output, url)
+
+
+def _open_beside_output(url: str) -> bool:
+    """Open a browser whose output is this process's standard error: standard output may be a credential, of which
+    kubectl reads the browser's lines too, and waits until the browser has closed it."""
     import webbrowser
 
-    return await asyncio.to_thread(webbrowser.open, url)
+    output = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        return webbrowser.open(url)
+    finally:
+        os.dup2(output, 1)
+        os.close(output)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -338,6 +341,27 @@ async def test_the_port_of_the_settings_is_the_one(
         assert await login.visits[0] == 200
     assert opened[1] == f"http://localhost:{port}"
     assert opened[0] != "http://localhost:1"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="browsers are started in another way there")
+def test_what_a_browser_prints_is_not_on_standard_output(tmp_path: Path) -> None:
+    """kubectl reads its credential there, and waits for each program that has it open."""
+    browser = tmp_path / "browser"
+    browser.write_text("#!/bin/sh\necho Opening in existing browser session.\n")
+    browser.chmod(0o700)
+    code = (
+        "import asyncio\nfrom arcbridge.client.credentials.login import _open_browser\n"
+        "asyncio.run(_open_browser('https://login.example.org'))\nprint('the credential')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "BROWSER": f"{browser} %s &"},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert (done.stdout, done.stderr) == ("the credential\n", "Opening in existing browser session.\n")
 
 
 @pytest.mark.parametrize(
