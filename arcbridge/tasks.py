@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 class TaskSet(set[asyncio.Task[Any]]):
@@ -36,6 +38,18 @@ async def cancel_and_wait(*tasks: asyncio.Task[Any]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def completed(work: Coroutine[Any, Any, T], grace: float) -> T:
+    """Return what `work` returns; where the caller is cancelled, give the work `grace` seconds to end before."""
+    task = asyncio.get_running_loop().create_task(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait((task,), timeout=grace)
+        raise
+    finally:
+        await cancel_and_wait(task)
 
 
 async def in_time(awaited: Awaitable[object], seconds: float | None) -> bool:

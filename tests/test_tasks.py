@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from arcbridge.tasks import TaskSet, cancel_and_wait, first_error, report_failure
+import pytest
+
+from arcbridge.tasks import TaskSet, cancel_and_wait, completed, first_error, report_failure
 
 
 async def test_they_have_ended_also_where_they_take_their_time() -> None:
@@ -71,3 +73,46 @@ async def test_a_set_has_the_tasks_that_run() -> None:
     await asyncio.wait(tasks)
     await asyncio.sleep(0)
     assert tasks == set()
+
+
+async def test_what_is_to_be_completed_ends_before_its_caller() -> None:
+    begun, going, done = asyncio.Event(), asyncio.Event(), []
+
+    async def work() -> str:
+        begun.set()
+        await going.wait()
+        done.append("whole")
+        return "result"
+
+    caller = asyncio.create_task(completed(work(), 10.0))
+    await begun.wait()
+    caller.cancel()
+    asyncio.get_running_loop().call_soon(going.set)
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    assert done == ["whole"]
+    assert await completed(work(), 0.0) == "result"
+
+
+async def test_it_has_no_longer_than_its_grace_and_raises_what_it_raises() -> None:
+    begun, ended = asyncio.Event(), []
+
+    async def work() -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append("cancelled")
+
+    caller = asyncio.create_task(completed(work(), 0.01))
+    await begun.wait()
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    assert ended == ["cancelled"]
+
+    async def fail() -> None:
+        raise ValueError("its own")
+
+    with pytest.raises(ValueError, match="its own"):
+        await completed(fail(), 10.0)

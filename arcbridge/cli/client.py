@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import sys
 import threading
 from typing import TYPE_CHECKING, Any
@@ -266,7 +267,10 @@ def _write_all(descriptor: int, data: bytes) -> None:
     with _writing:
         view = memoryview(data)
         while view:
-            view = view[os.write(descriptor, view) :]
+            try:
+                view = view[os.write(descriptor, view) :]
+            except BlockingIOError:  # a question is open, and uvloop waits for its answer at the same terminal
+                select.select((), (descriptor,), ())
 
 
 # --- commands that answer and end -----------------------------------------------------------------------------------

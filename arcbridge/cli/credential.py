@@ -12,7 +12,7 @@ import sys
 import time
 
 from arcbridge.cli.core_dumps import forbid_core_dumps
-from arcbridge.errors import ArcbridgeError
+from arcbridge.errors import ArcbridgeError, ExitCode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,9 +57,9 @@ def print_credential(arguments: Sequence[str]) -> int | None:
                 ensure_started(place, os.environ)
             except OtherVersion:
                 ensure_started(place, os.environ, take_over=True)
+    except KeyboardInterrupt:  # Ctrl-C ends kubectl, too
+        return int(ExitCode.INTERRUPTED)
     except ArcbridgeError as error:
-        from arcbridge.errors import ExitCode
-
         if error.exit_code == ExitCode.LOGIN:
             return None  # there may be a terminal
         if is_news(place, error.message):

@@ -116,6 +116,7 @@ async def ask_yes(question: str) -> bool:
                 # A console cannot be waited for there; Ctrl-C ends the process all the same.
                 return (await asyncio.to_thread(sys.stdin.readline)).strip().lower() in ("y", "yes")
             answer: asyncio.Future[str] = loop.create_future()
+            blocking = os.get_blocking(sys.stdin.fileno())
             loop.add_reader(sys.stdin, readable)
             try:
                 if not (typed := await answer):  # Ctrl-D: no answer, and no end of the line
@@ -123,6 +124,8 @@ async def ask_yes(question: str) -> bool:
                 return typed.strip().lower() in ("y", "yes")
             finally:
                 loop.remove_reader(sys.stdin)
+                # uvloop changes it for all that have this terminal: our own output, the shell, and what that starts.
+                os.set_blocking(sys.stdin.fileno(), blocking)
 
 
 def _forget_typed() -> None:

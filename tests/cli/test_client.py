@@ -10,6 +10,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -346,3 +347,23 @@ def test_flags_of_profiles_that_would_have_no_effect(line: str, says: str) -> No
     with pytest.raises(ConfigError, match=says):
         client.check_gateway_flags(parse(["clusters", *line.split()], "client"))
     client.check_gateway_flags(parse(["clusters", "-o", "clusterprofile", "--gateway", "https://a"], "client"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="select(2) knows sockets alone there")
+def test_output_waits_for_a_reader_that_is_slower() -> None:
+    """While a question is open at the terminal of `run`, writing to it does not block."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    whole, found = b"line\n" * 100_000, bytearray()
+
+    def read() -> None:
+        while len(found) < len(whole):
+            found.extend(os.read(reading, 65536))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    client._write_all(writing, whole)
+    reader.join()
+    assert found == whole
+    os.close(reading)
+    os.close(writing)

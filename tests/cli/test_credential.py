@@ -51,6 +51,17 @@ def test_errors(
     assert capsys.readouterr().err == ("error: no agent\n" if code else "")
 
 
+def test_ctrl_c_ends_it_without_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    """kubectl and its plugin get it both, and the plugin's errors are on the same terminal."""
+
+    def exchange(*_: object) -> bytes:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(credential, "forbid_core_dumps", lambda: None)
+    monkeypatch.setattr(caller, "exchange", exchange)
+    assert print_credential(["--cluster", "berlin"]) == 130
+
+
 @pytest.mark.parametrize(
     ("info", "server"),
     [

@@ -1,5 +1,6 @@
 """How commands talk to their user; questions at a real terminal are tests/cli/test_login.py's and test_client.py's."""
 
+import asyncio
 import io
 import os
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from arcbridge.cli import terminal as module
+from arcbridge.cli.loop import loop_factory
 from arcbridge.client.background.caller import answer_of
 from arcbridge.client.background.process import _error
 from arcbridge.client.state import StateDirectory
@@ -65,6 +67,26 @@ async def test_b48_what_was_typed_before_the_question_is_no_answer(monkeypatch: 
         monkeypatch.setattr(module.sys, "stderr", Screen())
         os.write(main, b"y\n")
         assert not await module.ask_yes("Trust it? [y/N] ")
+    os.close(main)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
+def test_a_question_leaves_the_terminal_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell's `read` behind it, and a long output of our own, fail at a terminal that does not block."""
+    import pty
+
+    main, other = pty.openpty()
+
+    class Screen(io.StringIO):
+        def write(self, text: str) -> int:
+            os.write(main, b"y\n")
+            return super().write(text)
+
+    with os.fdopen(other, encoding="ascii") as keyboard, asyncio.Runner(loop_factory=loop_factory()) as runner:
+        monkeypatch.setattr(module.sys, "stdin", keyboard)
+        monkeypatch.setattr(module.sys, "stderr", Screen())
+        assert runner.run(module.ask_yes("Trust it? [y/N] "))
+        assert os.get_blocking(other)
     os.close(main)
 
 

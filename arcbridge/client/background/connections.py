@@ -10,6 +10,7 @@ process that is gone, and what cannot be looked at of one connection holds up no
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -58,7 +59,7 @@ class Connections:
             raise StateError(f"{self._path} is damaged: remove it, and connect the clusters again") from None
 
     def add(self, connection: Connection) -> None:
-        """Keep a connection, in the place of one of the same context in the same files."""
+        """Keep a connection, in the place of those whose place it takes."""
 
         def change(kept: list[Connection]) -> list[Connection]:
             if not connection.kubeconfig and any(one.settings == connection.settings for one in kept):
@@ -83,9 +84,12 @@ class Connections:
 
 
 def same_place(one: Connection, other: Connection) -> bool:
-    """Return whether one of two connections takes the place of the other: they are one context in the same files."""
+    """Return whether `other` takes the place of `one`: they are one context in the same files, or the files of `one`
+    are gone, as those of jobs, and plugins with its settings have `other` all the same."""
     if not one.kubeconfig or not other.kubeconfig:
         return one.settings == other.settings
+    if one.settings == other.settings and not one.static and not any(map(os.path.exists, one.kubeconfig)):
+        return True
     return (one.context, one.kubeconfig) == (other.context, other.kubeconfig)
 
 

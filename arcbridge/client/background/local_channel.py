@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
 
+_DESCRIPTORS = 1024
+"""Those that are looked at: a shell's are below, and systems without /proc have no list of the open ones."""
 NOT_HERE = "there is no background process on Windows; use `arcbridge --role client proxy`"
 
 
@@ -73,17 +75,33 @@ def receive_descriptors(sock: socket.socket, most: int) -> list[int]:
     return list(socket.recv_fds(sock, 1, most)[1])
 
 
-def spawn(command: list[str], environment: Mapping[str, str]) -> int:
-    """Start a program without input and output, if possible in a session of its own; return its process id. Raises
-    OSError."""
+def spawn(command: list[str], environment: Mapping[str, str], keep: int = -1) -> int:
+    """Start a program without input and output, if possible in a session of its own; return its process id.
+
+    Of this process's descriptors it gets `keep` alone: the lock of a script that runs this would else be held for as
+    long as the program lives. Raises OSError.
+    """
     if sys.platform == "win32":
         raise ConfigError(NOT_HERE)
     # Not `os.fork`: this process may have threads by now.
-    null = [(os.POSIX_SPAWN_OPEN, descriptor, os.devnull, os.O_RDWR, 0) for descriptor in (0, 1, 2)]
+    actions: list[tuple[Any, ...]] = [(os.POSIX_SPAWN_OPEN, one, os.devnull, os.O_RDWR, 0) for one in (0, 1, 2)]
+    actions += [(os.POSIX_SPAWN_CLOSE, one) for one in _inheritable() if one != keep]
     try:
-        return os.posix_spawn(command[0], command, environment, file_actions=null, setsid=True)
+        return os.posix_spawn(command[0], command, environment, file_actions=actions, setsid=True)
     except NotImplementedError:  # then `leave_terminal` does it a moment later
-        return os.posix_spawn(command[0], command, environment, file_actions=null)
+        return os.posix_spawn(command[0], command, environment, file_actions=actions)
+
+
+def _inheritable() -> list[int]:
+    """Return the descriptors above the usual three that a program which is started here would get."""
+    found = []
+    for one in range(3, _DESCRIPTORS):
+        try:
+            if os.get_inheritable(one):
+                found.append(one)
+        except OSError:
+            pass  # it is not open
+    return found
 
 
 def reap(child: int) -> None:

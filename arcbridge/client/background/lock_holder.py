@@ -79,9 +79,9 @@ def is_held(place: BackgroundPaths) -> bool:
 
 
 def is_working(place: BackgroundPaths) -> bool:
-    """Return whether the process runs, or waits for a processor: it is slow and does not hang."""
+    """Return whether the process runs, or waits for a processor or a disk: it is slow and does not hang."""
     holder = holder_of(place)
-    return holder is not None and _state_of(holder.pid) == "R"
+    return holder is not None and _state_of(holder.pid) in ("R", "D", "U")  # a wait that no signal ends: D, macOS U
 
 
 def silence(place: BackgroundPaths) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from arcbridge.pki.private_files import OPEN_SAFELY, ensure_private_directory
@@ -41,8 +42,11 @@ class LogFile(io.TextIOBase):
 
     def write(self, text: str) -> int:
         data = text.encode("utf-8", "replace")
-        if self._size and self._size + len(data) > self._limit:
-            os.replace(self._path, self._path.with_name(f"{self._path.name}.1"))
+        if not os.fstat(self._descriptor).st_nlink:  # the file was removed, perhaps with its directory
+            self._open()
+        elif self._size and self._size + len(data) > self._limit:
+            with suppress(FileNotFoundError):  # the user has given it another name
+                os.replace(self._path, self._path.with_name(f"{self._path.name}.1"))
             self._open()
         view = memoryview(data)
         while view:

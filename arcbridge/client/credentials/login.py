@@ -38,6 +38,7 @@ from arcbridge.net.address import check_origins, origin_of
 from arcbridge.net.loopback import listen_local
 from arcbridge.settings.choices import AUDIENCE_BY, BROWSER, DEVICE
 from arcbridge.settings.config import LoginConfig
+from arcbridge.tasks import completed
 from arcbridge.units import duration
 
 REDIRECT_PORTS = (8000, 18000)
@@ -48,6 +49,9 @@ DEVICE_WAIT_MOST = 1800.0
 """Seconds to poll at most, whatever the issuer's `expires_in` says."""
 POLL_LEAST, POLL_MOST = 1.0, 60.0
 """Seconds between two polls for a device code, whatever the issuer's `interval` says."""
+ROTATION_GRACE = 2.0
+"""Seconds that a refresh gets whose caller is cancelled: the issuer may have replaced the refresh token already, and
+what is lost then is the login."""
 _EXCHANGE_GRANT = "urn:ietf:params:oauth:grant-type:token-exchange"
 _ACCESS_TOKEN = "urn:ietf:params:oauth:token-type:access_token"
 _DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"
@@ -128,7 +132,7 @@ class Login:
             async with self._issuer() as issuer:
                 if kept.refresh_token:
                     try:
-                        found = await self._refresh(issuer, kept)
+                        found = await completed(self._refresh(issuer, kept), ROTATION_GRACE)
                         if self._suits(found):
                             return found
                         why = f" ({_UNBOUND})"
@@ -236,7 +240,7 @@ class Login:
 
     async def _trade_or_log_in(self, issuer: Issuer, kept: TokenSet, audience: str, *, interactive: bool) -> TokenSet:
         try:
-            return await self._trade(issuer, kept, audience)
+            return await completed(self._trade(issuer, kept, audience), ROTATION_GRACE)
         except IssuerError as error:
             if error.code != "invalid_grant":
                 raise
@@ -487,6 +491,18 @@ def _has_browser(environment: Mapping[str, str]) -> bool:
 
 
 async def _open_browser(url: str) -> bool:
+    return await asyncio.to_thread(_open_beside_output, url)
+
+
+def _open_beside_output(url: str) -> bool:
+    """Open a browser whose output is this process's standard error: standard output may be a credential, of which
+    kubectl reads the browser's lines too, and waits until the browser has closed it."""
     import webbrowser
 
-    return await asyncio.to_thread(webbrowser.open, url)
+    output = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        return webbrowser.open(url)
+    finally:
+        os.dup2(output, 1)
+        os.close(output)

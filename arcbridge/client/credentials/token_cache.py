@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 LOCK_WAIT = 60.0
 """Seconds to wait for another process that refreshes or logs in with the same cache."""
 LOCK_RETRY = 0.05
+FILE_LIMIT = 64 * 1024 * 1024
+"""Bytes of a file of tokens that is read: a user with many groups has tokens of some KiB, one for each cluster."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +155,7 @@ class TokenCache:
     def load(self) -> TokenSet:
         """Return the kept tokens; an empty set when there are none or the file is unreadable."""
         try:
-            return _read(read_json_object(read_file(self.path) or b""))
+            return _read(read_json_object(read_file(self.path, limit=FILE_LIMIT) or b"", FILE_LIMIT))
         except StateError:
             return TokenSet()
 

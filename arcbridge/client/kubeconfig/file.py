@@ -268,7 +268,10 @@ class KubeconfigFile:
 def _replace(target: Path, data: bytes, mode: int) -> None:
     """Write beside and rename; in place where a file cannot be replaced (a bind mount), or made beside."""
     try:
-        replace_file(target, data, mode)
+        try:
+            replace_file(target, data, mode, give=True)  # `sudo -E` is not to take the file from its user
+        except PermissionError:
+            replace_file(target, data, mode)  # root without that right, as in a container
     except OSError as error:
         if error.errno not in (errno.EBUSY, errno.EXDEV, errno.EACCES, errno.EROFS, errno.EPERM) or not target.exists():
             raise

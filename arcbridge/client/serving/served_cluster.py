@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from arcbridge.pki.authority import Authority
 
 PORTS_TRIED = 100
-"""Ports that are tried after the one of the cluster."""
+"""Ports that are tried after the one of the cluster; then any free one is taken: others may have all of these."""
 RENEWAL_CHECK = 60.0
 """Seconds between two looks at the clock. The certificates' times are of the wall clock, which runs on while the
 machine sleeps, and the loop's timers do not."""
@@ -83,7 +83,7 @@ class ServedCluster:
             self.take(listen_local(self.config.port))
             return
         had = self.state.kept_port(self.relays, self.kept_as)
-        ports = [*(() if had is None else (had,)), *islice(self.state.free_ports(), PORTS_TRIED)]
+        ports = [*(() if had is None else (had,)), *islice(self.state.free_ports(), PORTS_TRIED), 0]
         first: ConfigError | None = None
         for port in ports:
             try:

@@ -45,6 +45,23 @@ def test_a_context_has_one_connection(tmp_path: Path) -> None:
     assert kept.all() == [other, bare]
 
 
+def test_one_whose_kubeconfig_is_gone_gives_way(tmp_path: Path) -> None:
+    """Jobs on one machine connect with a kubeconfig of their own each: the list, and each start, grew with them."""
+    kept, stays = Connections(tmp_path / "connections.json"), tmp_path / "stays"
+    stays.touch()
+    others = [
+        Connection(BERLIN.settings, "berlin", "berlin", (str(stays),)),
+        Connection(BERLIN.settings, "berlin", "berlin", (str(tmp_path / "gone"),), static=True),
+        Connection(MUNICH.settings, "munich", "munich", (str(tmp_path / "gone"),)),
+    ]
+    for one in others:
+        kept.add(one)
+    for number in range(3):
+        job = Connection(BERLIN.settings, "berlin", "berlin", (str(tmp_path / str(number)),))
+        kept.add(job)
+        assert kept.all() == [*others, job]
+
+
 @pytest.mark.parametrize("text", ["{", "[1]", '{"a": 1}', '[{"cluster": "x"}]'])
 def test_damage_is_told(tmp_path: Path, text: str) -> None:
     (tmp_path / "connections.json").write_text(text)

@@ -45,6 +45,22 @@ def test_a_program_is_started_without_a_terminal(tmp_path: Path) -> None:
     local_channel.reap(child)  # it is gone already, and that is no error
 
 
+def test_a_program_that_is_started_keeps_no_descriptor_of_a_script(tmp_path: Path) -> None:
+    """`exec 9>LOCK; flock 9; arcbridge connect prod`: the lock is the script's, and ends with it."""
+    said, (reading, writing) = tmp_path / "said", os.pipe()
+    lock = os.open(tmp_path / "lock", os.O_CREAT | os.O_RDWR)
+    for one in (lock, writing):
+        os.set_inheritable(one, True)
+    code = (
+        "import os\ndef there(one):\n    try: return bool(os.fstat(one))\n    except OSError: return False\n"
+        f"found = [there({lock}), there({writing})]\nopen({str(said)!r}, 'w').write(str(found))"
+    )
+    os.waitpid(local_channel.spawn([sys.executable, "-c", code], os.environ, writing), 0)
+    assert said.read_text() == "[False, True]"
+    for one in (lock, reading, writing):
+        os.close(one)
+
+
 def test_elsewhere_each_part_says_that_there_is_none() -> None:
     code = (
         "from tests.support.windows import pretend; pretend(windows=True)\n"

@@ -126,6 +126,16 @@ def test_one_that_ends_by_sigkill_alone(
     assert process.wait(10) == -signal.SIGKILL
 
 
+@pytest.mark.parametrize(("state", "working"), [("R", True), ("D", True), ("U", True), ("S", False), ("T", False)])
+def test_one_that_waits_for_a_disk_does_not_hang(
+    place: BackgroundPaths, holding: Holding, monkeypatch: pytest.MonkeyPatch, state: str, working: bool
+) -> None:
+    """As it syncs a file while other programs fill the disk."""
+    holding.start()
+    monkeypatch.setattr(lock_holder, "_state_of", lambda pid: state)
+    assert is_working(place) is working
+
+
 @pytest.mark.parametrize("signed", ["", "{pid} 1\n", "{pid}\n", "x y\n", "999999999 1\n"])
 def test_no_signal_goes_to_a_process_that_is_not_the_one(place: BackgroundPaths, holding: Holding, signed: str) -> None:
     """The file names one that has the id of the holder and began at another time, none, or one that is gone."""

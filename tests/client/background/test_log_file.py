@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from arcbridge.client.background.log_file import LogFile
 
 
@@ -39,3 +41,20 @@ def test_standard_error_goes_there_too_behind_an_exchange(tmp_path: Path) -> Non
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "log")], check=True, timeout=30)
     assert (tmp_path / "log").read_text() == "second\na crash\n"
+
+
+def test_a_file_that_was_removed_is_made_anew(tmp_path: Path) -> None:
+    """As by `rm`, or with the whole state directory, which the process makes anew."""
+    path = tmp_path / "log" / "background.log"
+    with LogFile(path, limit=100) as log:
+        log.write("before\n")
+        path.unlink()
+        path.parent.rmdir()
+        with pytest.raises(FileNotFoundError):
+            log.write("nowhere\n")
+        path.parent.mkdir()
+        log.write("after\n")
+        assert path.read_text() == "after\n"
+        path.rename(tmp_path / "kept")
+        log.write("a" * 100 + "\n")
+    assert path.read_text() == "a" * 100 + "\n"

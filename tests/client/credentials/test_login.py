@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +15,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pytest
+from aiohttp import web
 
 from arcbridge.client.credentials import login as login_module
 from arcbridge.client.credentials import login_callback
@@ -184,6 +188,19 @@ class TestAuthorizationCode:
                 await make(issuer, tmp_path, grant_type="authcode", redirect_port=taken).log_in()
 
 
+class _SlowEndpoint(TokenEndpoint):
+    """One that answers once it is told to."""
+
+    def __init__(self, *answers: tuple[int, dict[str, object], str]) -> None:
+        super().__init__(*answers)
+        self.asked, self.goes_on = asyncio.Event(), asyncio.Event()
+
+    async def answer(self, request: web.Request) -> web.Response:
+        self.asked.set()
+        await self.goes_on.wait()
+        return await super().answer(request)
+
+
 class TestRefresh:
     async def test_rotation_is_followed(self, issuer: Issuer, tmp_path: Path) -> None:
         login = make(issuer, tmp_path)
@@ -200,6 +217,21 @@ class TestRefresh:
         found = await asyncio.gather(*(one.tokens(interactive=False, force=True) for one in logins))
         assert len({tokens.access_token for tokens in found}) == 1
         assert issuer.requests("/token") == before + 1
+
+    async def test_one_that_is_broken_off_keeps_what_the_issuer_has_sent(self, tmp_path: Path) -> None:
+        """Ctrl-C, or `arcbridge stop`: an issuer that rotates refresh tokens takes the former one no more."""
+        endpoint = _SlowEndpoint((200, {"access_token": "a2", "refresh_token": "r2", "expires_in": 3600}, ""))
+        async with endpoint.serving(tmp_path) as config:
+            login = login_of(config, tmp_path, print)
+            kept = TokenCache(tmp_path, "r", config)
+            kept.save(TokenSet("a1", refresh_token="r1", obtained_at=1.0, expires_at=2.0))
+            refreshing = asyncio.create_task(login.tokens(interactive=False))
+            await endpoint.asked.wait()
+            refreshing.cancel()
+            asyncio.get_running_loop().call_soon(endpoint.goes_on.set)
+            with pytest.raises(asyncio.CancelledError):
+                await refreshing
+        assert kept.load().refresh_token == "r2"
 
     async def test_a_revoked_one_asks_again(self, issuer: Issuer, tmp_path: Path) -> None:
         login = make(issuer, tmp_path)
@@ -309,6 +341,27 @@ async def test_the_port_of_the_settings_is_the_one(
         assert await login.visits[0] == 200
     assert opened[1] == f"http://localhost:{port}"
     assert opened[0] != "http://localhost:1"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="browsers are started in another way there")
+def test_what_a_browser_prints_is_not_on_standard_output(tmp_path: Path) -> None:
+    """kubectl reads its credential there, and waits for each program that has it open."""
+    browser = tmp_path / "browser"
+    browser.write_text("#!/bin/sh\necho Opening in existing browser session.\n")
+    browser.chmod(0o700)
+    code = (
+        "import asyncio\nfrom arcbridge.client.credentials.login import _open_browser\n"
+        "asyncio.run(_open_browser('https://login.example.org'))\nprint('the credential')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "BROWSER": f"{browser} %s &"},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert (done.stdout, done.stderr) == ("the credential\n", "Opening in existing browser session.\n")
 
 
 @pytest.mark.parametrize(

@@ -134,6 +134,14 @@ def test_tokens_of_single_audiences_are_kept_beside(tmp_path: Path) -> None:
     assert "one" not in repr(tokens)
 
 
+def test_a_login_has_tokens_of_many_clusters(tmp_path: Path) -> None:
+    """A file that could be written and not read would end the login."""
+    of_clusters = {f"arcbridge-c{number}": TokenSet("t" * 8000, "", "", 1.0, 50.0) for number in range(400)}
+    tokens = TokenSet("a", "i", "r", 1.0, 100.0, of_clusters)
+    cache(tmp_path).save(tokens)
+    assert cache(tmp_path).load() == tokens
+
+
 @pytest.mark.parametrize(
     "damage", ["3", "[]", '{"x": 3}', '{"x": {"access_token": ""}}', '{"x": {"access_token": 1}}', '{"x": null}']
 )

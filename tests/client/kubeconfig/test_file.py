@@ -15,6 +15,7 @@ import yaml
 from arcbridge.client.kubeconfig import file as kubeconfig_file
 from arcbridge.client.kubeconfig.file import KubeconfigFile, Plain, dump, is_empty, parse
 from arcbridge.errors import StateError
+from arcbridge.pki import private_files
 
 
 def changed(path: Path) -> KubeconfigFile:
@@ -121,6 +122,28 @@ def test_w11_directories_are_made_for_this_user_alone(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert [made.stat().st_mode & 0o777 for made in (path, path.parent, path.parent.parent)] == [0o600, 0o755, 0o755]
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root makes files for other users")
+def test_root_leaves_the_file_to_its_user(tmp_path: Path) -> None:
+    """`sudo -E arcbridge status`, which repairs contexts; kubectl writes the file in place."""
+    path = tmp_path / "config"
+    path.write_text("current-context: mine\n")
+    for one in (tmp_path, path):
+        os.chown(one, 12345, 12345)
+    changed(path).save()
+    assert (path.stat().st_uid, path.stat().st_mode & 0o777) == (12345, 0o600)
+
+
+def test_root_that_may_not_give_files_away_writes_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container without CAP_CHOWN."""
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(private_files, "_give_to_owner", refuse)
+    changed(tmp_path / "config").save()
+    assert "current-context: x" in (tmp_path / "config").read_text()
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root makes files for other users")

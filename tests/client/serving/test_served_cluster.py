@@ -72,6 +72,22 @@ async def test_a_kept_port_that_was_taken_is_left_to_who_has_it(
     await again.close()
 
 
+async def test_where_others_have_all_the_usual_ports_any_free_one_is_taken(
+    tmp_path: Path, squatter: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of many users of one machine each has a port for each cluster."""
+    port = squatter.getsockname()[1]
+    monkeypatch.setattr("arcbridge.client.state.FIRST_PORT", port)
+    monkeypatch.setattr("arcbridge.client.serving.served_cluster.PORTS_TRIED", 1)
+    one = served(tmp_path)
+    one.bind()
+    one.keep_port()
+    assert one.moved == ""
+    assert one.state.kept_port(one.relays, one.kept_as) == one.port
+    assert one.port not in (0, port)
+    await one.close()
+
+
 async def test_a_kept_port_that_root_alone_may_bind_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`sudo -E arcbridge proxy --port 80`, and a later start without root."""
     create = socket.create_server
