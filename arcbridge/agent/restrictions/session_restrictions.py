@@ -33,11 +33,11 @@ TUNNELS: Final = frozenset({"exec", "attach", "portforward", "proxy"})
 """Subresources that open a way into pods, nodes or services, with each method."""
 _CHANGES: Final = frozenset(f"application/{kind}-patch+json" for kind in ("json", "merge", "strategic-merge"))
 """Types of patches that change an object and never make one, as server-side apply does."""
-_MADE_BY_PUT: Final = frozenset(
+MADE_BY_PUT: Final = frozenset(
     (group, resource)
     for group, resources in {
         "": "endpoints events limitranges services",
-        "coordination.k8s.io": "leases",
+        "coordination.k8s.io": "leasecandidates leases",
         "events.k8s.io": "events",
         "node.k8s.io": "runtimeclasses",
         "rbac.authorization.k8s.io": "clusterrolebindings clusterroles rolebindings roles",
@@ -199,11 +199,11 @@ def _verbs_of(facts: RequestFacts, info: RequestInfo) -> tuple[str, ...]:
     not there, and a GET with an upgrade opens something, or is answered as any other (docs/threats.md#H46)."""
     if facts.method in _METHODS and b"upgrade" in facts.values:
         return "create", info.verb
-    if info.subresource:
+    if info.subresource and info.resource != "validatingadmissionpolicies":  # by an apply of its status it is made too
         return (info.verb,)
     if facts.method == "PATCH" and facts.first(b"content-type").partition(";")[0] not in _CHANGES:
         return info.verb, "create"
-    if facts.method == "PUT" and (info.group, info.resource) in _MADE_BY_PUT:
+    if facts.method == "PUT" and (info.group, info.resource) in MADE_BY_PUT:
         return info.verb, "create"
     return (info.verb,)
 
