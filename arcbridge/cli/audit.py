@@ -101,6 +101,8 @@ def own_files(invocation: Invocation, otherwise: str) -> list[Path]:
 
 _FIELDS = re.compile(r'^"|\s\S*?=')
 """What reads as a quoted text, or as a further field, where it stands behind `name=`."""
+_WORDS = re.compile(r'^"|\s')
+"""What reads as a quoted name, or as more than one word, where a name stands alone."""
 
 
 def _line(fields: Mapping[str, object]) -> str:
@@ -111,7 +113,7 @@ def _line(fields: Mapping[str, object]) -> str:
     """
     first = ("ts", "actor", "by", "user", "act", "verb", "event", "stage", "outcome")
     names = (fields.get("by"), fields.get("actor")) if "act" in fields else (fields.get("user"),)
-    who = ":".join(_quoted(name) if len(str(name).split()) > 1 else str(name) for name in names if name)
+    who = ":".join(_quoted(name) if _WORDS.search(str(name)) else str(name) for name in names if name)
     what = fields.get("act") or fields.get("verb") or fields.get("event")
     words = [fields.get("ts"), who or "-", what, fields.get("outcome") or fields.get("stage") or ""]
     rest = {name: value for name, value in fields.items() if name not in (*first, "chain", "seq", "prev")}
