@@ -102,13 +102,13 @@ def test_a52_no_text_of_a_caller_reads_as_another_field(tmp_path: Path, capsys: 
               "outcome": "answered", "name": "a status=403 reason=no", "reason": "it was cut", "container": '"a"',
               "selector": "app=web", "status": 200}  # fmt: skip
     path, chain = tmp_path / "audit.jsonl", Chain()
-    opened = {"ts": "2026-11-28T00:00:01.000Z", "event": "audit", "user": '"eve', "verb": "get", "name": 'a"'}
+    opened = {"ts": "2026-11-28T00:00:01.000Z", "user": '"eve', "actor": "bot", "verb": "get", "name": 'a"'}
     path.write_bytes(b"".join(chain.seal(json.dumps(one)) + b"\n" for one in (record, opened)))
     assert run(["audit", "show", str(path)]) == ExitCode.DONE
     assert capsys.readouterr().out == (
         '2026-11-28T00:00:00.000Z "eve get refused" delete answered name="a status=403 reason=no" reason=it was cut '
         'container="\\"a\\"" selector=app=web status=200\n'
-        '2026-11-28T00:00:01.000Z "\\"eve" get name=a"\n'
+        '2026-11-28T00:00:01.000Z "\\"eve" get actor=bot name=a"\n'
     )
 
 
