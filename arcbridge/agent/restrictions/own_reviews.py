@@ -7,8 +7,8 @@ secrets), the sentence beside them does, which kubectl prints. Answers are JSON 
 what `SessionRestrictions.check` refuses, but for `*`, and `update` of what a PUT makes, in the list of rules, for
 `patch`, of which a server-side apply takes `create` too, for what is beneath a resource that is asked for as `*`, and,
 in a session with namespaces, for cluster-scoped resources that are not built in: kubectl sends its namespace with them
-too, and nothing here knows which they are. To impersonate takes no request of its own: RBAC decides about that, as where
-`--as` is used.
+too, and nothing here knows which they are. To impersonate takes no request of its own: RBAC decides about that, as
+where `--as` is used.
 """
 
 from __future__ import annotations
@@ -177,7 +177,8 @@ def _refused(restrictions: SessionRestrictions, spec: Mapping[str, Any]) -> str:
     elif _cluster_scoped([group], resource):
         namespace = ""
     behind = subresource or behind
-    verbs = (verb, "create") if verb == "update" and not behind and (group, resource) in MADE_BY_PUT else (verb,)
+    makes = verb == "update" and behind in ("", "status") and (group, resource) in MADE_BY_PUT
+    verbs = (verb, "create") if makes else (verb,)
     rules = [restrictions.rule_against(one, group, resource, behind, namespace) for one in verbs]
     return next((restrictions.sentence(rule) for rule in rules if rule), "")
 

@@ -45,6 +45,8 @@ MADE_BY_PUT: Final = frozenset(
     for resource in resources.split()
 )
 """Built-in resources of which a PUT makes the object that is not there (`AllowCreateOnUpdate` of their strategies)."""
+_MADE_BY_STATUS: Final = frozenset({"services", "validatingadmissionpolicies"})
+"""Built-in resources of which an apply of the status makes the object, too, and a PUT of it where one makes it."""
 DISCOVERY: Final = ("root", "api", "apis", "openapi", "version", "healthz", "livez", "readyz", ".well-known")
 """Classes of non-resource paths that every session may read: clients ask there what there is, and whether it is up."""
 _METHODS: Final = frozenset({"GET", "HEAD"})
@@ -199,7 +201,7 @@ def _verbs_of(facts: RequestFacts, info: RequestInfo) -> tuple[str, ...]:
     not there, and a GET with an upgrade opens something, or is answered as any other (docs/threats.md#H46)."""
     if facts.method in _METHODS and b"upgrade" in facts.values:
         return "create", info.verb
-    if info.subresource and info.resource != "validatingadmissionpolicies":  # by an apply of its status it is made too
+    if info.subresource and (info.subresource != "status" or info.resource not in _MADE_BY_STATUS):
         return (info.verb,)
     if facts.method == "PATCH" and facts.first(b"content-type").partition(";")[0] not in _CHANGES:
         return info.verb, "create"

@@ -189,7 +189,9 @@ ROLE = "/apis/rbac.authorization.k8s.io/v1/namespaces/shop/roles/a"
         ("PUT", POD, "application/json", NONE),
         ("PUT", "/apis/coordination.k8s.io/v1beta1/namespaces/shop/leasecandidates/a", "application/json", VERBS),
         ("PUT", ROLE, "application/json", VERBS),
-        ("PUT", "/api/v1/namespaces/shop/services/web/status", "application/json", NONE),
+        ("PUT", "/api/v1/namespaces/shop/services/web/status", "application/json", VERBS),
+        ("PATCH", "/api/v1/namespaces/shop/services/web/status", "application/apply-patch+yaml", VERBS),
+        ("PUT", "/api/v1/namespaces/shop/services/web/proxy/a", "application/json", NONE),
     ],
 )
 def test_h46_what_changes_makes_nothing_without_create(method: str, target: str, kind: str, rule: RefusalRule) -> None:
