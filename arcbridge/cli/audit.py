@@ -101,6 +101,8 @@ def own_files(invocation: Invocation, otherwise: str) -> list[Path]:
 
 _FIELDS = re.compile(r'^"|\s\S*?=')
 """What reads as a quoted text, or as a further field, where it stands behind `name=`."""
+_WORDS = re.compile(r'^"|\s')
+"""What reads as a quoted name, or as more than one word, where a name stands alone."""
 
 
 def _line(fields: Mapping[str, object]) -> str:
@@ -109,9 +111,10 @@ def _line(fields: Mapping[str, object]) -> str:
     Of a relay's record the kind stands before the name (`os:root`), because a person's name may be that of a user of
     the machine. A text that a caller may have written to read as further fields is quoted (docs/threats.md#A52).
     """
-    first = ("ts", "actor", "by", "user", "act", "verb", "event", "stage", "outcome")
-    names = (fields.get("by"), fields.get("actor")) if "act" in fields else (fields.get("user"),)
-    who = ":".join(_quoted(name) if len(str(name).split()) > 1 else str(name) for name in names if name)
+    by = ("by", "actor") if "act" in fields else ("user",)  # an agent's actor is a program, and stands behind
+    first = ("ts", *by, "act", "verb", "event", "stage", "outcome")
+    names = [str(fields[one]) for one in by if fields.get(one)]
+    who = ":".join(_quoted(name) if _WORDS.search(name) else name for name in names)
     what = fields.get("act") or fields.get("verb") or fields.get("event")
     words = [fields.get("ts"), who or "-", what, fields.get("outcome") or fields.get("stage") or ""]
     rest = {name: value for name, value in fields.items() if name not in (*first, "chain", "seq", "prev")}

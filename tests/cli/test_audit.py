@@ -101,12 +101,14 @@ def test_a52_no_text_of_a_caller_reads_as_another_field(tmp_path: Path, capsys: 
     record = {"ts": "2026-11-28T00:00:00.000Z", "event": "audit", "user": "eve get refused", "verb": "delete",
               "outcome": "answered", "name": "a status=403 reason=no", "reason": "it was cut", "container": '"a"',
               "selector": "app=web", "status": 200}  # fmt: skip
-    path = tmp_path / "audit.jsonl"
-    path.write_bytes(Chain().seal(json.dumps(record)) + b"\n")
+    path, chain = tmp_path / "audit.jsonl", Chain()
+    opened = {"ts": "2026-11-28T00:00:01.000Z", "user": '"eve', "actor": "bot", "verb": "get", "name": 'a"'}
+    path.write_bytes(b"".join(chain.seal(json.dumps(one)) + b"\n" for one in (record, opened)))
     assert run(["audit", "show", str(path)]) == ExitCode.DONE
     assert capsys.readouterr().out == (
         '2026-11-28T00:00:00.000Z "eve get refused" delete answered name="a status=403 reason=no" reason=it was cut '
         'container="\\"a\\"" selector=app=web status=200\n'
+        '2026-11-28T00:00:01.000Z "\\"eve" get actor=bot name=a"\n'
     )
 
 

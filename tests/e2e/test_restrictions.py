@@ -172,7 +172,7 @@ def test_h43_what_the_api_server_records_of_a_read_only_session_is_reads(
 def test_h46_a_session_without_create_makes_nothing_and_one_with_it_alone_reads_nothing(
     world: World, cluster: Cluster
 ) -> None:
-    """Each built-in resource, by PUT and by server-side apply of what is not there."""
+    """Each built-in resource and what is beneath it, by PUT and by server-side apply of what is not there."""
     cluster.ensure_namespace(SHOP)
     changer = Answers(world.start_client(ALICE, "--verb", "update", "--verb", "patch"))
     groups = changer.ask("GET", "/apis")[1]["groups"]
@@ -180,18 +180,21 @@ def test_h46_a_session_without_create_makes_nothing_and_one_with_it_alone_reads_
     tried = 0
     for path in paths:
         for resource in changer.ask("GET", path)[1]["resources"]:
-            if "/" in resource["name"] or not {"update", "patch"} <= {*resource["verbs"]}:
+            name, _, behind = resource["name"].partition("/")
+            if behind == "proxy" or not {"update", "patch"} <= {*resource["verbs"]}:
                 continue
             space = f"/namespaces/{SHOP}" if resource["namespaced"] else ""
-            target = f"{path}{space}/{resource['name']}/no-such?dryRun=All"
+            target = f"{path}{space}/{name}/no-such{behind and '/'}{behind}?dryRun=All&fieldManager=a"
             metadata = {"name": "no-such", **({"namespace": SHOP} if space else {})}
-            kind = {"apiVersion": path.split("/", 2)[2], "kind": resource["kind"], "metadata": metadata}
-            found = changer.cause("PUT", target, kind)
-            assert found == "restricted.verbs" or changer.ask("PUT", target, kind)[0] == 404, target
-            apply = {"Content-Type": "application/apply-patch+yaml"}
-            assert changer.cause("PATCH", f"{target}&fieldManager=a", kind, apply) == "restricted.verbs"
+            version = f"{resource['group']}/{resource['version']}" if "group" in resource else path.split("/", 2)[2]
+            kind = {"apiVersion": version, "kind": resource["kind"], "metadata": metadata}
+            for method, headers in (("PUT", {}), ("PATCH", {"Content-Type": "application/apply-patch+yaml"})):
+                found = changer.cause(method, target, kind, headers)
+                known = found == "restricted.verbs" or changer.ask(method, target, kind, headers)[0] == 404
+                assert known, (method, target)
+            assert behind or found == "restricted.verbs", target
             tried += 1
-    assert tried > 40
+    assert tried > 60
     assert changer.ask("PATCH", f"/api/v1/namespaces/{SHOP}?dryRun=All", {"metadata": {}})[0] == 200
 
     upgrade = {"Connection": "Upgrade", "Upgrade": "websocket"}

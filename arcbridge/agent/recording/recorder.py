@@ -216,7 +216,7 @@ class Recorder:
             if not recording.failure:
                 self._note_failure(record, reason_of(error))
             self._audit.put(record.recorded_line({"failure": reason_of(error)}))
-            self._thread.submit(recording.file.leave)
+            self._thread.submit(recording.file.leave, user=recording.user)
             return
         self.recorded += 1
         seconds = round(time.monotonic() - recording.began, 3)
@@ -230,6 +230,7 @@ class Recorder:
             finished,
             lambda found: record.recorded_line({**found, **fields}),
             counted=bool(recording.failure),
+            user=recording.user,
         )
 
     async def _recover(self) -> None:
@@ -258,18 +259,25 @@ class Recorder:
         )
 
     async def _index(
-        self, file: RecordingFile, finished: FinishedFile, line: Callable[[dict[str, object]], str], *, counted: bool
+        self,
+        file: RecordingFile,
+        finished: FinishedFile,
+        line: Callable[[dict[str, object]], str],
+        *,
+        counted: bool,
+        user: str = "",
     ) -> None:
-        """Write the record of a file, and then give it its name. `counted`: it counts as one that failed already."""
+        """Write the record of a file, and then give it its name. `counted`: it counts as one that failed already.
+        `user`: whose turn it takes, so that the ends of one user's sessions hold up no other's."""
         where = finished.name if self.bucket is None else self.bucket.url(finished.name)
         found: dict[str, object] = {"file": where, "sha256": finished.sha256, "bytes": finished.size}
         try:
             await self._audit.put_and_wait(lambda: line(found))
-            await self._thread.submit(file.publish)
+            await self._thread.submit(file.publish, user=user)
         except (ArcbridgeError, OSError) as error:
             self.failed += not counted
             log.warning("recording not finished", file=finished.name, reason=reason_of(error))
-            self._thread.submit(file.leave)
+            self._thread.submit(file.leave, user=user)
             return
         if self.bucket is not None:
             self.bucket.look_soon()

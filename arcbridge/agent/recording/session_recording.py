@@ -78,7 +78,7 @@ class SessionRecording:
         self._text = text
         self._writer = writer
         self._most = most
-        self._user = user
+        self.user = user
         self.began = time.monotonic()
         self.failure = ""
         """Why no more is recorded; empty while all is."""
@@ -229,7 +229,7 @@ class SessionRecording:
             self._stalled = asyncio.get_running_loop().call_later(STALL, self._look_for_stall)
 
     def _in_thread(self, work: Callable[..., Any], *arguments: Any) -> asyncio.Future[Any]:
-        return self._writer.submit(work, *arguments, user=self._user)
+        return self._writer.submit(work, *arguments, user=self.user)
 
     def _look_for_stall(self) -> None:
         """Fail where the thread writes nothing; while it writes for others, this session waits for its turn."""

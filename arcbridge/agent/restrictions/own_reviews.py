@@ -4,10 +4,11 @@ The API server answers for the user, as whom the request runs, and knows no rest
 what the session gave up is answered here, with `denied`; every other one goes to the API server. From the answer to a
 SelfSubjectRulesReview is taken what the session gave up; where RBAC's rules cannot express what is left (`*` without
 secrets), the sentence beside them does, which kubectl prints. Answers are JSON here. Invariant: no answer says yes to
-what `SessionRestrictions.check` refuses, but for `*` in the list of rules, for what is beneath a resource that is asked
-for as `*`, and, in a session with namespaces, for cluster-scoped resources that are not built in: kubectl sends its
-namespace with them too, and nothing here knows which they are. To impersonate takes no request of its own: RBAC decides
-about that, as where `--as` is used.
+what `SessionRestrictions.check` refuses, but for `*`, and `update` of what a PUT makes, in the list of rules, for
+`patch`, of which a server-side apply takes `create` too, for what is beneath a resource that is asked for as `*`, and,
+in a session with namespaces, for cluster-scoped resources that are not built in: kubectl sends its namespace with them
+too, and nothing here knows which they are. To impersonate takes no request of its own: RBAC decides about that, as
+where `--as` is used.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from arcbridge.agent.kube.status import RequestRefusal, bad_request
 from arcbridge.agent.restrictions.session_restrictions import (
     ACCESS,
     DISCOVERY,
+    MADE_BY_PUT,
     READS,
     RULES,
     SELF_REVIEWS,
@@ -174,8 +176,11 @@ def _refused(restrictions: SessionRestrictions, spec: Mapping[str, Any]) -> str:
         namespace = str(attributes.get("name", "")) if verb in _OF_ONE else ""
     elif _cluster_scoped([group], resource):
         namespace = ""
-    rule = restrictions.rule_against(verb, group, resource, subresource or behind, namespace)
-    return restrictions.sentence(rule) if rule else ""
+    behind = subresource or behind
+    makes = verb == "update" and behind in ("", "status") and (group, resource) in MADE_BY_PUT
+    verbs = (verb, "create") if makes else (verb,)
+    rules = [restrictions.rule_against(one, group, resource, behind, namespace) for one in verbs]
+    return next((restrictions.sentence(rule) for rule in rules if rule), "")
 
 
 def _cluster_scoped(groups: Iterable[str], resource: str) -> bool:

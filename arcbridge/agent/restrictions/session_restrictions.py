@@ -33,11 +33,11 @@ TUNNELS: Final = frozenset({"exec", "attach", "portforward", "proxy"})
 """Subresources that open a way into pods, nodes or services, with each method."""
 _CHANGES: Final = frozenset(f"application/{kind}-patch+json" for kind in ("json", "merge", "strategic-merge"))
 """Types of patches that change an object and never make one, as server-side apply does."""
-_MADE_BY_PUT: Final = frozenset(
+MADE_BY_PUT: Final = frozenset(
     (group, resource)
     for group, resources in {
         "": "endpoints events limitranges services",
-        "coordination.k8s.io": "leases",
+        "coordination.k8s.io": "leasecandidates leases",
         "events.k8s.io": "events",
         "node.k8s.io": "runtimeclasses",
         "rbac.authorization.k8s.io": "clusterrolebindings clusterroles rolebindings roles",
@@ -45,6 +45,8 @@ _MADE_BY_PUT: Final = frozenset(
     for resource in resources.split()
 )
 """Built-in resources of which a PUT makes the object that is not there (`AllowCreateOnUpdate` of their strategies)."""
+_MADE_BY_STATUS: Final = frozenset({"services", "validatingadmissionpolicies"})
+"""Built-in resources of which an apply of the status makes the object, too, and a PUT of it where one makes it."""
 DISCOVERY: Final = ("root", "api", "apis", "openapi", "version", "healthz", "livez", "readyz", ".well-known")
 """Classes of non-resource paths that every session may read: clients ask there what there is, and whether it is up."""
 _METHODS: Final = frozenset({"GET", "HEAD"})
@@ -199,11 +201,11 @@ def _verbs_of(facts: RequestFacts, info: RequestInfo) -> tuple[str, ...]:
     not there, and a GET with an upgrade opens something, or is answered as any other (docs/threats.md#H46)."""
     if facts.method in _METHODS and b"upgrade" in facts.values:
         return "create", info.verb
-    if info.subresource:
+    if info.subresource and (info.subresource != "status" or info.resource not in _MADE_BY_STATUS):
         return (info.verb,)
     if facts.method == "PATCH" and facts.first(b"content-type").partition(";")[0] not in _CHANGES:
         return info.verb, "create"
-    if facts.method == "PUT" and (info.group, info.resource) in _MADE_BY_PUT:
+    if facts.method == "PUT" and (info.group, info.resource) in MADE_BY_PUT:
         return info.verb, "create"
     return (info.verb,)
 

@@ -462,6 +462,27 @@ async def full(line: Callable[[], str]) -> None:
     raise StateError("the disk is full")
 
 
+async def test_a_file_gets_its_name_when_it_is_the_turn_of_its_user(tmp_path: Path) -> None:
+    """Else the ends of one user's sessions wait behind those of all others."""
+    gate = threading.Event()
+    async with recording(tmp_path) as made:
+        thread, put_and_wait = made.recorder._thread, made.bench.audit.put_and_wait
+
+        async def put_and_stop(line: Callable[[], str]) -> None:
+            await put_and_wait(line)
+            thread.submit(gate.wait, urgent=True)
+
+        await until(lambda: not made.recorder._tasks)
+        made.bench.audit.put_and_wait = put_and_stop
+        made.bench.api.routes[EXEC] = serving(SUCCESS)
+        await (await made.run(request())).rest()
+        await until(lambda: thread._jobs)
+        turns = list(thread._jobs)
+        gate.set()
+        assert turns == ["alice"]
+        await until(made.files)
+
+
 @pytest.mark.parametrize("part", ["size", "end", "finish"])
 async def test_a_recording_that_fails_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
     """At its output, its last line, or its last segment; and then at its index."""

@@ -148,6 +148,8 @@ async def test_can_i_says_no_to_what_the_session_gave_up(bench: Bench, attribute
     [
         (Restrictions(no_secrets=True), {"verb": "get", "resource": "nodes", "subresource": "proxy"}, "--no-secrets"),
         (Restrictions(no_secrets=True), {"verb": "create", "resource": "services/proxy"}, "--no-secrets"),
+        (Restrictions(verbs="update"), {"verb": "update", "resource": "services"}, "--verb"),
+        (Restrictions(verbs="update"), {"verb": "update", "resource": "services/status"}, "--verb"),
     ],
 )
 async def test_can_i_says_no_by_one_restriction(

@@ -168,6 +168,7 @@ def test_h43_read_only_upgrades_nothing(method: str, subresource: str) -> None:
 CREATE = SessionRestrictions(Restrictions(verbs="create"))
 CHANGE = SessionRestrictions(Restrictions(verbs="update patch"))
 WRITE = SessionRestrictions(Restrictions(verbs="create update patch"))
+POLICIES = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies"
 ROLE = "/apis/rbac.authorization.k8s.io/v1/namespaces/shop/roles/a"
 
 
@@ -182,9 +183,15 @@ ROLE = "/apis/rbac.authorization.k8s.io/v1/namespaces/shop/roles/a"
         ("PATCH", POD, "application/a-later-kind", VERBS),
         ("PATCH", POD, "", VERBS),
         ("PATCH", POD + "/status", "application/apply-patch+yaml", NONE),
+        ("PATCH", f"{POLICIES}/a/status", "application/apply-patch+yaml", VERBS),
+        ("PATCH", f"{POLICIES}/a/status", "application/merge-patch+json", NONE),
+        ("PUT", f"{POLICIES}/a/status", "application/json", NONE),
         ("PUT", POD, "application/json", NONE),
+        ("PUT", "/apis/coordination.k8s.io/v1beta1/namespaces/shop/leasecandidates/a", "application/json", VERBS),
         ("PUT", ROLE, "application/json", VERBS),
-        ("PUT", "/api/v1/namespaces/shop/services/web/status", "application/json", NONE),
+        ("PUT", "/api/v1/namespaces/shop/services/web/status", "application/json", VERBS),
+        ("PATCH", "/api/v1/namespaces/shop/services/web/status", "application/apply-patch+yaml", VERBS),
+        ("PUT", "/api/v1/namespaces/shop/services/web/proxy/a", "application/json", NONE),
     ],
 )
 def test_h46_what_changes_makes_nothing_without_create(method: str, target: str, kind: str, rule: RefusalRule) -> None:
