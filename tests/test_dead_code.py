@@ -21,6 +21,7 @@ _NAMING = r"\S{1,200}|[a-z ]+ = \w+:\w+"
 # What a library calls or reads by its name, or what is read by a name that is put together.
 FROM_OUTSIDE: dict[str, str] = {
     "_check_value": "argparse",
+    "_missing_": "enum",
     "_create_connection": "aiohttp's connector",
     "_wrap_create_connection": "aiohttp's connector",
     "emit": "logging's handler",

@@ -561,17 +561,8 @@ class ControlServer:
         if session.closed:  # the agent has left meanwhile: it takes no place, and replaces no connection
             return False
         known = (link.cluster, link.instance) in self._instances
-        if len(self._open) >= self._most and not known:  # one that replaces its older connection is none more
-            leaves = self._open.giving_way(link.cluster)
-            if leaves is None:
-                self._failed(ticket)  # one that comes again and again to be refused has its turns after all others
-                self._refused(ticket, link.cluster, "this relay holds all the agents it may: see limits.agents")
-                session.close(GoawayCode.LIMIT, FULL, FULL_RETRY)
-                return False
-            self._open.discard(leaves)
-            reason = "its cluster held most places: see limits.agents"
-            log.warning("agent gave way", cluster=leaves.cluster, connection=leaves.instance, reason=reason)
-            leaves.leave(GoawayCode.LIMIT, FULL, FULL_RETRY)
+        if not known and not self._has_place(link, session, ticket):  # one that replaces its older one is none more
+            return False
         if known and (wait := self._replacements.wait((link.cluster, link.instance), self.clock())):
             self.counters.agents_flapping += 1
             self._refused(ticket, link.cluster, "two agents with one instance id replace each other")
@@ -579,6 +570,22 @@ class ControlServer:
                 GoawayCode.REPLACED, "another agent with the same instance id has just connected", math.ceil(wait)
             )
             return False
+        return True
+
+    def _has_place(self, link: ControlConnection, session: MuxSession, ticket: Ticket) -> bool:
+        """Return whether one agent more finds a place, or is given one; otherwise it has been told why."""
+        if len(self._open) < self._most:
+            return True
+        leaves = self._open.giving_way(link.cluster)
+        if leaves is None:
+            self._failed(ticket)  # one that comes again and again to be refused has its turns after all others
+            self._refused(ticket, link.cluster, "this relay holds all the agents it may: see limits.agents")
+            session.close(GoawayCode.LIMIT, FULL, FULL_RETRY)
+            return False
+        self._open.discard(leaves)
+        reason = "its cluster held most places: see limits.agents"
+        log.warning("agent gave way", cluster=leaves.cluster, connection=leaves.instance, reason=reason)
+        leaves.leave(GoawayCode.LIMIT, FULL, FULL_RETRY)
         return True
 
     async def _introduced(self, link: ControlConnection, session: MuxSession, ticket: Ticket) -> bool:
