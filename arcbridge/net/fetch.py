@@ -75,11 +75,11 @@ class HttpFetcher:
         """Send one request; return the answer, whatever its status. Raises Unreachable for want of a whole one."""
         try:
             target = URL(url, encoded=True)
+            where = target.host  # parsed only now
         except ValueError as error:  # an issuer's document names a port that is no number, say
             raise Unreachable("what is to be fetched has no well-formed URL") from error
-        if target.scheme not in (("https", "http") if self._plain else ("https",)) or not target.host:
+        if target.scheme not in (("https", "http") if self._plain else ("https",)) or not where:
             raise Unreachable("only https documents are fetched")
-        where = target.host
         try:
             async with asyncio.timeout(self._deadline):
                 return await self._ask(method, target, ca_pem, headers, body)
