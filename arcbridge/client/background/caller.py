@@ -40,7 +40,8 @@ STOP_TIMEOUT = 10.0
 READY_VARIABLE = "ARCBRIDGE_READY_DESCRIPTOR"
 """In the environment of a process that was started: where it writes that it serves, or why it does not."""
 KEPT_VARIABLES = ("ARCBRIDGE_LOOP", "ARCBRIDGE_DEBUGGABLE", READY_VARIABLE)
-"""All others of ours are settings, which each request brings along."""
+"""All others of ours are settings, which each request brings along. systemd's socket is for the service that runs the
+caller, whose state is not that of this process."""
 
 
 class NotRunning(Exception):
@@ -240,18 +241,18 @@ def _kept(environment: Mapping[str, str]) -> dict[str, str]:
     return {
         name: value
         for name, value in environment.items()
-        if not name.startswith("ARCBRIDGE_") or name in KEPT_VARIABLES
+        if name in KEPT_VARIABLES or not name.startswith(("ARCBRIDGE_", "NOTIFY_SOCKET"))
     }
 
 
 def _read_word(descriptor: int) -> str:
-    """Read what the process writes until it closes the pipe, or says nothing for START_TIMEOUT seconds."""
+    """Return what the process writes until it closes the pipe, or that it has not written for START_TIMEOUT seconds."""
     import select
 
     said = b""
     while select.select([descriptor], [], [], START_TIMEOUT)[0]:
         received = os.read(descriptor, 4096)
         if not received:
-            break
+            return said.decode("utf-8", "replace").strip()
         said += received
-    return said.decode("utf-8", "replace").strip()
+    return f"it runs, and does not serve within {START_TIMEOUT:.0f} s"

@@ -280,6 +280,15 @@ def test_a_process_that_does_not_start_is_told(place: BackgroundPaths, monkeypat
     monkeypatch.setattr(caller, "program", lambda: ["/bin/false"])
     with pytest.raises(StateError, match="it ended without a word"):
         caller.ask(place, request("status"), os.environ)
+    monkeypatch.setattr(caller, "program", lambda: ["/bin/sh", "-c", "sleep 5"])
+    monkeypatch.setattr(caller, "START_TIMEOUT", 0.1)
+    with pytest.raises(StateError, match="it runs, and does not serve within 0 s"):
+        caller.ask(place, request("status"), os.environ)
+
+
+def test_what_a_process_that_is_started_has_of_the_environment() -> None:
+    given = {"HOME": "/h", "ARCBRIDGE_RELAY": "https://r", "ARCBRIDGE_LOOP": "asyncio", "NOTIFY_SOCKET": "/run/n"}
+    assert caller._kept(given) == {"HOME": "/h", "ARCBRIDGE_LOOP": "asyncio"}
 
 
 def test_what_a_question_imports() -> None:
