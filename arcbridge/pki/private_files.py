@@ -13,6 +13,7 @@ when it belongs to this user or to root, and directories are made so that no oth
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import secrets
@@ -293,11 +294,14 @@ def _give_to_owner(descriptor: int, directory: Path) -> None:
 
 
 def sync_directory(directory: Path) -> None:
-    """Let renames in a directory outlive a crash of the machine; raises OSError."""
+    """Let renames in a directory outlive a crash of the machine, where its file system can; raises OSError."""
     if os.name != "posix":
         return  # directories cannot be opened there
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # it syncs no directories (fsync(2)), as those of some virtual machines
+            raise
     finally:
         os.close(descriptor)

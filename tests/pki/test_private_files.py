@@ -1,6 +1,8 @@
+import errno
 import os
 import stat
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -58,6 +60,24 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path, monkey
         write_private(path, b"new")
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["key"]
+
+
+@pytest.mark.parametrize(("number", "fails"), [(errno.EINVAL, False), (errno.EIO, True)])
+def test_a_file_system_that_syncs_no_directories_takes_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, fails: bool
+) -> None:
+    """As vboxsf: the file was there, and each login ended with "cannot write"."""
+    fsync = os.fsync
+
+    def refused(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refused)
+    with pytest.raises(StateError, match="Input/output error") if fails else nullcontext():
+        write_private(tmp_path / "key", b"new")
+    assert (tmp_path / "key").read_bytes() == b"new"
 
 
 @as_root
