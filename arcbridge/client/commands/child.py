@@ -143,9 +143,19 @@ class Signals:
 
 
 def _passed_on() -> tuple[int, ...]:
+    """Return the signals that are passed on; one that is ignored, as under nohup(1), stays so."""
     if sys.platform == "win32":
         return ()  # the console sends to all of its processes
-    return (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+    return tuple(number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN)
+
+
+def _keeping_hangup(command: Sequence[str]) -> Sequence[str]:
+    """Return a command line by which a program ignores SIGHUP where this process does: libuv starts each with the
+    system's own handling."""
+    if sys.platform == "win32" or signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        return command
+    return ("/bin/sh", "-c", 'trap "" HUP; exec "$0" "$@"', *command)
 
 
 def _in_foreground() -> bool:
@@ -182,7 +192,7 @@ async def run(
         _make_blocking()
     try:
         process = await asyncio.create_subprocess_exec(
-            *command,
+            *_keeping_hangup(command),
             stdin=None if alone else asyncio.subprocess.DEVNULL,
             stdout=None if alone else asyncio.subprocess.PIPE,
             stderr=None if alone else asyncio.subprocess.PIPE,

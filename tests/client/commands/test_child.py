@@ -6,6 +6,8 @@ import asyncio
 import base64
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -77,6 +79,31 @@ async def test_output_gets_its_prefix() -> None:
         )
     assert code == 3
     assert sorted(written) == [(1, b"a | one\n"), (2, b"a | two\n")]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGHUP")
+def test_under_nohup_the_program_goes_on_without_its_terminal() -> None:
+    """A shell whose terminal is closed sends SIGHUP to each process group of its own."""
+    code = (
+        "import asyncio, os, sys\nfrom arcbridge.cli.loop import loop_factory\n"
+        "from arcbridge.client.commands import child\n"
+        "async def main():\n    with child.Signals() as signals:\n"
+        "        return await child.run(sys.argv[1:], dict(os.environ), signals)\n"
+        "with asyncio.Runner(loop_factory=loop_factory()) as runner:\n    sys.exit(runner.run(main()))\n"
+    )
+    program = ["sh", "-c", "echo ready; read line; echo went on with $1; exit 3", "sh", "a b"]
+    process = subprocess.Popen(
+        ["sh", "-c", 'trap "" HUP; exec "$0" "$@"', sys.executable, "-c", code, *program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    os.killpg(process.pid, signal.SIGHUP)
+    assert process.communicate("\n", timeout=30)[0] == "went on with a b\n"
+    assert process.returncode == 3
 
 
 async def test_a_cancelled_run_ends_its_program() -> None:
