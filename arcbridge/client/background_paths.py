@@ -93,6 +93,8 @@ class BackgroundPaths:
             return
         except OSError as error:
             raise StateError(f"cannot look at the directory {self.runtime}: {error.strerror}") from error
+        if status.st_uid != _user_id() == 0:
+            raise StateError(f"{self.runtime} belongs to user id {status.st_uid}: run this as that user, without sudo")
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != _user_id() or status.st_mode & 0o077:
             raise StateError(f"{self.runtime} is not a directory of this user alone: remove it, and run this again")
 

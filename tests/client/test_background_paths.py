@@ -74,6 +74,16 @@ def test_it_is_made_for_this_user_alone(tmp_path: Path) -> None:
         place.make()
 
 
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root makes files for other users")
+def test_root_removes_nothing_of_a_user(tmp_path: Path) -> None:
+    """`sudo -E arcbridge status`: the user's process serves there."""
+    place = BackgroundPaths(str(tmp_path / "run"), str(tmp_path))
+    place.make()
+    os.chown(place.runtime, 12345, 12345)
+    with pytest.raises(StateError, match="belongs to user id 12345: run this as that user, without sudo"):
+        place.refuse_foreign_runtime()
+
+
 def test_a_link_in_its_place_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir(mode=0o700)
     (tmp_path / "run").symlink_to(tmp_path / "other")
