@@ -108,7 +108,7 @@ def test_both_cas_rotate_under_load(
         step(world, "agent", "next")
         code, _, error = ca(world, "agent", "activate", check=False)
         assert code
-        assert "hours are left" in error
+        assert "are left. Wait for them" in error
         everything.copy()
         step(world, "agent", "activate", "--force")
         step(world, "agent", "retire", "--force")
