@@ -22,7 +22,7 @@ BY_FILE := --dist loadfile --no-loadscope-reorder
 
 help:
 	@sed -n '2,3s/^#  //p' Makefile
-	@echo "  make bench   speed through the three roles beside OpenSSH, in under two minutes (FULL=1: every peer and study, 45 minutes; OUT=FILE)"
+	@echo "  make bench   speed through the three roles beside OpenSSH, in under two minutes (FULL=1: every peer and study, 40 minutes; OUT=FILE)"
 	@echo "  make budget  calls, allocations, system calls and wake-ups of an open, an echo, a GET, an exec and a join, beside bench/budget.json (WRITE=1: write it)"
 	@echo "  make report  tables, plots and goals of a result of it (FILE=RESULT.json OUT=DIRECTORY)"
 	@echo "  make soak    200 streams with checksums while relays are killed (DURATION=1200: seconds; OUT=FILE: keep the result)"

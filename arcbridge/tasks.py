@@ -26,8 +26,8 @@ class TaskSet(set[asyncio.Task[Any]]):
 
 
 def report_failure(task: asyncio.Task[Any]) -> None:
-    """Report that a task has failed which is to run until it is cancelled (a done callback): nobody waits for its
-    result, and asyncio says nothing of one that is held."""
+    """Report that a task has failed which is to run until it is cancelled (a done callback): its owner waits for no
+    result, and asyncio says nothing of a task that is held."""
     if not task.cancelled() and (error := task.exception()) is not None:
         context = {"message": f"the task {task.get_name()} has failed", "exception": error, "task": task}
         task.get_loop().call_exception_handler(context)

@@ -135,8 +135,7 @@ class Elevation:
             lent = replace(identity, groups=tuple(groups), extra=extra)
             return Lent(lent, None, tuple((one.uid, one.text) for one in grants))
         named = self._config.default_groups
-        held = "*" in named or not identity.groups_at_api_server.isdisjoint(named)
-        if self._config.default == READ_ONLY and held:
+        if self._config.default == READ_ONLY and ("*" in named or not identity.groups_at_api_server.isdisjoint(named)):
             return Lent(identity, DefaultRestrictions.over(own, may_ask=may_ask))
         return None
 

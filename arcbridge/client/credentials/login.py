@@ -499,6 +499,8 @@ def _open_beside_output(url: str) -> bool:
     kubectl reads the browser's lines too, and waits until the browser has closed it."""
     import webbrowser
 
+    if sys.__stdout__ is None or sys.__stderr__ is None:  # closed at the start, and the number is another file's by now
+        return webbrowser.open(url)
     output = os.dup(1)
     try:
         os.dup2(2, 1)

@@ -96,7 +96,7 @@ class ServedCluster:
                 holder = port_holder(had)
                 by = f" by a process of {holder}" if holder else ""
                 why = f"was taken{by}" if isinstance(first, PortInUse) else "is not open to this user any more"
-                self.moved = f'Port {had} {why}; cluster "{self.cluster}" has port {port} now'
+                self.moved = f'Port {had} {why}; cluster "{self.cluster}" has port {self.port} now'
             return
         assert first is not None
         raise first

@@ -364,6 +364,26 @@ def test_what_a_browser_prints_is_not_on_standard_output(tmp_path: Path) -> None
     assert (done.stdout, done.stderr) == ("the credential\n", "Opening in existing browser session.\n")
 
 
+@pytest.mark.skipif(os.name == "nt", reason="browsers are started in another way there")
+def test_where_standard_output_is_closed_its_number_is_left_to_what_has_it(tmp_path: Path) -> None:
+    browser, opened = tmp_path / "browser", tmp_path / "opened"
+    browser.write_text(f"#!/bin/sh\n: >{opened}\n")
+    browser.chmod(0o700)
+    code = (
+        "import asyncio, os\nfrom arcbridge.client.credentials.login import _open_browser\n"
+        "taken = os.open(os.devnull, os.O_RDONLY)\nassert taken == 1\n"
+        "before = os.fstat(1).st_ino\nreplaced = []\nos.dup2 = lambda *numbers: replaced.append(numbers)\n"
+        "asyncio.run(_open_browser('https://login.example.org'))\n"
+        "assert not replaced and os.fstat(1).st_ino == before\n"
+    )
+    command = ["/bin/sh", "-c", 'exec "$0" "$@" >&-', sys.executable, "-c", code]
+    done = subprocess.run(
+        command, env={**os.environ, "BROWSER": str(browser)}, stderr=subprocess.PIPE, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert opened.exists()
+
+
 @pytest.mark.parametrize(
     ("member", "value"),
     [

@@ -88,6 +88,19 @@ async def test_where_others_have_all_the_usual_ports_any_free_one_is_taken(
     await one.close()
 
 
+async def test_a_port_that_the_system_chose_is_named_where_all_others_are_taken(
+    tmp_path: Path, squatter: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = squatter.getsockname()[1]
+    monkeypatch.setattr("arcbridge.client.serving.served_cluster.PORTS_TRIED", 0)
+    one = served(tmp_path)
+    one.state.remember_port(one.relays, one.kept_as, port)
+    one.bind()
+    assert one.moved.endswith(f'; cluster "prod" has port {one.port} now')
+    assert one.port not in (0, port)
+    await one.close()
+
+
 async def test_a_kept_port_that_root_alone_may_bind_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`sudo -E arcbridge proxy --port 80`, and a later start without root."""
     create = socket.create_server
