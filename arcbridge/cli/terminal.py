@@ -53,6 +53,7 @@ def terminal(lines: TextIO) -> Terminal:
         ask_trust=ask_trust if may_ask() else None,
         may_log_in=sys.stderr.isatty(),
         waiting=lambda text, limit: Waiting(sys.stderr, text, limit),
+        open_browser=open_browser,
     )
 
 
@@ -134,6 +135,28 @@ def _forget_typed() -> None:
         import termios
 
         termios.tcflush(sys.stdin, termios.TCIFLUSH)
+
+
+async def open_browser(url: str) -> bool:
+    import asyncio
+
+    return await asyncio.to_thread(_open_beside_output, url)
+
+
+def _open_beside_output(url: str) -> bool:
+    """Open a browser whose output is this process's standard error: standard output may be a credential, of which
+    kubectl reads the browser's lines too, and waits until the browser has closed it."""
+    import webbrowser
+
+    if sys.__stdout__ is None or sys.__stderr__ is None:  # closed at the start, and the number is another file's by now
+        return webbrowser.open(url)
+    output = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        return webbrowser.open(url)
+    finally:
+        os.dup2(output, 1)
+        os.close(output)
 
 
 _questions: dict[object, Any] = {}

@@ -58,7 +58,7 @@ class Terminal:
     waiting: Wait = field(default=lambda text, limit: nullcontext())
     """Shows that the command waits, as long as the context is entered."""
     open_browser: OpenBrowser | None = None
-    """Opens a URL in a browser; None: the system's own."""
+    """Opens a URL in a browser and returns whether it could; None: it cannot."""
 
 
 class ClientContext:

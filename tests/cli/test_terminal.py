@@ -3,6 +3,7 @@
 import asyncio
 import io
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -123,3 +124,44 @@ def refused_by_the_process(error: ArcbridgeError) -> ArcbridgeError:
     with pytest.raises(ArcbridgeError) as caught:
         answer_of(_error(error))
     return caught.value
+
+
+@pytest.mark.skipif(os.name == "nt", reason="browsers are started in another way there")
+def test_what_a_browser_prints_is_not_on_standard_output(tmp_path: Path) -> None:
+    """kubectl reads its credential there, and waits for each program that has it open."""
+    browser = tmp_path / "browser"
+    browser.write_text("#!/bin/sh\necho Opening in existing browser session.\n")
+    browser.chmod(0o700)
+    code = (
+        "import asyncio\nfrom arcbridge.cli.terminal import open_browser\n"
+        "asyncio.run(open_browser('https://login.example.org'))\nprint('the credential')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "BROWSER": f"{browser} %s &"},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert (done.stdout, done.stderr) == ("the credential\n", "Opening in existing browser session.\n")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="browsers are started in another way there")
+def test_where_standard_output_is_closed_its_number_is_left_to_what_has_it(tmp_path: Path) -> None:
+    browser, opened = tmp_path / "browser", tmp_path / "opened"
+    browser.write_text(f"#!/bin/sh\n: >{opened}\n")
+    browser.chmod(0o700)
+    code = (
+        "import asyncio, os\nfrom arcbridge.cli.terminal import open_browser\n"
+        "taken = os.open(os.devnull, os.O_RDONLY)\nassert taken == 1\n"
+        "before = os.fstat(1).st_ino\nreplaced = []\nos.dup2 = lambda *numbers: replaced.append(numbers)\n"
+        "asyncio.run(open_browser('https://login.example.org'))\n"
+        "assert not replaced and os.fstat(1).st_ino == before\n"
+    )
+    command = ["/bin/sh", "-c", 'exec "$0" "$@" >&-', sys.executable, "-c", code]
+    done = subprocess.run(
+        command, env={**os.environ, "BROWSER": str(browser)}, stderr=subprocess.PIPE, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert opened.exists()

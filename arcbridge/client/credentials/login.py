@@ -83,7 +83,8 @@ def check_login(config: LoginConfig) -> None:
 
 
 class Login:
-    """One configured login. `say` shows a line to the user; `open_browser` returns whether it could."""
+    """One configured login. `say` shows a line to the user; `open_browser` returns whether it could; None: it
+    cannot, and the user gets the page's address alone."""
 
     def __init__(
         self,
@@ -106,7 +107,7 @@ class Login:
         self._cache = cache
         self._say = say
         self._waiting = waiting
-        self._open_browser = open_browser or _open_browser
+        self._open_browser = open_browser
         self._clock = clock
         self._environment = environment
         self._redirect_ports = REDIRECT_PORTS if config.redirect_port is None else (config.redirect_port,)
@@ -375,7 +376,7 @@ class Login:
             }
             joint = "&" if urlsplit(endpoints.authorization).query else "?"
             page = f"{endpoints.authorization}{joint}{urlencode(question)}"
-            if await self._open_browser(page):
+            if self._open_browser is not None and await self._open_browser(page):
                 # It may be another profile's, another screen's, or none in spite of what the system says.
                 self._say("The login is in your browser. If you do not see it, open")
                 self._say(page)
@@ -488,23 +489,3 @@ def _has_browser(environment: Mapping[str, str]) -> bool:
     if environment.get("SSH_CONNECTION"):
         return False  # the browser would open, and come back, on the wrong machine
     return sys.platform in ("darwin", "win32") or bool(environment.get("DISPLAY") or environment.get("WAYLAND_DISPLAY"))
-
-
-async def _open_browser(url: str) -> bool:
-    return await asyncio.to_thread(_open_beside_output, url)
-
-
-def _open_beside_output(url: str) -> bool:
-    """Open a browser whose output is this process's standard error: standard output may be a credential, of which
-    kubectl reads the browser's lines too, and waits until the browser has closed it."""
-    import webbrowser
-
-    if sys.__stdout__ is None or sys.__stderr__ is None:  # closed at the start, and the number is another file's by now
-        return webbrowser.open(url)
-    output = os.dup(1)
-    try:
-        os.dup2(2, 1)
-        return webbrowser.open(url)
-    finally:
-        os.dup2(output, 1)
-        os.close(output)

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -341,47 +338,6 @@ async def test_the_port_of_the_settings_is_the_one(
         assert await login.visits[0] == 200
     assert opened[1] == f"http://localhost:{port}"
     assert opened[0] != "http://localhost:1"
-
-
-@pytest.mark.skipif(os.name == "nt", reason="browsers are started in another way there")
-def test_what_a_browser_prints_is_not_on_standard_output(tmp_path: Path) -> None:
-    """kubectl reads its credential there, and waits for each program that has it open."""
-    browser = tmp_path / "browser"
-    browser.write_text("#!/bin/sh\necho Opening in existing browser session.\n")
-    browser.chmod(0o700)
-    code = (
-        "import asyncio\nfrom arcbridge.client.credentials.login import _open_browser\n"
-        "asyncio.run(_open_browser('https://login.example.org'))\nprint('the credential')\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "BROWSER": f"{browser} %s &"},
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    )
-    assert (done.stdout, done.stderr) == ("the credential\n", "Opening in existing browser session.\n")
-
-
-@pytest.mark.skipif(os.name == "nt", reason="browsers are started in another way there")
-def test_where_standard_output_is_closed_its_number_is_left_to_what_has_it(tmp_path: Path) -> None:
-    browser, opened = tmp_path / "browser", tmp_path / "opened"
-    browser.write_text(f"#!/bin/sh\n: >{opened}\n")
-    browser.chmod(0o700)
-    code = (
-        "import asyncio, os\nfrom arcbridge.client.credentials.login import _open_browser\n"
-        "taken = os.open(os.devnull, os.O_RDONLY)\nassert taken == 1\n"
-        "before = os.fstat(1).st_ino\nreplaced = []\nos.dup2 = lambda *numbers: replaced.append(numbers)\n"
-        "asyncio.run(_open_browser('https://login.example.org'))\n"
-        "assert not replaced and os.fstat(1).st_ino == before\n"
-    )
-    command = ["/bin/sh", "-c", 'exec "$0" "$@" >&-', sys.executable, "-c", code]
-    done = subprocess.run(
-        command, env={**os.environ, "BROWSER": str(browser)}, stderr=subprocess.PIPE, text=True, check=False, timeout=60
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert opened.exists()
 
 
 @pytest.mark.parametrize(
