@@ -38,12 +38,12 @@ class Nearest(Generic[T]):
 
     def ranked(self, relays: Sequence[T], draw: Callable[[], float]) -> list[T]:
         """Return the relays, the nearest first, equals in random order. `draw` returns floats in [0, 1)."""
-        rest = [(one not in self._preferred, self.length(one), one) for one in relays]
+        ways = [(one not in self._preferred, self.length(one), one) for one in relays]
+        ways.sort(key=lambda way: way[:2])  # before what the nearest is not, no other one is
         found: list[T] = []
-        while rest:
-            far, least, _ = min(rest, key=lambda way: way[:2])  # before what the nearest is not, no other one is
-            equals = [one for is_far, length, one in rest if is_far == far and not shorter(least, length)]
-            rest = [way for way in rest if way[0] != far or shorter(least, way[1])]
+        while (begin := len(found)) < len(ways):
+            far, least, _ = ways[begin]
+            equals = [one for is_far, length, one in ways[begin:] if is_far == far and not shorter(least, length)]
             while equals:
                 found.append(equals.pop(int(draw() * len(equals))))
         return found
