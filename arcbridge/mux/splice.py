@@ -136,7 +136,7 @@ class SocketSplice(asyncio.Protocol):
         if payer is not None:
             began, before = monotonic(), payer.shares.total
         try:
-            count = self._recv_into(buffer.BUFFER, buffer.PORTION if stream.backlog.full else buffer.SIZE)
+            count = self._recv_into(buffer.BUFFER, buffer.PORTION if stream.backlog.full else buffer.PAYLOAD)
             if count:
                 self._to_stream += count
                 stream.write(buffer.VIEW[:count])
@@ -254,7 +254,7 @@ class TransportSplice(asyncio.BufferedProtocol):
         outer: asyncio.Transport,
         on_done: Callable[[SpliceResult], None] | None = None,
         *,
-        read_size: int = buffer.SIZE,
+        read_size: int = buffer.PAYLOAD,
         seen: Callable[[memoryview], None] | None = None,
         passed: Callable[[memoryview], None] | None = None,
     ) -> None:

@@ -231,7 +231,7 @@ class StreamTransport(asyncio.Transport):
     @property
     def portion(self) -> int:
         """Bytes that may be read at a time for this stream: few while its backlog is full."""
-        return buffer.PORTION if self.backlog.full else buffer.SIZE
+        return buffer.PORTION if self.backlog.full else buffer.PAYLOAD
 
     def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
         """Send all, as one write."""

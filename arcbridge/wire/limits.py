@@ -82,15 +82,16 @@ class Limits:
     """Most bytes that are sent and not confirmed, however long and fast the path (`wire.congestion` chooses how many it
     takes): the largest window and a half, for a second stream. 0: only credit limits what is sent."""
 
-    ack_every: int = 256 * KIB
+    ack_every: int = 255 * KIB
     """Bytes received before an ACK: one ACK per full DATA frame. Rarer keeps more history at the sender."""
 
     frame_shared: int = 16 * KIB
     """What a sparse stream may send before all bulk, and the least turn of a bulk stream while another one waits: one
     TLS record, bytes. On a path whose rate is known, a turn is a millisecond of it (`wire.scheduler`)."""
 
-    frame_alone: int = 256 * KIB
-    """Largest DATA frame, and largest turn: what one read gave. Cutting to 16 KiB costs a third of the throughput."""
+    frame_alone: int = 255 * KIB
+    """Largest DATA frame, and largest turn: what one read gives of payload (`mux.buffer`). Cutting to 16 KiB costs a
+    third of the throughput."""
 
     def __post_init__(self) -> None:
         """Raise LocalProtocolError for windows that a peer must refuse, or that could not be kept."""

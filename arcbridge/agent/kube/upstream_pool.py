@@ -106,7 +106,7 @@ class UpstreamRequest:
 class UpstreamConnection(asyncio.BufferedProtocol):
     """One connection to the API server; at most one request is under way on it."""
 
-    def __init__(self, pool: UpstreamPool, context: ssl.SSLContext, most: int = buffer.SIZE) -> None:
+    def __init__(self, pool: UpstreamPool, context: ssl.SSLContext, most: int = buffer.PAYLOAD) -> None:
         """`most`: bytes to read at a time at most."""
         self._pool = pool
         self._most = most
@@ -475,7 +475,7 @@ class UpstreamPool:
 
         Raises RequestRefusal in the words for the caller; cancelling leaves nothing.
         """
-        connection = UpstreamConnection(self, tls, FAST_READ if repeatable else buffer.SIZE)
+        connection = UpstreamConnection(self, tls, FAST_READ if repeatable else buffer.PAYLOAD)
         self.enter(connection, account)
         try:
             if account is None:
