@@ -61,7 +61,7 @@ MAX_PACE = 10.0
 25 s after which the other end takes the connection for dead."""
 ENDED_CONNECTIONS = 50
 """Connections to the API server that a user may end by leaving watches and long answers; one is forgotten each second.
-With more of them a user makes connections of their own, and takes none that others left."""
+With more of them a user makes connections of their own and uses those again, and takes none that others left."""
 CONNECTING = 8
 """Connections to the API server that are made for one user at a time: each handshake is a millisecond of the event
 loop, and more at once would keep the requests of others waiting for as many."""

@@ -142,6 +142,8 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         """When the transport began to decrypt the bytes of the latest read, monotonic seconds."""
         self.account: Account | None = None
         """Of the user whose request it carries; None for a call of the agent's own, and when idle."""
+        self.made_for: Account | None = None
+        """Of the user for whose request it was made."""
         self.used = False
         """Whether it has carried a request before: then the API server may have closed it for its age."""
 
@@ -451,14 +453,14 @@ class UpstreamPool:
 
     def take(self, tls: ssl.SSLContext, account: Account | None = None) -> UpstreamConnection | None:
         """Return an idle connection that was made with these settings, if there is one, for a request of the account's
-        user. One of settings that were replaced is found no more, and closes after KEEPALIVE."""
+        user: one that was made for the same user, where that has ended many. One of settings that were replaced is
+        found no more, and closes after KEEPALIVE."""
         if not self._idle:
             return None
-        if account is not None and (ended := account.ended_connections).left < 1.0 and ended.wait(self._clock()):
-            return None
+        own = account is not None and (ended := account.ended_connections).left < 1.0 and ended.wait(self._clock())
         for position in range(len(self._idle) - 1, -1, -1):
             connection = self._idle[position]
-            if connection.context is tls:
+            if connection.context is tls and (not own or connection.made_for is account):
                 del self._idle[position]
                 if connection.usable and connection.silent:
                     self.enter(connection, account)
@@ -476,6 +478,7 @@ class UpstreamPool:
         Raises RequestRefusal in the words for the caller; cancelling leaves nothing.
         """
         connection = UpstreamConnection(self, tls, FAST_READ if repeatable else buffer.PAYLOAD)
+        connection.made_for = account
         self.enter(connection, account)
         try:
             if account is None:

@@ -270,10 +270,15 @@ async def test_l32_who_ends_connections_takes_none_that_others_left(tmp_path: Pa
             a.ended_connections.take(clock.now)
         assert taken(api, a) is None
         kept = taken(api, b)
-        kept.send(done := Collected(), GET)
-        await asyncio.wait_for(done.done.wait(), 5)
+        own = await dialled(api, a)
+        for connection in (own, kept):  # the one that others left is the first to be taken
+            connection.send(done := Collected(), GET)
+            await asyncio.wait_for(done.done.wait(), 5)
+        assert taken(api, a) is own, "not a handshake for each request"
+        assert taken(api, a) is None
         clock.now += 1.0
         assert taken(api, a) is kept, "the allowance was refilled"
+        own.drop()
         kept.drop()
 
 
