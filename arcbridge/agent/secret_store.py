@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from arcbridge.agent.kube.apiserver import AnswerFailed, ApiServer
-from arcbridge.errors import ConfigError, StateError
+from arcbridge.errors import ConfigError, StateError, Unreachable
 from arcbridge.pki.credentials import Snapshot, VersionConflict
 
 DEADLINE = 15.0
@@ -27,7 +27,8 @@ _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 
 
 class SecretStore:
-    """The Secret `namespace/name`. Both methods raise a StateError that says what to do."""
+    """The Secret `namespace/name`. Both methods raise a StateError that says what to do, and Unreachable where the API
+    server is away or too busy: it helps to wait."""
 
     def __init__(self, api: ApiServer, secret: str) -> None:
         """Raise ConfigError unless `secret` is `namespace/name`."""
@@ -89,7 +90,9 @@ class SecretStore:
             raise StateError(f"the Secret {self._where} is not readable as one") from error
         return Snapshot(entries, str(version))
 
-    def _refused(self, what: str, status: int) -> StateError:
+    def _refused(self, what: str, status: int) -> StateError | Unreachable:
+        if status == 429 or status >= 500:
+            return Unreachable(f"the Secret {self._where} cannot be {what}: the API server answered {status}")
         hint = "the agent's Role must allow get and update on it" if status in (401, 403) else "see its log"
         return StateError(f"the Secret {self._where} cannot be {what}: the API server answered {status}; {hint}")
 
@@ -99,7 +102,7 @@ class SecretStore:
                 status, answer = await self._api.ask(method, path, document, most=MAX_ANSWER)
         except (AnswerFailed, TimeoutError) as error:
             # Never the answer itself: it holds keys.
-            raise StateError(
+            raise Unreachable(
                 f"the Secret {self._where} cannot be reached: the API server does not answer ({type(error).__name__})"
             ) from None
         return status, answer if isinstance(answer, dict) else {}

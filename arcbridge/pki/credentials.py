@@ -55,7 +55,8 @@ class Snapshot(dict[str, bytes]):
 
 
 class CredentialStore(Protocol):
-    """A place that keeps one credential. Both methods raise `StateError` when the place cannot be used."""
+    """A place that keeps one credential. Both methods raise `StateError` when the place cannot be used,
+    and `Unreachable` when it is away for now."""
 
     async def load(self) -> Snapshot | None:
         """Return what is kept, or None when there is nothing yet."""

@@ -349,6 +349,23 @@ async def test_a_relay_that_is_down_is_tried_again(
     assert one.failures == 1
 
 
+async def test_a_store_that_is_away_is_waited_for(
+    relay: FakeRelay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An agent that starts while its API server does is not to end, and then wait for the kubelet's backoff."""
+    first = await keeper(relay, tmp_path).start()
+    one = keeper(relay, tmp_path, join_token_file=None)
+    load = one._store.load
+
+    async def away() -> None:
+        raise Unreachable("the Secret arcbridge/agent cannot be reached: the API server does not answer")
+
+    monkeypatch.setattr(one._store, "load", away)
+    hints = waits(monkeypatch, lambda: monkeypatch.setattr(one._store, "load", load))
+    assert await one.start() == first
+    assert (hints, one.failures, one.last_failure) == ([None], 1, "")
+
+
 # -- a list of relays, each with a registry of its own ----------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from arcbridge.agent.kube.apiserver import ApiServer
 from arcbridge.agent.secret_store import SecretStore
-from arcbridge.errors import ConfigError, StateError
+from arcbridge.errors import ArcbridgeError, ConfigError, StateError, Unreachable
 from arcbridge.pki.credentials import VersionConflict
 from tests.support.fake_apiserver import Exchange, FakeApiServer, reply
 
@@ -103,11 +103,13 @@ async def test_e3_of_many_writers_one_wins(made: Made) -> None:
     assert sum(isinstance(result, VersionConflict) for result in results) == 4
 
 
-@pytest.mark.parametrize(("code", "words"), [(403, "Role"), (500, "500")])
-async def test_refusals_say_what_to_do(made: Made, code: int, words: str) -> None:
+@pytest.mark.parametrize(
+    ("code", "words", "kind"), [(403, "Role", StateError), (429, "429", Unreachable), (500, "500", Unreachable)]
+)
+async def test_refusals_say_what_to_do(made: Made, code: int, words: str, kind: type[ArcbridgeError]) -> None:
     fake, _, store = made
     fake.routes[f"{COLLECTION}/agent"] = reply(code, b'{"data":{"tls.key":"c2VjcmV0"}}')
-    with pytest.raises(StateError, match=words) as caught:
+    with pytest.raises(kind, match=words) as caught:
         await store.load()
     assert "c2VjcmV0" not in str(caught.value)
 
@@ -125,7 +127,7 @@ async def test_what_is_no_secret(made: Made, body: bytes) -> None:
 async def test_an_api_server_that_is_down(made: Made) -> None:
     fake, _, store = made
     fake.stop()
-    with pytest.raises(StateError, match="does not answer"):
+    with pytest.raises(Unreachable, match="does not answer"):
         await store.load()
 
 
