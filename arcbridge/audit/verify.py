@@ -90,6 +90,8 @@ class _ChainState:
     """Why the agent left the file in order; empty where it did not."""
     after: tuple[str, int] | None = None
     """The chain and number of that record."""
+    found: Head | None = None
+    """The newest record of that chain which stands before this one's start."""
     cause: str = ""
     gaps: list[Gap] = field(default_factory=list)
     recent: OrderedDict[int, tuple[str, LogPlace]] = field(default_factory=OrderedDict)
@@ -275,6 +277,7 @@ class _Check:
         chain, slash, number = str(fields.get("after", "")).partition("/")
         if slash and number.isdigit():
             state.after = (chain, int(number))
+            state.found = before.newest if (before := self._chains.get(chain)) is not None else None
         if fields.get("torn"):
             self.report.notes.append(
                 f"{state.start}: the role found {fields['torn']} bytes of an unfinished line when it opened the file: "
@@ -348,6 +351,11 @@ class _Check:
                 CHANGED, place, Head(chain, number, digest),
                 f"the record is not as it was written: the next chain ({state.start}) names another hash for it",
             )  # fmt: skip
+        elif number < before.newest.sequence and state.found == before.newest:  # else its role was still at work
+            text = (
+                f"records {number + 1} to here were added later: the next chain ({state.start}) found {number} the last"
+            )
+            self._add(CHANGED, before.place, before.newest, text)
 
     def _check_anchors(self) -> None:
         """Compare the anchors with how far their chains go; their hashes were compared before."""

@@ -116,6 +116,26 @@ def test_a_tail_before_a_restart(tmp_path: Path) -> None:
     assert check(tmp_path, first, second).ok
 
 
+def test_records_that_were_added_behind_a_kill(tmp_path: Path) -> None:
+    """The chain of a role that was killed is open, and has no key."""
+    first, chain = log(4)
+    last = chain.head
+    second, _ = log(3, last)
+    added = [chain.seal('{"event":"audit","request":"r-9"}') for _ in range(2)]
+    for files in ([first + added, second], [first + added + second]):
+        report = check(tmp_path, *files)
+        assert [(one.kind, one.record) for one in report.findings] == [("changed", 6)]
+        assert "records 5 to here were added later" in report.findings[0].text
+
+
+def test_a_role_beside_another_one_writes_on(tmp_path: Path) -> None:
+    """Both write one file: what the second found as the last record was not the first one's last."""
+    first, chain = log(4)
+    second, _ = log(3, chain.head)
+    more = [chain.seal('{"event":"audit"}') for _ in range(2)]
+    assert check(tmp_path, [*first, more[0], *second, more[1]]).ok
+
+
 def test_a_whole_file_is_missing(tmp_path: Path) -> None:
     first, chain = log()
     _, chain = log(before=chain.head, cause="rotated")
