@@ -70,7 +70,9 @@ def test_what_differs_from_the_log(tmp_path: Path) -> None:
     log = log_of(tmp_path / "audit.jsonl", *[recorded(one) for one in (good, changed, gone, stored)])
     with (where / changed.name).open("r+b") as file:
         file.seek(700)
-        file.write(b"!")
+        other = bytes([file.read(1)[0] ^ 1])
+        file.seek(700)
+        file.write(other)
     (where / gone.name).unlink()
     unknown = made(where, "unknown", b"x")
     count, found = compare([where], find_recordings([log]))

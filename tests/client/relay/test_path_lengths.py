@@ -91,7 +91,7 @@ def test_the_one_in_use_gives_way_to_a_nearer_one_alone() -> None:
     found = ways()
     for relay, own in zip(ALL, (0.012, 0.010, 0.150, 0.150), strict=True):
         found.learn(relay, own, 0.005)
-    relays = Relays(ALL, draw=lambda: 0.999, lengths=found)
+    relays = Relays(ALL, draw=lambda: 0.0, lengths=found)
     relays.works(A)
     assert relays.order()[0] is A, "B is no nearer"
     relays.works(C)
