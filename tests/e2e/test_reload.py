@@ -196,6 +196,7 @@ def test_an_agent_that_is_stopped_keeps_what_runs_and_begins_nothing(
         index = serving(world, client, marks)
         agent, other = world.agents[index], world.agents[1 - index]
         mark = other.mark()
+        begun, served = sessions_total(world, index), sessions_total(world, 1 - index)
         if detached:
             world.kill_relay()
             wait_for_record(client.process, "connection lost, waiting to resume")
@@ -209,11 +210,11 @@ def test_an_agent_that_is_stopped_keeps_what_runs_and_begins_nothing(
         told = wait_for_record(agent, "agent stopping", step="waiting")
         assert wait_for_record(agent, "agent stopping", step="leaving")["seconds"] == 100
         assert told
-        # What begins now is served by the other one, of this client too.
-        served = sessions_total(world, 1 - index)
+        # What begins now is served by the other one, of this client too, which may have looked for it already.
         kubectl = cluster.kubectl_for(KUBECTL_MINORS[0], client.kubeconfig)
         assert kubectl.run("get", "namespace", "default", "-o", "name").stdout == "namespace/default\n"
-        assert sessions_total(world, 1 - index) == served + 1
+        assert sessions_total(world, 1 - index) > served
+        assert sessions_total(world, index) == begun
         assert agent.running
         gate.write_text("go\n")
         assert shell.wait(20) == 4
