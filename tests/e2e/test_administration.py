@@ -87,8 +87,8 @@ def test_each_team_runs_its_own_clusters_and_no_other(world: World, tmp_path: Pa
     mark = world.relay.mark()
     made = json.loads(admin(world, SHOP, "token", "create", "--cluster", "shop-2", "-o", "json").stdout)
     assert "--set relayCAPin=" + world.relay_pin in made["command"]
-    act = wait_for_record(world.relay, "administrator's command", after=mark)
-    assert (act["user"], act["command"], act["outcome"]) == (SHOP.email, "token create", "done")
+    act = wait_for_record(world.relay, "administrator's command", after=mark, command="token create")
+    assert (act["user"], act["outcome"]) == (SHOP.email, "done")
     assert act["arguments"]["cluster"] == "shop-2"
     (tmp_path / "join").write_text(made["token"])
     flags = ["--relay", world.relay_url, "--relay-ca-pin", made["relay_ca_pin"], "--state-dir", str(tmp_path / "new")]

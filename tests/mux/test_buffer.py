@@ -3,38 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 from typing import Any
 
 import pytest
 
-from arcbridge.mux import buffer
-from arcbridge.net.tls import ALPN_JOIN
-from arcbridge.relay import pipes, pump
-from arcbridge.wire.frames import FrameType, frame
-from arcbridge.wire.limits import DEFAULT
 from tests.mux.ends import Recorder, connected
-from tests.net.ends import client_context, server_contexts
 
 pytestmark = pytest.mark.usefixtures("faults", "poisoned")
-
-
-def test_a_full_frame_is_one_read_of_each_hop() -> None:
-    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
-    client = client_context(ALPN_JOIN).wrap_bio(to_client, to_server, server_hostname="relay.test")
-    server = server_contexts()[ALPN_JOIN].wrap_bio(to_server, to_client, server_side=True)
-    for end in (client, server, client, server):
-        try:
-            end.do_handshake()
-        except ssl.SSLWantReadError:
-            pass
-    assert (client.version(), to_server.pending) == ("TLSv1.3", 0)
-    full = frame(FrameType.DATA, 1, bytes(buffer.PAYLOAD))
-    sent = 0
-    while sent < len(full):
-        sent += client.write(full[sent:])
-    assert to_server.pending <= min(buffer.SIZE, pump.HELD, pipes.CAPACITY)
-    assert buffer.PAYLOAD == DEFAULT.frame_alone == DEFAULT.ack_every
 
 
 @pytest.mark.parametrize("views", [False, True])

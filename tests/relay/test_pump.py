@@ -9,6 +9,7 @@ import hashlib
 import os
 import random
 import socket
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable
 
@@ -16,10 +17,14 @@ import pytest
 
 from arcbridge.identity.claims import Identity
 from arcbridge.loop_shares import LoopTime
+from arcbridge.mux import buffer
 from arcbridge.net.sockets import receive, reset, send_all
-from arcbridge.relay.pipes import PipePool
+from arcbridge.net.tls import ALPN_JOIN
+from arcbridge.relay.pipes import CAPACITY, PipePool
 from arcbridge.relay.pump import BUDGET, HELD, SAMPLE, Pump, Pumps
-from tests.net.ends import tcp_pair
+from arcbridge.wire.frames import FrameType, frame
+from arcbridge.wire.limits import DEFAULT
+from tests.net.ends import client_context, server_contexts, tcp_pair
 from tests.relay.station import exactly
 from tests.support.eventually import until
 
@@ -439,3 +444,21 @@ async def test_a_pause_passes_on_what_is_held_and_an_end_comes_after_it(bench: B
     agent.close()
     assert await bench.end() is pump
     assert pump.error is None
+
+
+def test_a_full_frame_is_one_read_of_each_hop() -> None:
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = client_context(ALPN_JOIN).wrap_bio(to_client, to_server, server_hostname="relay.test")
+    server = server_contexts()[ALPN_JOIN].wrap_bio(to_server, to_client, server_side=True)
+    for end in (client, server, client, server):
+        try:
+            end.do_handshake()
+        except ssl.SSLWantReadError:
+            pass
+    assert (client.version(), to_server.pending) == ("TLSv1.3", 0)
+    full = frame(FrameType.DATA, 1, bytes(buffer.PAYLOAD))
+    sent = 0
+    while sent < len(full):
+        sent += client.write(full[sent:])
+    assert to_server.pending <= min(buffer.SIZE, HELD, CAPACITY)
+    assert buffer.PAYLOAD == DEFAULT.frame_alone == DEFAULT.ack_every
