@@ -400,7 +400,10 @@ class UpstreamConnection(asyncio.BufferedProtocol):
             if self._reading_paused:  # at the very end, by the caller; the next one must not find it so
                 self.resume_reading()
             if self._request.repeatable and response.keep and not extra:
-                self._pool.put(self)
+                if count < buffer.PORTION:
+                    self._pool.put(self)
+                else:  # the read may have been full: what the transport holds beyond it comes before a request
+                    asyncio.get_running_loop().call_soon(self._pool.put, self)
             else:
                 self._pool.remove(self)
                 self.drop()

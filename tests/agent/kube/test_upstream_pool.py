@@ -146,6 +146,42 @@ async def test_h7_what_came_before_a_request_is_no_answer_to_it(
     assert fake.connections == 2
 
 
+@pytest.mark.parametrize("pauses", [True, False])
+async def test_h7_what_the_transport_holds_behind_an_answer_is_no_answer_to_the_next_request(
+    fake: FakeApiServer, api: ApiServer, pauses: bool
+) -> None:
+    """The answer fills a read to its last byte, and the next request comes before another turn of the loop: the socket
+    has nothing more, and the transport has."""
+    size = buffer.PORTION - len(reply(200, bytes(10_000))) + 10_000
+    fake.routes["/x"] = reply(200, bytes(size)) + reply(200, b"another user's")
+    fake.routes["/y"] = reply(200, b"mine")
+    following: list[UpstreamConnection] = []
+
+    class Pauses(Collected):
+        def response_data(self, data: bytes | memoryview, payload: int) -> None:
+            super().response_data(data, payload)
+            if pauses:
+                connection.pause_reading()
+
+        def response_complete(self) -> None:
+            super().response_complete()
+            if (found := taken(api)) is not None:
+                following.append(found)
+                found.send(mine, UpstreamRequest(b"GET /y HTTP/1.1\r\nHost: k\r\n\r\n"))
+
+    connection, mine = await dialled(api, repeatable=True), Collected()
+    connection.send(handler := Pauses(), GET, Backlog(0))
+    async with asyncio.timeout(10):
+        while not handler.done.is_set():
+            connection.resume_reading()
+            await asyncio.sleep(0)
+        await until(lambda: mine.done.is_set() or connection.transport is None)
+    assert handler.payload == size
+    assert not mine.data.endswith(b"another user's")
+    assert not following
+    assert taken(api) is None
+
+
 async def test_interim_answers_and_heads_in_pieces(fake: FakeApiServer, api: ApiServer) -> None:
     async def slow(exchange: Exchange) -> None:
         for piece in (b"HTTP/1.1 103 X\r\n\r\nHTTP/1.1 200 X\r", b"\nContent-Len", b"gth: 2\r\n\r", b"\nok"):
