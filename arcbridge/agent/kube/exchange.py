@@ -59,7 +59,7 @@ class Exchange:
         self._pool = pool
         self._attempt = attempt
         self._account = account = attempt.account
-        self._seats = account.seats if plan.wanted.takes_seat and plan.upgrade is None else None
+        self._seats = account.seats if plan.wanted.takes_seat else None
         """The user's seats at the API server; None where the request takes none."""
         self._seated = False
         """It has one."""

@@ -49,7 +49,7 @@ class RequestTarget:
     detailed: bool
     """Whether `query_details` finds something."""
     takes_seat: bool
-    """Whether the API server counts the request, unless it is upgraded, among those that it works on (`seats`)."""
+    """Whether the API server counts the request, until it is answered, among those that it works on (`seats`)."""
 
 
 def request_target(method: str, target: str, upgrade: bool) -> RequestTarget:

@@ -279,6 +279,23 @@ async def test_l31_who_finds_no_seat_is_told_so(
     assert [(record.limit, record.omitted) for record in reported] == [("apiserver_seats", 0)], "one of a burst"
 
 
+async def test_l31_a_header_that_asks_for_an_upgrade_spares_no_seat(bench: Bench) -> None:
+    """What the API server gives a seat it gives one whatever `Upgrade` says; a command needs none with it."""
+    account = bench.caller.account
+    account.seats.most = 1
+    account.seats.held = 1
+    ask = "GET {}/p/{} HTTP/1.1\r\nHost: k\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+    bench.api.routes[f"{PATH}/p/status"] = bench.api.routes[f"{PATH}/p/exec"] = reply(404)
+    status = await bench.begin(ask.format(PATH, "status").encode())
+    await until(lambda: account.in_flight)
+    command = await bench.begin(ask.format(PATH, "exec").encode())
+    assert (await command.answer()).status == 404
+    assert [request.target for request in bench.api.requests] == [f"{PATH}/p/exec"]
+    account.seats.leave()
+    assert (await status.answer()).status == 404
+    await until(lambda: not account.seats.held)
+
+
 async def test_a_request_that_is_repeated_keeps_its_seat(bench: Bench) -> None:
     """The idle connection has died: the request has had its seat all the time, and gives it back once."""
     account = bench.caller.account
