@@ -241,21 +241,24 @@ def nats_message(data: bytes) -> None:
 def review_answer(data: bytes) -> None:
     """An answer is a verdict, or a refusal that says that there is none."""
 
-    async def call(method: str, path: str, *_: Any, **__: Any) -> tuple[int, bytes]:
-        return 201, data
+    async def ask(*_: Any, **__: Any) -> tuple[int, Any]:
+        try:
+            return 201, read_json(data)
+        except ValueError:
+            return 201, None
 
-    api: Any = SimpleNamespace(call=call, authorization=lambda: "")
+    api: Any = SimpleNamespace(ask=ask)
     part = review.Part("", "users", "bob")
     subject = Subject("alice", "", (), ())
     try:
-        allowed = _LOOP.run_until_complete(review.Reviewer(api)._ask(subject, part))
+        allowed = _LOOP.run_until_complete(review.Reviewer(api)._ask(subject, part, cast(Any, None)))
         assert isinstance(allowed, bool)
     except RequestRefusal:
         pass
-    reviewed: Any = SimpleNamespace(_api=api, _clock=lambda: 1.8e9)
+    reviewed: Any = SimpleNamespace(api=api, clock=lambda: 1.8e9, verifier=None)
     reviewed._identity = lambda info, token: Authenticator._identity(reviewed, info, token)
     try:
-        identity = _LOOP.run_until_complete(Authenticator._review(reviewed, "a.b.c"))
+        identity = _LOOP.run_until_complete(Authenticator._review(reviewed, "opaque"))
     except (Unauthenticated, Unreachable):
         return
     assert identity.username

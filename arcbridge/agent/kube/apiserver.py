@@ -29,10 +29,13 @@ from urllib.parse import urlsplit
 import structlog
 from aiohttp import http_parser
 
+from arcbridge.agent.accounts import Account, Limit
+from arcbridge.agent.kube.connect_limit import too_much
 from arcbridge.agent.kube.own_credential import CredentialFiles, OwnCredential, read_credential, stamps
 from arcbridge.agent.kube.response import ResponseHead
 from arcbridge.agent.kube.status import RequestRefusal
 from arcbridge.agent.kube.upstream_pool import UpstreamPool, UpstreamRequest
+from arcbridge.agent.seats import Seats
 from arcbridge.errors import ArcbridgeError, ConfigError
 from arcbridge.settings.config import KubernetesConfig
 from arcbridge.units import rfc3339
@@ -42,6 +45,8 @@ SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 REREAD = 10.0
 """Seconds between two looks at the files of CA and credential; the kubelet replaces a projected token or certificate
 long before it expires."""
+SEAT_WAIT = 5.0
+"""Seconds for which a call that is made for a user's request waits for one of the user's seats."""
 MAX_ANSWER = 1 << 20
 """Bytes of the answer to a call of the agent's own, unless the call allows more."""
 
@@ -194,13 +199,15 @@ class ApiServer:
         token: str = "",
         most: int = MAX_ANSWER,
         content_type: str = "application/json",
+        account: Account | None = None,
     ) -> tuple[int, Any]:
         """Make one small call of the agent's own, on a connection of its own; return the code and the answer's JSON,
         None for an answer that is none.
 
         `document`: what is sent, as JSON of this `content_type`; None for no body. `token`: a caller's, with which the
-        call is made in place of the agent's own credential. Raises AnswerFailed where there is no answer of at most
-        `most` bytes. Cancelled, it leaves nothing.
+        call is made in place of the agent's own credential. `account`: of the user for whose request it is made, who
+        pays for it. Raises AnswerFailed where there is no answer of at most `most` bytes, and with an account
+        RequestRefusal where the user has no turn or the API server is out of reach. Cancelled, it leaves nothing.
         """
         tls, authorization = self.credentials(own=not token)
         lines = [f"{method} {target} HTTP/1.1", f"Host: {self.authority}", "Connection: close"]
@@ -212,29 +219,43 @@ class ApiServer:
             lines += [f"Content-Type: {content_type}", f"Content-Length: {len(body)}"]
         if any("\r" in line or "\n" in line or "\x00" in line for line in lines):
             raise AnswerFailed("a header is malformed")
-        status, answer = await self.carry(tls, "\r\n".join(lines).encode() + b"\r\n\r\n" + body, method, most)
+        status, answer = await self.carry(tls, "\r\n".join(lines).encode() + b"\r\n\r\n" + body, method, most, account)
         try:
             return status, read_json(answer, most)
         except ValueError:
             return status, None
 
     async def carry(
-        self, tls: ssl.SSLContext, request: bytes, method: str = "POST", most: int = MAX_ANSWER
+        self,
+        tls: ssl.SSLContext,
+        request: bytes,
+        method: str = "POST",
+        most: int = MAX_ANSWER,
+        account: Account | None = None,
     ) -> tuple[int, bytes]:
-        """Send one whole request on a connection of its own; return code and body of the answer. Raises AnswerFailed as
-        `ask` does."""
+        """Send one whole request on a connection of its own; return code and body of the answer. Raises as `ask`."""
+        seats = Seats(0) if account is None else account.seats
         try:
-            connection = await self.upstream.dial(tls)
+            await seats.turn(SEAT_WAIT)
+        except TimeoutError:
+            assert account is not None, "seats without a bound are free"
+            raise too_much(account, Limit.APISERVER_SEATS, time.monotonic()) from None
+        try:
+            connection = await self.upstream.dial(tls, account)
+            answer = _Collected(most)
+            try:
+                connection.send(answer, UpstreamRequest(request, method, repeatable=False, framed=False))
+                await answer.done
+            finally:
+                connection.drop()
         except RequestRefusal as refusal:
+            if account is not None:
+                raise
             failed = AnswerFailed(refusal.message)
             failed.refusal = refusal.refusal
             raise failed from None
-        answer = _Collected(most)
-        try:
-            connection.send(answer, UpstreamRequest(request, method, repeatable=False, framed=False))
-            await answer.done
         finally:
-            connection.drop()
+            seats.leave()
         return answer.status, bytes(answer.body)
 
     async def close(self) -> None:

@@ -150,7 +150,8 @@ class Attempt:
         try:
             while True:  # once more where the caller's identity was renewed during the review
                 if isinstance(obstacle, ReviewNeeded):
-                    approval = await self._context.reviewer.approve(obstacle.identity, obstacle.subject)
+                    reviewer = self._context.reviewer
+                    approval = await reviewer.approve(obstacle.identity, obstacle.subject, self.account)
                 elif isinstance(obstacle, TokenUnknown):
                     await self._review_token(obstacle.token)
                 else:

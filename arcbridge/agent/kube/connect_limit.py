@@ -3,7 +3,8 @@
 A TLS handshake costs the agent and the API server a millisecond each, so a user who connects too often waits for a
 turn, and is refused where it is too far away. How many connections there are is bounded by the requests under way
 (`authorize`), each of which holds one at the most, by the seats of those whose caller has gone, and by the bound on
-unused ones (`warm_connections`). The agent's own calls are under no bound: without them no user could log in.
+unused ones (`warm_connections`). The agent's own calls are under no bound, because without them no user could log in,
+but those that it makes for a user's request are that user's.
 The module opens no connection. Invariant: what `enter` counted counts until `leave`.
 """
 

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from arcbridge.agent.accounts import Account
 from arcbridge.agent.kube.apiserver import AnswerFailed, ApiServer
 from arcbridge.agent.kube.impersonation import Subject
 from arcbridge.agent.kube.status import RequestRefusal
@@ -78,35 +79,38 @@ class Reviewer:
         self.asked = 0
         """Reviews sent to the API server."""
 
-    async def approve(self, identity: Identity, target: Subject) -> Approval:
-        """Return the approval that `identity` may run as `target`; RequestRefusal 403 in Kubernetes' words, or 503."""
+    async def approve(self, identity: Identity, target: Subject, account: Account) -> Approval:
+        """Return the approval that `identity`, of this account, may run as `target`.
+
+        Raises RequestRefusal: 403 in Kubernetes' words, 429 where the user has no turn to ask, or 503.
+        """
         user = Subject.of(identity, self._api.impersonable)
         parts = parts_of(target)
         if len(parts) > MAX_PARTS:
             raise RequestRefusal(400, f"impersonation (--as) of more than {MAX_PARTS} groups and extras is not carried")
         for part in parts:
-            if not await self._allowed(user, part):
+            if not await self._allowed(user, part, account):
                 raise RequestRefusal(403, _denied(user, part), prefix="")
         return Approval(identity, target)
 
-    async def _allowed(self, user: Subject, part: Part) -> bool:
+    async def _allowed(self, user: Subject, part: Part, account: Account) -> bool:
         key = hashlib.sha256(repr((user, part)).encode("utf-8", "surrogatepass")).digest()
         known = self._answers.get(key)
         now = self._clock()
         if known is not None and now < known[1]:
             return known[0]
-        allowed = await self._ask(user, part)
+        allowed = await self._ask(user, part, account)
         self._answers[key] = (allowed, now + CACHE_TIME)
         self._answers.move_to_end(key)
         while len(self._answers) > CACHE_SIZE or next(iter(self._answers.values()))[1] <= now:
             self._answers.popitem(last=False)
         return allowed
 
-    async def _ask(self, user: Subject, part: Part) -> bool:
+    async def _ask(self, user: Subject, part: Part, account: Account) -> bool:
         self.asked += 1
         try:
             async with asyncio.timeout(DEADLINE):
-                code, answer = await self._api.ask("POST", PATH, _review(user, part))
+                code, answer = await self._api.ask("POST", PATH, _review(user, part), account=account)
             if code == 401:
                 raise self._api.upstream.own_refusals.credential()
             if code != 201:

@@ -21,6 +21,7 @@ from typing import Any, Final
 from aiohttp import web
 
 from arcbridge import protobuf
+from arcbridge.agent.accounts import Account
 from arcbridge.agent.kube.apiserver import MAX_ANSWER, AnswerFailed, ApiServer
 from arcbridge.agent.kube.authorize import Plan
 from arcbridge.agent.kube.body import RequestBody
@@ -84,9 +85,10 @@ _PATHS: Final = [path for one in DISCOVERY if one != "root" for path in (f"/{one
 
 
 async def review(
-    api: ApiServer, plan: Plan, restrictions: SessionRestrictions, request: web.BaseRequest
+    api: ApiServer, plan: Plan, restrictions: SessionRestrictions, request: web.BaseRequest, account: Account
 ) -> tuple[int, bytes]:
-    """Return code and JSON of the answer to a review. Raises RequestRefusal. One of a session runs at a time."""
+    """Return code and JSON of the answer to a review, for which the account's user pays. Raises RequestRefusal. One of
+    a session runs at a time."""
     try:
         async with restrictions.reviewing, asyncio.timeout(DEADLINE):
             body = await _body(request)
@@ -95,7 +97,7 @@ async def review(
             if plan.wanted.info.resource == ACCESS and (reason := _refused(restrictions, spec)):
                 status = {"allowed": False, "denied": True, "reason": f"arcbridge: {reason}"}
                 return 201, json.dumps({**asked, "status": status}).encode()
-            code, answer = await api.carry(plan.tls, _head(plan, body) + body)
+            code, answer = await api.carry(plan.tls, _head(plan, body) + body, account=account)
     except TimeoutError as error:
         raise RequestRefusal(504, f"the review of your rights took longer than {DEADLINE:g} s") from error
     except AnswerFailed as error:

@@ -281,6 +281,18 @@ async def test_h45_a_review_is_bounded(bench: Bench) -> None:
     await bench.audit.wait(3)
 
 
+async def test_l32_a_review_counts_for_its_user(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("arcbridge.agent.kube.apiserver.SEAT_WAIT", 0.0)
+    account = bench.caller.account
+    account.seats.most = account.seats.held = 1
+    asked = access(verb="get", resource="pods", namespace="shop")
+    assert (await post(bench, ACCESS, asked)).status == 429
+    assert bench.api.requests == []
+    account.seats.leave()
+    assert (await post(bench, ACCESS, asked)).status == 200
+    assert (account.connections, account.seats.held) == (0, 0)
+
+
 async def test_h45_a_slow_review_says_so_and_takes_no_time_of_the_next(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
