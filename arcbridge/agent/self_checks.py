@@ -108,9 +108,8 @@ async def look_at_api_server(api: ApiServer) -> Finding:
     try:
         await api.ask("GET", "/version")
     except AnswerFailed as error:
-        text = error.message.removeprefix("arcbridge: ")
         code = "api_ca" if error.refusal.rule is RefusalRule.AGENT_API_CA else "api_unreachable"
-        return _bad(API_SERVER, code, f"{where}: {text}")
+        return _bad(API_SERVER, code, f"{where}: {error.message}")
     return ok(API_SERVER, f"{where} answers")
 
 

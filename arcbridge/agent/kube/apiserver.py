@@ -226,7 +226,7 @@ class ApiServer:
         try:
             connection = await self.upstream.dial(tls)
         except RequestRefusal as refusal:
-            failed = AnswerFailed(refusal.message)
+            failed = AnswerFailed(refusal.message.removeprefix("arcbridge: "))
             failed.refusal = refusal.refusal
             raise failed from None
         answer = _Collected(most)
