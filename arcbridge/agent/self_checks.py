@@ -83,7 +83,7 @@ _REMEDIES: Final = {
     "impersonation_users": _MAY_ACT,
     "reload": "correct the file; until then the agent goes on with what it read before",
     "audit": "make room, or let the agent's user write audit.file",
-    "enrolment": _CONNECTS,
+    "enrolment": f"{_CONNECTS}; where the state is in a Secret, that the API server answers",
     "relay": _CONNECTS,
     "public_address": "correct public_address at the relay, or add the address to `relays`",
     "join": "see `join failed` in the log",
