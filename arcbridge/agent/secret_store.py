@@ -101,8 +101,7 @@ class SecretStore:
             async with asyncio.timeout(DEADLINE):
                 status, answer = await self._api.ask(method, path, document, most=MAX_ANSWER)
         except (AnswerFailed, TimeoutError) as error:
-            # Never the answer itself: it holds keys.
-            raise Unreachable(
-                f"the Secret {self._where} cannot be reached: the API server does not answer ({type(error).__name__})"
-            ) from None
+            # Never the answer itself: it holds keys, and no AnswerFailed quotes one.
+            why = f"the API server did not answer within {DEADLINE:.0f} s" if isinstance(error, TimeoutError) else error
+            raise Unreachable(f"the Secret {self._where} is not available: {why}") from None
         return status, answer if isinstance(answer, dict) else {}

@@ -83,7 +83,7 @@ _REMEDIES: Final = {
     "impersonation_users": _MAY_ACT,
     "reload": "correct the file; until then the agent goes on with what it read before",
     "audit": "make room, or let the agent's user write audit.file",
-    "enrolment": _CONNECTS,
+    "enrolment": f"{_CONNECTS}; where the state is in a Secret, that the API server answers",
     "relay": _CONNECTS,
     "public_address": "correct public_address at the relay, or add the address to `relays`",
     "join": "see `join failed` in the log",
@@ -108,9 +108,8 @@ async def look_at_api_server(api: ApiServer) -> Finding:
     try:
         await api.ask("GET", "/version")
     except AnswerFailed as error:
-        text = error.message.removeprefix("arcbridge: ")
         code = "api_ca" if error.refusal.rule is RefusalRule.AGENT_API_CA else "api_unreachable"
-        return _bad(API_SERVER, code, f"{where}: {text}")
+        return _bad(API_SERVER, code, f"{where}: {error.message}")
     return ok(API_SERVER, f"{where} answers")
 
 

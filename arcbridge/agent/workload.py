@@ -98,7 +98,7 @@ class PodOfWorkload:
                     "PATCH", self._path, self._patch, content_type="application/merge-patch+json"
                 )
         except AnswerFailed as error:
-            return 0, {"message": error.message.removeprefix("arcbridge: ")}
+            return 0, {"message": error.message}
         except TimeoutError:
             return 0, {"message": f"the API server does not answer within {DEADLINE:g} seconds"}
 

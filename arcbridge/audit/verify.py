@@ -351,7 +351,8 @@ class _Check:
                 CHANGED, place, Head(chain, number, digest),
                 f"the record is not as it was written: the next chain ({state.start}) names another hash for it",
             )  # fmt: skip
-        elif number < before.newest.sequence and state.found == before.newest:  # else its role was still at work
+        elif number < before.newest.sequence and state.found == before.newest and not before.ended:
+            # A role that wrote behind this start, or ended in order while this one began, was still at work.
             text = (
                 f"records {number + 1} to here were added later: the next chain ({state.start}) found {number} the last"
             )

@@ -333,13 +333,14 @@ class SealedFile:
 
 
 def _last_line(file: str, size: int) -> tuple[Head | None, int]:
-    """Read the last whole line of a file, and the bytes behind it that have no line end. Raises OSError."""
+    """Read the last record of a file, which may lack its line end alone, and the bytes that have none. Raises
+    OSError."""
     with open(file, "rb") as opened:
         opened.seek(max(0, size - _TAIL))
         tail = opened.read(_TAIL)
     whole, end, torn = tail.rpartition(b"\n")
-    if not end:
-        return None, len(torn)
     line = whole.rpartition(b"\n")[2]
-    sealed = read_line(line)
+    sealed = read_line(torn) or read_line(line)
+    if not end and sealed is None:
+        return None, len(torn)
     return sealed.head if sealed is not None else Head("", -1, hashlib.sha256(line).hexdigest()), len(torn)

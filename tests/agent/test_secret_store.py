@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
-from arcbridge.agent.kube.apiserver import ApiServer
+from arcbridge.agent.kube.apiserver import ApiServer, endpoint_of
 from arcbridge.agent.secret_store import SecretStore
 from arcbridge.errors import ArcbridgeError, ConfigError, StateError, Unreachable
 from arcbridge.pki.credentials import VersionConflict
+from arcbridge.settings.config import AgentConfig
 from tests.support.fake_apiserver import Exchange, FakeApiServer, reply
 
 COLLECTION = "/api/v1/namespaces/arc/secrets"
@@ -127,8 +131,17 @@ async def test_what_is_no_secret(made: Made, body: bytes) -> None:
 async def test_an_api_server_that_is_down(made: Made) -> None:
     fake, _, store = made
     fake.stop()
-    with pytest.raises(Unreachable, match="does not answer"):
+    with pytest.raises(Unreachable, match=r"Secret arc/agent is not available: the API server cannot be reached \("):
         await store.load()
+
+
+async def test_an_api_server_of_another_ca(config: AgentConfig, fake: FakeApiServer, tmp_path: Path) -> None:
+    """The agent waits for the file to be corrected, and reads it again: the operator has to know which."""
+    trustme.CA().cert_pem.write_to_path(str(tmp_path / "other.pem"))
+    api = ApiServer(endpoint_of(replace(config.kubernetes, ca_file=tmp_path / "other.pem"), {}))
+    with pytest.raises(Unreachable, match=r"kubernetes\.ca_file"):
+        await SecretStore(api, "arc/agent").load()
+    await api.close()
 
 
 @pytest.mark.parametrize("secret", ["agent", "/agent", "arc/", "Arc/agent", "arc/agent/x", "arc/../x"])

@@ -134,6 +134,8 @@ def test_a_role_beside_another_one_writes_on(tmp_path: Path) -> None:
     second, _ = log(3, chain.head)
     more = [chain.seal('{"event":"audit"}') for _ in range(2)]
     assert check(tmp_path, [*first, more[0], *second, more[1]]).ok
+    end = chain.seal('{"event":"chain-end","cause":"stopped"}')
+    assert check(tmp_path, [*first, *more, end, *second]).ok, "the first one ended while the second one began"
 
 
 def test_a_whole_file_is_missing(tmp_path: Path) -> None:

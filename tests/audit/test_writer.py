@@ -157,6 +157,21 @@ def test_a_line_without_an_end_is_closed_off(tmp_path: Path) -> None:
     assert "12 bytes of an unfinished line" in report.notes[0]
 
 
+def test_a_record_that_lacks_its_end_alone_is_the_last_one(tmp_path: Path) -> None:
+    """It is whole once the next chain stands behind it, and must not look as if it was added."""
+    path = tmp_path / "audit.jsonl"
+    writer = AuditWriter(str(path))
+    put(writer, 1)
+    writer.close()
+    os.truncate(path, path.stat().st_size - 1 - len(path.read_bytes().splitlines(keepends=True)[-1]))
+    writer = AuditWriter(str(path))
+    put(writer, 2)
+    writer.close()
+    assert verify([path]).ok
+    _, last, start, *_ = records(path)
+    assert (last["n"], start["after"]) == (1, f"{last['chain']}/{last['seq']}")
+
+
 def test_rotation_by_rename(tmp_path: Path, quick: None) -> None:
     path, old, older = (tmp_path / name for name in ("audit.jsonl", "audit.jsonl.1", "audit.jsonl.2"))
     writer = AuditWriter(str(path))

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import ssl
 import subprocess
@@ -231,6 +232,35 @@ def test_an_api_server_that_is_down(world: World, alice: Client, kubectl: Kubect
     finally:
         door.accept_again()
     assert kubectl.works()
+
+
+def test_an_agent_that_starts_while_its_api_server_is_down(world: World, door: FaultProxy) -> None:
+    """Its state is in the Secret of the manifests: it is alive and not ready, ends when it is asked to, and goes on."""
+    directory, port = world.directory / "waiting", fixed_port()
+    shutil.copytree(world.agent_config.parent, directory, ignore=shutil.ignore_patterns("state", "audit*"))
+    (directory / "join-token").write_text(world.join_token("waiting")[0])
+    text = world.agent_config.read_text().replace('directory = "state"', 'secret = "arcbridge/arcbridge-agent"')
+    (directory / "agent.toml").write_text(text.replace(str(world.agent_observe), str(port)))
+    command = arcbridge("--role", "agent", "--config", str(directory / "agent.toml"))
+    door.refuse()
+    door.cut()
+    try:
+        agent = world._start("waiting", command)
+        waits = wait_for_record(agent, "enrolment waits")
+        assert "Secret arcbridge/arcbridge-agent is not available: the API server cannot be reached" in waits["reason"]
+        assert page(port, "/livez")
+        with pytest.raises(urllib.error.HTTPError, match="503"):
+            page(port, "/readyz")
+        found = wait_for_record(agent, "check failed", code="enrolment")
+        assert waits["reason"] in found["reason"]
+        assert agent.stop() == 0
+        agent = world._start("waiting", command)
+        wait_for_record(agent, "enrolment waits")
+    finally:
+        door.accept_again()
+    agent.wait_for_url(f"http://127.0.0.1:{port}/readyz", timeout=40)
+    assert wait_for_record(agent, "agent started")["cluster"] == "waiting"
+    assert agent.stop() == 0
 
 
 def test_an_agent_that_is_gone_and_comes_back(world: World, alice: Client, kubectl: Kubectl) -> None:

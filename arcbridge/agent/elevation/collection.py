@@ -209,7 +209,7 @@ class WatchedCollection(Generic[Kept]):
                 said = page.get("message") if isinstance(page, dict) else None
                 raise WatchFailed(f"code {status} to a list of {self._resource}: {clean(str(said), 400)}")
             return page
-        raise WatchFailed(failed.message.removeprefix("arcbridge: "))
+        raise WatchFailed(failed.message)
 
     async def _watch(self, version: str) -> None:
         """Pass events on until the watch ends."""

@@ -251,7 +251,7 @@ class ApiServer:
         except RequestRefusal as refusal:
             if account is not None:
                 raise
-            failed = AnswerFailed(refusal.message)
+            failed = AnswerFailed(refusal.message.removeprefix("arcbridge: "))
             failed.refusal = refusal.refusal
             raise failed from None
         finally:
