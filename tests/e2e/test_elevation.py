@@ -167,7 +167,7 @@ def in_force(world: World, count: int) -> None:
     until(lambda: elevations(world) == [count] * 2, f"both agents have {count} grants")
 
 
-def forty(answers: Answers | Direct, *, writes: bool = True) -> list[tuple[str, str, int, str]]:
+def forty(answers: Answers | Direct) -> list[tuple[str, str, int, str]]:
     """Send 40 requests; return method, target, code and the restriction that refuses."""
     found = []
     for collection in COLLECTIONS:
