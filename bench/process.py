@@ -26,20 +26,14 @@ class Role:
     """One running program."""
 
     def __init__(
-        self,
-        name: str,
-        argv: Sequence[str | Path],
-        directory: Path,
-        *,
-        env: Mapping[str, str] | None = None,
-        stdin: int = subprocess.DEVNULL,
+        self, name: str, argv: Sequence[str | Path], directory: Path, *, env: Mapping[str, str] | None = None
     ) -> None:
         self.name = name
         self.log = directory / f"{name}.log"
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
                 [os.fspath(part) for part in argv],
-                stdin=stdin,
+                stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=directory,
@@ -84,8 +78,6 @@ class Role:
                 self._process.wait(5)
             except subprocess.TimeoutExpired:
                 self._process.kill()
-        if self._process.stdin is not None:
-            self._process.stdin.close()
         self._process.wait()
 
 

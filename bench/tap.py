@@ -20,9 +20,9 @@ class Readable(Exception):
 class Tap:
     """Accepts on `address`, passes everything on to `to`, and keeps up to 8 MiB of what it saw."""
 
-    def __init__(self, to: Address, listen: Address | None = None) -> None:
+    def __init__(self, to: Address) -> None:
         self._to = to
-        self._server = socket.create_server(listen or ("127.0.0.1", 0))
+        self._server = socket.create_server(("127.0.0.1", 0))
         self.address = Address("127.0.0.1", self._server.getsockname()[1])
         self._seen = bytearray()
         self._lock = threading.Lock()
@@ -35,13 +35,13 @@ class Tap:
         with self._lock:
             return bytes(self._seen)
 
-    def require_unreadable(self, needle: bytes = CANARY) -> str:
-        """How much was looked at. Raises Readable when `needle` or a part of it is in clear, or nothing passed."""
+    def require_unreadable(self) -> str:
+        """How much was looked at. Raises Readable when CANARY or a part of it is in clear, or nothing passed."""
         seen = self.seen
-        parts = [needle[i : i + 12] for i in range(0, len(needle) - 11, 4)]
+        parts = [CANARY[i : i + 12] for i in range(0, len(CANARY) - 11, 4)]
         if any(part in seen for part in parts):
             raise Readable("a text sent through the system was found in clear on the wire")
-        if len(seen) < len(needle):
+        if len(seen) < len(CANARY):
             raise Readable("nothing passed the recording relay: what was looked at is not what is measured")
         return f"a known text went through and back; it was not in the {len(seen)} bytes recorded on the wire"
 

@@ -75,14 +75,14 @@ def _may_introduce(text: str) -> bool:
     return "=" in text or ": " in text or "://" in text or '"' in text or (len(text) > 18 and "bearer " in text.lower())
 
 
-def clean_trace(text: str, limit: int = TRACE_LIMIT) -> list[str]:
-    """Return a stack trace as clean lines, together at most `limit` bytes, keeping the end."""
-    text = redact(text[-limit * _WORKING_FACTOR :])
+def clean_trace(text: str) -> list[str]:
+    """Return a stack trace as clean lines, together at most TRACE_LIMIT bytes, keeping the end."""
+    text = redact(text[-TRACE_LIMIT * _WORKING_FACTOR :])
     lines = [_shorten(escape(line), FIELD_LIMIT, False) for line in text.split("\n") if line.strip()]
     size = 0
     for number, line in enumerate(reversed(lines)):
         size += len(line.encode()) + 1
-        if size > limit:
+        if size > TRACE_LIMIT:
             return ["…", *lines[len(lines) - number :]]
     return lines
 

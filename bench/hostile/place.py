@@ -119,20 +119,14 @@ class Place:
         return sock, await client_join(sock, self.joining, self.host, request)
 
     async def establish(
-        self,
-        person: Person,
-        *,
-        source: str = "",
-        limits: Limits = DEFAULT,
-        handler: BaseHandler | None = None,
-        authenticate: bool = True,
+        self, person: Person, *, source: str = "", limits: Limits = DEFAULT, authenticate: bool = True
     ) -> MuxSession:
         """Join, then make the session: established, or with `authenticate` False only begun."""
         sock, reply = await self.join(person, source=source)
         session = MuxSession(
             Side.INITIATOR,
             Kind.SESSION,
-            handler or BaseHandler(),
+            BaseHandler(),
             limits=limits,
             label=reply.join_id,
             introduction=Introduction(software="arcbridge bench"),

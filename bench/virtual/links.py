@@ -126,10 +126,10 @@ class VirtualSession:
         }
         methods[type(record)](self, record)
 
-    def fall_silent(self, *, noticed: bool = True) -> None:
-        """Let nothing arrive any more; this end notices it as a keepalive does, unless its process is gone."""
+    def fall_silent(self) -> None:
+        """Let nothing arrive any more; this end notices it as a keepalive does."""
         self.silent = True
-        if noticed and not self.closed:
+        if not self.closed:
             after = DEFAULT.ping_timeout - random.random() * DEFAULT.ping_interval
             lost = ConnectionLost("the connection is dead: nothing arrived")
             asyncio.get_running_loop().call_later(after, self.end, lost)

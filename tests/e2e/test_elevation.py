@@ -167,7 +167,7 @@ def in_force(world: World, count: int) -> None:
     until(lambda: elevations(world) == [count] * 2, f"both agents have {count} grants")
 
 
-def forty(answers: Answers | Direct, *, writes: bool = True) -> list[tuple[str, str, int, str]]:
+def forty(answers: Answers | Direct) -> list[tuple[str, str, int, str]]:
     """Send 40 requests; return method, target, code and the restriction that refuses."""
     found = []
     for collection in COLLECTIONS:
@@ -502,7 +502,7 @@ def test_every_block_of_the_page(world: World, cluster: Cluster, tmp_path: Path)
     machines = {
         name: Machines(
             tmp_path / name, kubectl_binary("1.36"), dialled=name, replaced=replaced, names=(name,),
-            environment={**login(world, user, tmp_path / name / "login"), "ARCBRIDGE_CLUSTER": "lending"},
+            environment={**world.client_environment(user, tmp_path / name / "login"), "ARCBRIDGE_CLUSTER": "lending"},
         )
         for name, user in (("anna", BOB), ("lead", ALICE))
     }  # fmt: skip
@@ -525,17 +525,6 @@ def name_request(machine: Machines, block: Block) -> None:
     listed = block.kind == "run" and block.text.startswith("arcbridge elevations")
     if listed and (found := re.search(r"^(\S+)\s.*waiting", machine.output, re.MULTILINE)):
         machine.replaced["anna-4kq7w"] = found[1]
-
-
-def login(world: World, user: User, directory: Path) -> dict[str, str]:
-    access, identity = world.login_files(user, directory)
-    return {
-        "ARCBRIDGE_RELAY": world.relay_url,
-        "ARCBRIDGE_RELAY_CA_PIN": world.relay_pin,
-        "ARCBRIDGE_ACCESS_TOKEN_FILE": str(access),
-        "ARCBRIDGE_ID_TOKEN_FILE": str(identity),
-        "ARCBRIDGE_TRUST_FIRST_USE": "true",
-    }
 
 
 def test_the_relay_learns_nothing(world: ReviewedWorld) -> None:

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from tests.blindness.reviewed_world import ReviewedWorld
-from tests.e2e.test_elevation import login, name_request
+from tests.e2e.test_elevation import name_request
 from tests.e2e.test_recordings import EXAMPLE, recorded
 from tests.readme.blocks import blocks
 from tests.readme.machines import ROOT, Machines
@@ -92,7 +92,7 @@ def test_each_block_of_the_page_and_what_the_relay_has_of_it(
             home.mkdir()
             machines[name] = stack.enter_context(Machines(
                 home, kubectl_binary("1.36"), dialled=name, names=(name,), replaced=replaced,
-                environment=login(world, user, home / "login") if user else {},
+                environment=world.client_environment(user, home / "login") if user else {},
             ))  # fmt: skip
             if user:
                 stop = {**os.environ, "HOME": str(machines[name].at(name) / "home"), "XDG_RUNTIME_DIR": ""}

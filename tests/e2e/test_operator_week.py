@@ -21,7 +21,7 @@ import pytest
 from tests.e2e.test_version_skew import echoed, in_tree, tree_of
 from tests.support.cluster import KUBECTL_MINORS, Cluster
 from tests.support.fault_proxy import FaultProxy
-from tests.support.processes import START, Mark, run
+from tests.support.processes import run
 from tests.support.reports import metrics, rewrite, until, wait_for_record
 from tests.support.targets import EchoServer
 from tests.support.world import ALICE, ApiServer, User, World, arcbridge, fixed_port
@@ -85,9 +85,6 @@ class Week:
         mark = self.world.relay.mark()
         rewrite(self.policy_file, text)
         return wait_for_record(self.world.relay, event, after=mark)
-
-    def agent_record(self, event: str, index: int, mark: Mark = START) -> dict[str, object]:
-        return wait_for_record(self.world.agents[index], event, after=mark, timeout=60)
 
 
 @pytest.fixture

@@ -146,14 +146,7 @@ def test_spdy_is_refused_with_a_sentence_and_another_namespace_is_not_recorded(
 
 def test_an_auditor_follows_the_page(world: World, pod: str, tmp_path: Path) -> None:
     """docs/how-to/recordings.md, on a workstation that is logged in and on the auditor's machine."""
-    access, identity = world.login_files(ALICE, tmp_path)
-    login = {
-        "ARCBRIDGE_RELAY": world.relay_url,
-        "ARCBRIDGE_RELAY_CA_PIN": world.relay_pin,
-        "ARCBRIDGE_ACCESS_TOKEN_FILE": str(access),
-        "ARCBRIDGE_ID_TOKEN_FILE": str(identity),
-        "ARCBRIDGE_TRUST_FIRST_USE": "true",
-    }
+    login = world.client_environment(ALICE, tmp_path)
     with Machines(
         tmp_path,
         kubectl_binary("1.36"),

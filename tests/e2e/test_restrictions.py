@@ -336,21 +336,10 @@ def test_every_block_of_the_page(world: World, cluster: Cluster, pod: str, tmp_p
         dialled="workstation",
         replaced={"PROGRAM": "kubectl get pods -o name"},
         names=("workstation",),
-        environment=_login(world, tmp_path),
+        environment=world.client_environment(ALICE, tmp_path),
     ) as machines:
         try:
             for block in blocks(ROOT / "docs" / "how-to" / "read-only.md"):
                 machines.run(block)
         finally:
             machines.run(Block("the end", 0, "run", "arcbridge stop", "workstation"))
-
-
-def _login(world: World, directory: Path) -> dict[str, str]:
-    access, identity = world.login_files(ALICE, directory)
-    return {
-        "ARCBRIDGE_RELAY": world.relay_url,
-        "ARCBRIDGE_RELAY_CA_PIN": world.relay_pin,
-        "ARCBRIDGE_ACCESS_TOKEN_FILE": str(access),
-        "ARCBRIDGE_ID_TOKEN_FILE": str(identity),
-        "ARCBRIDGE_TRUST_FIRST_USE": "true",
-    }

@@ -35,14 +35,12 @@ class Collects(Authenticator):
         return await super().authenticate(auth, peer)
 
 
-def answers_with(frames: Callable[[int], bytes], *, instead: bool = False) -> type[KubeProxy]:
-    """A proxy that sends these frames, for the id of the stream that a caller opens; `instead` of an answer."""
+def answers_with(frames: Callable[[int], bytes]) -> type[KubeProxy]:
+    """A proxy that sends these frames, for the id of the stream that a caller opens, instead of an answer."""
 
     class AnswersWith(KubeProxy):
         def serve(self, stream: StreamTransport, caller: Caller) -> None:
             session: MuxSession = stream._session
-            if not instead:
-                super().serve(stream, caller)
             say(session, frames(stream.id))
 
     return AnswersWith

@@ -125,7 +125,7 @@ SESSION_LIES: dict[str, Callable[[int], bytes]] = {
 @pytest.mark.parametrize("said", SESSION_LIES, ids=lambda said: said.replace(" ", "-"))
 async def test_d3_frames_that_break_the_session(tmp_path: Path, said: str) -> None:
     """The session of the caller ends, and the log says why; no caller gets a whole answer that is another's."""
-    lie = {"KubeProxy": answers_with(SESSION_LIES[said], instead=True)}
+    lie = {"KubeProxy": answers_with(SESSION_LIES[said])}
     async with Organisation.running(tmp_path, agents={"prod": lie}) as org, org.client(ALICE) as alice:
         answer = await alice.get()
         assert answer.status in (0, 503)
@@ -156,7 +156,7 @@ async def test_d3_frames_that_break_a_stream(tmp_path: Path, lie: str, monkeypat
         told.append(stream_id)
         return STREAM_LIES[lie](stream_id) if len(told) == 1 else b""
 
-    class Once(answers_with(frames, instead=True)):
+    class Once(answers_with(frames)):
         def serve(self, stream: Any, caller: Any) -> None:
             if told:
                 super(Once.__bases__[0], self).serve(stream, caller)

@@ -202,8 +202,8 @@ class HostileSite(AppThread):
     def port(self) -> int:
         return int(self.urls[0].rpartition(":")[2])
 
-    def url(self, path: str = "/", *, name: str = PAGE) -> str:
-        return f"http://{name}:{self.port}{path}"
+    def url(self, path: str = "/") -> str:
+        return f"http://{PAGE}:{self.port}{path}"
 
     def served(self) -> Sequence[web.Application]:
         """Return the one application."""

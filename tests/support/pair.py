@@ -42,11 +42,10 @@ class Seen:
 class End:
     """One machine and the application above it."""
 
-    def __init__(self, side: Side, kind: Kind, now: float, limits: Limits, *, eager: bool, accept: bool) -> None:
+    def __init__(self, side: Side, kind: Kind, now: float, limits: Limits, *, eager: bool) -> None:
         self.machine = Session(side, kind, now, limits=limits, introduction=Introduction("instance-1", "test"))
         self.eager = eager
         """Consume at once; otherwise `take` decides."""
-        self.accept = accept
         self.seen: dict[int, Seen] = {}
         self.events: list[ev.Event] = []
         self.error: ArcbridgeError | None = None
@@ -122,7 +121,7 @@ class End:
             seen = self.seen[event.stream.id]
             complete = event.code == ResetCode.NO_ERROR and event.stream.receiving is ReceiveState.FINISHED
             self._ended(seen, "in order" if complete else f"reset {event.code}")
-        elif isinstance(event, Auth) and self.accept:
+        elif isinstance(event, Auth):
             self.machine.accept_auth(AuthOk(b"session", SECRET, "jane", 3600))
         elif isinstance(event, ev.Ended):
             self.error = event.error
@@ -157,15 +156,14 @@ class Pair:
         latency: float = 0.01,
         limits: Limits = DEFAULT,
         eager: bool = True,
-        accept: bool = True,
         portion: int = 512 * 1024,
     ) -> None:
         self.now = 1000.0
         self.latency = latency
         self.portion = portion
         """Bytes asked of a machine at a time: what one flush of the shell asks."""
-        self.client = End(Side.INITIATOR, kind, self.now, limits, eager=eager, accept=accept)
-        self.agent = End(Side.ACCEPTOR, kind, self.now, limits, eager=eager, accept=accept)
+        self.client = End(Side.INITIATOR, kind, self.now, limits, eager=eager)
+        self.agent = End(Side.ACCEPTOR, kind, self.now, limits, eager=eager)
         self.lost = False
         if kind is Kind.SESSION:
             self.client.machine.authenticate(Auth("oidc", TOKEN))

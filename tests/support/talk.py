@@ -223,10 +223,10 @@ class TalkServer(Stopping):
         host, port = self._listening.getsockname()[:2]
         return f"{host}:{port}"
 
-    def side(self, number: int, timeout: float = 15) -> Side:
+    def side(self, number: int) -> Side:
         """Wait for the far end of a talk and return what it has seen."""
         with self._changed:
-            assert self._changed.wait_for(lambda: number in self._speakers, timeout), f"talk {number} never came"
+            assert self._changed.wait_for(lambda: number in self._speakers, 15), f"talk {number} never came"
             assert number not in self._doubles, f"talk {number} came twice"
             return self._speakers[number].side
 

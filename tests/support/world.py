@@ -377,6 +377,17 @@ class World(Stopping):
             *("--access-token-file", str(access), "--id-token-file", str(identity)),
         ]
 
+    def client_environment(self, user: User, directory: Path) -> dict[str, str]:
+        """The same in variables, for one relay."""
+        access, identity = self.login_files(user, directory)
+        return {
+            "ARCBRIDGE_RELAY": self.relay_url,
+            "ARCBRIDGE_RELAY_CA_PIN": self.relay_pin,
+            "ARCBRIDGE_ACCESS_TOKEN_FILE": str(access),
+            "ARCBRIDGE_ID_TOKEN_FILE": str(identity),
+            "ARCBRIDGE_TRUST_FIRST_USE": "true",
+        }
+
     def login_arguments(self) -> list[str]:
         """The flags of a client whose person logs in at the issuer, by a code on another device."""
         return [

@@ -80,12 +80,11 @@ class EntraMachine(Machine):
         user: User | None = None,
         change: Mapping[str, str] | None = None,
         env: Mapping[str, str] | None = None,
-        ca_file: Path | None = None,
     ) -> EntraMachine:
         """`change`: texts of the example, each a part of it, and what takes their places."""
         directory, example, tail, issuer = make_home(world, name), EXAMPLES / settings, "", {}
         if MICROSOFT in example.read_text():
-            tail, issuer = f'ca_file = "{ca_file or world.entra.ca_file}"\n', {MICROSOFT: world.entra.issuer}
+            tail, issuer = f'ca_file = "{world.entra.ca_file}"\n', {MICROSOFT: world.entra.issuer}
         path = write_settings(world, directory, example, {**(change or {}), **issuer}, tail)
         return cls(world, name, directory, path, dict(env or {}), "" if user is None else user.upn)
 

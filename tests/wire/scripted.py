@@ -58,9 +58,9 @@ def ack(received: int) -> bytes:
 class Scripted:
     """A machine, the frames that it sent, and its events."""
 
-    def __init__(self, side: Side, kind: Kind = Kind.SESSION, limits: Limits = DEFAULT, now: float = 500.0) -> None:
-        self.now = now
-        self.machine = Session(side, kind, now, limits=limits)
+    def __init__(self, side: Side, kind: Kind = Kind.SESSION, limits: Limits = DEFAULT) -> None:
+        self.now = 500.0
+        self.machine = Session(side, kind, self.now, limits=limits)
         self.events: list[ev.Event] = []
         self.said: list[tuple[int, int, bytes]] = []
         self._decoder = Decoder()

@@ -98,17 +98,6 @@ class TestApart(FleetConformance):
             one.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
 
-    async def test_cancelled_dials_leave_nothing(self, fleet: Fleet) -> None:
-        """Cancelled dials end at the other worker, too, once its sibling's message has arrived."""
-        link = Link(answer=None)
-        await fleet.register(link)
-        dials = [asyncio.create_task(fleet.dial("prod", DIAL, 60)) for _ in range(50)]
-        await until(lambda: link.pending == 50)
-        for dial in dials:
-            dial.cancel()
-        await asyncio.gather(*dials, return_exceptions=True)
-        await until(lambda: link.pending == 0)
-
 
 async def test_that_a_right_is_lost_is_told_to_all_others() -> None:
     made = await workers(3)

@@ -24,7 +24,7 @@ from arcbridge.relay.http.administration import AdminApi
 from arcbridge.relay.http.api import Api
 from arcbridge.relay.page.facts import FactBook
 from arcbridge.relay.page.login import CALLBACK, CookieSeal, PageLogin, PageSessions
-from arcbridge.relay.page.site import LOGIN_COOKIE, SESSION_COOKIE, PageSite
+from arcbridge.relay.page.site import PageSite
 from arcbridge.settings.config import RelayPageConfig
 from tests.relay.api_station import Relay, serving
 from tests.support.clock import Clock
@@ -180,7 +180,6 @@ class PageRelay:
 
 CAME_BACK = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
 """What a browser says of a person whom another site has sent here."""
-COOKIES = (LOGIN_COOKIE, SESSION_COOKIE)
 
 
 @asynccontextmanager
