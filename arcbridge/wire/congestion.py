@@ -103,6 +103,8 @@ class CongestionWindow:
         """When the round began, monotonic seconds."""
         self._round_least_trip = 0.0
         """The smallest round trip of the round, seconds; 0: none."""
+        self._recapped_for = 0, False
+        """Slow start's cap, bytes, and `interactive` when the cap was set: all that a count without a PING changes."""
         self._recap(self._usual_trip)
 
     @property
@@ -150,7 +152,7 @@ class CongestionWindow:
         if not pings or received <= pings[0][0]:
             if probing:
                 self._probe.take_count(received, sent, self.cap)
-            elif growing:
+            elif growing and self._recapped_for != (self._slow_start.cap, self.interactive):
                 self._recap(self._usual_trip)
             return 0.0
         trip = 0.0
@@ -215,6 +217,7 @@ class CongestionWindow:
         """Set the cap, and with it the step and the least room, from the parts; `usual`: `_usual_trip`, seconds."""
         estimate, slow_start = self._rate_estimate, self._slow_start
         rate, growing = estimate.rate, slow_start.growing
+        self._recapped_for = slow_start.cap, self.interactive
         product = rate * usual
         if self._probe.active:
             cap = max(FLOOR, int(product / 2))

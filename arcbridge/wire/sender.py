@@ -396,13 +396,17 @@ class Sender:
 
     def _make_room(self, congestion: CongestionWindow, room: int) -> None:
         """Let `room` bytes more be under way; a PING follows each step, however much fits."""
-        self._room = min(room, congestion.step)
-        self._ahead = min(QUEUE_AHEAD, max(congestion.step, min(room, _AHEAD_LEAST)))
+        step = congestion.step
+        self._room = room if room < step else step
+        ahead = room if room < _AHEAD_LEAST else _AHEAD_LEAST
+        if ahead < step:
+            ahead = step
+        self._ahead = ahead if ahead < QUEUE_AHEAD else QUEUE_AHEAD
         if room < congestion.least:
             self.blocked |= _PATH
         else:
             self.blocked &= ~_PATH
-        if self.sent - self.pinged >= congestion.step and 4 * room < 3 * congestion.cap and self.handshake_done:
+        if self.sent - self.pinged >= step and 4 * room < 3 * congestion.cap and self.handshake_done:
             self._context.owner.send_ping()
 
     def confirmed(self, received: int) -> float:
@@ -419,9 +423,10 @@ class Sender:
         now = self._context.now
         congestion.interactive = self.scheduler.interactive_until > now
         trip = congestion.confirmed(received, self.sent, now)
-        self.scheduler.set_pace(congestion.pace)
-        if trip and congestion.wants_probe(now) and congestion.begin_probe(now):
-            self.queue_control(frame(FrameType.QUIET, 0))
+        if trip:  # only an answer to a PING changes the rate
+            if congestion.wants_probe(now) and congestion.begin_probe(now):
+                self.queue_control(frame(FrameType.QUIET, 0))
+            self.scheduler.set_pace(congestion.pace)
         self._cap_applied = 0
         self._make_room(congestion, congestion.cap - (self.sent - received))
         return trip
@@ -452,6 +457,7 @@ class Sender:
         if self.congestion is not None:  # another path, perhaps: what was known counts once that is no longer
             most, now = self._context.limits.under_way, self._context.now
             self.congestion = CongestionWindow(most, sent=self.sent, now=now, earlier=self.congestion)
+            self.scheduler.set_pace(self.congestion.pace)
             self.pinged = self.sent
 
     def attach(self) -> None:
