@@ -308,12 +308,14 @@ class Sender:
         if self.pong is not None:
             parts.append(self.pong)
             self.pong = None
-        parts.extend(self.control)
-        self.control.clear()
-        self._control_bytes = 0
-        parts.extend(self.out)
-        self.out.clear()
+        if self.control:
+            parts += self.control
+            self.control.clear()
+            self._control_bytes = 0
         size, self.out_bytes = self.out_bytes, 0
+        if self.out:
+            parts += self.out
+            self.out.clear()
         if self.scheduler.ready and not self.blocked:
             self._schedule(parts, size, limit)
 
