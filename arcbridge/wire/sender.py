@@ -98,7 +98,7 @@ class Sender:
         self.scheduler = Scheduler(limits.frame_alone, limits.frame_shared)
         if congestion is not None:
             self.scheduler.set_pace(congestion.pace)
-        self.prelude: list[bytes] = []
+        self.prelude: list[bytes | memoryview] = []
         """Frames of the handshake, which are no part of the sequence."""
         self.control: list[bytes] = []
         """Control frames, which overtake finished frames."""
@@ -254,7 +254,7 @@ class Sender:
         )
 
     def data_to_send(self, limit: int, now: float = 0.0) -> list[bytes | memoryview]:
-        """Return up to about `limit` bytes to write, control frames first; call again while it gives something.
+        """Return up to about `limit` bytes to write, in few parts, control frames first; call again while it gives any.
 
         The limit lets the scheduler choose as late as possible: a keystroke that comes now is still ahead of
         payload that was not handed over. Without `now` the latest one counts, which makes the path look longer.
@@ -263,20 +263,22 @@ class Sender:
         if now > context.now:
             context.now = now
         prelude: list[bytes | memoryview] = []
+        before = 0
         if self.prelude:
-            prelude.extend(self.prelude)
-            context.stats.bytes_sent += sum(map(len, self.prelude))
-            self.prelude.clear()
+            prelude, self.prelude = self.prelude, prelude
+            before = sum(map(len, prelude))
+            context.stats.bytes_sent += before
         if not self.handshake_done:
-            return prelude
+            return gathered(prelude, before)
         if self.resend:
             if self.closed:
                 limit = self.sent  # the last call: nothing may be left behind
             elif self.blocked & _SOCKET:
-                return prelude
+                return gathered(prelude, before)
             again = self._take_resend(limit)
-            context.stats.bytes_sent += sum(map(len, again))
-            return [*prelude, *again]
+            count = sum(map(len, again))
+            context.stats.bytes_sent += count
+            return gathered([*prelude, *again], before + count)
         kept: list[bytes | memoryview] = []
         if not (self.control or self.pong is not None or self.scheduler.ready):
             # Almost every flush: only finished frames wait, and their size is known.
@@ -287,8 +289,8 @@ class Sender:
             count = sum(map(len, kept))
         if len(kept) > 1:
             # Before they are kept: pieces of nine bytes would take six times their size.
-            kept = [b"".join(kept)] if count <= JOIN_WRITES else gathered(kept)
-        parts = [*prelude, *kept] if prelude else kept
+            kept = [b"".join(kept)] if count <= JOIN_WRITES else gathered(kept, count)
+        parts = gathered([*prelude, *kept], before + count) if prelude else kept
         self.sent += count
         context.stats.bytes_sent += count
         if count:
@@ -483,9 +485,9 @@ class Sender:
         self.forget_history()  # what still leaves, the last word among it, is not kept
 
 
-def gathered(parts: list[bytes | memoryview]) -> list[bytes | memoryview]:
-    """Return the same bytes in fewer parts: each is at least one TLS record."""
-    if sum(map(len, parts)) <= JOIN_WRITES:
+def gathered(parts: list[bytes | memoryview], count: int) -> list[bytes | memoryview]:
+    """Return the same `count` bytes in fewer parts: each is at least one TLS record."""
+    if count <= JOIN_WRITES:
         return [b"".join(parts)] if parts else []
     found: list[bytes | memoryview] = []
     small: list[bytes | memoryview] = []
