@@ -117,16 +117,6 @@ class CongestionWindow:
         """Bytes that the path takes in a millisecond; 0 while unknown."""
         return int(self._rate_estimate.rate * STEP_SECONDS)
 
-    @property
-    def growing(self) -> bool:
-        """Whether the path is not known to be full, so that the cap grows with each count."""
-        return self._slow_start.growing
-
-    @property
-    def probing(self) -> bool:
-        """Whether the cap is halved for the sake of the round trip."""
-        return self._probe.active
-
     def resume(self, sent: int, under_way: int, now: float) -> None:
         """Begin again: the first flush after a pause is about to be counted; `sent` and `under_way` are without it."""
         if under_way < self.step:
@@ -183,10 +173,11 @@ class CongestionWindow:
 
     def wants_probe(self, now: float) -> bool:
         """Return whether the round trip is in doubt. If slow answers are the reason, the rate is taken anew."""
-        if self.probing or not self.rate:
+        estimate, slow_start = self._rate_estimate, self._slow_start
+        if self._probe.active or not estimate.rate:
             return False
-        if not self.growing and self._probe.doubts(now):
-            self._slow_start.full_rate = self._rate_estimate.restart()
+        if not slow_start.growing and self._probe.doubts(now):
+            slow_start.full_rate = estimate.restart()
             return True
         return now - self._trip_confirmed_at > ROUND_TRIP_MEMORY
 
