@@ -73,7 +73,8 @@ class TokenBucket:
 
     def give(self, count: float) -> None:
         """Return `count` tokens: work of ours that explains as many of the peer's actions."""
-        self.left = min(self.burst, self.left + count)
+        left = self.left + count
+        self.left = left if left < self.burst else self.burst
 
     def is_full(self, now: float) -> bool:
         """Say whether this bucket is as good as a new one."""

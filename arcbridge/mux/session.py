@@ -22,7 +22,6 @@ from arcbridge.wire import events as ev
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.limits import DEFAULT, Limits
 from arcbridge.wire.records import Auth, AuthOk, CaSuccession, Dial, Goaway, Hello, Ledger, Move, Revoke, Status
-from arcbridge.wire.sender import gathered
 from arcbridge.wire.session import UNNAMED, Introduction, Kind, Session, Side, State
 from arcbridge.wire.state import STATE_CLOSED, STATES_OF_OPENING
 
@@ -512,7 +511,7 @@ class MuxSession:
             if len(parts) == 1:
                 transport.write(parts[0])
             else:
-                transport.writelines(gathered(parts))
+                transport.writelines(parts)
             # Mostly the first portion was everything: looking is cheaper than being given an empty one.
             if not (sender.out or sender.control or sender.resend or (sender.scheduler.ready and not sender.blocked)):
                 break

@@ -73,6 +73,7 @@ class FastTlsLoop:
         # What aiofastnet asks for again and again needs no call of `__getattr__`.
         self.call_later, self.call_soon, self.create_future = loop.call_later, loop.call_soon, loop.create_future
         self.get_debug, self.remove_reader = loop.get_debug, loop.remove_reader
+        self.add_writer, self.remove_writer = loop.add_writer, loop.remove_writer
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loop, name)

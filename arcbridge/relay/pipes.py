@@ -35,11 +35,13 @@ class Pipe:
 class PipePool:
     """Empty pipes; `take` gives None when the limit is reached or the system has none."""
 
-    __slots__ = ("_free", "_limit", "open", "refused")
+    __slots__ = ("_free", "_limit", "give", "open", "refused")
 
     def __init__(self, limit: int = POOL) -> None:
         self._limit = limit if SUPPORTED else 0
         self._free: list[Pipe] = []
+        self.give = self._free.append
+        """Takes back an *empty* pipe."""
         self.open = 0
         """Pipes that exist, free or taken."""
         self.refused = 0
@@ -64,10 +66,6 @@ class PipePool:
             pass
         self.open += 1
         return Pipe(reader, writer)
-
-    def give(self, pipe: Pipe) -> None:
-        """Take back an *empty* pipe."""
-        self._free.append(pipe)
 
     def discard(self, pipe: Pipe) -> None:
         """Close a pipe that still holds bytes of a pair: it must never serve another one."""

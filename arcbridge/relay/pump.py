@@ -262,7 +262,11 @@ class _Direction:
     def on_readable(self) -> None:
         """Pass on what has come. Nothing is held; the path of a small message comes first and is the shortest."""
         if not self._unmeasured:
-            self._measure()
+            if self._bulk:
+                self._payer.run(self._move)
+            else:
+                self._unmeasured = SAMPLE
+                self._payer.run_sample(self.on_readable, SAMPLE)
             return
         self._unmeasured -= 1
         try:
@@ -288,13 +292,6 @@ class _Direction:
         if sent < count:
             self._memory = bytes(_VIEW[sent:count])
             self._want_write()
-
-    def _measure(self) -> None:
-        if self._bulk:
-            self._payer.run(self._move)
-        else:
-            self._unmeasured = SAMPLE
-            self._payer.run_sample(self.on_readable, SAMPLE)
 
     def on_writable(self) -> None:
         """Offer what is held; when all is gone, go on reading."""
@@ -368,7 +365,8 @@ class _Direction:
             self._pump.fail(error)
             return
         pipes.give(pipe)
-        self._want_read()
+        if not self._reading:
+            self._want_read()
 
     def _end_bulk(self) -> None:
         self._bulk, self._unmeasured = False, self._left

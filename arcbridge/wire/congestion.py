@@ -103,6 +103,8 @@ class CongestionWindow:
         """When the round began, monotonic seconds."""
         self._round_least_trip = 0.0
         """The smallest round trip of the round, seconds; 0: none."""
+        self._recapped_for = 0, False
+        """Slow start's cap, bytes, and `interactive` when the cap was set: all that a count without a PING changes."""
         self._recap(self._usual_trip)
 
     @property
@@ -114,16 +116,6 @@ class CongestionWindow:
     def pace(self) -> int:
         """Bytes that the path takes in a millisecond; 0 while unknown."""
         return int(self._rate_estimate.rate * STEP_SECONDS)
-
-    @property
-    def growing(self) -> bool:
-        """Whether the path is not known to be full, so that the cap grows with each count."""
-        return self._slow_start.growing
-
-    @property
-    def probing(self) -> bool:
-        """Whether the cap is halved for the sake of the round trip."""
-        return self._probe.active
 
     def resume(self, sent: int, under_way: int, now: float) -> None:
         """Begin again: the first flush after a pause is about to be counted; `sent` and `under_way` are without it."""
@@ -150,7 +142,7 @@ class CongestionWindow:
         if not pings or received <= pings[0][0]:
             if probing:
                 self._probe.take_count(received, sent, self.cap)
-            elif growing:
+            elif growing and self._recapped_for != (self._slow_start.cap, self.interactive):
                 self._recap(self._usual_trip)
             return 0.0
         trip = 0.0
@@ -181,10 +173,11 @@ class CongestionWindow:
 
     def wants_probe(self, now: float) -> bool:
         """Return whether the round trip is in doubt. If slow answers are the reason, the rate is taken anew."""
-        if self.probing or not self.rate:
+        estimate, slow_start = self._rate_estimate, self._slow_start
+        if self._probe.active or not estimate.rate:
             return False
-        if not self.growing and self._probe.doubts(now):
-            self._slow_start.full_rate = self._rate_estimate.restart()
+        if not slow_start.growing and self._probe.doubts(now):
+            slow_start.full_rate = estimate.restart()
             return True
         return now - self._trip_confirmed_at > ROUND_TRIP_MEMORY
 
@@ -215,6 +208,7 @@ class CongestionWindow:
         """Set the cap, and with it the step and the least room, from the parts; `usual`: `_usual_trip`, seconds."""
         estimate, slow_start = self._rate_estimate, self._slow_start
         rate, growing = estimate.rate, slow_start.growing
+        self._recapped_for = slow_start.cap, self.interactive
         product = rate * usual
         if self._probe.active:
             cap = max(FLOOR, int(product / 2))

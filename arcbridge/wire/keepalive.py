@@ -29,12 +29,12 @@ class Keepalive:
         self._timeout = timeout
         self.last_received = now
         """When the peer has sent something last, monotonic seconds."""
-        self._last_progress = now
+        self.last_progress = now
+        """When the peer has shown last that something of ours arrived, monotonic seconds."""
         self._next_ping = now + interval
         self.number = number
         self._ping_sent: float | None = None  # the oldest that is unanswered
         self._last_ping = now
-        self._reported = -1
         self._smallest = 0.0
         self._older = 0.0
         self._turned = now
@@ -52,12 +52,6 @@ class Keepalive:
             self._older, self._smallest, self._turned = self._smallest, 0.0, now
         if round_trip > 0.0 and (self._smallest == 0.0 or round_trip < self._smallest):
             self._smallest = round_trip
-
-    def progress_reported(self, received: int, now: float) -> None:
-        """Note that the peer said how much of our sequence has arrived."""
-        if received > self._reported:
-            self._reported = received
-            self._last_progress = now
 
     def ping(self, now: float) -> int:
         """Begin a PING; its number."""
@@ -81,7 +75,7 @@ class Keepalive:
             self.sample(now - self._last_ping, now)
         if 0 < number <= self.number:
             self._ping_sent = None
-            self._last_progress = now
+            self.last_progress = now
 
     def dead(self, now: float, *, answers: bool = True) -> str | None:
         """Return why the connection is dead, or None.
@@ -91,8 +85,8 @@ class Keepalive:
         if now - self.last_received >= self._timeout:
             return f"nothing arrived for {self._timeout:.0f} s"
         if not answers:
-            self._last_progress = now
-        elif self._ping_sent is not None and now - max(self._ping_sent, self._last_progress) >= self._timeout:
+            self.last_progress = now
+        elif self._ping_sent is not None and now - max(self._ping_sent, self.last_progress) >= self._timeout:
             return f"nothing that was sent arrived for {self._timeout:.0f} s"
         return None
 
@@ -108,5 +102,5 @@ class Keepalive:
         """Return the next moment at which `dead` or `ping_due` may change."""
         deadline = min(self._next_ping, self.last_received + self._timeout)
         if self._ping_sent is not None:
-            deadline = min(deadline, max(self._ping_sent, self._last_progress) + self._timeout)
+            deadline = min(deadline, max(self._ping_sent, self.last_progress) + self._timeout)
         return deadline

@@ -202,7 +202,7 @@ class Receiver:
     @property
     def received(self) -> int:
         """Bytes of the peer's sequence that have arrived."""
-        return max(0, self.decoder.position - self._base)
+        return self.decoder.position - self._base
 
     def begin_counting(self) -> None:
         """Begin the peer's byte sequence behind the frame that is being handled."""
@@ -212,7 +212,7 @@ class Receiver:
     def report(self) -> int:
         """Return the count for a frame that tells it to the peer (ACK, PING, PONG)."""
         self.reported_position = self.decoder.position
-        return self.received
+        return self.reported_position - self._base
 
     def connection_changed(self, sent: int) -> None:
         """Go on over another connection with the sequence, of which the peer had sent `sent` bytes before."""

@@ -93,7 +93,7 @@ class Replay:
     @property
     def _short(self) -> bool:
         """Whether the process, or the user, keeps as much as may be."""
-        return self._budget.full or self._backlog.spent
+        return self._budget.held >= self._budget.most or self._backlog.spent
 
     def append(self, pieces: Sequence[Piece], count: int) -> None:
         """Keep `count` bytes that are being sent; the pieces must not change any more."""
@@ -114,7 +114,7 @@ class Replay:
         while flushes and self._first + flushes[0][0] <= offset:
             self._first += flushes.popleft()[0]
             count += FLUSH_OVERHEAD
-        self._backlog.remove(count)
+        self._backlog.add(-count)
 
     def holds(self, offset: int) -> bool:
         """Return whether everything from `offset` on can be sent again."""

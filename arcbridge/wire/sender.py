@@ -98,7 +98,7 @@ class Sender:
         self.scheduler = Scheduler(limits.frame_alone, limits.frame_shared)
         if congestion is not None:
             self.scheduler.set_pace(congestion.pace)
-        self.prelude: list[bytes] = []
+        self.prelude: list[bytes | memoryview] = []
         """Frames of the handshake, which are no part of the sequence."""
         self.control: list[bytes] = []
         """Control frames, which overtake finished frames."""
@@ -254,7 +254,7 @@ class Sender:
         )
 
     def data_to_send(self, limit: int, now: float = 0.0) -> list[bytes | memoryview]:
-        """Return up to about `limit` bytes to write, control frames first; call again while it gives something.
+        """Return up to about `limit` bytes to write, in few parts, control frames first; call again while it gives any.
 
         The limit lets the scheduler choose as late as possible: a keystroke that comes now is still ahead of
         payload that was not handed over. Without `now` the latest one counts, which makes the path look longer.
@@ -263,20 +263,22 @@ class Sender:
         if now > context.now:
             context.now = now
         prelude: list[bytes | memoryview] = []
+        before = 0
         if self.prelude:
-            prelude.extend(self.prelude)
-            context.stats.bytes_sent += sum(map(len, self.prelude))
-            self.prelude.clear()
+            prelude, self.prelude = self.prelude, prelude
+            before = sum(map(len, prelude))
+            context.stats.bytes_sent += before
         if not self.handshake_done:
-            return prelude
+            return gathered(prelude, before)
         if self.resend:
             if self.closed:
                 limit = self.sent  # the last call: nothing may be left behind
             elif self.blocked & _SOCKET:
-                return prelude
+                return gathered(prelude, before)
             again = self._take_resend(limit)
-            context.stats.bytes_sent += sum(map(len, again))
-            return [*prelude, *again]
+            count = sum(map(len, again))
+            context.stats.bytes_sent += count
+            return gathered([*prelude, *again], before + count)
         kept: list[bytes | memoryview] = []
         if not (self.control or self.pong is not None or self.scheduler.ready):
             # Almost every flush: only finished frames wait, and their size is known.
@@ -287,8 +289,8 @@ class Sender:
             count = sum(map(len, kept))
         if len(kept) > 1:
             # Before they are kept: pieces of nine bytes would take six times their size.
-            kept = [b"".join(kept)] if count <= JOIN_WRITES else gathered(kept)
-        parts = [*prelude, *kept] if prelude else kept
+            kept = [b"".join(kept)] if count <= JOIN_WRITES else gathered(kept, count)
+        parts = gathered([*prelude, *kept], before + count) if prelude else kept
         self.sent += count
         context.stats.bytes_sent += count
         if count:
@@ -308,12 +310,14 @@ class Sender:
         if self.pong is not None:
             parts.append(self.pong)
             self.pong = None
-        parts.extend(self.control)
-        self.control.clear()
-        self._control_bytes = 0
-        parts.extend(self.out)
-        self.out.clear()
+        if self.control:
+            parts += self.control
+            self.control.clear()
+            self._control_bytes = 0
         size, self.out_bytes = self.out_bytes, 0
+        if self.out:
+            parts += self.out
+            self.out.clear()
         if self.scheduler.ready and not self.blocked:
             self._schedule(parts, size, limit)
 
@@ -396,13 +400,17 @@ class Sender:
 
     def _make_room(self, congestion: CongestionWindow, room: int) -> None:
         """Let `room` bytes more be under way; a PING follows each step, however much fits."""
-        self._room = min(room, congestion.step)
-        self._ahead = min(QUEUE_AHEAD, max(congestion.step, min(room, _AHEAD_LEAST)))
+        step = congestion.step
+        self._room = room if room < step else step
+        ahead = room if room < _AHEAD_LEAST else _AHEAD_LEAST
+        if ahead < step:
+            ahead = step
+        self._ahead = ahead if ahead < QUEUE_AHEAD else QUEUE_AHEAD
         if room < congestion.least:
             self.blocked |= _PATH
         else:
             self.blocked &= ~_PATH
-        if self.sent - self.pinged >= congestion.step and 4 * room < 3 * congestion.cap and self.handshake_done:
+        if self.sent - self.pinged >= step and 4 * room < 3 * congestion.cap and self.handshake_done:
             self._context.owner.send_ping()
 
     def confirmed(self, received: int) -> float:
@@ -419,9 +427,10 @@ class Sender:
         now = self._context.now
         congestion.interactive = self.scheduler.interactive_until > now
         trip = congestion.confirmed(received, self.sent, now)
-        self.scheduler.set_pace(congestion.pace)
-        if trip and congestion.wants_probe(now) and congestion.begin_probe(now):
-            self.queue_control(frame(FrameType.QUIET, 0))
+        if trip:  # only an answer to a PING changes the rate
+            if congestion.wants_probe(now) and congestion.begin_probe(now):
+                self.queue_control(frame(FrameType.QUIET, 0))
+            self.scheduler.set_pace(congestion.pace)
         self._cap_applied = 0
         self._make_room(congestion, congestion.cap - (self.sent - received))
         return trip
@@ -452,6 +461,7 @@ class Sender:
         if self.congestion is not None:  # another path, perhaps: what was known counts once that is no longer
             most, now = self._context.limits.under_way, self._context.now
             self.congestion = CongestionWindow(most, sent=self.sent, now=now, earlier=self.congestion)
+            self.scheduler.set_pace(self.congestion.pace)
             self.pinged = self.sent
 
     def attach(self) -> None:
@@ -475,9 +485,9 @@ class Sender:
         self.forget_history()  # what still leaves, the last word among it, is not kept
 
 
-def gathered(parts: list[bytes | memoryview]) -> list[bytes | memoryview]:
-    """Return the same bytes in fewer parts: each is at least one TLS record."""
-    if sum(map(len, parts)) <= JOIN_WRITES:
+def gathered(parts: list[bytes | memoryview], count: int) -> list[bytes | memoryview]:
+    """Return the same `count` bytes in fewer parts: each is at least one TLS record."""
+    if count <= JOIN_WRITES:
         return [b"".join(parts)] if parts else []
     found: list[bytes | memoryview] = []
     small: list[bytes | memoryview] = []

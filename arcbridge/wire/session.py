@@ -332,12 +332,12 @@ class Session:
             raise Violation(GoawayCode.PROTOCOL, "the other end confirms bytes that were never sent")
         if received > sender.peer_received:
             trip = sender.confirmed(received)
-            if trip and keepalive is not None:
-                keepalive.sample(trip, self._context.now)
-            if self.state is State.DRAINING:
+            if keepalive is not None:
+                keepalive.last_progress = self._context.now
+                if trip:
+                    keepalive.sample(trip, self._context.now)
+            if self.lifecycle.draining:
                 self.finish_drain_if_idle()
-        if keepalive is not None:
-            keepalive.progress_reported(received, self._context.now)
 
     def stream_sent(self, stream: Stream) -> None:
         """Settle a finishing stream whose last bytes leave, with FIN behind them."""

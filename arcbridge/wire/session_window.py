@@ -44,12 +44,13 @@ class SessionWindow:
         self._grant(account.consume(count, self._context.now, 0.0))
         self.count()
 
-    def count(self) -> None:
-        """Count what no reader has taken in `ahead`. It is done where credit is handled anyway, and not for each
-        delivery, so that the count lags by less than what comes between two ACKs."""
-        if not self._closed:
-            ahead = self._context.ahead
-            ahead.add(self.account.unconsumed - ahead.held)
+    def count(self) -> int:
+        """Count what no reader has taken in `ahead`; return it, in bytes. It is done where credit is handled anyway,
+        and not for each delivery, so that the count lags by less than what comes between two ACKs."""
+        ahead, unread = self._context.ahead, self.account.received - self.account.consumed
+        if unread != ahead.held and not self._closed:
+            ahead.add(unread - ahead.held)
+        return unread
 
     def close(self, unread: int) -> None:
         """Promise nothing any more: the session is over. `unread` bytes still wait for their readers."""
@@ -64,9 +65,8 @@ class SessionWindow:
         A stream whose reader stopped keeps its own window full for ever, and enough of them would leave nothing to the
         streams that are read.
         """
-        self.count()
         account, usual = self.account, self._context.limits.session_window
-        more = account.unconsumed + (usual >> 1) - account.size
+        more = self.count() + (usual >> 1) - account.size
         if more > 0:
             account.size += self.extension.take(max(more, usual >> 3))
             account.limit = max(account.limit, account.size)

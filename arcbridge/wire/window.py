@@ -115,7 +115,7 @@ class ReceiveWindow:
     def __init__(self, size: int, limit: int, grant: int = GRANT, growth: Growth | None = None) -> None:
         self.size = self.granted = size
         self.limit, self.grant, self.growth = limit, grant, growth
-        self.due_at = size >> 2 if size >> 2 < grant else grant  # as `_granted` has it, for each stream
+        self.due_at = size >> 2 if size >> 2 < grant else grant  # as `open_up` has it, for each stream
         self.grown = self.received = self.consumed = 0
         self._sample_start, self._start_before, self._due_before = None, 0.0, 0.0
         self._sample_bytes = self._bytes_before = self._received_before = 0
@@ -146,15 +146,14 @@ class ReceiveWindow:
         return self.open_up()
 
     def open_up(self) -> int:
-        """Return the increment that lifts the peer's credit to the whole window now (also after a change of `size`)."""
+        """Return the increment that lifts the peer's credit to the whole window now (also after a change of `size`).
+
+        The next grant is due a quarter of the window further on.
+        """
         due = max(0, self.consumed + self.size - self.granted)
         self.granted += due
-        self._granted()
-        return due
-
-    def _granted(self) -> None:
-        """Set when the next grant is due: a quarter of the window further on."""
         self.due_at = self.granted - self.size + min(self.size >> 2, self.grant)
+        return due
 
     def _grow(self, now: float, round_trip: float, usual: int) -> None:
         if self._sample_start is None:  # how long these took to come is not known

@@ -20,7 +20,6 @@ def test_our_way_out_is_cut_though_the_way_in_works() -> None:
     alive.ping(10.0)
     for second in range(11, 35):
         alive.last_received = float(second)
-        alive.progress_reported(7, float(second)) if second == 11 else None
         assert alive.dead(float(second)) is None
     alive.ping(30.0)
     alive.last_received = 36.0
@@ -32,9 +31,8 @@ def test_progress_without_a_pong_is_life() -> None:
     alive.ping(10.0)
     for second in range(11, 100):
         alive.last_received = float(second)
-        alive.progress_reported(second, float(second))
+        alive.last_progress = float(second)
         assert alive.dead(float(second)) is None
-    alive.progress_reported(99, 123.0)  # no news
     alive.last_received = 123.0
     assert alive.dead(124.0) is not None
 
@@ -44,7 +42,7 @@ def test_a_side_that_leaves_ping_to_the_other_sends_none_while_the_others_come()
     for second in range(1, 100, 10):
         assert not alive.ping_due(float(second))
         alive.last_received = float(second)
-        alive.progress_reported(second, float(second))
+        alive.last_progress = float(second)
         alive.peer_pinged(float(second))
     assert not alive.ping_due(110.9)
     assert alive.ping_due(111.0), "20 s after the last one"
@@ -54,7 +52,7 @@ def test_it_still_notices_that_its_answers_do_not_arrive() -> None:
     alive = Keepalive(10.0, 25.0, 0.0)
     for second in (10.0, 20.0, 30.0):
         alive.last_received = second
-        alive.progress_reported(7, second)  # no news after the first
+        alive.last_progress = 10.0
         alive.peer_pinged(second)
     assert alive.dead(34.9) is None
     alive.last_received = 35.0

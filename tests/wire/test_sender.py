@@ -309,12 +309,12 @@ def test_what_is_left_when_the_session_is_over(keep: bool) -> None:
 def test_small_parts_of_a_flush_aregathered_and_large_ones_are_not_copied() -> None:
     large = memoryview(bytes(range(256)) * 128)
     parts: list[bytes | memoryview] = [b"head", large, b"a", memoryview(b"b"), b"c", bytes(large), b"end"]
-    found = gathered(parts)
+    found = gathered(parts, sum(map(len, parts)))
     assert b"".join(found) == b"".join(parts)
     assert [len(part) for part in found] == [4, len(large), 3, len(large), 3]
     assert found[1] is large
     assert found[3] is parts[5]
-    assert gathered([]) == []
+    assert gathered([], 0) == []
 
 
 def test_a_small_flush_is_one_part_and_that_part_is_what_is_kept() -> None:

@@ -11,7 +11,7 @@ from arcbridge.wire.limits import Limits
 from arcbridge.wire.records import Auth, Dial, Goaway, Revoke, Status
 from arcbridge.wire.session import Kind, Side, State
 from tests.support.pair import Pair
-from tests.wire.scripted import agent, client
+from tests.wire.scripted import ack, agent, client
 from tests.wire.session_states import control
 
 
@@ -45,6 +45,18 @@ def test_a_silent_peer_is_dead_after_25_seconds() -> None:
     assert 24 < pair.now - start < 36
     assert isinstance(pair.client.error, ConnectionLost)
     assert seen.ends == ["session over"]
+
+
+def test_only_a_higher_count_of_the_peer_shows_that_bytes_of_ours_arrive() -> None:
+    one = agent()
+    sender = one.machine.sender
+    for counts_rise in (True, False):
+        for _ in range(40):
+            one.now += 1.0
+            one.feed(ack(sender.sent if counts_rise else sender.peer_received))
+            one.machine.handle_timer(one.now)  # PINGs, none of which is answered
+            one.collect()
+        assert (one.machine.state is State.OPEN) is counts_rise
 
 
 def test_control_connections_carry_dials_and_statuses() -> None:
