@@ -48,6 +48,11 @@ FLOOR = 32 * KIB
 EXTRA = 8 * KIB
 """Bytes beyond the product, for the frame that is being cut."""
 
+SHARE = 96 * KIB
+"""Bytes beyond the product, at most, on a path so short that processors carry less than it would: both directions share
+them. A cap in proportion to the rate keeps whatever shares there are: the slower of two copies had 27 to 49 %. With a
+part that is the same for both they come to halves, and a keystroke takes 3.7 ms in place of 3.4 (decision 0008)."""
+
 STARTUP_GAIN = 2.0
 CRUISE_GAIN = 1.25
 """Times rate times round trip. Less lost throughput where counts come late; more is queue in front of a keystroke."""
@@ -210,17 +215,21 @@ class CongestionWindow:
         rate, growing = estimate.rate, slow_start.growing
         self._recapped_for = slow_start.cap, self.interactive
         product = rate * usual
+        extra, startup_gain = EXTRA, CRUISE_GAIN if slow_start.conservative else STARTUP_GAIN
+        if usual == LEAST_ROUND_TRIP:
+            extra += min(SHARE, int(2 * product))
+            startup_gain = min(startup_gain, PROBE_GAIN)  # the one that began first may be growing still
         if self._probe.active:
             cap = max(FLOOR, int(product / 2))
         elif growing:
-            cap = max(FIRST, int((CRUISE_GAIN if slow_start.conservative else STARTUP_GAIN) * product) + EXTRA)
+            cap = max(FIRST, int(startup_gain * product) + extra)
             if not (self.interactive and rate):
                 cap = max(cap, slow_start.cap)
         else:
             # Counts that come in bursts let bytes leave in bursts: meanwhile as much more must be under way.
             ack_burst = min(max(estimate.ack_burst, estimate.ack_burst_before), int(product / 4))
             gain = CRUISE_GAIN if estimate.rounds else PROBE_GAIN
-            cap = max(FLOOR, int(gain * product) + ack_burst + EXTRA)
+            cap = max(FLOOR, int(gain * product) + ack_burst + extra)
         self.cap = cap = min(cap, self._most)
         self.step = min(max(cap // (4 if growing else 16), int(rate * STEP_SECONDS)), cap // 2)
         self.least = min(cap // 16, 64 * KIB)

@@ -227,6 +227,24 @@ def test_on_a_short_path_less_is_under_way_while_sparse_streams_wait() -> None:
     assert far.cap == pytest.approx(cap, rel=0.3), "the round trip of a long path decides alone"
 
 
+def test_directions_that_share_processors_come_to_equal_shares() -> None:
+    """Whoever began first has all of it at first: 500 MB/s between two directions, and a keystroke beside them."""
+    first, second = (CongestionWindow(16 * 1024 * KIB) for _ in range(2))
+    first.interactive = second.interactive = True
+    counts = {first: feed(first, 500e6, 0.0002, 400)[1], second: feed(second, 1e6, 0.0002, 400)[1]}
+    now = 0.08
+    while now < 0.7:
+        left = now
+        for window in counts:
+            counts[window] += window.cap
+            window.pinged(counts[window], left)
+        now += max(0.0005, (first.cap + second.cap) / 500e6)
+        for window in counts:
+            counts[window] += 24
+            window.confirmed(counts[window], counts[window], now)
+    assert first.cap == pytest.approx(second.cap, rel=0.15)
+
+
 def test_a_short_path_is_not_asked_more_often_than_schedulers_answer() -> None:
     """A peer counts PINGs as frames that need no credit, and ends a session that sends a flood of them."""
     path = SlowPath(rate=100 * MBIT, round_trip=0.0005)
