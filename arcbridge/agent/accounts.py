@@ -92,7 +92,7 @@ class Limit(StrEnum):
     TARGETS = "targets"
     """Streams that were refused their target; each is refused, and of a burst some leave a record."""
     ARRIVING = "arriving_bytes"
-    """Bytes of request heads that are not complete, and bodies that wait for a seat (`ARRIVING_BYTES`)."""
+    """Bytes of request heads that are not complete, and bodies that wait for a seat or a review (`ARRIVING_BYTES`)."""
     AUDIT_BYTES = "audit_bytes"
     """Bytes of audit records (`audit_bytes_per_second`): what must be recorded is refused."""
     LOOP_SHARE = "loop_share"
@@ -177,7 +177,7 @@ class Account:
         """Bytes by which the windows of the streams of the user's sessions have grown (docs/threats.md#M22)."""
         self.arriving = Backlog(ARRIVING_BYTES, memory.arriving)
         """Bytes of the user's requests that are held here before they go on: heads that are not complete, what comes
-        behind a request that is under way, and bodies that are looked at or wait for a seat
+        behind a request that is under way, and bodies that are looked at or wait for a seat or a review
         (docs/threats.md#H21, #H22, #H26)."""
         self.churn = TokenBucket(DEFAULT.churn_burst, DEFAULT.churn_rate)
         """Streams of the user that may end before their answers: a new session has no new burst."""

@@ -14,7 +14,8 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,7 @@ from arcbridge.agent.kube.status import RequestRefusal
 from arcbridge.agent.kube.upstream_pool import UpstreamConnection
 from arcbridge.agent.kube.warm_connections import WarmConnections
 from arcbridge.audit.log import Recorded
+from arcbridge.wire.limits import DEFAULT
 
 if TYPE_CHECKING:
     from arcbridge.agent.recording.recorder import Recorder
@@ -149,13 +151,14 @@ class Attempt:
         approval = None
         try:
             while True:  # once more where the caller's identity was renewed during the review
-                if isinstance(obstacle, ReviewNeeded):
-                    reviewer = self._context.reviewer
-                    approval = await reviewer.approve(obstacle.identity, obstacle.subject, self.account)
-                elif isinstance(obstacle, TokenUnknown):
-                    await self._review_token(obstacle.token)
-                else:
+                if not isinstance(obstacle, ReviewNeeded | TokenUnknown):
                     raise obstacle
+                with self.body_waits(facts):
+                    if isinstance(obstacle, TokenUnknown):
+                        await self._review_token(obstacle.token)
+                    else:
+                        reviewer = self._context.reviewer
+                        approval = await reviewer.approve(obstacle.identity, obstacle.subject, self.account)
                 self.record.is_of(self.caller.subject)  # the identity may have been renewed during the review
                 try:
                     return self.plan(facts, approval)
@@ -163,6 +166,22 @@ class Attempt:
                     obstacle = error
         finally:
             del obstacle  # its traceback leads to this frame: a cycle
+
+    @contextmanager
+    def body_waits(self, facts: RequestFacts) -> Iterator[None]:
+        """Count for the user what comes of the body while the request waits. Raises RequestRefusal where too much
+        does."""
+        waits = 0
+        if facts.has_body:
+            waits = min(int(facts.length or DEFAULT.stream_window), DEFAULT.stream_window)
+        arriving = self.account.arriving
+        arriving.add(waits)
+        try:
+            if waits and self.account.holds_too_much:
+                raise too_much(self.account, Limit.ARRIVING, time.monotonic())
+            yield
+        finally:
+            arriving.remove(waits)
 
     # -- records before the first byte ----------------------------------------------------------------------------
 

@@ -28,7 +28,6 @@ from arcbridge.agent.kube.status import RequestRefusal, bad_request
 from arcbridge.agent.kube.upstream_pool import UpstreamConnection, UpstreamPool
 from arcbridge.agent.seats import Seats
 from arcbridge.mux.stream import StreamTransport
-from arcbridge.wire.limits import DEFAULT
 
 _TRANSFER_ENCODING = re.compile(rb"(?im)^transfer-encoding:[^\n]*\n")
 
@@ -165,25 +164,13 @@ class Exchange:
 
     async def _take_turn(self, seats: Seats) -> None:
         """Wait for a seat. Raises RequestRefusal."""
-        arriving, waits = self._account.arriving, self._body_that_waits()
-        arriving.add(waits)
         try:
-            if waits and self._account.holds_too_much:
-                raise too_much(self._account, Limit.ARRIVING, time.monotonic())
-            # Not all at once: many that came together would be refused in one turn of the loop.
-            await seats.turn(LONGEST_WAIT * random.uniform(0.8, 1.2))
+            with self._attempt.body_waits(self._plan.facts):
+                # Not all at once: many that came together would be refused in one turn of the loop.
+                await seats.turn(LONGEST_WAIT * random.uniform(0.8, 1.2))
         except TimeoutError:
             raise too_much(self._account, Limit.APISERVER_SEATS, time.monotonic()) from None
-        finally:
-            arriving.remove(waits)
         self._seated = True
-
-    def _body_that_waits(self) -> int:
-        """Return how many bytes of the body may wait here while the request waits for its seat."""
-        if self._body is None:
-            return 0
-        length = self._plan.facts.length
-        return min(int(length), DEFAULT.stream_window) if length else DEFAULT.stream_window
 
     async def _dial_and_send(self) -> None:
         plan = self._plan

@@ -163,7 +163,8 @@ class KubeProxy:
         """Answer what a restricted session asks about its own rights."""
         from arcbridge.agent.restrictions.own_reviews import review
 
-        code, answer = await review(self.api, plan, restrictions, request, attempt.account)
+        with attempt.body_waits(plan.facts):
+            code, answer = await review(self.api, plan, restrictions, request, attempt.account)
         attempt.record.answer(code)
         attempt.record.move(0, len(answer))
         return protocol.answer_json(code, answer, request_id=attempt.record.request)

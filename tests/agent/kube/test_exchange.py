@@ -420,14 +420,15 @@ async def test_honest_use_notices_none_of_the_bounds(bench: Bench) -> None:
     assert not any(record.limit for record in bench.audit.kept)
 
 
-async def test_h26_bodies_that_wait_for_a_seat_count_for_their_user(bench: Bench) -> None:
+@pytest.mark.parametrize("header", ["", "Impersonate-User: bob\r\n"], ids=["own", "of-the-review"])
+async def test_h26_bodies_that_wait_for_a_seat_count_for_their_user(bench: Bench, header: str) -> None:
     """Each held 256 KiB, and nothing counted them."""
     account = bench.caller.account
     account.seats.most = 1
     account.seats.held = 1
     arriving = account.arriving
     arriving.most = 2 * DEFAULT.stream_window
-    large = b"POST %b HTTP/1.1\r\nHost: k\r\nContent-Length: 9000000\r\n\r\n" % PATH.encode()
+    large = f"POST {PATH} HTTP/1.1\r\nHost: k\r\n{header}Content-Length: 9000000\r\n\r\n".encode()
     wires = []
     for number in range(1, 5):
         wires.append(bench.stream())

@@ -301,6 +301,7 @@ async def test_h45_a_slow_review_says_so_and_takes_no_time_of_the_next(
     await restrictions.reviewing.acquire()
     second = asyncio.create_task(post(bench, ACCESS, access(verb="delete", resource="pods")))
     await asyncio.sleep(0.4)  # it waits for longer than its own review may take
+    assert bench.caller.account.arriving.held, "its body waits with it"
     restrictions.reviewing.release()
     assert (await second).status == 201
     head = "\n".join([f"POST {ACCESS} HTTP/1.1", "Host: k", "Content-Length: 9"])
