@@ -82,7 +82,7 @@ class Reviewer:
     async def approve(self, identity: Identity, target: Subject, account: Account) -> Approval:
         """Return the approval that `identity`, of this account, may run as `target`.
 
-        Raises RequestRefusal: 403 in Kubernetes' words, 429 where the user has no turn to ask, or 503.
+        Raises RequestRefusal: 403 in Kubernetes' words, 429 where the user has no turn to ask, 502 to 504 without an answer.
         """
         user = Subject.of(identity, self._api.impersonable)
         parts = parts_of(target)
@@ -117,7 +117,9 @@ class Reviewer:
                 raise RequestRefusal(503, f"the API server refused to review impersonation (code {code})")
             # An evaluation error with `allowed: true` is still a yes of the authorizer; without, it is a no.
             return answer["status"].get("allowed") is True
-        except (AnswerFailed, TimeoutError, KeyError, TypeError, AttributeError) as error:
+        except TimeoutError as error:  # the user's turn to connect may have come late
+            raise RequestRefusal(503, f"the review of impersonation (--as) took longer than {DEADLINE:g} s") from error
+        except (AnswerFailed, KeyError, TypeError, AttributeError) as error:
             raise RequestRefusal(
                 503, "impersonation (--as) cannot be reviewed: the API server does not answer"
             ) from error

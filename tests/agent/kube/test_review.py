@@ -14,6 +14,7 @@ import pytest
 from arcbridge.agent.kube.impersonation import Subject
 from arcbridge.agent.kube.review import CACHE_TIME, MAX_PARTS, PATH, Part, Reviewer, parts_of
 from arcbridge.agent.kube.status import RequestRefusal
+from arcbridge.limiters import TokenBucket
 from tests.support.clock import Clock
 from tests.support.eventually import until
 from tests.support.fake_apiserver import FakeApiServer, Held, closing, reply
@@ -139,6 +140,19 @@ async def test_l32_a_review_counts_for_the_user_who_causes_it(made: Made, monkey
     await asyncio.wait([first])
     held.release.set()
     await second
+    assert (account.connections, account.seats.held) == (0, 0)
+
+
+async def test_l32_a_turn_that_comes_late_is_not_laid_to_the_api_server(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake, reviewer, _ = made
+    account = caller_of(ALICE).account
+    account._connects = TokenBucket(0, 0.2)  # 5 s, of the 10 for which a request may wait
+    monkeypatch.setattr("arcbridge.agent.kube.review.DEADLINE", 0.02)
+    with pytest.raises(RequestRefusal, match=r"took longer than 0\.02 s") as caught:
+        await reviewer.approve(ALICE, Subject("bob"), account)
+    assert (caught.value.status_code, fake.requests) == (503, [])
     assert (account.connections, account.seats.held) == (0, 0)
 
 
