@@ -49,9 +49,10 @@ EXTRA = 8 * KIB
 """Bytes beyond the product, for the frame that is being cut."""
 
 SHARE = 96 * KIB
-"""Bytes beyond the product, at most, on a path so short that processors carry less than it would: both directions share
-them. A cap in proportion to the rate keeps whatever shares there are: the slower of two copies had 27 to 49 %. With a
-part that is the same for both they come to halves, and a keystroke takes 3.7 ms in place of 3.4 (decision 0008)."""
+"""Bytes beyond the product, at most, while a sparse stream sends beside bulk on a path so short that processors may
+carry less than it would: both directions share them. A cap in proportion to the rate keeps whatever shares there are:
+the slower of two copies had 27 to 49 %. With a part that is the same for both they come to halves, and a keystroke
+takes 3.7 ms in place of 3.4 (decision 0008)."""
 
 STARTUP_GAIN = 2.0
 CRUISE_GAIN = 1.25

@@ -82,7 +82,8 @@ class Reviewer:
     async def approve(self, identity: Identity, target: Subject, account: Account) -> Approval:
         """Return the approval that `identity`, of this account, may run as `target`.
 
-        Raises RequestRefusal: 403 in Kubernetes' words, 429 where the user has no turn to ask, 502 to 504 without an answer.
+        Raises RequestRefusal: 403 in Kubernetes' words, 429 where the user has no turn to ask, 502 to 504
+        without an answer.
         """
         user = Subject.of(identity, self._api.impersonable)
         parts = parts_of(target)
