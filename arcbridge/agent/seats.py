@@ -10,6 +10,7 @@ Invariant: turns come in the order in which they were asked for, and none is giv
 from __future__ import annotations
 
 import asyncio
+import random
 from collections import deque
 
 LONG_RUNNING_VERBS = frozenset({"watch", "proxy"})
@@ -38,13 +39,15 @@ class Seats:
         return True
 
     async def turn(self, longest: float) -> None:
-        """Take a seat when one is free. Raises TimeoutError after `longest` seconds; cancelled, it has taken none."""
+        """Take a seat when one is free. Raises TimeoutError after `longest` seconds, more or less; cancelled, it has
+        taken none."""
         if self.take():
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
         try:
-            async with asyncio.timeout(longest):
+            # Not all at once: many that came together would be refused in one turn of the loop.
+            async with asyncio.timeout(longest * random.uniform(0.8, 1.2)):
                 await turn
         except BaseException:
             if turn.done() and not turn.cancelled():

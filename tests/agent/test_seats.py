@@ -43,6 +43,21 @@ async def test_a_turn_that_does_not_come_takes_no_seat() -> None:
     assert seats.held == 1
 
 
+async def test_who_came_together_is_not_refused_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hundreds of refusals in one turn of the loop would keep all others waiting."""
+    parts = [1.0, 0.0]
+    monkeypatch.setattr("random.uniform", lambda least, most: parts.pop())
+    seats = Seats(1)
+    seats.take()
+    tasks = [asyncio.create_task(seats.turn(20)) for _ in parts]
+    done, waiting = await asyncio.wait(tasks, timeout=10, return_when=asyncio.FIRST_COMPLETED)
+    assert (len(done), len(waiting)) == (1, 1)
+    for task in waiting:
+        task.cancel()
+    await asyncio.wait(tasks)
+    assert all(isinstance(task.exception(), TimeoutError) for task in done)
+
+
 @pytest.mark.parametrize("most", [2, 0])
 async def test_who_waits_gets_the_seats_that_a_higher_bound_makes_free(most: int) -> None:
     """Settings are read again: behind those who wait nobody else would get one either."""

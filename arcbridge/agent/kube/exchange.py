@@ -11,7 +11,6 @@ word on the caller; what has left for the API server is repeated only if it read
 from __future__ import annotations
 
 import asyncio
-import random
 import re
 import time
 from collections.abc import Callable
@@ -166,8 +165,7 @@ class Exchange:
         """Wait for a seat. Raises RequestRefusal."""
         try:
             with self._attempt.body_waits(self._plan.facts):
-                # Not all at once: many that came together would be refused in one turn of the loop.
-                await seats.turn(LONGEST_WAIT * random.uniform(0.8, 1.2))
+                await seats.turn(LONGEST_WAIT)
         except TimeoutError:
             raise too_much(self._account, Limit.APISERVER_SEATS, time.monotonic()) from None
         self._seated = True
