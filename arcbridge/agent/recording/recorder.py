@@ -237,9 +237,10 @@ class Recorder:
         """Finish what a former process left, and index it; in a thread of its own, because whole files are read."""
         thread = WriterThread()
         try:
+            # Listed before the first session makes a file: what this process leaves is for the next one.
+            parts = await self._thread.submit(self._spool.left, urgent=True)
             await self._thread.submit(self._spool.measure)
-            # The thread that makes files lists them too: none is between its making and its lock then.
-            for part in await self._thread.submit(self._spool.left):
+            for part in parts:
                 if (found := await thread.submit(self._spool.recover, part)) is not None:
                     await self._index_left(*found)
         except (ArcbridgeError, OSError) as error:

@@ -442,6 +442,29 @@ async def test_what_a_former_process_left_is_indexed(tmp_path: Path) -> None:
         assert index["recording"]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+async def test_what_is_left_is_listed_before_a_session_makes_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a file that this process leaves is finished, and counted, a second time."""
+    gate = threading.Event()
+    monkeypatch.setattr(Spool, "measure", lambda spool: gate.wait(10))
+    listed, left_there = [], Spool.left
+
+    def listing(spool: Spool) -> list[Path]:
+        listed.append(left_there(spool))
+        return listed[-1]
+
+    monkeypatch.setattr(Spool, "left", listing)
+    async with recording(tmp_path) as made:
+        made.bench.api.routes[EXEC] = serving(SUCCESS)
+        run = asyncio.ensure_future(made.run(request()))
+        await until(lambda: made.recorder._thread._jobs or made.recorder._thread._urgent)
+        gate.set()
+        await (await run).rest()
+        await until(made.index)
+        assert listed == [[]]
+
+
 async def test_a_file_keeps_its_ending_where_its_record_is_not_written(tmp_path: Path) -> None:
     """The next start of an agent finishes it and records it, also while this one runs."""
     async with recording(tmp_path) as made:
