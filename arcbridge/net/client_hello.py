@@ -24,7 +24,8 @@ MAX_RECORDS: Final = 8
 hello in records of one byte would cost the square of its length (docs/threats.md#J26)."""
 
 CONTROL: Final = b"arcbridge-control/1"
-JOIN: Final = b"arcbridge-join/1"
+JOIN: Final = b"arcbridge-join/2"
+JOIN_1: Final = b"arcbridge-join/1"
 HOP: Final = b"arcbridge-hop/1"
 HTTP: Final = b"http/1.1"
 

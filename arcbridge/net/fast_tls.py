@@ -66,28 +66,80 @@ class FastTlsLoop:
     full. The protocol gets what there is to know in `connection_lost` in any case.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, payer: LoopTime | None = None) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, payer: LoopTime | None = None, *, holds_reader: bool = False
+    ) -> None:
+        """`holds_reader`: what is read from the socket is another's until `release`, and it is not closed."""
         self._loop = loop
+        self._held: Callable[[], None] | None = _nothing if holds_reader else None
+        """Begins to read at last."""
+        self._timer: asyncio.TimerHandle | None = None
+        """Ends the handshake whose reader is held."""
+        self._postponed: list[Callable[[], object]] = []
+        """Calls of a handshake that fails while its reader is held: they close the socket."""
         self.payer = payer
         """Pays for what is read, for as long as it is set."""
         # What aiofastnet asks for again and again needs no call of `__getattr__`.
-        self.call_later, self.call_soon, self.create_future = loop.call_later, loop.call_soon, loop.create_future
-        self.get_debug, self.remove_reader = loop.get_debug, loop.remove_reader
-        self.add_writer, self.remove_writer = loop.add_writer, loop.remove_writer
+        self.call_later = self._call_later if holds_reader else loop.call_later
+        self.call_soon: Callable[..., object] = self._postpone if holds_reader else loop.call_soon
+        self.create_future, self.get_debug = loop.create_future, loop.get_debug
+        self.remove_reader: Callable[..., object] = self._forget_reader if holds_reader else loop.remove_reader
+        self.add_writer: Callable[..., Any] = loop.add_writer
+        self.remove_writer: Callable[..., Any] = loop.remove_writer
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loop, name)
 
     def add_reader(self, descriptor: int, callback: Callable[..., Any], *args: Any) -> None:
-        if self.payer is None:
+        if self._held is not None:
+            self._held = partial(self.add_reader, descriptor, callback, *args)
+        elif self.payer is None:
             self._loop.add_reader(descriptor, callback, *args)
         else:
             self._loop.add_reader(descriptor, self.payer.run, partial(callback, *args))
+
+    def _call_later(self, delay: float, callback: Callable[..., Any], *args: Any) -> asyncio.TimerHandle:
+        self._timer = self._loop.call_later(delay, callback, *args)
+        return self._timer
+
+    def _postpone(self, callback: Callable[..., object], *args: Any) -> None:
+        self._postponed.append(partial(self._loop.call_soon, callback, *args))
+
+    def _forget_reader(self, descriptor: int) -> None:
+        self._held = _nothing
+
+    def release(self) -> None:
+        """Let the reader be added that was held, unless the handshake has failed."""
+        held, self._held, self.remove_reader = self._held, None, self._loop.remove_reader
+        self.call_soon = self._loop.call_soon
+        if held is not None:
+            held()
+        for call in self._postponed:
+            call()
+
+    def abandon(self, descriptor: int) -> None:
+        """Leave a descriptor alone whose reader is still held: its owner closes it, and its number has a new meaning
+        then."""
+        self.cancel_timer()
+        self._loop.remove_writer(descriptor)
+        self.add_writer = self.remove_writer = _nothing
+        self.call_soon = self._loop.call_soon
+        for call in self._postponed:
+            call()
+
+    def cancel_timer(self) -> None:
+        """Let a handshake that is over go: aiofastnet's timer keeps its transport, with 0.5 MB of buffers."""
+        if self._timer is not None:
+            self._timer.cancel()
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         error = context.get("exception")
         if not isinstance(error, type) and str(error) != _READ_AFTER_ABORT:
             self._loop.call_exception_handler(context)
+
+
+def _nothing(*_: object) -> None:
+    pass
 
 
 def _decode_no_certificate(aiofastnet: ModuleType) -> None:

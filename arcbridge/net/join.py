@@ -1,17 +1,17 @@
 """The join: how a connection to the relay becomes a raw byte path to the other end (docs/protocol.md, "Join").
 
-Both ends of a session, client and agent, make a TLS connection to the relay under ALPN `arcbridge-join/1` and say one
+Both ends of a session, client and agent, make a TLS connection to the relay under ALPN `arcbridge-join/2` and say one
 `JoinRequest`; the relay answers one `JoinReply`. When that is consent, the TLS is closed in order and *the same TCP
 socket lives on*:
 
-1. end → relay    TLS handshake, JOIN
-2. relay → end    JOIN reply and close_notify, in one flight
-3. end → relay    close_notify; from here on whatever the end sends is raw
-4. relay          forwards raw bytes between the two ends
+1. end → relay    TLS handshake, JOIN and close_notify; from here on whatever the end sends is raw
+2. relay → end    JOIN reply and close_notify, in one flight; from here on whatever the relay sends is raw
+3. relay          forwards raw bytes between the two ends
 
-No end sends raw bytes before it has seen the relay's close_notify, and the relay sends none before it has seen the
-end's: so only the relay ever holds left-over bytes (`ServerJoin.finish` returns them), and anything an end sends
-early is an error. A record travels as a 4-byte big-endian length and that many bytes, at most 80 KiB.
+So a client's first raw flight (`FirstFlight`) waits for no answer. The relay keeps it, at most 4 KiB, until the agent
+is there (`ServerJoin.finish` returns it). An end reads the relay's TLS record by record, and leaves what is behind it
+in the socket. Under `arcbridge-join/1` an end sends close_notify as an answer to the relay's, and nothing raw before.
+A JOIN message travels as a 4-byte big-endian length and that many bytes, at most 80 KiB.
 
 Deadlines in seconds: handshake 5, JOIN record 5, close_notify 3; `client_join` takes one for the whole.
 """
@@ -26,21 +26,22 @@ from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from enum import IntEnum
 from functools import partial
-from typing import Final, NoReturn, TypeVar
+from typing import Final, NoReturn, Protocol, TypeVar
 
 from arcbridge.errors import ArcbridgeError, ConnectionLost, JoinRefused, RemoteProtocolError, Unreachable
 from arcbridge.net.sockets import SocketReader, reset
-from arcbridge.net.tls import ServerContext, untrusted
+from arcbridge.net.tls import ALPN_JOIN, ServerContext, untrusted, versions
 from arcbridge.net.tlspipe import CLOSE_DEADLINE, HANDSHAKE_DEADLINE, TlsPipe
 from arcbridge.refusals import read_refusal
 from arcbridge.wire.records import MAX_RECORD, JoinReply, JoinRequest
 
 T = TypeVar("T")
 
-ALPN: Final = "arcbridge-join/1"
 REQUEST_DEADLINE: Final = 5.0
 WHOLE_DEADLINE: Final = 20.0
 """The relay gives up at 15 s and says why; this is above it, so the reason arrives."""
+EARLY_MOST: Final = 4 * 1024
+"""Bytes behind a JOIN that the relay takes before it answers: a ClientHello has 0.3 to 2 KB."""
 _LINGER: Final = 1.0
 
 JOIN_ID: Final = re.compile(r"[0-9A-Za-z.-]{1,64}")
@@ -72,21 +73,32 @@ class JoinCode(IntEnum):
         return cls.INTERNAL
 
 
+class FirstFlight(Protocol):
+    """What a client sends behind its JOIN without waiting for the answer."""
+
+    def begin(self) -> None:
+        """Send it, and read nothing from the socket yet."""
+
+    def abandon(self) -> None:
+        """Leave the socket alone from now on: it is about to be closed."""
+
+
 async def client_join(
     sock: socket.socket,
     context: ssl.SSLContext,
     server_name: str,
     request: JoinRequest,
     *,
-    alpn: str = ALPN,
+    alpn: str = ALPN_JOIN,
     deadline: float = WHOLE_DEADLINE,
     prove: Callable[[bytes], str] | None = None,
     measured: Callable[[float], None] = lambda seconds: None,
+    flight: FirstFlight | None = None,
 ) -> JoinReply:
     """Join as client or agent over a connected socket; after it the socket is raw and still the caller's.
 
     `prove` makes the request's proof from the certificate (DER) that the relay shows. `measured` is called with the
-    round trip to the relay, seconds.
+    round trip to the relay, seconds. `flight` is begun where the relay takes it before its answer.
 
     On any error, and when cancelled, the socket has been closed. Raises `JoinRefused` with the relay's code and words,
     `Unreachable` when the relay's certificate is not trusted or it does not answer, `ConnectionLost` when the
@@ -96,7 +108,11 @@ async def client_join(
     try:
         try:
             pipe = TlsPipe(sock, context, server_hostname=server_name, reader=reader)
-            return await _client_join(pipe, reader, until, server_name, request, alpn, prove, measured)
+            return await _client_join(pipe, reader, until, server_name, request, alpn, prove, measured, flight)
+        except BaseException:
+            if flight is not None:
+                flight.abandon()
+            raise
         finally:
             reader.stop()
     except TimeoutError as error:
@@ -119,6 +135,7 @@ async def _client_join(
     alpn: str,
     prove: Callable[[bytes], str] | None,
     measured: Callable[[float], None],
+    flight: FirstFlight | None,
 ) -> JoinReply:
     time = asyncio.get_running_loop().time
     reader.deadline = min(until, time() + HANDSHAKE_DEADLINE)
@@ -126,13 +143,19 @@ async def _client_join(
         await pipe.handshake()
     except TimeoutError as error:
         raise Unreachable(f"the relay {server_name} did not finish the TLS handshake in time") from error
-    if pipe.alpn != alpn:
+    if pipe.alpn not in versions(alpn):
         raise RemoteProtocolError(f"{server_name} does not speak {alpn}: is this an arcbridge relay?")
     measured(pipe.round_trip)
     if prove is not None and (proof := prove(pipe.peer_certificate or b"")):
         request = replace(request, proof=proof)
     reader.deadline = until
-    await pipe.write(_framed(request.encode()))
+    pipe.feed(_framed(request.encode()))
+    if pipe.alpn == ALPN_JOIN:
+        pipe.feed_close_notify()
+        pipe.by_record = True
+    await pipe.flush()
+    if pipe.by_record and flight is not None:
+        flight.begin()
     record, rest = await _read_record(pipe)
     reply = JoinReply.decode(record)
     if reply.code:
@@ -169,14 +192,14 @@ class ServerJoin:
     """The relay's side of one join connection; owns `sock` until `finish` has returned or `refuse`/`abort` was called.
 
     Order of calls: `handshake`, `read_request`, then either `refuse`, or `reply` and `finish`; between request and
-    reply `watch` notices that the peer left. Every failure raises
+    reply `watch` notices that the peer left, and takes what it sends behind its JOIN. Every failure raises
     `RemoteProtocolError` (the peer broke the protocol) or `ConnectionLost` (it left, or was too slow), in words that
     name the step; then only `refuse` and `abort` may be called.
     """
 
-    __slots__ = ("_broken", "_early", "_loop", "_pipe", "_protocol", "_reader", "own_key", "sock")
+    __slots__ = ("_broken", "_early", "_early_left", "_loop", "_pipe", "_protocol", "_reader", "own_key", "sock")
 
-    def __init__(self, sock: socket.socket, context: ServerContext, protocol: str = ALPN) -> None:
+    def __init__(self, sock: socket.socket, context: ServerContext, protocol: str = ALPN_JOIN) -> None:
         self.sock = sock
         self.own_key = context.spki
         """SubjectPublicKeyInfo (DER) of the certificate that this side shows."""
@@ -187,6 +210,8 @@ class ServerJoin:
         self._broken = False
         self._early: ArcbridgeError | None = None
         """What `watch` has found."""
+        self._early_left = 0
+        """Bytes that the peer may still send before the reply."""
 
     @property
     def peer_certificate(self) -> bytes | None:
@@ -196,19 +221,21 @@ class ServerJoin:
     async def handshake(self) -> None:
         """Make the handshake. Raises also when it selected another protocol (docs/threats.md#J13)."""
         await self._step("TLS handshake", HANDSHAKE_DEADLINE, self._pipe.handshake())
-        if self._pipe.alpn != self._protocol:
+        if self._pipe.alpn not in versions(self._protocol):
             self._broken = True
             raise RemoteProtocolError("the handshake selected another protocol than the one that was peeked")
+        self._early_left = EARLY_MOST if self._pipe.alpn == ALPN_JOIN else 0
 
     async def read_request(self) -> JoinRequest:
         record, rest = await self._step("JOIN message", REQUEST_DEADLINE, _read_record(self._pipe))
-        if rest or self._pipe.unread:
-            raise RemoteProtocolError("bytes came before the reply to the JOIN message")
+        self._early_left -= len(rest) + self._pipe.unread
+        if rest or not self._may_be_early():
+            raise _too_early()
         return JoinRequest.decode(record)
 
     def watch(self, left: Callable[[ArcbridgeError], None]) -> None:
-        """Call `left` with a `ConnectionLost` when the peer leaves, and with a `RemoteProtocolError` when it sends
-        anything, until `unwatch`."""
+        """Call `left` with a `ConnectionLost` when the peer leaves, and with a `RemoteProtocolError` when it sends more
+        than it may, until `unwatch`."""
         self._reader.watch(partial(self._look, left))
 
     def unwatch(self) -> None:
@@ -218,8 +245,12 @@ class ServerJoin:
     def _look(self, left: Callable[[ArcbridgeError], None]) -> None:
         error: ArcbridgeError
         try:
-            if self.sock.recv(1):
-                error = RemoteProtocolError("bytes came before the reply to the JOIN message")
+            if data := self.sock.recv(self._early_left + 1):
+                self._early_left -= len(data)
+                self._pipe.take(data)
+                if self._may_be_early():
+                    return
+                error = _too_early()
             else:
                 self._broken = True
                 error = ConnectionLost("the peer closed the connection before it was joined")
@@ -233,17 +264,23 @@ class ServerJoin:
         self._early = error
         left(error)
 
+    def _may_be_early(self) -> bool:
+        """Return whether what is here behind the JOIN is nothing, or close_notify and not too much behind it."""
+        try:
+            return self._early_left >= 0 and not self._pipe.payload_waits()
+        except ssl.SSLError:
+            self._broken = True
+            return False
+
     async def reply(self, reply: JoinReply) -> None:
         """Send the consent, with our close_notify in the same flight."""
         if self._early is not None:  # `left` heard of it too late
             raise self._early
-        if self._pipe.unread:
-            raise RemoteProtocolError("bytes came before the reply to the JOIN message")
         self._pipe.feed(_framed(reply.encode()))
         await self._step("reply", CLOSE_DEADLINE, self._end_flight())
 
     async def finish(self) -> bytes:
-        """Wait for the peer's close_notify, at most 3 s; the raw bytes behind it. The socket is now raw."""
+        """Return the raw bytes behind the peer's close_notify, waiting 3 s for it at most. The socket is raw now."""
         left_over = await self._step("close_notify", CLOSE_DEADLINE, self._pipe.close())
         # Nothing can be said any more: what the peer hears now is the other end.
         self._broken = True
@@ -301,6 +338,10 @@ class ServerJoin:
             # Cancelled in the middle of a TLS operation, or a record that is too long: nothing more can be said.
             self._broken = True
             raise
+
+
+def _too_early() -> RemoteProtocolError:
+    return RemoteProtocolError("bytes came before the reply to the JOIN message")
 
 
 def _framed(record: bytes) -> bytes:

@@ -1,16 +1,15 @@
 """TLS as every connection of arcbridge uses it: version 1.3 only, full handshakes only.
 
 No session tickets and no early data: resuming is how a client certificate is skipped (nginx CVE-2025-23419), and a
-full handshake costs less than a millisecond. Each context offers exactly one ALPN protocol, so what a handshake
-selected says which handler it was made for. Certificates never come from the network into the system's trust: each
-context trusts one thing.
+full handshake costs less than a millisecond. Each context offers one ALPN protocol, or both versions of the join, so
+what a handshake selected says which handler it was made for. Certificates never come from the network into the system's
+trust: each context trusts one thing.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import re
 import ssl
 from collections.abc import Callable
@@ -30,11 +29,15 @@ if TYPE_CHECKING:
     from arcbridge.pki.succession import Succession
 
 ALPN_CONTROL: Final = "arcbridge-control/1"
-ALPN_JOIN: Final = "arcbridge-join/1"
+ALPN_JOIN: Final = "arcbridge-join/2"
+ALPN_JOIN_1: Final = "arcbridge-join/1"
+"""What relays, agents and clients of 0.1 speak (docs/protocol.md, "Join")."""
 ALPN_HOP: Final = "arcbridge-hop/1"
 ALPN_SESSION: Final = "arcbridge-session/1"
 ALPN_HTTP: Final = "http/1.1"
 
+_PARTIAL_CHAIN: Final = ssl.VERIFY_X509_PARTIAL_CHAIN
+"""A CA may be known by the certificate that the one before it has issued (`pki.succession`)."""
 _CIPHERS: Final = "TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256"
 _CERTIFICATE: Final = re.compile(r"-----BEGIN CERTIFICATE-----[A-Za-z0-9+/=\s]+-----END CERTIFICATE-----")
 _MAX_ANSWER: Final = 64 * 1024
@@ -72,7 +75,7 @@ def outer_server_contexts(certificate_pem: str, key_pem: str, agent_ca_pem: str)
     contexts = {}
     for alpn in (ALPN_CONTROL, ALPN_JOIN, ALPN_HTTP):
         context = _server(certificate_pem, key_pem, alpn)
-        _trust(context, agent_ca_pem)
+        add_trust(context, agent_ca_pem)
         context.verify_mode = ssl.CERT_REQUIRED if alpn == ALPN_CONTROL else ssl.CERT_OPTIONAL
         contexts[alpn] = context
     return contexts
@@ -81,7 +84,7 @@ def outer_server_contexts(certificate_pem: str, key_pem: str, agent_ca_pem: str)
 def hop_server_context(certificate_pem: str, key_pem: str, relay_ca_pem: str) -> ServerContext:
     """For the connections of other relays: a client certificate of the relays' own CA is required."""
     context = _server(certificate_pem, key_pem, ALPN_HOP)
-    _trust(context, relay_ca_pem)
+    add_trust(context, relay_ca_pem)
     context.verify_mode = ssl.CERT_REQUIRED
     return context
 
@@ -95,7 +98,7 @@ def outer_client_context(
         _harden(context, alpn)
     else:
         context = _client(alpn)
-        _trust(context, trust.ca_pem)
+        add_trust(context, trust.ca_pem)
     if client_certificate is not None:
         certificate, key = client_certificate
         if isinstance(certificate, Path) or isinstance(key, Path):
@@ -109,14 +112,12 @@ def inner_server_context(certificate_pem: str, key_pem: str) -> ServerContext:
     return _server(certificate_pem, key_pem, ALPN_SESSION)
 
 
-@functools.lru_cache(maxsize=16)
-def inner_client_context(cluster_ca_pem: str) -> ssl.SSLContext:
-    """Return the client's end of the end-to-end TLS: trusts this cluster's CA and nothing else.
-
-    Sessions to one cluster share it, and nothing in it is changed: making it lies between two round trips of a join.
-    """
+def inner_client_context(cluster_ca_pem: str = "") -> ssl.SSLContext:
+    """Return the client's end of the end-to-end TLS: trusts this cluster's CA and nothing else; without one it trusts
+    nobody until `add_trust` is called, which may be after its ClientHello was sent."""
     context = _client(ALPN_SESSION)
-    _trust(context, cluster_ca_pem)
+    if cluster_ca_pem:
+        add_trust(context, cluster_ca_pem)
     return context
 
 
@@ -268,6 +269,7 @@ async def get_once(
 
 def _server(certificate_pem: str, key_pem: str, alpn: str) -> ServerContext:
     context = ServerContext(ssl.PROTOCOL_TLS_SERVER)
+    context.verify_flags |= _PARTIAL_CHAIN
     _harden(context, alpn)
     context.num_tickets = 0
     load_chain(context, certificate_pem, key_pem)
@@ -292,25 +294,30 @@ def _spki(pem: str) -> bytes:
 
 def _client(alpn: str) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.verify_flags |= _PARTIAL_CHAIN
     _harden(context, alpn)
     return context
+
+
+def versions(alpn: str) -> list[str]:
+    """Return the protocols of which a context for `alpn` takes the first that the peer has."""
+    return [ALPN_JOIN, ALPN_JOIN_1] if alpn == ALPN_JOIN else [alpn]
 
 
 def _harden(context: ssl.SSLContext, alpn: str) -> None:
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.maximum_version = ssl.TLSVersion.TLSv1_3
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_TICKET
-    context.set_alpn_protocols([alpn])
+    context.set_alpn_protocols(versions(alpn))
     # AES-128-GCM first, where this interpreter can say so (3.15): a third faster than AES-256 per byte.
     set_ciphersuites = getattr(context, "set_ciphersuites", None)
     if set_ciphersuites is not None:
         set_ciphersuites(_CIPHERS)
 
 
-def _trust(context: ssl.SSLContext, ca_pem: str) -> None:
+def add_trust(context: ssl.SSLContext, ca_pem: str) -> None:
+    """Have a context trust these CAs, too. Raises `ConfigError` for a bad PEM."""
     try:
         context.load_verify_locations(cadata=ca_pem)
-        # A CA may be known by the certificate that the one before it has issued (`pki.succession`).
-        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     except (ssl.SSLError, ValueError) as error:
         raise ConfigError("not a PEM certificate: a CA certificate is needed here") from error

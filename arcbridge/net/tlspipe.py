@@ -22,6 +22,7 @@ from arcbridge.net.sockets import SocketReader, receive, send_all
 HANDSHAKE_DEADLINE: Final = 5.0
 CLOSE_DEADLINE: Final = 3.0
 _CHUNK: Final = 16 * 1024
+_HEADER: Final = 5
 _USUAL_FILLS: Final = 8
 """Reads within which a handshake and a record are complete; behind them others have their turns in between."""
 PIECE: Final = 4 * 1024
@@ -41,7 +42,10 @@ class TlsPipe:
     connection has to be closed.
     """
 
-    __slots__ = ("_empty", "_fills", "_incoming", "_outgoing", "_reader", "_sock", "_tls", "round_trip")
+    __slots__ = (
+        "_empty", "_fills", "_header", "_incoming", "_outgoing", "_reader", "_rest", "_sock", "_tls", "by_record",
+        "round_trip",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -64,6 +68,12 @@ class TlsPipe:
         self._tls = context.wrap_bio(
             self._incoming, self._outgoing, server_side=server_side, server_hostname=server_hostname
         )
+        self.by_record = False
+        """Whether nothing behind the record that is wanted is read: what comes behind close_notify stays with the
+        socket."""
+        self._header = b""
+        """What is here of the next record's header (RFC 8446 §5.1); `_rest`: bytes that the record under way lacks."""
+        self._rest = 0
         self.round_trip = 0.0
         """Seconds from this side's first flight to the peer's first bytes; as a client, a round trip."""
 
@@ -96,6 +106,17 @@ class TlsPipe:
                 except OSError:
                     pass
                 raise
+
+    def take(self, data: bytes) -> None:
+        """Take bytes that the caller has read from the socket."""
+        self._incoming.write(data)
+
+    def payload_waits(self) -> bool:
+        """Return whether the peer has sent more application data, which is lost. Raises `ssl.SSLError`."""
+        try:
+            return bool(self._tls.read(_CHUNK))
+        except (ssl.SSLWantReadError, ssl.SSLZeroReturnError):
+            return False
 
     def feed(self, data: bytes) -> None:
         """Queue application data; `flush` sends it."""
@@ -159,10 +180,18 @@ class TlsPipe:
         if self._empty > EMPTY_MOST:
             raise EOFError("the peer sends records without payload")
         reader, size = self._reader, PIECE if self._empty else _CHUNK
+        if self.by_record:
+            size = min(size, self._rest) or _HEADER - len(self._header)
         data = await (receive(self._sock, size) if reader is None else reader.receive(size))
         if not data:
             raise EOFError("the connection ended without close_notify")
         self._incoming.write(data)
+        if self._rest:
+            self._rest -= len(data)
+        elif self.by_record:
+            self._header += data
+            if len(self._header) == _HEADER:
+                self._rest, self._header = int.from_bytes(self._header[3:]), b""
         self._empty += len(data)
         self._fills += 1
         if self._fills > _USUAL_FILLS:

@@ -153,7 +153,7 @@ async def read_request(join: ServerJoin, ticket: Ticket, counters: Counters) -> 
 
 @dataclass(eq=False, repr=False)
 class Rendezvous:
-    """`serve` is the listener's handler for `arcbridge-join/1`; both ends of every session come through it."""
+    """`serve` is the listener's handler for joins; both ends of every session come through it."""
 
     context: Callable[[], ServerContext]
     clients: ClientJoins

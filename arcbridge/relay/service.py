@@ -251,6 +251,7 @@ async def _make_entrances(basis: Basis, membership: Membership, stack: AsyncExit
     handlers: dict[bytes, ConnectionHandler] = {
         client_hello.CONTROL: control.serve,
         client_hello.JOIN: rendezvous.serve,
+        client_hello.JOIN_1: rendezvous.serve,
         client_hello.HTTP: HttpHandler(lambda: certificate.loaded.contexts[ALPN_HTTP], http, counters).serve,
     }
     if hops is not None:

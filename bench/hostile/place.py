@@ -21,7 +21,7 @@ from arcbridge.errors import ArcbridgeError, JoinRefused, SessionEnded, StreamRe
 from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.mux.stream import StreamTransport
 from arcbridge.net.join import JoinCode, client_join
-from arcbridge.net.session_tls import connect_session
+from arcbridge.net.session_tls import SessionStart
 from arcbridge.net.tls import ALPN_HTTP, ALPN_JOIN, RelayTrust, inner_client_context, outer_client_context
 from arcbridge.pki.names import cluster_server_name
 from arcbridge.wire.frames import GoawayCode, ResetCode
@@ -146,13 +146,8 @@ class Place:
 
     async def carry(self, sock: socket.socket, reply: JoinReply, connection: Any) -> None:
         """Make the end-to-end TLS over a joined socket."""
-        await connect_session(
-            sock,
-            inner_client_context(reply.cluster_ca),
-            connection,
-            cluster_server_name(self.cluster),
-            handshake_deadline=HANDSHAKE_DEADLINE,
-        )
+        start = SessionStart(sock, inner_client_context(reply.cluster_ca), cluster_server_name(self.cluster))
+        await start.finish(connection, HANDSHAKE_DEADLINE)
 
 
 def request(path: str, *fields: str) -> bytes:

@@ -25,7 +25,7 @@ from tests.support.world import ALICE, BOB, ApiServer, User, World, arcbridge, f
 pytestmark = pytest.mark.timeout(300)
 
 CONTROL = b"arcbridge-control/1"
-JOIN = b"arcbridge-join/1"
+JOIN = b"arcbridge-join/"
 
 
 Choose = Callable[[World, bytes], int | None]

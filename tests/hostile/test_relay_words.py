@@ -14,7 +14,7 @@ from arcbridge.errors import ArcbridgeError, PinMismatch, SessionEnded, Unreacha
 from arcbridge.identity.proof import ProofKey
 from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.mux.stream import StreamTransport
-from arcbridge.net.session_tls import connect_session
+from arcbridge.net.session_tls import SessionStart
 from arcbridge.net.tls import inner_client_context
 from arcbridge.pki.names import cluster_server_name
 from arcbridge.pki.pins import pin_of
@@ -406,13 +406,8 @@ async def test_b5_the_access_token_that_the_relay_was_shown_opens_no_session(tmp
         sock, reply = await org.joined(token)
         session = MuxSession(Side.INITIATOR, Kind.SESSION, BaseHandler(), label=reply.join_id)
         session.authenticate(Auth(kind="oidc", token=token))
-        await connect_session(
-            sock,
-            inner_client_context(reply.cluster_ca),
-            session.protocol(),
-            cluster_server_name("prod"),
-            handshake_deadline=5,
-        )
+        start = SessionStart(sock, inner_client_context(reply.cluster_ca), cluster_server_name("prod"))
+        await start.finish(session.protocol(), 5.0)
         with pytest.raises(SessionEnded) as caught:
             await session.wait_established()
         assert caught.value.code == GoawayCode.UNAUTHENTICATED

@@ -297,6 +297,11 @@ def tls_contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
     return server, client
 
 
+def tls_authority() -> str:
+    """Return the CA of the server's certificate, PEM."""
+    return _authority.cert_pem.bytes().decode()
+
+
 async def connect_over_tls(ends: Ends) -> tuple[socket.socket, socket.socket]:
     """Join both sessions over TLS on a real TCP connection; the two sockets."""
     server_context, client_context = tls_contexts()

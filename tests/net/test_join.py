@@ -12,13 +12,22 @@ import pytest
 
 from arcbridge.errors import ConnectionLost, JoinRefused, RemoteProtocolError, Unreachable
 from arcbridge.net import join
-from arcbridge.net.join import JoinCode, ServerJoin, client_join
+from arcbridge.net.join import EARLY_MOST, JoinCode, ServerJoin, client_join
 from arcbridge.net.sockets import receive, send_all
-from arcbridge.net.tls import ALPN_HTTP, ALPN_JOIN, RelayTrust, outer_client_context
+from arcbridge.net.tls import ALPN_HTTP, ALPN_JOIN, ALPN_JOIN_1, RelayTrust, outer_client_context, outer_server_contexts
 from arcbridge.net.tlspipe import TlsPipe
 from arcbridge.pki.authority import Authority
 from arcbridge.wire.records import MAX_RECORD, JoinReply, JoinRequest
-from tests.net.ends import RELAY, agent_certificate, authority, client_context, server_contexts, tcp_pair
+from tests.net.ends import (
+    RELAY,
+    agent_certificate,
+    authority,
+    client_context,
+    server_certificate,
+    server_contexts,
+    tcp_pair,
+)
+from tests.support.eventually import until
 
 REQUEST = JoinRequest(role="client", cluster="prod", token="t" * 3000, version="1")
 OK = JoinReply(join_id="0123456789abcdef", cluster_ca="PEM")
@@ -121,12 +130,19 @@ async def test_left_over_bytes_behind_close_notify_cut_anywhere(size: int) -> No
             assert left_over == raw
 
 
-@pytest.mark.parametrize("early", [b"\x16\x03\x01\x00\x05hello", b"\x17\x03\x03\x00\x05hello", b"G"])
+CLOSE_NOTIFY_MISSES = [b"\x16\x03\x01\x00\x05hello", b"\x17\x03\x03\x00\x05hello"]
+
+
+@pytest.mark.parametrize(
+    ("alpn", "early"),
+    [*((ALPN_JOIN, early) for early in CLOSE_NOTIFY_MISSES), *((ALPN_JOIN_1, early) for early in CLOSE_NOTIFY_MISSES),
+     (ALPN_JOIN_1, b"G")],
+)  # fmt: skip
 @pytest.mark.parametrize("when", ["with the request", "before the reply"])
-async def test_raw_bytes_too_early(pair: Pair, early: bytes, when: str) -> None:
+async def test_raw_bytes_too_early(pair: Pair, alpn: str, early: bytes, when: str) -> None:
     """docs/threats.md#J6."""
     near, _, serving = pair
-    scripted = TlsPipe(near, client_context(), server_hostname=RELAY)
+    scripted = TlsPipe(near, client_context(alpn), server_hostname=RELAY)
 
     async def end() -> None:
         await scripted.handshake()
@@ -147,6 +163,92 @@ async def test_raw_bytes_too_early(pair: Pair, early: bytes, when: str) -> None:
     with pytest.raises(RemoteProtocolError):
         await relay()
     await ending
+
+
+class Flight:
+    """Sends `first` behind the JOIN."""
+
+    def __init__(self, sock: socket.socket, first: bytes) -> None:
+        self._sock = sock
+        self._first = first
+        self.calls: list[str] = []
+
+    def begin(self) -> None:
+        self.calls.append("begin")
+        assert self._sock.send(self._first) == len(self._first)
+
+    def abandon(self) -> None:
+        assert self._sock.fileno() >= 0, "before its descriptor may be another's"
+        self.calls.append("abandon")
+
+
+@pytest.mark.parametrize("when", ["with the request", "while the agent comes", "behind the reply"])
+async def test_a_first_flight_waits_for_no_answer(pair: Pair, when: str) -> None:
+    """Nor do raw bytes of the other end: an end reads nothing of what is behind the relay's close_notify."""
+    near, far, serving = pair
+    flight = Flight(near, b"hello agent" if when == "with the request" else b"")
+    ending = asyncio.create_task(client_join(near, client_context(), RELAY, REQUEST, flight=flight))
+    await asked(serving)
+    serving.watch(pytest.fail)
+    await until(lambda: flight.calls)
+    if when == "while the agent comes":
+        await send_all(near, b"hello agent")
+        await until(lambda: serving._early_left <= EARLY_MOST - len(b"hello agent"))
+    serving.unwatch()
+    await serving.reply(OK)
+    await send_all(far, b"\x16\x03\x03raw, and no record")
+    assert await ending == OK
+    assert await receive(near, 100) == b"\x16\x03\x03raw, and no record"
+    if when == "behind the reply":
+        await send_all(near, b"hello agent")
+    left_over = await serving.finish()
+    assert left_over + (b"" if left_over else await receive(far, 100)) == b"hello agent"
+    assert flight.calls == ["begin"]
+
+
+@pytest.mark.parametrize("size", [EARLY_MOST, 100 * EARLY_MOST])
+async def test_a_first_flight_that_is_too_long(pair: Pair, size: int) -> None:
+    """The relay has taken no more than its bound when it gives up, whatever is sent (docs/threats.md#J6)."""
+    near, _, serving = pair
+    ending = asyncio.create_task(client_join(near, client_context(), RELAY, REQUEST, flight=Flight(near, b"")))
+    await asked(serving)
+    sending = asyncio.create_task(send_all(near, bytes(size)))
+    with pytest.raises(RemoteProtocolError, match="before the reply"):
+        await left(serving)
+    assert serving._early_left >= -1
+    await serving.refuse(JoinReply(code=JoinCode.BAD_REQUEST))
+    with pytest.raises(JoinRefused):
+        await ending
+    await asyncio.gather(sending, return_exceptions=True)
+
+
+async def test_a_refused_first_flight_is_abandoned(pair: Pair) -> None:
+    near, _, serving = pair
+    flight = Flight(near, b"hello agent")
+    ending = asyncio.create_task(client_join(near, client_context(), RELAY, REQUEST, flight=flight))
+    await asked(serving)
+    await serving.refuse(JoinReply(code=JoinCode.NO_AGENT))
+    with pytest.raises(JoinRefused):
+        await ending
+    assert flight.calls == ["begin", "abandon"]
+
+
+@pytest.mark.parametrize("older", ["client", "relay"])
+async def test_an_end_of_the_version_before(older: str) -> None:
+    near, far = await tcp_pair()
+    context = server_contexts()[ALPN_JOIN]
+    if older == "relay":
+        issued = server_certificate()
+        context = outer_server_contexts(issued.certificate_pem, issued.key_pem, authority().certificate_pem)[ALPN_JOIN]
+        context.set_alpn_protocols([ALPN_JOIN_1])
+    serving, flight = ServerJoin(far, context), Flight(near, b"hello agent")
+    with near, far:
+        alpn = ALPN_JOIN_1 if older == "client" else ALPN_JOIN
+        joining = client_join(near, client_context(alpn), RELAY, REQUEST, alpn=alpn, flight=flight)
+        _, (_, left_over) = await asyncio.gather(joining, consent(serving))
+        assert (left_over, flight.calls) == (b"", [])
+        await send_all(near, b"raw")
+        assert await receive(far, 100) == b"raw"
 
 
 @pytest.mark.parametrize("join_id", ["0" * 65, "a b", "x\r\nAudit-ID: y", "\x1b[2J"])

@@ -9,7 +9,7 @@ import pytest
 
 from arcbridge.errors import ConnectionLost
 from arcbridge.net.key_updates import MOST
-from arcbridge.net.session_tls import accept_session, connect_session
+from arcbridge.net.session_tls import SessionStart, accept_session
 from arcbridge.wire.limits import Limits
 from tests.mux.ends import make_sessions, tcp_pair, tls_contexts
 from tests.net.tlsends import send_key_updates
@@ -36,7 +36,7 @@ async def test_j34_key_updates_are_bounded(side: str, count: int) -> None:
 
     peering = asyncio.ensure_future(asyncio.to_thread(peer))
     if side == "client":
-        await connect_session(near, client, ends.client.protocol(), "agent.test", handshake_deadline=5.0)
+        await SessionStart(near, client, "agent.test").finish(ends.client.protocol(), 5.0)
     else:
         await accept_session(near, server, ends.agent.protocol(), handshake_deadline=5.0)
     async with asyncio.timeout(10):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import select
 import socket
 import ssl
 import struct
@@ -22,16 +23,23 @@ from arcbridge.loop_shares import LoopShares, LoopTime, no_call
 from arcbridge.mux.connection import MuxConnection
 from arcbridge.net import session_tls
 from arcbridge.net.fast_tls import fast_tls
-from arcbridge.net.session_tls import accept_session, connect_session
+from arcbridge.net.session_tls import SessionStart, accept_session
+from arcbridge.net.sockets import receive, send_all
+from arcbridge.net.tls import add_trust, inner_client_context
 from arcbridge.wire.limits import Limits
-from tests.mux.ends import LOOPS, Ends, Faults, make_sessions, run, tcp_pair, tls_contexts
+from tests.mux.ends import LOOPS, Ends, Faults, make_sessions, run, tcp_pair, tls_authority, tls_contexts
 from tests.net.ends import completed_work
 from tests.net.tlsends import watched_and_reset
+from tests.support.eventually import until
 from tests.support.stream_io import StreamIO
 
 pytestmark = pytest.mark.usefixtures("faults", "poisoned")
 both_sides = pytest.mark.parametrize("side", ["client", "agent"])
 Apart = tuple[Ends, socket.socket, socket.socket]
+
+
+def readable(sock: socket.socket) -> bool:
+    return bool(select.select([sock], [], [], 0)[0])
 
 
 @pytest.fixture(params=["aiofastnet", "loop"])
@@ -64,7 +72,7 @@ async def half(
     """Make the TLS of one end."""
     server, client = tls_contexts()
     if side == "client":
-        await connect_session(sock, client, ends.client.protocol(), "agent.test", handshake_deadline=deadline)
+        await SessionStart(sock, client, "agent.test").finish(ends.client.protocol(), deadline)
     else:
         await accept_session(sock, server, ends.agent.protocol(), payer, handshake_deadline=deadline)
 
@@ -141,7 +149,7 @@ async def test_a_reset_behind_the_last_bytes_is_noticed(engine: str) -> None:
     thread = threading.Thread(target=peer)
     thread.start()
     protocol = ends.client.protocol()
-    await connect_session(near, client, protocol, "agent.test", handshake_deadline=5.0)
+    await SessionStart(near, client, "agent.test").finish(protocol, 5.0)
     go.set()
     thread.join()  # blocks the loop: bytes and reset are both there when it looks
     assert isinstance(await asyncio.wait_for(ends.client.wait_ended(), 5), ConnectionLost)
@@ -169,6 +177,102 @@ async def test_a_connection_without_close_notify_is_a_loss(engine: str, kind: st
     await ends.stop()
 
 
+async def test_a_handshake_that_begins_while_another_reads(engine: str) -> None:
+    """Where aiofastnet serves, ClientHello leaves at once. Nothing is read before `finish`, and until then a CA may
+    come."""
+    ends = make_sessions()
+    near, far = await tcp_pair()
+    start = SessionStart(near, inner_client_context(), "agent.test")
+    start.begin()
+    if engine == "aiofastnet":
+        await until(lambda: far.recv(3, socket.MSG_PEEK) == b"\x16\x03\x01" if readable(far) else False)
+    await send_all(far, b"for another")
+    assert await receive(near, 100) == b"for another"
+    add_trust(start.context, tls_authority())
+    await asyncio.gather(half(ends, far, "agent"), start.finish(ends.client.protocol(), 5.0))
+    await ends.client.wait_established()
+    await ends.stop()
+
+
+@pytest.mark.parametrize("turns", [0, 1, 3])
+async def test_an_abandoned_handshake_leaves_its_descriptor_alone(engine: str, apart: Apart, turns: int) -> None:
+    """The number belongs to another connection as soon as its owner has closed it."""
+    _, near, far = apart
+    start = SessionStart(near, inner_client_context(), "agent.test")
+    start.begin()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    number = near.fileno()
+    start.abandon()
+    near.close()
+    await left_alone(number)
+    assert far.fileno() >= 0
+
+
+async def left_alone(number: int) -> None:
+    """Use the number of a closed socket for another one."""
+    mine, theirs = socket.socketpair()
+    with mine, theirs:
+        assert number in (mine.fileno(), theirs.fileno())
+        other, peer = (mine, theirs) if mine.fileno() == number else (theirs, mine)
+        other.setblocking(False)
+        peer.setblocking(False)
+        waiting = asyncio.ensure_future(receive(other, 10))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        await send_all(peer, b"still here")
+        assert await asyncio.wait_for(waiting, 5) == b"still here"
+
+
+@pytest.mark.parametrize("then", ["finish", "abandon"])
+async def test_a_handshake_that_fails_while_another_reads(then: str, apart: Apart) -> None:
+    """Its deadline may pass while a token is waited for. The socket stays open until its owner closes it."""
+    ends, near, _ = apart
+    start = SessionStart(near, inner_client_context(), "agent.test")
+    start.begin(deadline=0.001)
+    await until(lambda: start._handshake is not None and start._handshake.done())
+    await asyncio.sleep(0)
+    assert near.fileno() >= 0
+    if then == "finish":
+        with pytest.raises(ConnectionAbortedError):
+            await start.finish(ends.client.protocol(), 5.0)
+    number = near.fileno()
+    start.abandon()
+    near.close()
+    await left_alone(number)
+
+
+async def test_a_handshake_that_takes_too_long_is_let_go(apart: Apart) -> None:
+    """Its timer, which was to outlast the join, would keep the transport and its buffers for a minute."""
+    ends, near, _ = apart
+    start = SessionStart(near, inner_client_context(), "agent.test")
+    start.begin()
+    held = start._held
+    assert held is not None
+    await until(lambda: held._timer)
+    with pytest.raises(TimeoutError):
+        await start.finish(ends.client.protocol(), 0.001)
+    assert held._timer is not None
+    assert held._timer.cancelled()
+
+
+async def test_a_handshake_that_succeeds_in_the_turn_of_its_cancellation(apart: Apart) -> None:
+    """Its transport reaches nobody, and leaves the descriptor alone."""
+    ends, near, far = apart
+    number, start = near.fileno(), SessionStart(near, inner_client_context(tls_authority()), "agent.test")
+    start.begin()
+    assert start._handshake is not None
+    start._handshake.add_done_callback(lambda _: finishing.cancel())
+    finishing = asyncio.ensure_future(start.finish(ends.client.protocol(), 5.0))
+    accepting = asyncio.ensure_future(half(ends, far, "agent"))
+    with pytest.raises(asyncio.CancelledError):
+        await finishing
+    assert not start._handshake.cancelled()
+    near.close()
+    await left_alone(number)
+    await asyncio.wait([accepting])
+
+
 @pytest.mark.parametrize("wrong", ["CA", "name"])
 async def test_an_untrusted_agent_is_told_as_such(engine: str, wrong: str, apart: Apart) -> None:
     ends, near, far = apart
@@ -177,7 +281,7 @@ async def test_an_untrusted_agent_is_told_as_such(engine: str, wrong: str, apart
     if wrong == "CA":
         trusts, name = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), "agent.test"
     with pytest.raises(ssl.SSLCertVerificationError):
-        await connect_session(near, trusts, ends.client.protocol(), name, handshake_deadline=5.0)
+        await SessionStart(near, trusts, name).finish(ends.client.protocol(), 5.0)
     near.close()
     with pytest.raises(OSError):  # noqa: PT011
         await accepting

@@ -172,6 +172,7 @@ class Station:
             {
                 client_hello.CONTROL: self.control.serve,
                 client_hello.JOIN: rendezvous.serve,
+                client_hello.JOIN_1: rendezvous.serve,
                 client_hello.HTTP: http.serve,
             },
             self.admission,

@@ -485,15 +485,21 @@ async def test_a_client_that_left_voids_its_token_at_once(relay: Station, how: s
         assert relay.counters.joins["gone"] == 1
 
 
-async def test_raw_bytes_before_the_reply_refuse_the_join(relay: Station) -> None:
-    """docs/threats.md#J6."""
+@pytest.mark.parametrize("sealed", [True, False])
+async def test_bytes_before_the_reply_refuse_the_join(relay: Station, sealed: bool) -> None:
+    """docs/threats.md#J6. Where they end the TLS, nothing can be said any more."""
     async with Agent(relay, on_dial=swallow) as agent:
         with await relay.dial() as near:
             pipe = await asking(near)
             await until(lambda: agent.dials)
-            await send_all(near, b"\x16\x03\x01\x02\x00early")
-            answer = await pipe.read()
-            assert JoinReply.decode(answer[4:]).code == JoinCode.BAD_REQUEST
+            if sealed:
+                await pipe.write(b"GET / HTTP/1.1")
+                answer = await pipe.read()
+                assert JoinReply.decode(answer[4:]).code == JoinCode.BAD_REQUEST
+            else:
+                await send_all(near, b"\x16\x03\x01\x00\x05early")
+                with pytest.raises(ConnectionResetError):
+                    await pipe.read()
         await refused(agent.join(agent.dials[0].token))
         assert len(relay.pumps) == 0
 

@@ -24,7 +24,7 @@ from arcbridge.client.relay.relay_access import RelayAccess
 from arcbridge.errors import ArcbridgeError, ConfigError, PinMismatch, StateError, Unreachable
 from arcbridge.net.dialer import DIRECT, CredentialsMissing, connect, resolve
 from arcbridge.net.proxy import Proxy, proxy_for
-from arcbridge.net.tls import ALPN_HTTP, ALPN_JOIN, get_once
+from arcbridge.net.tls import ALPN_HTTP, ALPN_JOIN, get_once, versions
 from arcbridge.net.tlspipe import TlsPipe
 from arcbridge.settings.config import ClientConfig
 from arcbridge.units import duration
@@ -135,12 +135,12 @@ class RelayHops:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         context.minimum_version = ssl.TLSVersion.TLSv1_3
-        context.set_alpn_protocols([ALPN_JOIN])
+        context.set_alpn_protocols(versions(ALPN_JOIN))
         wrong = ""
         try:
             async with asyncio.timeout(TLS_DEADLINE):
                 pipe = await self._handshake(context)
-            self._speaks_join, self._certificate = pipe.alpn == ALPN_JOIN, pipe.peer_certificate or b""
+            self._speaks_join, self._certificate = pipe.alpn in versions(ALPN_JOIN), pipe.peer_certificate or b""
         except ssl.SSLError as error:
             if error.reason != "TLSV1_ALERT_NO_APPLICATION_PROTOCOL":  # it speaks TLS, and is no relay
                 wrong = (error.reason or "unknown").replace("_", " ").lower()
@@ -156,7 +156,7 @@ class RelayHops:
         """Judge by the handshake whether the server is a relay of arcbridge."""
         if self._speaks_join:
             return ok(hop, f"{self._address} is an arcbridge relay")
-        detail = f"{self._address} speaks TLS, and not arcbridge-join/1: it is no arcbridge relay"
+        detail = f"{self._address} speaks TLS, and not arcbridge-join: it is no arcbridge relay"
         return fault(hop, detail, "relay_other")
 
     async def verify(self, hop: str) -> Finding:

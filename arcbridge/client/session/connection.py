@@ -33,10 +33,9 @@ from arcbridge.mux.alteration import alteration
 from arcbridge.mux.connection import MuxConnection
 from arcbridge.net.dialer import connect
 from arcbridge.net.join import JoinCode, client_join
-from arcbridge.net.session_tls import connect_session
-from arcbridge.net.tls import ALPN_JOIN, inner_client_context
+from arcbridge.net.session_tls import SessionStart
+from arcbridge.net.tls import ALPN_JOIN, add_trust, inner_client_context
 from arcbridge.pki.names import cluster_server_name
-from arcbridge.pki.pins import pin_of
 from arcbridge.pki.succession import Succession
 from arcbridge.wire.records import UNRESTRICTED, JoinReply, JoinRequest, Restrictions
 
@@ -57,13 +56,20 @@ class ClusterAccess(NamedTuple):
 
 
 class Joined(NamedTuple):
-    """A raw path to an agent of the cluster; its holder owns the socket."""
+    """A raw path to an agent of the cluster; its holder owns the socket, and closes it by `close`."""
 
     relay: RelayAccess
     sock: socket.socket
+    start: SessionStart
+    """Of the TLS with the agent, which trusts nobody so far."""
     reply: JoinReply
     cas: Succession
     """The CAs by one of which the agent is to be certified: those that the relay states, until they were checked."""
+
+    def close(self) -> None:
+        """Give the path up."""
+        self.start.abandon()
+        self.sock.close()
 
 
 async def join(
@@ -92,7 +98,7 @@ async def join(
     def prove(certificate: bytes) -> str:
         return tokens.prove(token, certificate)
 
-    async def attempt(relay: RelayAccess) -> tuple[socket.socket, JoinReply]:
+    async def attempt(relay: RelayAccess) -> Joined:
         try:
             return await _join_through(relay, relays, request, prove)
         except ArcbridgeError as error:
@@ -103,36 +109,40 @@ async def join(
             raise_user_error(error, cluster, shown=Shown(token, tokens.access_source))
 
     try:
-        relay, (sock, reply) = await relays.first_of(attempt, lambda result: result[0].close(), leaving=leaving)
+        return (await relays.first_of(attempt, Joined.close, leaving=leaving))[1]
     except RelaysFailed as failed:
         error = failed.summed_up(_usefulness)
         raise error from error.__cause__
-    return Joined(relay, sock, reply, stated_cas(reply))
 
 
 async def _join_through(
     relay: RelayAccess, relays: Relays, request: JoinRequest, prove: Callable[[bytes], str]
-) -> tuple[socket.socket, JoinReply]:
-    context = await relay.context(ALPN_JOIN)
+) -> Joined:
+    context, inner = await relay.context(ALPN_JOIN), inner_client_context()
+    name = cluster_server_name(request.cluster)
     sock = await connect(relay.address, deadline=CONNECT_DEADLINE)
+    start = SessionStart(sock, inner, name)
     try:
         own: list[float] = []
         if relay.followed_ca:
             request = replace(request, relay_ca=relay.followed_ca)
-        reply = await client_join(sock, context, relay.address.host, request, prove=prove, measured=own.append)
+        reply = await client_join(
+            sock, context, relay.address.host, request, prove=prove, measured=own.append, flight=start
+        )
         relays.lengths.learn(relay, own[0], reply.agent_round_trip / 1e6)
     except Unreachable as error:
         if isinstance(error.__cause__, ssl.SSLCertVerificationError):
             relay.forget()
         raise
     try:
-        pin_of(reply.cluster_ca)
+        cas = stated_cas(reply)
         relay.follow(reply.relay_cas)
     except ConfigError as error:
+        start.abandon()
         sock.close()
         stated = "states as the cluster's CA what is not one certificate" if reply.cluster_ca else "did not say its CA"
         raise RemoteProtocolError(f"the relay {stated}; tell its operator") from error
-    return sock, reply
+    return Joined(relay, sock, start, reply, cas)
 
 
 def _usefulness(error: ArcbridgeError) -> int:
@@ -162,16 +172,14 @@ async def shake_hands(
     """
     transport: asyncio.Transport | None = None
     try:
-        context = inner_client_context(joined.cas.trusted)
+        add_trust(joined.start.context, joined.cas.trusted)
         async with asyncio.timeout(HANDSHAKE_DEADLINE):
-            transport = await connect_session(
-                joined.sock, context, protocol(), cluster_server_name(cluster), handshake_deadline=HANDSHAKE_DEADLINE
-            )
+            transport = await joined.start.finish(protocol(), HANDSHAKE_DEADLINE)
             await done()
     except BaseException as error:
         if transport is not None:
             transport.abort()
-        joined.sock.close()
+        joined.close()
         if isinstance(error, TimeoutError):
             raise Unreachable(
                 f'the agent of cluster "{cluster}" did not answer in time; try again', retry_after=RETRY_SOON

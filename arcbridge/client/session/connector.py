@@ -171,10 +171,10 @@ class Connector:
             if not self._trust.asks:
                 return await self._trust.first_time(self.cluster, joined.cas)
         except BaseException:
-            joined.sock.close()
+            joined.close()
             raise
         # The user takes longer to answer than the agent waits: this join is given up, the next one succeeds.
-        joined.sock.close()
+        joined.close()
         await self._trust.first_time(self.cluster, joined.cas)
         return None
 
@@ -230,7 +230,7 @@ class Connector:
                 session.abort()
                 if (dropped := self.sessions.pop(session, None)) is not None:
                     dropped.stop()  # a try that an event of this flight has called for waits for the handover
-            joined.sock.close()
+            joined.close()
             if too_old:
                 raise older_agent(self.cluster) from error
             raise

@@ -275,7 +275,7 @@ class ResumableSession:
             if session.closed:
                 raise Unreachable(f'the session with cluster "{self._cluster}" ended')
         except BaseException:
-            joined.sock.close()
+            joined.close()
             raise
         renewal = self.renewal
         before = renewal.schedule, renewal.expires_in

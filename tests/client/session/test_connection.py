@@ -49,14 +49,14 @@ class Way:
 class TestJoin:
     async def test_the_instance_is_asked_for(self, far: FarSide, tmp_path: Path) -> None:
         joined = await Way(tmp_path, far).join(instance="pod-7")
-        joined.sock.close()
+        joined.close()
         assert far.requests[0].instance == "pod-7"
 
     async def test_a_client_says_which_ca_it_has_followed_the_relay_s_to(self, far: FarSide, tmp_path: Path) -> None:
         state = Rotation(RELAY_CA.certificate_pem, RELAY_CA.key_pem).take("next", time.time()).list
         way = Way(tmp_path, far)
         for far.reply in (JoinReply(), JoinReply(relay_cas=state.text), JoinReply()):
-            (await way.join()).sock.close()
+            (await way.join()).close()
         assert [request.relay_ca for request in far.requests] == ["", "", state.pins[1]]
 
     @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ class TestJoin:
         far.reply = JoinReply(code=code)
         way = Way(tmp_path, far, second)
         joined = await way.join()
-        joined.sock.close()
+        joined.close()
         assert joined.relay is way.relays.all[1] is way.relays.in_use
         assert (len(far.requests), len(second.requests)) == (1, 1)
 
@@ -84,7 +84,7 @@ class TestJoin:
     async def test_a_dead_relay(self, far: FarSide, second: FarSide, tmp_path: Path) -> None:
         await far.stop_listening()
         joined = await Way(tmp_path, far, second).join()
-        joined.sock.close()
+        joined.close()
         assert len(second.requests) == 1
 
     async def test_a_relay_of_another_ca_gets_no_token(self, far: FarSide, second: FarSide, tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ class TestJoin:
         way = Way(tmp_path, far, second)
         way.relays = Relays([other, way.relays.all[1]], draw=lambda: 0.0)
         joined = await way.join()
-        joined.sock.close()
+        joined.close()
         assert (len(far.requests), len(second.requests)) == (0, 1)
 
     @pytest.mark.parametrize("where", ["not_serving", "silent_join"])
@@ -103,7 +103,7 @@ class TestJoin:
         setattr(far, where, True)
         way = Way(tmp_path, far, second)
         joined = await way.join()
-        joined.sock.close()
+        joined.close()
         assert joined.relay is way.relays.all[1]
         assert way.relays.order() == [way.relays.all[1], way.relays.all[0]]
 
