@@ -51,7 +51,7 @@ HEAD_START = 2.0
 FAIL_OVER_SPREAD = 2.0
 """Seconds within which a lost connection is replaced, at random: the agents of a dead relay must not come to another
 one all at once. Without any other connection it is a quarter of that."""
-BALANCE_FIRST, BALANCE_LAST = 60.0, 120.0
+BALANCE_FIRST, BALANCE_LAST = 60.0, 100.0
 """Seconds between two attempts to connect to a preferred relay again while another one stands in for it, at random."""
 REMEASURED = 3600.0
 """Seconds after which the round trip to a relay without a control connection is measured anew, by one handshake."""
