@@ -31,6 +31,7 @@ from arcbridge.settings.config import RelayConfig, RelayLimitsConfig, RelayTlsCo
 from tests.identity.issuer import CONFIG
 from tests.relay.audit.test_log import records
 from tests.relay.test_service import POLICY, Running, config  # noqa: F401  the fixture
+from tests.support.eventually import until
 from tests.support.world import fixed_port
 
 
@@ -95,6 +96,7 @@ async def test_what_changes_is_told_and_what_needs_a_restart_too(relay: Reloadin
 async def test_a_reload_is_recorded_in_the_file_of_that_name(relay: Reloading) -> None:
     path = relay.config.data_dir / "audit.jsonl"
     rotated = path.with_name("audit.jsonl.1")
+    await until(lambda: records(path))  # that it started: a thread writes it
     path.rename(rotated)
     relay.config = replace(relay.config, limits=RelayLimitsConfig(sessions=7), listen="127.0.0.1:1")
     await relay.reload("ok")

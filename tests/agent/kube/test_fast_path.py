@@ -13,7 +13,7 @@ from arcbridge.errors import StreamReset
 from arcbridge.settings.config import AgentLimitsConfig
 from arcbridge.wire.frames import ResetCode
 from tests.support.eventually import until
-from tests.support.fake_apiserver import Exchange, Held, chunked, impersonation_of, reply
+from tests.support.fake_apiserver import Exchange, Held, Unanswered, chunked, impersonation_of, reply
 
 from .bench import Bench, running
 
@@ -95,6 +95,8 @@ async def test_a_connection_that_was_held_back_at_the_end_carries_the_next_reque
 
 
 async def test_a_caller_who_leaves_while_the_api_server_is_dialled(bench: Bench) -> None:
+    """Or, where this machine is slow, while it does not answer."""
+    bench.api.routes["/api/v1/pods"] = Unanswered()
     wire = await bench.begin(PLAIN)
     await until(lambda: bench.proxy.stats.in_flight)
     wire.io.reset()
