@@ -84,7 +84,7 @@ class SessionStart:
             except asyncio.CancelledError:
                 held.cancel_timer()
                 if not self._handshake.cancelled() and self._handshake.exception() is None:
-                    self._handshake.result()[0].abort()  # made in this very turn, and nobody gets it
+                    self._handshake.result()[0].abort()  # made in this very turn; its caller has been cancelled
                 raise
         connection.poll_for_errors()
         return transport

@@ -113,8 +113,8 @@ def inner_server_context(certificate_pem: str, key_pem: str) -> ServerContext:
 
 
 def inner_client_context(cluster_ca_pem: str = "") -> ssl.SSLContext:
-    """Return the client's end of the end-to-end TLS: trusts this cluster's CA and nothing else; without one it trusts
-    nobody until `add_trust` is called, which may be after its ClientHello was sent."""
+    """Return the client's end of the end-to-end TLS: trusts this cluster's CA and nothing else; without a CA it trusts
+    none until `add_trust` is called, which may be after its ClientHello was sent."""
     context = _client(ALPN_SESSION)
     if cluster_ca_pem:
         add_trust(context, cluster_ca_pem)

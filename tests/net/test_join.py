@@ -130,12 +130,12 @@ async def test_left_over_bytes_behind_close_notify_cut_anywhere(size: int) -> No
             assert left_over == raw
 
 
-CLOSE_NOTIFY_MISSES = [b"\x16\x03\x01\x00\x05hello", b"\x17\x03\x03\x00\x05hello"]
+NO_CLOSE_NOTIFY = [b"\x16\x03\x01\x00\x05hello", b"\x17\x03\x03\x00\x05hello"]
 
 
 @pytest.mark.parametrize(
     ("alpn", "early"),
-    [*((ALPN_JOIN, early) for early in CLOSE_NOTIFY_MISSES), *((ALPN_JOIN_1, early) for early in CLOSE_NOTIFY_MISSES),
+    [*((ALPN_JOIN, early) for early in NO_CLOSE_NOTIFY), *((ALPN_JOIN_1, early) for early in NO_CLOSE_NOTIFY),
      (ALPN_JOIN_1, b"G")],
 )  # fmt: skip
 @pytest.mark.parametrize("when", ["with the request", "before the reply"])

@@ -61,7 +61,7 @@ class Joined(NamedTuple):
     relay: RelayAccess
     sock: socket.socket
     start: SessionStart
-    """Of the TLS with the agent, which trusts nobody so far."""
+    """Of the TLS with the agent, which trusts no CA so far."""
     reply: JoinReply
     cas: Succession
     """The CAs by one of which the agent is to be certified: those that the relay states, until they were checked."""
